@@ -1,0 +1,17 @@
+"""Errors whose message is meant for the person at the terminal."""
+
+
+class CDNError(Exception):
+    """A problem the user can act on; commands print it as one line and exit with status 1."""
+
+
+class DataError(CDNError):
+    """Images or labels that cannot be found, read, decoded or used."""
+
+
+class CheckpointError(CDNError):
+    """A run folder or checkpoint that is missing, torn, or not one of ours."""
+
+
+class DivergedError(CDNError):
+    """Training met non-finite values too often to go on."""

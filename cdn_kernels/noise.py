@@ -1,0 +1,58 @@
+"""Keys of counter-based noise, and the laws that noise levels are drawn from.
+
+Nothing here draws anything: these are the small values that every backend takes and that a run writes into its
+configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
+"""
+from dataclasses import dataclass
+
+LAWS = ("log-uniform", "uniform", "fixed")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Name one realisation of noise: the same key gives the same noise on every backend and device.
+
+    Args:
+        seed: the stream, 0 <= seed < 2**64; one per run.
+        offset: the position in it, 0 <= offset < 2**63; typically the training step.
+
+    Raises:
+        ValueError: seed or offset out of range.
+    """
+
+    seed: int
+    offset: int = 0
+
+    def __post_init__(self):
+        for name, bits in (("seed", 64), ("offset", 63)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+                raise ValueError(f"Noise: {name} must be an integer in [0, 2**{bits}), got {value!r}")
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """State the distribution of the noise level sigma over images.
+
+    Args:
+        law: "log-uniform" or "uniform" on [low, high], or "fixed" (sigma = high, low is ignored).
+        low, high: noise levels in the units of the images ([0, 1]); 0 < low <= high.
+        clean_share: the probability, in [0, 1], that an image gets sigma = 0 instead.
+
+    Raises:
+        ValueError: an unknown law, or values out of range.
+    """
+
+    law: str = "log-uniform"
+    low: float = 0.01
+    high: float = 1.0
+    clean_share: float = 0.0
+
+    def __post_init__(self):
+        if self.law not in LAWS:
+            raise ValueError(f"NoiseLevels: law must be one of {', '.join(LAWS)}, got {self.law!r}")
+        low = self.high if self.law == "fixed" else self.low
+        if not 0 < low <= self.high < float("inf"):
+            raise ValueError(f"NoiseLevels: expected 0 < low <= high, got low={self.low}, high={self.high}")
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"NoiseLevels: clean_share must be in [0, 1], got {self.clean_share}")

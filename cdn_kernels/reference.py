@@ -1,0 +1,270 @@
+"""Define every operation of the library in plain PyTorch: the specification of the fast backends.
+
+Each function works in any floating dtype, on any device, in any memory layout, and can be differentiated to any
+order. Values of half precision are stored in half precision and computed in float32, as the kernels do. The other
+backends are tested against this file and never import it.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .noise import Noise, NoiseLevels
+
+# ----------------------------------------------------------------------------------------------------------------
+# Convolution, GELU and group normalization
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def conv2d_gelu(x, weight, stride=1):
+    """Convolve without bias, "same" padding, and apply the exact GELU.
+
+    Args:
+        x: images [B, I, H, W].
+        weight: filters [O, I, k, k], k odd; zero padding of k // 2 on each side.
+        stride: 1 or more.
+
+    Returns:
+        ``u Phi(u)`` with ``u = weight * x``, [B, O, ceil(H / stride), ceil(W / stride)].
+    """
+    return F.gelu(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2))
+
+
+def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True):
+    """Add a residual, apply GELU, and normalize groups of channels, without bias.
+
+    With ``b = gelu(x + residual)``, and over one group of one sample ``c = b - mean b``, ``V = mean c^2``, the plain
+    norm is ``weight c / sqrt(V + eps)``. The scale-preserving one multiplies by the deviation common to the sample
+    and takes eps relative to it: with ``T`` the mean of V over the groups of the sample, the result is
+    ``weight c sqrt(T) / sqrt(V + eps T)``. As a function N of b it satisfies ``N(a b) = a N(b)`` for every a > 0, so
+    a network built from it still sees the noise level of its input. A sample with T = 0 gives 0.
+
+    Args:
+        x: [B, C, H, W], C divisible by groups.
+        weight: gain [C].
+        groups: number of groups of channels.
+        residual: None or [B, C, H, W]; the sum is rounded to the dtype of x before anything else.
+        eps: regularization of the variance, absolute (plain) or relative to T (scale-preserving).
+        scale_preserving: which of the two norms.
+
+    Returns:
+        [B, C, H, W] in the dtype of x; statistics are taken in float32, or in float64 for float64 input.
+    """
+    v = x if residual is None else x + residual
+    b = F.gelu(v.to(compute_dtype(v.dtype)))
+    gain = weight.to(b.dtype)
+    if not scale_preserving:
+        return F.group_norm(b, groups, gain, None, eps).to(v.dtype)
+    grouped = b.unflatten(1, (groups, -1))
+    centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
+    variance = centred.square().mean((2, 3, 4), keepdim=True)
+    common = variance.mean(1, keepdim=True)
+    alive = common > 0
+    relative = variance / torch.where(alive, common, 1.0)
+    scale = torch.where(alive, (relative + eps).rsqrt(), 0.0)
+    return (centred * (scale * gain.view(1, groups, -1, 1, 1))).flatten(1, 2).to(v.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# The head and the score
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def energy(features, maps):
+    """Sum the mean squares of linear maps of feature images: ``q = sum_l mean_pixels |A_l h_l|^2``.
+
+    Args:
+        features: list of [B, C_l, H_l, W_l].
+        maps: list of 1x1 filters A_l [E_l, C_l, 1, 1].
+
+    Returns:
+        q [B], accumulated in float32 (float64 for float64).
+    """
+    terms = []
+    for h, weight in zip(features, maps, strict=True):
+        e = F.conv2d(h, weight)
+        terms.append(e.to(compute_dtype(e.dtype)).square().sum(1).mean((1, 2)))
+    return torch.stack(terms).sum(0)
+
+
+def score(log_density, y, *, create_graph=False):
+    """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
+
+    Args:
+        log_density: a function or module from samples [B, ...] to one value per sample [B].
+        y: samples [B, ...].
+        create_graph: keep the graph, so that the score can be differentiated again.
+
+    Returns:
+        s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.
+
+    Raises:
+        ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        if y.is_inference():
+            y = y.clone()
+        if not (create_graph and y.requires_grad):
+            y = y.detach().requires_grad_()
+        value = log_density(y)
+        if value.shape != y.shape[:1]:
+            raise ValueError(f"score: log_density must return one value per sample, [{y.shape[0]}], "
+                             f"got {list(value.shape)}")
+        if not value.requires_grad:
+            raise ValueError("score: log_density does not depend on y through differentiable operations")
+        return torch.autograd.grad(value.sum(), y, create_graph=create_graph)[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Noise
+#
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed. The
+# counter is (block within the image, image within the batch, offset, offset and stream): image i gets the same noise
+# whatever the batch size, the layout or the number of threads. A block of four words gives four normals.
+# ----------------------------------------------------------------------------------------------------------------
+
+NORMAL_STREAM, LEVEL_STREAM = 0, 1
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def philox4x32(counter, key):
+    """Apply the ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors (broadcastable) holding 32-bit words.
+        key: two 32-bit integers.
+
+    Returns:
+        Four int64 tensors holding 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The 64-bit product wraps in int64, which leaves both of its 32-bit halves right.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(batch, blocks, noise, stream, device=None):
+    """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
+    block = torch.arange(blocks, device=device)[None, :]
+    image = torch.arange(batch, device=device)[:, None]
+    counter = (block, image, noise.offset & _MASK, torch.full_like(block, noise.offset >> 32 | stream << 31))
+    counter = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
+    return torch.stack(philox4x32(counter, (noise.seed & _MASK, noise.seed >> 32)), -1)
+
+
+def standard_normal(shape, noise, dtype=torch.float32, device=None):
+    """Draw standard normals by Box-Muller, four from each Philox block of an image.
+
+    Args:
+        shape: [B, ...]; element e of image i (in C order, whatever the layout) comes from word e % 4 of block e // 4.
+        noise: the key, a :class:`Noise`.
+        dtype: float64 draws in float64; everything else draws in float32 and rounds.
+    """
+    shape = torch.Size(shape)
+    size = math.prod(shape[1:])
+    words = random_words(shape[0], -(-size // 4), noise, NORMAL_STREAM, device)
+    real = compute_dtype(dtype)
+    # (w + 1/2) / 2^32 lies in (0, 1]: the conversion rounds once, the scaling is exact.
+    radius = (words[..., 0::2].to(real) * 2.0**-32 + 2.0**-33).log().mul(-2).sqrt()
+    # The angle 2 pi w / 2^32 = quarter pi/2 + rest, |rest| <= pi/4, is split in integers, where nothing is lost.
+    turn = words[..., 1::2] + (1 << 29)
+    quarter = (turn >> 30) & 3
+    rest = ((turn & (1 << 30) - 1) - (1 << 29)).to(real) * (math.pi * 2.0**-31)
+    cos, sin = rest.cos(), rest.sin()
+    swap = quarter & 1 == 1
+    first = torch.where(swap, sin, cos) * torch.where((quarter == 1) | (quarter == 2), -1.0, 1.0)
+    second = torch.where(swap, cos, sin) * torch.where(quarter >= 2, -1.0, 1.0)
+    normals = torch.stack((radius * first, radius * second), -1)
+    return normals.flatten(1)[:, :size].reshape(shape).to(dtype)
+
+
+def sample_sigma(batch, noise, levels, dtype=torch.float32, device=None):
+    """Draw one noise level per image, [batch], from the images' own counters.
+
+    The position in [low, high] comes from the first word and the choice of a clean image from the second; both are
+    computed in float64 and rounded once, so every backend gets the same values.
+    """
+    words = random_words(batch, 1, noise, LEVEL_STREAM, device)[:, 0].double()
+    position = (words[:, 0] + 0.5) * 2.0**-32
+    if levels.law == "log-uniform":
+        sigma = (math.log(levels.low) + position * (math.log(levels.high) - math.log(levels.low))).exp()
+    elif levels.law == "uniform":
+        sigma = levels.low + position * (levels.high - levels.low)
+    else:
+        sigma = torch.full_like(position, levels.high)
+    clean = words[:, 1] < levels.clean_share * 2.0**32
+    return torch.where(clean, 0.0, sigma).to(dtype)
+
+
+def sample_noise(x, sigma, noise):
+    """Add noise of one level per image: ``y = x + sigma eps``.
+
+    Args:
+        x: clean images [B, ...].
+        sigma: a float, a 0-d or per-image [B] tensor, or :class:`NoiseLevels` to draw it from.
+        noise: a :class:`Noise` key, or eps itself (the shape of x).
+
+    Returns:
+        (y, sigma [B]): y in the dtype of x, computed in float32 (float64) and rounded once; sigma in the computing
+        dtype.
+    """
+    real = compute_dtype(x.dtype)
+    if isinstance(sigma, NoiseLevels):
+        if not isinstance(noise, Noise):
+            raise TypeError("sample_noise: drawing sigma from NoiseLevels needs a Noise(seed, offset) key as noise")
+        sigma = sample_sigma(x.shape[0], noise, sigma, real, x.device)
+    sigma = per_image(sigma, x, "sigma")
+    eps = standard_normal(x.shape, noise, real, x.device) if isinstance(noise, Noise) else noise.to(real)
+    return (x.to(real) + expand(sigma, x) * eps).to(x.dtype), sigma
+
+
+def denoising_residual(score, sigma, eps):
+    """Return ``sigma s + eps``: the error of the Tweedie denoiser in units of the noise, ``(D(y) - x) / sigma``.
+
+    Args:
+        score: s [B, ...].
+        sigma: [B]; images with sigma = 0 get 0, for there is nothing to denoise.
+        eps: the noise that was added, the shape of the score.
+    """
+    residual = expand(sigma, score) * score + eps
+    return torch.where(expand(sigma > 0, score), residual, 0.0)
+
+
+def denoising_loss(score, sigma, eps):
+    """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
+
+    The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
+    ``s(y) = -E[sigma eps | y] / E[sigma^2 | y]`` (Vincent, "A connection between score matching and denoising
+    autoencoders", 2011).
+    """
+    per_sample = denoising_residual(score, sigma, eps).square().flatten(1).mean(1)
+    return per_sample.sum() / (sigma > 0).sum().clamp(min=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# Shared conventions
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def compute_dtype(dtype):
+    """Return the dtype that arithmetic is done in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_image(value, x, name):
+    """Return a float, 0-d or [B] tensor as a [B] tensor in the computing dtype and device of x [B, ...]."""
+    value = torch.as_tensor(value, dtype=compute_dtype(x.dtype), device=x.device)
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
+        raise ValueError(f"{name} must be a number or one value per image, [{x.shape[0]}], got {list(value.shape)}")
+    return value.expand(x.shape[0])
+
+
+def expand(value, x):
+    """View one value per image, [B], so that it broadcasts over x [B, ...]."""
+    return value.view(-1, *[1] * (x.dim() - 1))
