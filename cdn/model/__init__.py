@@ -1,0 +1,25 @@
+"""Networks: the joint model and its baselines."""
+from .baselines import DirectDenoiser, ResNet
+from .gradresnet import GradResNet, gradresnet18, gradresnet34, gradresnet_small
+
+KINDS = {"gradresnet": GradResNet, "resnet": ResNet, "denoiser": DirectDenoiser}
+
+
+def build(config):
+    """Build the model that a ``model.config`` dict describes, with fresh weights.
+
+    Raises:
+        ValueError: an unknown kind or option.
+    """
+    options = dict(config)
+    kind = options.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"model kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    try:
+        return KINDS[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"model config of kind {kind!r} does not fit: {error}") from None
+
+
+__all__ = ["KINDS", "DirectDenoiser", "GradResNet", "ResNet", "build", "gradresnet18", "gradresnet34",
+           "gradresnet_small"]

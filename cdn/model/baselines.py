@@ -1,0 +1,85 @@
+"""Baselines of like size: a classifier that cannot denoise and a denoiser that cannot classify."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .gradresnet import Filters, Trunk, check_images
+
+
+class ResNet(nn.Module):
+    """Classify with the usual residual network (He et al. 2016): BatchNorm, ReLU, CIFAR or ImageNet stem.
+
+    Args and input as :class:`cdn.model.gradresnet.GradResNet`, without the options of head and norm.
+    """
+
+    def __init__(self, num_classes=10, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar", mean=0.5):
+        super().__init__()
+        self.config = dict(kind="resnet", num_classes=num_classes, in_channels=in_channels, width=width,
+                           blocks=list(blocks), stem=stem)
+        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        layers = [_conv(in_channels, width, 3, 1 if stem == "cifar" else 2), nn.ReLU()]
+        if stem == "imagenet":
+            layers += [_conv(width, width, 3, 2), nn.ReLU()]
+        inputs = width
+        for stage, count in enumerate(blocks):
+            for i in range(count):
+                layers.append(_ResidualBlock(inputs, width << stage, 2 if stage > 0 and i == 0 else 1))
+                inputs = width << stage
+        self.trunk = nn.Sequential(*layers)
+        self.classes = nn.Linear(inputs, num_classes)
+
+    def forward(self, y):
+        check_images(y, self.config["in_channels"], "ResNet")
+        return self.classes(self.trunk(y - self.mean).mean((2, 3)))
+
+
+class DirectDenoiser(nn.Module):
+    """Denoise directly with a U-Net whose encoder is the trunk of a GradResNet.
+
+    The input gradient of a GradResNet is itself a U-Net, whose decoder is the transposed encoder; here the decoder has
+    weights of its own. Bias-free and scale-preserving, hence blind to no noise level (Mohan et al. 2020).
+
+    Args and input as :class:`cdn.model.gradresnet.GradResNet`, without classes and head.
+    """
+
+    def __init__(self, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar", norm="scale-preserving",
+                 eps=1e-3, mean=0.5):
+        super().__init__()
+        self.config = dict(kind="denoiser", in_channels=in_channels, width=width, blocks=list(blocks), stem=stem,
+                           norm=norm, eps=eps)
+        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.trunk = Trunk(in_channels, width, blocks, stem, norm, eps)
+        channels = self.trunk.channels
+        self.ups = nn.ModuleList(Filters(c, c // 2, size=1) for c in channels[:0:-1])
+        self.merges = nn.ModuleList(Filters(c, c) for c in channels[-2::-1])
+        self.out = Filters(width, in_channels)
+
+    def forward(self, y):
+        """Return the residual ``y - D(y)``, the shape of y."""
+        check_images(y, self.config["in_channels"], "DirectDenoiser")
+        features = self.trunk(y - self.mean)
+        h = features.pop()
+        for up, merge in zip(self.ups, self.merges):
+            skip = features.pop()
+            h = merge.gelu(F.interpolate(up(h), skip.shape[2:]) + skip)
+        if h.shape[2:] != y.shape[2:]:
+            h = F.interpolate(h, y.shape[2:])
+        with torch.autocast(h.device.type, enabled=False):
+            return self.out(h.to(y.dtype))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.first = _conv(inputs, outputs, 3, stride)
+        self.second = _conv(outputs, outputs, 3, 1)
+        self.shortcut = _conv(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, h):
+        return F.relu(self.second(F.relu(self.first(h))) + self.shortcut(h))
+
+
+def _conv(inputs, outputs, size, stride):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs))

@@ -1,0 +1,184 @@
+"""GradResNet: a smooth, bias-free residual network whose input gradient is worth using.
+
+After Thiry & Guth, "Classification-Denoising Networks" (arXiv 2410.03505): GELU in place of ReLU, no biases, one group
+normalization per block instead of batch normalization, and side connections from every stage to the head, which give
+the input gradient the skip structure of a U-Net.
+"""
+import torch
+from torch import nn
+
+from cdn_kernels import reference as ops
+
+from .head import Head
+
+GROUP_SIZE = 8
+NORMS = ("plain", "scale-preserving")
+STEMS = ("cifar", "imagenet")
+
+
+class Filters(nn.Module):
+    """Hold the weights of a bias-free square convolution with "same" padding.
+
+    Args:
+        inputs, outputs: channels.
+        size: 1 or 3.
+        stride: 1 or more.
+    """
+
+    def __init__(self, inputs, outputs, size=3, stride=1):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+    def forward(self, h):
+        return torch.nn.functional.conv2d(h, self.weight, stride=self.stride, padding=self.weight.shape[-1] // 2)
+
+    def gelu(self, h):
+        """Convolve and apply GELU."""
+        return ops.conv2d_gelu(h, self.weight, self.stride)
+
+
+class Block(nn.Module):
+    """Apply conv3x3 -> GELU -> conv3x3 -> add the shortcut -> GELU -> group normalization with a gain.
+
+    Args:
+        inputs, outputs: channels; outputs a multiple of the group size, 8.
+        stride: of the first convolution and of the shortcut, which is a 1x1 convolution unless it can be the identity.
+        norm: "plain" or "scale-preserving" (:func:`cdn_kernels.reference.gelu_group_norm`).
+        eps: of the norm.
+    """
+
+    def __init__(self, inputs, outputs, stride, norm, eps):
+        super().__init__()
+        self.first = Filters(inputs, outputs, stride=stride)
+        self.second = Filters(outputs, outputs)
+        self.shortcut = Filters(inputs, outputs, size=1, stride=stride) if stride > 1 or inputs != outputs else None
+        self.gain = nn.Parameter(torch.ones(outputs))
+        self.scale_preserving = norm == "scale-preserving"
+        self.eps = eps
+
+    def forward(self, h):
+        v = self.second(self.first.gelu(h))
+        shortcut = h if self.shortcut is None else self.shortcut(h)
+        return ops.gelu_group_norm(v, self.gain, len(self.gain) // GROUP_SIZE, residual=shortcut.to(v.dtype),
+                                   eps=self.eps, scale_preserving=self.scale_preserving)
+
+
+class Trunk(nn.Module):
+    """Compute the features of every stage.
+
+    Args:
+        in_channels: channels of the images.
+        width: channels of the first stage, a multiple of 8; each further stage doubles them and halves the resolution.
+        blocks: number of blocks of each stage.
+        stem: "cifar" (one 3x3 convolution) or "imagenet" (two of stride 2).
+        norm, eps: see :class:`Block`.
+    """
+
+    def __init__(self, in_channels, width, blocks, stem, norm, eps):
+        super().__init__()
+        strides = (1,) if stem == "cifar" else (2, 2)
+        self.stem = nn.ModuleList(Filters(in_channels if i == 0 else width, width, stride=stride)
+                                  for i, stride in enumerate(strides))
+        self.channels = [width << stage for stage in range(len(blocks))]
+        self.stages = nn.ModuleList()
+        inputs = width
+        for stage, (outputs, count) in enumerate(zip(self.channels, blocks)):
+            stride = 1 if stage == 0 else 2
+            self.stages.append(nn.Sequential(*(
+                Block(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, norm, eps)
+                for i in range(count))))
+            inputs = outputs
+
+    def forward(self, h):
+        # Rounding y to 8 bits of mantissa would bury noise of sigma = 0.01, so the stem always runs in full precision.
+        with torch.autocast(h.device.type, enabled=False):
+            for filters in self.stem:
+                h = filters.gelu(h)
+        features = []
+        for stage in self.stages:
+            h = stage(h)
+            features.append(h)
+        return features
+
+
+class GradResNet(nn.Module):
+    """Model ``f(y)_c = log p(y, c)`` up to a constant: logits whose logsumexp is a log-density of noisy images.
+
+    ``model(y)`` is a plain forward; see :func:`cdn.score` and :func:`cdn.denoise` for its input gradient.
+
+    Args:
+        num_classes: number of logits C.
+        in_channels: channels of the images.
+        width: channels of the first stage, a multiple of 8.
+        blocks: blocks per stage.
+        stem: "cifar" or "imagenet".
+        head: "log-energy", "quadratic" or "linear" (:class:`cdn.model.head.Head`).
+        norm: "scale-preserving" or "plain".
+        eps: of the norm (relative to the variance of the sample if scale-preserving).
+        homogeneous: divide the centred input by its root mean square and put the factor back into the log-density,
+            which makes the score exactly homogeneous: ``s(a y) = s(y) / a``.
+        mean: what is subtracted from the images, one value or one per channel; images are in [0, 1].
+
+    Input: images [B, in_channels, H, W], any H and W, in [0, 1] plus noise. Output: logits [B, C] in float32 (float64
+    for float64 input).
+
+    Raises:
+        ValueError: an option out of range, or input of the wrong shape.
+    """
+
+    def __init__(self, num_classes=10, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar",
+                 head="log-energy", norm="scale-preserving", eps=1e-3, homogeneous=False, mean=0.5):
+        super().__init__()
+        if width < GROUP_SIZE or width % GROUP_SIZE:
+            raise ValueError(f"GradResNet: width must be a positive multiple of {GROUP_SIZE}, got {width}")
+        for name, value, choices in (("norm", norm, NORMS), ("stem", stem, STEMS)):
+            if value not in choices:
+                raise ValueError(f"GradResNet: {name} must be one of {', '.join(choices)}, got {value!r}")
+        if homogeneous and head != "log-energy":
+            raise ValueError("GradResNet: homogeneous=True needs head='log-energy'")
+        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
+        self.config = dict(kind="gradresnet", num_classes=num_classes, in_channels=in_channels, width=width,
+                           blocks=list(blocks), stem=stem, head=head, norm=norm, eps=eps, homogeneous=homogeneous)
+        self.homogeneous = homogeneous
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        levels = torch.logspace(-2.5, 0.5, 25)
+        self.register_buffer("calibration_sigma", levels)
+        self.register_buffer("calibration_mean_square", levels**-2)
+        self.trunk = Trunk(in_channels, width, blocks, stem, norm, eps)
+        self.head = Head(self.trunk.channels, num_classes, head)
+
+    def forward(self, y):
+        check_images(y, self.config["in_channels"], "GradResNet")
+        h = y - self.mean
+        log_scale = 0.0
+        if self.homogeneous:
+            mean_square = h.square().mean((1, 2, 3))
+            mean_square = torch.where(mean_square > 0, mean_square, 1.0)
+            h = h * mean_square.rsqrt().view(-1, 1, 1, 1)
+            log_scale = mean_square.log()
+        return self.head(self.trunk(h), y[0].numel(), log_scale)
+
+
+def check_images(y, channels, name):
+    """Raise ValueError unless y is a batch of float images [B, channels, H, W] with at least one pixel."""
+    if y.dim() != 4 or y.shape[1] != channels or 0 in y.shape[2:]:
+        raise ValueError(f"{name}: expected images [B, {channels}, H, W], got {list(y.shape)}")
+    if not y.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point images in [0, 1], got {y.dtype}")
+
+
+def gradresnet18(num_classes=10, in_channels=3, **options):
+    """Build the 18-layer :class:`GradResNet` (two blocks in each of four stages)."""
+    return GradResNet(num_classes, in_channels, blocks=(2, 2, 2, 2), **options)
+
+
+def gradresnet34(num_classes=10, in_channels=3, **options):
+    """Build the 34-layer :class:`GradResNet` (3, 4, 6 and 3 blocks)."""
+    return GradResNet(num_classes, in_channels, blocks=(3, 4, 6, 3), **options)
+
+
+def gradresnet_small(num_classes=10, in_channels=3, *, width=32, **options):
+    """Build an 8-layer :class:`GradResNet` for tiny images (one block in each of three stages)."""
+    return GradResNet(num_classes, in_channels, width=width, blocks=(1, 1, 1), **options)

@@ -1,0 +1,62 @@
+"""The joint head: class logits and a log-density from the features of every stage."""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cdn_kernels import reference as ops
+
+HEADS = ("linear", "quadratic", "log-energy")
+
+
+class Head(nn.Module):
+    """Turn the features h_l of the stages into ``f_c = log p(y, c)`` up to a constant.
+
+    Every stage but the last is pooled and projected to half of its channels (the side connections), and p is their
+    concatenation with the pooled last stage. A log-density is extensive: at noise level sigma its gradient has norm
+    ``sqrt(d) / sigma``, which pooled features alone cannot give. The energy
+    ``q(y) = sum_l mean_pixels |A_l h_l|^2`` is of degree 2 in scale-preserving features, so that
+    ``-(d/2) log q`` has the gradient ``-r / sigma_hat^2`` of a blind denoiser with residual ``r = grad q`` up to
+    scale, and ``sigma_hat^2 = 2 q / d``.
+
+    Args:
+        channels: of each stage.
+        num_classes: C.
+        kind: "linear" ``f = W p``; "quadratic" ``f = W p / rms(p) - (d/2) q``; "log-energy"
+            ``f = W p / rms(p) - (d/2) log q``.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    def __init__(self, channels, num_classes, kind):
+        super().__init__()
+        if kind not in HEADS:
+            raise ValueError(f"GradResNet: head must be one of {', '.join(HEADS)}, got {kind!r}")
+        self.kind = kind
+        self.sides = nn.ModuleList(nn.Linear(c, c // 2, bias=False) for c in channels[:-1])
+        self.classes = nn.Linear(sum(c // 2 for c in channels[:-1]) + channels[-1], num_classes, bias=False)
+        maps = [] if kind == "linear" else channels
+        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) / math.sqrt(c) for c in maps)
+
+    def forward(self, features, dimension, log_scale=0.0):
+        """Return logits [B, C].
+
+        Args:
+            features: list of [B, C_l, H_l, W_l].
+            dimension: d, the number of values of an image.
+            log_scale: logarithm of the factor that q was divided by, a number or [B].
+        """
+        pooled = [h.to(ops.compute_dtype(h.dtype)).mean((2, 3)) for h in features]
+        # In half precision the logits would carry less than three digits; the products are tiny, so keep float32.
+        with torch.autocast(features[0].device.type, enabled=False):
+            p = torch.cat([side(h) for side, h in zip(self.sides, pooled)] + pooled[-1:], 1)
+            if self.kind == "linear":
+                return self.classes(p)
+            logits = self.classes(F.rms_norm(p, p.shape[1:], eps=torch.finfo(p.dtype).tiny))
+        q = ops.energy(features, self.maps)
+        if self.kind == "log-energy":
+            # A constant image has no energy at all: the floor keeps its logits finite and its score zero.
+            q = torch.log(q.clamp(min=torch.finfo(q.dtype).tiny)) + log_scale
+        return logits - (dimension / 2) * q[:, None]

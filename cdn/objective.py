@@ -1,0 +1,63 @@
+"""The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
+import torch
+import torch.nn.functional as F
+
+from cdn_kernels import reference as ops
+from cdn_kernels.noise import Noise
+
+from .model.baselines import DirectDenoiser
+
+
+def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
+               label_smoothing=0.0, sampler=ops):
+    """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
+
+    Args:
+        model: a model of log-densities; with denoising_weight = 0 any classifier, with classification_weight = 0 also
+            a :class:`cdn.DirectDenoiser`.
+        x: clean images [B, C, H, W] in [0, 1].
+        labels: classes [B]; None is allowed if classification_weight = 0.
+        sigma: a float, a 0-d or per-image tensor, or :class:`cdn.NoiseLevels` to draw it from. Images with sigma = 0
+            take part in the cross-entropy only.
+        noise: a :class:`cdn.Noise` key, or eps itself [B, C, H, W].
+        classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed.
+        label_smoothing: of the cross-entropy.
+        sampler: where ``sample_noise`` and ``standard_normal`` come from: the reference, or ``cdn_kernels``.
+
+    Returns:
+        (loss, parts): a scalar with a graph to the parameters, and a dict of detached scalars ``classification``,
+        ``denoising`` (1 for the identity denoiser) and ``accuracy`` on the noisy images, as far as computed.
+
+    Raises:
+        ValueError: shapes that do not fit together, or no term left to compute.
+    """
+    if not classification_weight and not denoising_weight:
+        raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
+    if classification_weight and (labels is None or labels.shape != x.shape[:1]):
+        raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
+                         f"got {None if labels is None else list(labels.shape)}")
+    y, sigma = sampler.sample_noise(x, sigma, noise)
+    parts = {}
+    terms = []
+    with torch.enable_grad():
+        if isinstance(model, DirectDenoiser):
+            noisy = torch.where(sigma > 0, sigma, 1.0)  # no division by zero: these images do not count
+            score = -model(y) / ops.expand(noisy, y).square()
+        else:
+            if denoising_weight:
+                y = y.detach().requires_grad_()
+            logits = model(y)
+            if denoising_weight:
+                score, = torch.autograd.grad(logits.logsumexp(1).sum(), y, create_graph=True)
+        if classification_weight:
+            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            terms.append(classification_weight * loss)
+            parts["classification"] = loss.detach()
+            parts["accuracy"] = (logits.detach().argmax(1) == labels).float().mean()
+        if denoising_weight:
+            # The key gives the same eps again: nothing the size of the images has to be kept through the forward.
+            eps = sampler.standard_normal(x.shape, noise, device=x.device) if isinstance(noise, Noise) else noise
+            loss = ops.denoising_loss(score, sigma, eps)
+            terms.append(denoising_weight * loss)
+            parts["denoising"] = loss.detach()
+        return sum(terms), parts
