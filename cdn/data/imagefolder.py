@@ -1,0 +1,152 @@
+"""Photographs in folders: DIR/train/CLASS/* and DIR/val/CLASS/* (or DIR/test), decoded when asked for."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cdn.data.split import ImageSplit
+from cdn.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# What the suffixes promise, so that no file can pick a more adventurous decoder (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+CACHE_BYTES = 2**30
+DECODERS = min(8, os.cpu_count() or 1)
+
+
+class FolderSplit(ImageSplit):
+    """Decode images on demand, and keep them all if the whole split takes at most 1 GiB.
+
+    Args:
+        paths: the image files.
+        labels: int64 [N].
+        image_size: side S of the square images, shape (3, S, S).
+    """
+
+    def __init__(self, paths: list[Path], labels: Tensor, image_size: int) -> None:
+        super().__init__(labels, (3, image_size, image_size))
+        self.paths = paths
+        self._cache = self._cached = None
+        if len(paths) * 3 * image_size**2 <= CACHE_BYTES:
+            self._cache = torch.empty((len(paths), *self.shape), dtype=torch.uint8)
+            self._cached = torch.zeros(len(paths), dtype=torch.bool)
+
+    def _read(self, indices: Tensor) -> Tensor:
+        if self._cache is None:
+            return self._decode(indices)
+        missing = indices[~self._cached[indices]].unique()
+        if len(missing):
+            self._cache[missing] = self._decode(missing)
+            self._cached[missing] = True
+        return self._cache[indices]
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
+        with ThreadPoolExecutor(DECODERS) as pool:
+            paths = (self.paths[index] for index in indices.tolist())
+            squares = pool.map(lambda path: decode_square(path, self.shape[1]), paths)
+            for image, square in zip(images, squares):
+                image.copy_(square)
+        return images
+
+
+def load_imagefolder(data_dir: Path, image_size: int | None = None) \
+        -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
+    """List the images of `data_dir`/train and of `data_dir`/val or, if there is no val, `data_dir`/test.
+
+    Args:
+        data_dir: the folder; its classes are the sorted names of the folders in train.
+        image_size: side of the square images; the shorter side of the first image if left out.
+
+    Raises:
+        DataError: a missing split, a class without images or unknown to train, or anything that is no image.
+    """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
+    train_dir = data_dir / "train"
+    if not train_dir.is_dir():
+        raise DataError(f"{train_dir}: expected a folder with one folder of images per class, found none")
+    test_dir = next((data_dir / name for name in ("val", "test") if (data_dir / name).is_dir()), None)
+    if test_dir is None:
+        raise DataError(f"{data_dir}: expected a folder val or test beside train, found neither")
+    classes = tuple(folder.name for folder in _class_folders(train_dir))
+    train_paths, train_labels = _list_images(train_dir, classes)
+    test_paths, test_labels = _list_images(test_dir, classes)
+    size = image_size
+    if size is None:
+        with _opened(train_paths[0]) as image:
+            size = min(image.size)
+    return FolderSplit(train_paths, train_labels, size), FolderSplit(test_paths, test_labels, size), classes
+
+
+def decode_square(path: Path, size: int) -> Tensor:
+    """Decode an image to RGB, resize its shorter side to `size` and cut out the central square.
+
+    Returns:
+        uint8 [3, size, size].
+
+    Raises:
+        DataError: the file cannot be decoded, is cut short, too large, or has more than 8 bits per channel.
+    """
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"more than 8 bits per channel (Pillow mode {image.mode})")
+        shorter = min(image.size)
+        left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
+        # The square is cut before it is resized: the same view, and a thin strip cannot grow huge.
+        square = image.convert("RGB").crop((left, top, left + shorter, top + shorter))
+        pixels = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
+        raise DataError(f"{path}: expected an 8-bit image, got {type(error).__name__}: {error}") from error
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    # scandir knows files from folders without a system call for each of what may be a million images.
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: expected a readable folder, got: {error}") from error
+
+
+def _class_folders(split_dir: Path) -> list[Path]:
+    folders = _entries(split_dir)
+    if not folders:
+        raise DataError(f"{split_dir}: expected one folder of images per class, found nothing")
+    for folder in folders:
+        if folder.name.startswith(".") or not folder.is_dir():
+            raise DataError(f"{folder.path}: expected nothing but class folders in {split_dir.name}")
+    return [Path(folder) for folder in folders]
+
+
+def _list_images(split_dir: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """Return every image of a split, class by class in sorted order, and its label."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    paths, labels = [], []
+    for folder in _class_folders(split_dir):
+        if folder.name not in label_of:
+            raise DataError(f"{folder}: expected only the classes of train, got the unknown {folder.name!r}")
+        files = _entries(folder)
+        if not files:
+            raise DataError(f"{folder}: expected at least one image, found an empty folder")
+        for file in files:
+            if file.name.startswith(".") or not file.name.lower().endswith(SUFFIXES) or not file.is_file():
+                raise DataError(f"{file.path}: expected an image file ({', '.join(SUFFIXES)})")
+        paths += [Path(file) for file in files]
+        labels += [label_of[folder.name]] * len(files)
+    return paths, torch.tensor(labels)

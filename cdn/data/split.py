@@ -1,0 +1,86 @@
+"""One split of a dataset: labelled uint8 images, read by index."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from cdn.errors import DataError
+
+
+class ImageSplit(ABC):
+    """Hold N labelled images of one shape and read any of them by index.
+
+    Attributes:
+        labels: int64 [N], none negative; `Dataset` checks them against its classes.
+        shape: (C, H, W) of every image.
+        exact: bool [N], False for images that are no exact originals and so stay out of any denoising PSNR.
+
+    Raises:
+        DataError: no images, or `labels` or `exact` of the wrong type or length.
+    """
+
+    def __init__(self, labels: Tensor, shape: tuple[int, int, int], exact: Tensor | None = None) -> None:
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise DataError(f"labels: expected int64 [N], got {_describe(labels)}")
+        if len(labels) == 0:
+            raise DataError("labels: expected at least one image, got none")
+        if labels.min() < 0:
+            raise DataError(f"labels: expected none below 0, got {labels.min()}")
+        exact = torch.ones(len(labels), dtype=torch.bool) if exact is None else exact
+        if exact.dtype != torch.bool or exact.shape != labels.shape:
+            raise DataError(f"exact: expected bool {list(labels.shape)}, got {_describe(exact)}")
+        self.labels, self.shape, self.exact = labels, tuple(shape), exact
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at `indices`.
+
+        Args:
+            indices: int64 [B], each in [0, N), in any order and with repeats.
+
+        Returns:
+            Images, uint8 [B, C, H, W], and labels, int64 [B]: copies that the caller may change.
+
+        Raises:
+            DataError: indices of another type or out of range, or an image that cannot be decoded.
+        """
+        if indices.dtype != torch.int64 or indices.ndim != 1:
+            raise DataError(f"indices: expected int64 [B], got {_describe(indices)}")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise DataError(f"indices: expected 0..{len(self) - 1}, got {indices.min()}..{indices.max()}")
+        return self._read(indices), self.labels[indices]
+
+    @abstractmethod
+    def _read(self, indices: Tensor) -> Tensor:
+        """Return a fresh uint8 [B, C, H, W] with the images at the checked `indices`."""
+
+
+class MemorySplit(ImageSplit):
+    """Keep a whole split in memory.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        exact: bool [N], all True if left out.
+
+    Raises:
+        DataError: a wrong type or shape.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, exact: Tensor | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+            raise DataError(f"images: expected uint8 [N, C, H, W], got {_describe(images)}")
+        super().__init__(labels, tuple(images.shape[1:]), exact)
+        if len(images) != len(labels):
+            raise DataError(f"images: expected one per label ({len(labels)}), got {len(images)}")
+        self.images = images
+
+    def _read(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
