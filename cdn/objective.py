@@ -2,14 +2,16 @@
 import torch
 import torch.nn.functional as F
 
+import cdn_kernels
+from cdn_kernels import Noise
 from cdn_kernels import reference as ops
-from cdn_kernels.noise import Noise
 
 from .model.baselines import DirectDenoiser
+from .phases import phase
 
 
 def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
-               label_smoothing=0.0, sampler=ops):
+               label_smoothing=0.0, impl="reference"):
     """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
 
     Args:
@@ -22,7 +24,7 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         noise: a :class:`cdn.Noise` key, or eps itself [B, C, H, W].
         classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed.
         label_smoothing: of the cross-entropy.
-        sampler: where ``sample_noise`` and ``standard_normal`` come from: the reference, or ``cdn_kernels``.
+        impl: backend of the operations that have several, see :mod:`cdn_kernels`.
 
     Returns:
         (loss, parts): a scalar with a graph to the parameters, and a dict of detached scalars ``classification``,
@@ -36,28 +38,35 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
     if classification_weight and (labels is None or labels.shape != x.shape[:1]):
         raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
                          f"got {None if labels is None else list(labels.shape)}")
-    y, sigma = sampler.sample_noise(x, sigma, noise)
+    with phase("noise"):
+        y, sigma = cdn_kernels.sample_noise(x, sigma, noise, impl=impl)
     parts = {}
     terms = []
     with torch.enable_grad():
-        if isinstance(model, DirectDenoiser):
-            noisy = torch.where(sigma > 0, sigma, 1.0)  # no division by zero: these images do not count
-            score = -model(y) / ops.expand(noisy, y).square()
-        else:
-            if denoising_weight:
-                y = y.detach().requires_grad_()
-            logits = model(y)
-            if denoising_weight:
-                score, = torch.autograd.grad(logits.logsumexp(1).sum(), y, create_graph=True)
+        y = y.detach().requires_grad_(bool(denoising_weight))
+        with phase("forward"):
+            output = model(y)
         if classification_weight:
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing)
             terms.append(classification_weight * loss)
             parts["classification"] = loss.detach()
-            parts["accuracy"] = (logits.detach().argmax(1) == labels).float().mean()
+            parts["accuracy"] = (output.detach().argmax(1) == labels).float().mean()
         if denoising_weight:
+            with phase("score"):
+                score = _score(model, y, output, sigma)
             # The key gives the same eps again: nothing the size of the images has to be kept through the forward.
-            eps = sampler.standard_normal(x.shape, noise, device=x.device) if isinstance(noise, Noise) else noise
+            with phase("noise"):
+                eps = noise if not isinstance(noise, Noise) else cdn_kernels.standard_normal(
+                    x.shape, noise, dtype=sigma.dtype, device=x.device, impl=impl)
             loss = ops.denoising_loss(score, sigma, eps)
             terms.append(denoising_weight * loss)
             parts["denoising"] = loss.detach()
         return sum(terms), parts
+
+
+def _score(model, y, output, sigma):
+    """Return the score, with a graph, from the output of the model at y."""
+    if isinstance(model, DirectDenoiser):
+        noisy = torch.where(sigma > 0, sigma, 1.0)  # no division by zero: these images do not count
+        return -output / ops.expand(noisy, y).square()
+    return torch.autograd.grad(output.logsumexp(1).sum(), y, create_graph=True)[0]

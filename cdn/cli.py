@@ -1,0 +1,93 @@
+"""What every command shares: argument types, devices, and errors a person can read."""
+import argparse
+import os
+import sys
+
+import torch
+
+from .errors import CDNError
+
+PRECISIONS = ("float32", "bf16")
+
+
+def run_command(main):
+    """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C."""
+    try:
+        sys.exit(main() or 0)
+    except CDNError as error:
+        _fail(error)
+    except OSError as error:
+        # The reader of our output (``| head``) has gone: nobody is left to tell.
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        _fail(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
+    except torch.OutOfMemoryError as error:
+        _fail(f"out of memory: {str(error).splitlines()[0]} Try a smaller batch or image.")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def positive_int(text):
+    """Parse an integer of at least 1."""
+    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def whole_number(text):
+    """Parse an integer of at least 0."""
+    return _number(text, int, lambda v: v >= 0, "a whole number of at least 0")
+
+
+def positive_float(text):
+    """Parse a finite number above 0."""
+    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def nonnegative_float(text):
+    """Parse a finite number of at least 0."""
+    return _number(text, float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
+
+
+def fraction(text):
+    """Parse a number in [0, 1]."""
+    return _number(text, float, lambda v: 0 <= v <= 1, "a number in [0, 1]")
+
+
+def _number(text, kind, valid, expected):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def pick_device(name):
+    """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        CDNError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CDNError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def add_runtime_arguments(parser, precision="float32"):
+    """Add ``--device`` and ``--precision``."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=PRECISIONS, default=precision,
+                        help="bf16: convolutions in bfloat16, everything delicate in float32 "
+                             "(default: %(default)s)")

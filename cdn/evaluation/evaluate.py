@@ -1,0 +1,152 @@
+"""Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from cdn_kernels import reference as ops
+from cdn_kernels.noise import Noise, NoiseLevels
+
+from ..cli import PRECISIONS
+from ..density import denoise
+from ..errors import CDNError
+from ..model import DirectDenoiser, ResNet
+from .metrics import calibration_error, psnr, ssim
+
+# Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
+CHUNK = 256
+# Training counts its steps from 0: this far away, no test image meets noise of the training.
+EVALUATION = 1 << 62
+
+
+def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, denoising_limit=None,
+             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, progress=False):
+    """Measure accuracy, calibration and denoising of a model.
+
+    Args:
+        model: any model of :mod:`cdn.model`; its training mode is restored afterwards.
+        split: an :class:`cdn.data.ImageSplit`.
+        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of deviation 25/255.
+        batch_size: images per forward; more than 256 has no effect.
+        limit: how many images to classify, from the first on; None for all.
+        denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
+        levels: the law of sigma for ``denoising_loss``; every image gets noise, whatever its clean_share.
+        seed: of the noise. The same seed gives the same noise, whatever batch size and device.
+        precision: "float32", or "bf16" for a forward under autocast.
+        with_ssim: measure SSIM as well.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        A dict, with ``S`` for each of the sigmas: ``accuracy``, ``accuracy_sigma_S`` (fractions), ``ece``,
+        ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked
+        for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot
+        give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
+        :class:`cdn.model.DirectDenoiser`; so are denoising figures on a split without exact images.
+
+    Raises:
+        CDNError: a limit, batch size or precision out of range.
+    """
+    for name, value in (("batch_size", batch_size), ("limit", limit), ("denoising_limit", denoising_limit)):
+        if value is not None and value < 1:
+            raise CDNError(f"{name}: expected at least 1 image, got {value}")
+    indices = torch.arange(len(split))[:limit]
+    exact = split.exact.nonzero()[:denoising_limit, 0]
+    classifies = not isinstance(model, DirectDenoiser)
+    denoises = not isinstance(model, ResNet) and len(exact) > 0
+    report = _empty_report(sigmas, with_ssim)
+    with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
+              disable=not progress) as bar:
+        options = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
+        if classifies:
+            report |= _classification(model, split, indices, sigmas, **options)
+        if denoises:
+            report |= _denoising(model, split, exact, sigmas, levels, with_ssim, **options)
+    return report
+
+
+def predict(model, split, *, sigmas=(0,), limit=None, batch_size=256, seed=0, precision="float32", bar=None):
+    """Return the class probabilities of the first images of a split at some noise levels.
+
+    Args:
+        model: a model with classes; its training mode is restored afterwards.
+        split: an :class:`cdn.data.ImageSplit`.
+        sigmas: noise levels in grey levels of 255; 0 for clean images.
+        limit, batch_size, seed, precision: as for :func:`evaluate`.
+        bar: a tqdm bar to advance by the number of images.
+
+    Returns:
+        (probabilities, labels): a dict from each of the sigmas to float32 [N, classes], and int64 [N], on the CPU.
+    """
+    indices = torch.arange(len(split))[:limit]
+    probabilities = {sigma: [] for sigma in sigmas}
+    with _evaluating(model, precision) as device, torch.no_grad():
+        for x, eps, _, _ in _batches(split, indices, NoiseLevels(), seed, batch_size, device, bar):
+            for sigma, parts in probabilities.items():
+                y, _ = ops.sample_noise(x, sigma / 255, eps)
+                parts.append(model(y).float().softmax(1).cpu())
+    return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
+
+
+def _classification(model, split, indices, sigmas, **options):
+    probabilities, labels = predict(model, split, sigmas=(0, *sigmas), limit=len(indices), **options)
+    accuracy = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
+    return dict(accuracy=accuracy.pop(0), ece=calibration_error(probabilities[0], labels)) \
+        | {f"accuracy_sigma_{sigma:g}": value for sigma, value in accuracy.items()}
+
+
+def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):
+    metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
+    sums = {key: 0.0 for key in _denoising_keys(sigmas, with_ssim)}
+    levels = replace(levels, clean_share=0.0)
+    with _evaluating(model, precision) as device, torch.no_grad():
+        for x, eps, level, _ in _batches(split, indices, levels, seed, batch_size, device, bar):
+            for sigma in sigmas:
+                y, _ = ops.sample_noise(x, sigma / 255, eps)
+                for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma / 255))):
+                    for name, metric in metrics.items():
+                        sums[f"{name}_{prefix}{sigma:g}"] += float(metric(images, x).sum())
+            y, _ = ops.sample_noise(x, level, eps)
+            residual = (denoise(model, y, level) - x) / ops.expand(level, x)
+            sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
+    return {key: value / len(indices) for key, value in sums.items()}
+
+
+def _empty_report(sigmas, with_ssim):
+    keys = ["accuracy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
+
+
+def _denoising_keys(sigmas, with_ssim):
+    metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
+    return [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")] \
+        + ["denoising_loss"]
+
+
+def _batches(split, indices, levels, seed, batch_size, device, bar):
+    """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape, noise levels [B] and labels [B]."""
+    for position, chunk in enumerate(indices.split(CHUNK)):
+        images, labels = split.load(chunk)
+        x = images.to(device).float().div(255)
+        key = Noise(seed, EVALUATION + position)
+        eps = ops.standard_normal(x.shape, key, device=device)
+        level = ops.sample_sigma(len(x), key, levels, device=device)
+        yield from zip(*(part.split(batch_size) for part in (x, eps, level, labels.to(device))))
+        if bar is not None:
+            bar.update(len(chunk))
+
+
+@contextmanager
+def _evaluating(model, precision):
+    """Put every module into evaluation mode and yield the device of the model; restore the modes afterwards."""
+    if precision not in PRECISIONS:
+        raise CDNError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield device
+    finally:
+        for module, training in modes:
+            module.training = training

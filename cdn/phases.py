@@ -1,0 +1,21 @@
+"""Named phases of a training step, for whoever wants to watch them."""
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+
+_watcher = ContextVar("watcher", default=None)
+
+
+def phase(name):
+    """Mark the code of a ``with`` block as a phase; costs nothing unless someone watches."""
+    watcher = _watcher.get()
+    return nullcontext() if watcher is None else watcher(name)
+
+
+@contextmanager
+def watch(watcher):
+    """Enter ``watcher(name)``, a context manager, for every phase inside the ``with`` block."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)

@@ -1,0 +1,125 @@
+"""What a run leaves on disk, and how it is written so that a crash cannot tear it."""
+import json
+import os
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .errors import CDNError, CheckpointError
+from .model import build
+
+CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
+FORMAT = "cdn-model-1"
+
+
+def write_atomically(path, data):
+    """Replace a file by bytes so that a reader, or a crash at any moment, finds the old content or the new.
+
+    Raises:
+        CDNError: the disk is full or the folder cannot be written; the old content is intact.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself has to survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
+
+
+def save_model(path, model, classes=()):
+    """Write the weights of a model as safetensors, with what it takes to build it again.
+
+    Args:
+        path: the file.
+        model: a model of :mod:`cdn.model`.
+        classes: names of the classes.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = dict(format=FORMAT, model=json.dumps(model.config), classes=json.dumps(list(classes)))
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def load(path, device="cpu"):
+    """Load a trained model, in evaluation mode.
+
+    Args:
+        path: a run folder or its ``model.safetensors``.
+        device: where to put it.
+
+    Returns:
+        The model; ``model.classes`` holds the names of the classes.
+
+    Raises:
+        CheckpointError: the file is missing, torn, or not a model of this package.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected a run folder or a {WEIGHTS}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
+    try:
+        model = build(json.loads(metadata["model"]))
+        model.load_state_dict(tensors)
+        model.classes = tuple(json.loads(metadata["classes"]))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
+    return model.eval().to(device)
+
+
+def load_run(path, device="cpu"):
+    """Load the model and the configuration of a run folder.
+
+    Returns:
+        (model, config): config is the content of ``config.json``.
+
+    Raises:
+        CheckpointError: no run folder, or a damaged one.
+    """
+    return load(Path(path), device), load_config(path)
+
+
+def load_config(run):
+    """Read ``config.json`` of a run folder.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    path = Path(run) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{run} is no run folder: {path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise CheckpointError(f"{path} is not the configuration of a run of this package")
+    return config
+
+
+def save_config(run, config):
+    """Write ``config.json`` of a run folder."""
+    write_atomically(Path(run) / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _first_line(error):
+    return " ".join(str(error).split())[:300]

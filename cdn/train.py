@@ -1,0 +1,169 @@
+"""``python -m cdn.train``: train a network that classifies and denoises."""
+import argparse
+import datetime
+from pathlib import Path
+
+import cdn_kernels
+
+from .cli import (PRECISIONS, fraction, nonnegative_float, pick_device, positive_float, positive_int, run_command,
+                  whole_number)
+from .errors import CDNError
+from .model.gradresnet import NORMS, STEMS
+from .model.head import HEADS
+from .store import load_config
+from .training.settings import BLOCKS, OBJECTIVES, RECIPES, Settings
+
+EXAMPLES = """examples:
+  python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
+  python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
+  python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
+  python -m cdn.train --resume runs/2026-01-31-120000   go on after an interruption, bit for bit on a CPU
+"""
+
+
+def make_parser():
+    """Build the parser; every option that belongs to the run is a field of Settings of the same name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train one network f(y)_c = log p(y, c) on noisy images, so that softmax classifies them and the "
+                    "input\ngradient of logsumexp denoises them. Defaults marked * depend on the data set.")
+    defaults = Settings()
+
+    def option(group, name, text, **kwargs):
+        default = getattr(Settings, name)
+        mark = "*" if default is None and name in RECIPES["digits"] else ""
+        shown = "" if default is None and not mark else f" (default: {getattr(defaults, name)}{mark})"
+        group.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=text + shown, **kwargs)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: a dated one under runs/)")
+    run.add_argument("--resume", nargs="?", const=True, metavar="RUN",
+                     help="continue RUN (or --out) from its last checkpoint, with the settings it was started with")
+    run.add_argument("--profile", action="store_true",
+                     help="first measure the time and the bytes of each phase of a step")
+    option(run, "fused", "use the compiled kernels for what they cover so far; stops if they are not built",
+           action="store_true")
+    option(run, "device", "auto, cpu, cuda or cuda:N")
+    option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
+    option(run, "seed", "of weights, batches, augmentation and noise", type=whole_number)
+    run.add_argument("--log-every", type=positive_int, default=20, metavar="STEPS",
+                     help="steps between rows of metrics.jsonl (default: %(default)s)")
+    run.add_argument("--evaluations", type=positive_int, default=10, metavar="N",
+                     help="evaluations over the run (default: %(default)s)")
+    run.add_argument("--checkpoint-seconds", type=nonnegative_float, default=60.0, metavar="S",
+                     help="longest time between checkpoints (default: %(default)s)")
+
+    data = parser.add_argument_group("data")
+    option(data, "data", "digits (bundled with scikit-learn), cifar10, or imagefolder (split/class/*.jpg)",
+           choices=RECIPES)
+    option(data, "data_dir", "folder of the data set", metavar="DIR")
+    data.add_argument("--download", action="store_true", help="fetch and check the official CIFAR-10 archive")
+    option(data, "image_size", "side of the squares that image folders are resized to", type=positive_int)
+    option(data, "batch_size", "images per step", type=positive_int)
+    option(data, "crop_padding", "random translation by up to this many pixels", type=whole_number)
+    option(data, "crop_size", "train on random crops of this side", type=positive_int)
+    option(data, "flip", "mirror images at random", action=argparse.BooleanOptionalAction)
+
+    model = parser.add_argument_group("model")
+    option(model, "model", "the joint GradResNet, or a baseline: resnet* only classifies, denoiser* only denoises",
+           choices=BLOCKS)
+    option(model, "width", "channels of the first stage, a multiple of 8", type=positive_int)
+    option(model, "stem", "imagenet: reduce the resolution by 4 first", choices=STEMS)
+    option(model, "head", "how the density comes out of the features", choices=HEADS)
+    option(model, "norm", "group normalization that keeps the scale of its input, or not", choices=NORMS)
+    option(model, "homogeneous", "make the score exactly homogeneous in the centred image", action="store_true")
+
+    goal = parser.add_argument_group("objective")
+    option(goal, "objective", "which of the two terms to train on (default: both, if the model can)",
+           choices=OBJECTIVES)
+    goal.add_argument("--lambda", dest="denoising_weight", type=nonnegative_float, default=argparse.SUPPRESS,
+                      metavar="L", help="weight of denoising score matching against cross-entropy "
+                                        f"(default: {defaults.denoising_weight})")
+    option(goal, "sigma_law", "distribution of the noise level", choices=cdn_kernels.noise.LAWS)
+    option(goal, "sigma_low", "lowest noise level, in units of images in [0, 1]", type=positive_float)
+    option(goal, "sigma_high", "highest noise level, or the only one", type=positive_float)
+    option(goal, "clean_share", "share of images that are left without noise", type=fraction)
+    option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
+
+    recipe = parser.add_argument_group("recipe")
+    option(recipe, "epochs", "passes over the training images", type=positive_int)
+    option(recipe, "steps", "length in steps instead of epochs", type=positive_int)
+    option(recipe, "learning_rate", "peak of the cosine schedule", type=positive_float)
+    option(recipe, "warmup", "steps of linear warm-up", type=whole_number)
+    option(recipe, "weight_decay", "of AdamW, on filters and matrices", type=nonnegative_float)
+    option(recipe, "clip", "largest norm of the gradient; 0: do not clip", type=nonnegative_float)
+    option(recipe, "ema", "decay of the average of the weights, which is what the run delivers", type=fraction)
+    return parser
+
+
+def main(argv=None):
+    arguments = vars(make_parser().parse_args(argv))
+    run, resume = arguments.pop("out"), arguments.pop("resume")
+    how = {name: arguments.pop(name) for name in
+           ("download", "profile", "log_every", "evaluations", "checkpoint_seconds")}
+    if resume:
+        run = _resumed_folder(run, resume)
+        settings = _resumed_settings(run, arguments)
+    else:
+        settings = Settings(**arguments)
+        run = run or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    device = pick_device(settings.device)
+    if settings.fused:
+        _announce_fused(device)
+
+    from .training.loop import train  # here, because plotting libraries take a second that --help need not wait for
+    result = train(settings, run, device, resume=bool(resume), **how)
+    if result is None:
+        return 130
+    print(f"{run}: " + summary(result))
+    print(f"look at {run / 'denoising.png'} and {run / 'curves.png'}; "
+          f"more figures with: python -m cdn.evaluate {run}")
+
+
+def summary(result):
+    """Return one line with what an evaluation found."""
+    parts = []
+    if result["accuracy"] is not None:
+        parts.append(f"test accuracy {result['accuracy']:.2%}")
+    if result["psnr_50"] is not None:
+        parts.append(f"denoising loss {result['denoising_loss']:.3f}")
+        parts.append(f"PSNR at sigma 50/255 {result['psnr_50']:.2f} dB (noisy: {result['psnr_noisy_50']:.2f} dB)")
+    return ", ".join(parts)
+
+
+def _resumed_folder(out, resume):
+    if resume is True:
+        if out is None:
+            raise CDNError("--resume: name the run folder, as --resume RUN or with --out RUN")
+        return out
+    if out is not None and out != Path(resume):
+        raise CDNError(f"--resume {resume} and --out {out} name different runs: give one")
+    return Path(resume)
+
+
+def _resumed_settings(run, arguments):
+    """Return the settings a run was started with; what is given again has to agree, except for the device."""
+    stored = load_config(run).get("training", {})
+    for name, value in arguments.items():
+        if name != "device" and stored.get(name) != value:
+            raise CDNError(f"{run} was started with {name} = {stored.get(name)!r} and cannot be resumed with "
+                           f"{value!r}: leave the option out, or start a new run")
+    if arguments.get("device"):
+        stored["device"] = arguments["device"]
+    return Settings.from_dict(stored)
+
+
+def _announce_fused(device):
+    from cdn_kernels.info import describe, require_cpu
+    if device.type != "cpu":
+        raise CDNError("--fused: the fused kernels so far run on CPUs only, use --device cpu or leave --fused out")
+    try:
+        require_cpu()
+    except RuntimeError as error:
+        raise CDNError(f"--fused: {error}") from None
+    for operation, backend in describe("cpu"):
+        print(f"{operation}: {'fused, ' + backend if backend != 'reference' else 'reference'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

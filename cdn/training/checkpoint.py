@@ -1,0 +1,71 @@
+"""The state of a training run, written so that a kill at any moment loses only the work since the last one."""
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+from ..store import write_atomically
+
+STATE, PREVIOUS = "state.pt", "state.previous.pt"
+FORMAT = "cdn-state-1"
+
+
+def save_state(run, state):
+    """Write ``state.pt``, keeping the one before as ``state.previous.pt``.
+
+    Args:
+        run: the run folder.
+        state: a dict of tensors, numbers, strings and containers of these.
+
+    Raises:
+        CDNError: it cannot be written; the last state is intact.
+    """
+    run = Path(run)
+    # Through memory, because a full disk under torch.save is a RuntimeError that hides its cause.
+    buffer = io.BytesIO()
+    torch.save(dict(state, format=FORMAT), buffer)
+    if (run / STATE).exists():
+        # A second name for the file that is about to be replaced: at no moment is there less than one whole state.
+        link = run / f".{PREVIOUS}.{os.getpid()}.tmp"
+        link.unlink(missing_ok=True)
+        os.link(run / STATE, link)
+        os.replace(link, run / PREVIOUS)
+    write_atomically(run / STATE, buffer.getbuffer())
+
+
+def load_state(run, device="cpu"):
+    """Read ``state.pt`` of a run.
+
+    The checksums of the archive are verified, and nothing but tensors and plain containers is unpickled.
+
+    Raises:
+        CheckpointError: there is none, it is torn or damaged, or it is not a state of this package.
+    """
+    path = Path(run) / STATE
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: there is nothing to resume")
+    previous = Path(run) / PREVIOUS
+    advice = f"; the one before is whole: mv {previous} {path}" if _whole(previous) else ""
+    if not _whole(path):
+        raise CheckpointError(f"{path} is torn or no checkpoint at all{advice}")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        cause = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path} holds more than tensors, or is damaged, and was not loaded "
+                              f"({cause}){advice}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this package (no format {FORMAT!r}){advice}")
+    return state
+
+
+def _whole(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False

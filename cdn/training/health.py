@@ -1,0 +1,57 @@
+"""Watch for non-finite steps without waiting for the device."""
+import torch
+
+from ..errors import DivergedError
+
+TERMS = ("classification", "denoising", "gradient")
+
+
+class Health:
+    """Count skipped steps on the device, and say which term of the loss was to blame.
+
+    A step with a non-finite loss or gradient is skipped; ``patience`` of them in a row stop the run.
+
+    Args:
+        device: where the counters live.
+        patience: number of consecutive skipped steps that :meth:`check` does not tolerate.
+    """
+
+    def __init__(self, device, patience=10):
+        self.patience = patience
+        # skipped in all, skipped in a row, most in a row, then one counter for each term
+        self.counters = torch.zeros(3 + len(TERMS), dtype=torch.int64, device=device)
+
+    def observe(self, parts, gradient_norm):
+        """Record a step and return a flag on the device: 1.0 if it has to be skipped.
+
+        Args:
+            parts: the terms of the loss, as :func:`cdn.joint_loss` returns them.
+            gradient_norm: of all parameters, a scalar tensor.
+        """
+        finite = torch.ones((), dtype=torch.bool, device=self.counters.device)
+        bad = []
+        for term in TERMS[:-1]:
+            bad.append(~torch.isfinite(parts[term]) if term in parts else ~finite)
+        terms_bad = torch.stack(bad).any()
+        gradient_bad = ~torch.isfinite(gradient_norm)
+        # A gradient that is bad because a term is bad is that term's fault.
+        bad = torch.stack([*bad, gradient_bad & ~terms_bad]).long()
+        skip = (terms_bad | gradient_bad).long()
+        self.counters[0] += skip
+        self.counters[1] = (self.counters[1] + 1) * skip
+        self.counters[2] = torch.maximum(self.counters[2], self.counters[1])
+        self.counters[3:] += bad
+        return skip.float()
+
+    def check(self):
+        """Read the counters back and return the number of skipped steps.
+
+        Raises:
+            DivergedError: ``patience`` steps in a row were skipped.
+        """
+        skipped, _, longest, *terms = self.counters.tolist()
+        if longest >= self.patience:
+            blame = ", ".join(f"{name} ({count} times)" for name, count in zip(TERMS, terms) if count)
+            raise DivergedError(f"{longest} steps in a row were not finite: {blame}; none of them changed the "
+                                "weights. Try a smaller learning rate or a larger sigma_low.")
+        return skipped

@@ -1,0 +1,112 @@
+"""The rows of ``metrics.jsonl`` and the progress bar."""
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..errors import CDNError, CheckpointError
+from ..store import METRICS
+
+
+class MetricsFile:
+    """Append rows to ``RUN/metrics.jsonl``, one JSON object a line, non-finite numbers as null.
+
+    Args:
+        run: the run folder.
+        size: None to start anew, or the size in bytes at the checkpoint that the run resumes from; rows written after
+            it are dropped, because the run is going to write them again.
+
+    Raises:
+        CheckpointError: the file is shorter than the checkpoint says.
+        CDNError: it cannot be written.
+    """
+
+    def __init__(self, run, size=None):
+        self.path = Path(run) / METRICS
+        if size is not None:
+            found = self.path.stat().st_size if self.path.exists() else 0
+            if found < size:
+                raise CheckpointError(f"{self.path} has {found} bytes where the checkpoint saw {size}: it was "
+                                      "changed since")
+            os.truncate(self.path, size)
+        self.file = open(self.path, "wb" if size is None else "ab")
+
+    def write(self, **row):
+        """Append a row and hand it to the operating system."""
+        row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        try:
+            self.file.write((json.dumps(row) + "\n").encode())
+            self.file.flush()
+        except OSError as error:
+            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
+
+    def sync(self):
+        """Wait until the rows are on disk and return the size of the file."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self):
+        self.file.close()
+
+
+class Averages:
+    """Average scalars of the training steps on the device, leaving out what is not finite."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+        self.images, self.start = 0, time.perf_counter()
+
+    def add(self, images, values):
+        """Record the scalars of one step over a number of images."""
+        self.images += images
+        for name, value in values.items():
+            finite = torch.isfinite(value)
+            self.sums[name] = self.sums.get(name, 0) + torch.where(finite, value, 0.0)
+            self.counts[name] = self.counts.get(name, 0) + finite
+
+    def take(self):
+        """Return the averages and images/s since the last call, as numbers, and start again."""
+        row = {name: float(self.sums[name]) / int(self.counts[name]) if int(self.counts[name]) else float("nan")
+               for name in self.sums}
+        row["images_per_second"] = self.images / max(time.perf_counter() - self.start, 1e-9)
+        self.__init__()
+        return row
+
+
+class Progress:
+    """Show where training is: losses, images/s, time left, and the last evaluation.
+
+    Args:
+        total: number of steps.
+        first: steps already done.
+        show: None shows a bar on terminals only.
+    """
+
+    def __init__(self, total, first=0, show=None):
+        self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05,
+                        disable=None if show is None else not show)
+        self.fields = {}
+
+    def advance(self):
+        self.bar.update()
+
+    def update(self, row):
+        """Show the figures of a row of the metrics file, whichever it has."""
+        shown = {"classification": ("CE", "{:.3f}"), "denoising": ("DSM", "{:.3f}"),
+                 "images_per_second": ("img/s", "{:.0f}"), "accuracy": ("val acc", "{:.1%}"),
+                 "psnr_50": ("val PSNR", "{:.2f} dB")}
+        for key, (label, form) in shown.items():
+            if row.get(key) is not None:
+                self.fields[label] = form.format(row[key])
+        self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in self.fields.items()))
+
+    def say(self, text):
+        """Print a line without tearing the bar."""
+        tqdm.write(text)
+
+    def close(self):
+        self.bar.close()

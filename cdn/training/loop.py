@@ -1,0 +1,175 @@
+"""A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import cdn_kernels
+from cdn_kernels import Noise
+
+from ..data import load_dataset
+from ..density import calibrate
+from ..errors import CDNError, CheckpointError, DivergedError
+from ..evaluation.evaluate import evaluate
+from ..evaluation.pictures import curves_picture, denoising_picture
+from ..model import GradResNet
+from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
+from .checkpoint import load_state, save_state
+from .log import Averages, MetricsFile, Progress
+from .profile import profile_steps
+from .trainer import Trainer
+
+# Evaluations on the way use this many test images; the one at the end uses all.
+QUICK = dict(limit=1000, denoising_limit=256)
+FINAL = dict(denoising_limit=1024)
+
+
+def train(settings, run, device, *, resume=False, download=False, log_every=20, evaluations=10,
+          checkpoint_seconds=60.0, profile=False, show=None):
+    """Train a model and leave a complete run folder.
+
+    Args:
+        settings: a :class:`cdn.training.settings.Settings`.
+        run: the run folder, created if needed.
+        device: where to train.
+        resume: continue from the last checkpoint of the run.
+        download: fetch the data set if it is missing.
+        log_every: steps between rows of ``metrics.jsonl``, and between looks at the non-finite flag.
+        evaluations: number of evaluations spread over the run.
+        checkpoint_seconds: the longest time between checkpoints.
+        profile: measure time and bytes of the phases of a step before training, print them, and write
+            ``profile.json``.
+        show: True or False for a progress bar; None for one on terminals.
+
+    Returns:
+        The last evaluation, or None if the run was interrupted (its state is saved).
+
+    Raises:
+        CDNError: bad data, a full disk, a damaged checkpoint, or a run that diverged; what was saved is intact.
+    """
+    run = Path(run)
+    dataset = load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
+    per_epoch = max(len(dataset.train) // settings.batch_size, 1)
+    steps = settings.steps or settings.epochs * per_epoch
+    trainer = Trainer(settings, dataset, steps, device)
+    state = load_state(run, device) if resume else None
+    if state:
+        _restore(trainer, state, run)
+    else:
+        _create(run)
+        save_config(run, _config(settings, dataset, trainer.model, steps))
+    metrics = MetricsFile(run, state and state["metrics_bytes"])
+    elapsed = state["seconds"] if state else 0.0
+    start = time.perf_counter() - elapsed
+    evaluate_every = max(steps // evaluations, 1)
+    progress = Progress(steps, trainer.step, show)
+    averages = Averages()
+
+    def save():
+        save_state(run, dict(trainer.state(), metrics_bytes=metrics.sync(), seconds=time.perf_counter() - start))
+        save_model(run / WEIGHTS, trainer.average, dataset.classes)
+
+    def measure(limits):
+        result = evaluate(trainer.average, dataset.test, levels=_noisy(settings), precision=settings.precision,
+                          **limits)
+        metrics.write(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
+        progress.update(result)
+        return result
+
+    try:
+        if profile:
+            profile_steps(trainer, run / "profile.json", progress.say)
+        last_save = time.perf_counter()
+        with _stop_requests() as stop:
+            while trainer.step < steps and not stop:
+                averages.add(settings.batch_size, trainer.advance())
+                progress.advance()
+                done = trainer.step
+                if done % log_every == 0 or done == steps:
+                    skipped = trainer.health.check()
+                    row = averages.take()
+                    metrics.write(kind="train", step=done, epoch=done / per_epoch, skipped=skipped,
+                                  learning_rate=trainer.optimizer.param_groups[0]["lr"],
+                                  seconds=time.perf_counter() - start, **row)
+                    progress.update(row)
+                if done % evaluate_every == 0 and done < steps:
+                    measure(QUICK)
+                if time.perf_counter() - last_save > checkpoint_seconds:
+                    save()
+                    last_save = time.perf_counter()
+        if trainer.step < steps:
+            save()
+            progress.say(f"stopped at step {trainer.step} of {steps}; go on with: "
+                         f"python -m cdn.train --resume {run}")
+            return None
+        if isinstance(trainer.average, GradResNet) and settings.objective != "classification":
+            images, _ = dataset.train.load(torch.arange(min(len(dataset.train), 256)))
+            calibrate(trainer.average, images.to(device).float().div(255), Noise(settings.seed))
+        save()
+        result = measure(FINAL)
+        denoising_picture(trainer.average, dataset.test, run / "denoising.png")
+        curves_picture(run / METRICS, run / "curves.png")
+        return result
+    except DivergedError:
+        # The skipped steps changed nothing, so what the trainer holds is the last good state.
+        save()
+        raise
+    finally:
+        progress.close()
+        metrics.close()
+
+
+def _create(run):
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CDNError(f"cannot create the run folder {run}: {error.strerror}") from None
+    if (run / CONFIG).exists():
+        raise CDNError(f"{run} already holds a run: continue it with --resume {run}, or choose another --out")
+
+
+def _restore(trainer, state, run):
+    try:
+        trainer.restore(state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the checkpoint in {run} does not fit its {CONFIG}: {cause}") from None
+
+
+def _config(settings, dataset, model, steps):
+    """Return what ``config.json`` says: how to repeat the run, and what a reader of the model needs."""
+    return dict(
+        cdn=cdn_kernels.__version__, torch=torch.__version__, threads=torch.get_num_threads(),
+        data=dict(name=settings.data, data_dir=settings.data_dir, image_size=settings.image_size,
+                  train_images=len(dataset.train), test_images=len(dataset.test), shape=list(dataset.shape)),
+        classes=list(dataset.classes), model=model.config,
+        parameters=sum(p.numel() for p in model.parameters()), total_steps=steps, training=settings.as_dict())
+
+
+def _noisy(settings):
+    """Return the noise levels of training without their clean share: those that denoising is measured on."""
+    return replace(settings.levels, clean_share=0.0)
+
+
+@contextmanager
+def _stop_requests():
+    """Collect Ctrl-C and SIGTERM in a list, so that a step is never torn; a second Ctrl-C stops at once."""
+    requests = []
+
+    def handle(number, frame):
+        if requests and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    try:
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are someone else's business
+        previous = {}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

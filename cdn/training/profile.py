@@ -1,0 +1,99 @@
+"""Where the time of a training step goes, and how many bytes its operations touch."""
+import copy
+import json
+import time
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..phases import watch
+from ..store import write_atomically
+
+PHASES = ("data", "noise", "forward", "score", "backward", "optimizer")
+
+
+def profile_steps(trainer, path, say, warmup=3, repeats=7):
+    """Measure the phases of a training step, print a table, and write it as JSON.
+
+    The trainer is left exactly as found. Bytes are those of all inputs and outputs of the operations that PyTorch
+    executed, each counted once per operation that touches it: what the step would move without caches. Time and bytes
+    are taken in different steps, since counting is slow.
+
+    Args:
+        trainer: a :class:`cdn.training.trainer.Trainer`.
+        path: of the JSON file.
+        say: a function that prints a line.
+        warmup, repeats: steps before measuring and steps whose median time is taken.
+    """
+    state = copy.deepcopy(trainer.state())
+    clock, traffic = _Clock(trainer.device), _Traffic()
+    for _ in range(warmup):
+        trainer.advance()
+    with watch(clock):
+        for _ in range(repeats):
+            with clock("step"):
+                trainer.advance()
+            clock.finish()
+    with watch(traffic), traffic("step"):
+        trainer.advance()
+    trainer.restore(state)
+    times = {name: sorted(values)[len(values) // 2] for name, values in clock.steps.items()}
+    times["other"] = max(times["step"] - sum(times.get(name, 0.0) for name in PHASES), 0.0)
+    moved = dict(traffic.moved)
+    moved["other"] = moved["step"] - sum(moved.get(name, 0) for name in PHASES)
+    rows = [dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"], bytes=moved.get(name, 0))
+            for name in (*PHASES, "other", "step") if name in times]
+    write_atomically(path, (json.dumps(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
+    say(f"{'phase':<10} {'ms':>9} {'share':>7} {'MB touched':>11}")
+    for row in rows:
+        say(f"{row['phase']:<10} {row['milliseconds']:9.2f} {row['share']:7.1%} {row['bytes'] / 1e6:11.1f}")
+
+
+class _Clock:
+    """Time phases; a phase entered twice in a step counts as one."""
+
+    def __init__(self, device):
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.current, self.steps = {}, {}
+
+    @contextmanager
+    def __call__(self, name):
+        self.wait()
+        start = time.perf_counter()
+        yield
+        self.wait()
+        self.current[name] = self.current.get(name, 0.0) + time.perf_counter() - start
+
+    def finish(self):
+        for name, seconds in self.current.items():
+            self.steps.setdefault(name, []).append(seconds)
+        self.current = {}
+
+
+class _Traffic:
+    """Count the bytes that the operations of each phase read and write."""
+
+    def __init__(self):
+        self.moved = {}
+
+    @contextmanager
+    def __call__(self, name):
+        with _CountBytes() as mode:
+            yield
+        self.moved[name] = self.moved.get(name, 0) + mode.bytes
+
+
+class _CountBytes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            # Expanded tensors touch only the memory that they have.
+            self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+                              for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor))
+        return result

@@ -1,0 +1,121 @@
+"""All that defines a training run, with the recipe of each data set as its defaults."""
+from dataclasses import asdict, dataclass, fields
+
+from cdn_kernels import NoiseLevels
+
+from ..errors import CDNError
+from ..model import DirectDenoiser, GradResNet, ResNet
+
+BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (1, 1, 1),
+          "resnet18": (2, 2, 2, 2), "resnet-small": (1, 1, 1), "denoiser18": (2, 2, 2, 2), "denoiser-small": (1, 1, 1)}
+OBJECTIVES = ("joint", "classification", "denoising")
+
+# What the data set decides; everything else has one default for all (docs/ablations.md).
+RECIPES = {
+    "digits": dict(model="gradresnet-small", width=32, epochs=40, batch_size=64, crop_padding=1, flip=False),
+    "cifar10": dict(model="gradresnet18", width=64, epochs=100, batch_size=128, crop_padding=4, flip=True),
+    "imagefolder": dict(model="gradresnet18", width=64, epochs=100, batch_size=64, crop_padding=4, flip=True),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, as written to ``config.json``; None stands for the recipe of the data set.
+
+    The fields are the options of ``python -m cdn.train``, which documents them.
+
+    Raises:
+        CDNError: options that contradict each other.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    image_size: int | None = None
+    model: str | None = None
+    width: int | None = None
+    stem: str = "cifar"
+    head: str = "log-energy"
+    norm: str = "scale-preserving"
+    homogeneous: bool = False
+    objective: str | None = None
+    denoising_weight: float = 1.0
+    label_smoothing: float = 0.0
+    sigma_law: str = "log-uniform"
+    sigma_low: float = 0.01
+    sigma_high: float = 1.0
+    clean_share: float = 0.0
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    crop_padding: int | None = None
+    crop_size: int | None = None
+    flip: bool | None = None
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.998
+    precision: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    fused: bool = False
+
+    def __post_init__(self):
+        if self.data not in RECIPES:
+            raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
+        for name, value in RECIPES[self.data].items():
+            if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
+                object.__setattr__(self, name, value)
+        if self.model not in BLOCKS:
+            raise CDNError(f"model: expected one of {', '.join(BLOCKS)}, got {self.model!r}")
+        if self.steps is not None and self.epochs is not None:
+            raise CDNError("give epochs or steps, not both")
+        family = self.model.partition("-")[0].rstrip("0123456789")
+        needed = {"resnet": "classification", "denoiser": "denoising"}.get(family)
+        if self.objective is None:
+            object.__setattr__(self, "objective", needed or "joint")
+        if needed and self.objective != needed:
+            raise CDNError(f"a {self.model} can only be trained with --objective {needed}, got {self.objective!r}")
+        try:
+            self.levels
+        except ValueError as error:
+            raise CDNError(str(error)) from None
+
+    @property
+    def levels(self):
+        """The distribution of noise levels."""
+        return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
+
+    @property
+    def weights(self):
+        """The weights of the two terms, as arguments of :func:`cdn.joint_loss`."""
+        return dict(classification_weight=float(self.objective != "denoising"),
+                    denoising_weight=self.denoising_weight if self.objective != "classification" else 0.0,
+                    label_smoothing=self.label_smoothing)
+
+    def build_model(self, num_classes, in_channels, mean):
+        """Build the model with fresh weights.
+
+        Raises:
+            CDNError: an option the model does not take.
+        """
+        common = dict(width=self.width, blocks=BLOCKS[self.model], stem=self.stem, mean=mean)
+        try:
+            if self.model.startswith("resnet"):
+                return ResNet(num_classes, in_channels, **common)
+            if self.model.startswith("denoiser"):
+                return DirectDenoiser(in_channels, norm=self.norm, **common)
+            return GradResNet(num_classes, in_channels, head=self.head, norm=self.norm,
+                              homogeneous=self.homogeneous, **common)
+        except ValueError as error:
+            raise CDNError(str(error)) from None
+
+    def as_dict(self):
+        """Return the settings as they are written to ``config.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """Return the settings of a ``config.json``, ignoring what is not a setting."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})

@@ -1,0 +1,98 @@
+"""The trainer: what one training step does, and all the state that it changes."""
+import copy
+
+import torch
+
+from cdn_kernels import Noise
+
+from ..data import augment, batch_indices
+from ..objective import joint_loss
+from ..phases import phase
+from .health import Health
+from .recipe import learning_rate, make_optimizer
+
+# The mean of the training images is subtracted by the model; this many images give it to a fraction of a percent.
+MEAN_IMAGES = 2000
+
+
+class Trainer:
+    """Train one model.
+
+    A step is a pure function of the state, the settings and its own number: batches, augmentation and noise are drawn
+    from counters. That is what makes resuming exact.
+
+    Args:
+        settings: a :class:`cdn.training.settings.Settings`.
+        dataset: a :class:`cdn.data.Dataset`.
+        steps: the number of steps in all, which the schedule of the learning rate needs.
+        device: where to train.
+    """
+
+    def __init__(self, settings, dataset, steps, device):
+        self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
+        torch.manual_seed(settings.seed)
+        some = dataset.train.load(torch.arange(min(len(dataset.train), MEAN_IMAGES)))[0]
+        mean = some.double().div(255).mean((0, 2, 3)).float()
+        self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = make_optimizer(self.model, settings.learning_rate, settings.weight_decay)
+        self.health = Health(device)
+        self.step = 0
+
+    def advance(self):
+        """Do the next step and return its scalars, which stay on the device."""
+        settings, step = self.settings, self.step
+        with phase("data"):
+            x, labels = self.batch(step)
+        rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss, parts = joint_loss(self.model, x, labels, settings.levels, Noise(settings.seed, step),
+                                     impl="cpu" if settings.fused else "reference", **settings.weights)
+        with phase("backward"):
+            self.optimizer.zero_grad()
+            loss.backward()
+        with phase("optimizer"):
+            parameters = list(self.model.parameters())
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
+            # A flag for the fused optimizer, which then leaves weights and moments alone.
+            self.optimizer.found_inf = self.health.observe(parts, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self._update_average(step)
+        self.step += 1
+        scalars = dict(parts, loss=loss.detach(), gradient_norm=norm.detach())
+        if "accuracy" in scalars:
+            scalars["train_accuracy"] = scalars.pop("accuracy")
+        return scalars
+
+    def batch(self, step):
+        """Return the images, float32 [B, C, H, W] in [0, 1], and labels of a step."""
+        settings = self.settings
+        indices = batch_indices(len(self.dataset.train), settings.batch_size, step, settings.seed)
+        images, labels = self.dataset.train.load(indices)
+        images = augment(images.to(self.device), settings.seed, step, crop_padding=settings.crop_padding,
+                         flip=settings.flip, crop_size=settings.crop_size)
+        return images.float().div_(255), labels.to(self.device)
+
+    def state(self):
+        """Return everything that :meth:`restore` needs."""
+        return dict(step=self.step, model=self.model.state_dict(), average=self.average.state_dict(),
+                    optimizer=self.optimizer.state_dict(), health=self.health.counters, rng=torch.get_rng_state())
+
+    def restore(self, state):
+        """Take over a state, so that the next step is the one that would have followed."""
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.health.counters.copy_(state["health"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.step = state["step"]
+
+    def _update_average(self, step):
+        # Early weights are worth little: the average starts short and reaches its full length with time.
+        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            for mine, theirs in zip(self.average.buffers(), self.model.buffers()):
+                mine.copy_(theirs)
