@@ -52,7 +52,8 @@ def score(model, y, label=None, *, create_graph=False):
     if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
         raise ValueError(f"label must be in [0, {classes - 1}], got {int(label.min())} to {int(label.max())}")
     index = label.expand(len(y))[:, None]
-    return ops.score(lambda y: model(y).gather(1, index)[:, 0], y, create_graph=create_graph)
+    # The clone is made outside of any inference mode, whose tensors autograd does not take.
+    return ops.score(lambda y: model(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
 
 
 def denoise(model, y, sigma, label=None, *, create_graph=False):

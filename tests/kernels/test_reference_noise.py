@@ -1,0 +1,92 @@
+"""The specification of noise: known answers of Philox, the laws of what is drawn, and what it does not depend on."""
+import math
+
+import pytest
+import scipy.stats
+import torch
+
+from cdn_kernels import Noise, NoiseLevels
+from cdn_kernels.reference import philox4x32, random_words, sample_noise, sample_sigma, standard_normal
+
+ONES = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("counter, key, expected", [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ONES, ONES, ONES, ONES), (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+])
+def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
+    words = philox4x32([torch.tensor([c]) for c in counter], key)
+    assert tuple(w.item() for w in words) == expected
+
+
+def test_words_use_every_bit_of_the_key():
+    noise = Noise(0x123456789ABCDEF0, 0x7EDCBA9876543210)
+    counter = [torch.tensor(c) for c in (2, 1, 0x76543210, 0x7EDCBA98 | 1 << 31)]
+    expected = torch.stack(philox4x32(counter, (0x9ABCDEF0, 0x12345678)))
+    assert torch.equal(random_words(2, 3, noise, 1)[1, 2], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_are_standard_and_independent(dtype):
+    eps = standard_normal((64, 4, 1000), Noise(1, 2), dtype).double()
+    count = eps.numel()
+    assert abs(eps.mean()) < 4 / math.sqrt(count)
+    assert abs(eps.square().mean() - 1) < 4 * math.sqrt(2 / count)
+    assert abs(eps.pow(4).mean() - 3) < 4 * math.sqrt(96 / count)
+    assert scipy.stats.kstest(eps.flatten().numpy(), "norm").pvalue > 1e-3
+    # The four normals of a block, and the images, are uncorrelated.
+    for rows in (eps.view(-1, 4).T, eps.view(64, -1)):
+        correlation = torch.corrcoef(rows) - torch.eye(len(rows))
+        assert correlation.abs().max() < 5 / math.sqrt(rows.shape[1])
+
+
+def test_keys_give_different_noise():
+    keys = [Noise(0), Noise(1), Noise(1 << 32), Noise(0, 1), Noise(0, 1 << 32)]
+    rows = torch.stack([standard_normal((1, 4096), key)[0] for key in keys])
+    assert (torch.corrcoef(rows) - torch.eye(len(keys))).abs().max() < 5 / math.sqrt(4096)
+
+
+@pytest.mark.parametrize("law, cdf", [
+    ("uniform", scipy.stats.uniform(0.05, 0.75).cdf),
+    ("log-uniform", scipy.stats.loguniform(0.05, 0.8).cdf),
+])
+def test_sigma_follows_its_law(law, cdf):
+    sigma = sample_sigma(20000, Noise(3), NoiseLevels(law, 0.05, 0.8), torch.float64)
+    assert 0.05 <= sigma.min() and sigma.max() <= 0.8
+    assert scipy.stats.kstest(sigma.numpy(), cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_images_is_clean(share):
+    sigma = sample_sigma(10000, Noise(4), NoiseLevels("fixed", high=0.5, clean_share=share))
+    assert set(sigma.unique().tolist()) <= {0.0, 0.5}
+    assert abs((sigma == 0).double().mean() - share) <= 4 * math.sqrt(share * (1 - share) / 10000)
+
+
+def test_an_image_gets_the_same_noise_in_any_batch():
+    x, levels = torch.rand(7, 3, 5, 5), NoiseLevels()
+    y, sigma = sample_noise(x, levels, Noise(5))
+    first, sigma_first = sample_noise(x[:3], levels, Noise(5))
+    assert torch.equal(y[:3], first) and torch.equal(sigma[:3], sigma_first)
+
+
+def test_float32_normals_are_the_float64_ones_rounded_almost():
+    single, double = (standard_normal((8, 1000), Noise(6), t).double() for t in (torch.float32, torch.float64))
+    radius = double.view(-1, 2).norm(dim=1, keepdim=True)
+    # A few roundings of the result; and that of u, half an ulp below 1, which counts where the radius is small.
+    bound = 4 * 2.0**-24 * radius + 2.0**-25 / radius
+    assert ((single - double).view(-1, 2).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("arguments", [(-1,), (1 << 64,), (0, -1), (0, 1 << 63), (1.5,), (True,)])
+def test_keys_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="must be an integer in"):
+        Noise(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [("normal",), ("uniform", 0.0, 1.0), ("uniform", 2.0, 1.0),
+                                       ("fixed", 0.1, 0.0), ("uniform", 0.1, math.inf), ("uniform", 0.1, 1.0, 1.5)])
+def test_levels_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="NoiseLevels"):
+        NoiseLevels(*arguments)

@@ -1,0 +1,188 @@
+"""The joint objective and the density functions: values, modes, errors."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cdn
+from cdn_kernels import reference as ops
+
+
+@pytest.fixture
+def model():
+    return cdn.gradresnet_small(4, 1, width=8)
+
+
+def images(batch=5):
+    return torch.rand(batch, 1, 6, 7)
+
+
+def test_joint_loss_is_what_it_says(model):
+    model.double()
+    x, eps, labels = images().double(), torch.randn(5, 1, 6, 7).double(), torch.tensor([0, 1, 2, 3, 0])
+    sigma = torch.tensor([0.1, 0.2, 0.0, 0.4, 1.0], dtype=torch.float64)
+    loss, parts = cdn.joint_loss(model, x, labels, sigma, eps, denoising_weight=0.3)
+    s = sigma.view(-1, 1, 1, 1)
+    y = x + s * eps
+    error = (cdn.denoise(model, y, sigma) - x)[sigma > 0] / s[sigma > 0]
+    torch.testing.assert_close(parts["denoising"], error.square().mean())
+    torch.testing.assert_close(parts["classification"], F.cross_entropy(model(y), labels).detach())
+    torch.testing.assert_close(loss.detach(), parts["classification"] + 0.3 * parts["denoising"])
+
+
+def test_identity_denoiser_scores_one():
+    flat = lambda y: 0 * y.flatten(1)[:, :3]
+    _, parts = cdn.joint_loss(flat, torch.rand(64, 3, 16, 16), None, cdn.NoiseLevels(), cdn.Noise(1),
+                              classification_weight=0)
+    assert float(parts["denoising"]) == pytest.approx(1, abs=0.02)
+
+
+def test_clean_images_take_part_in_the_cross_entropy_only(model):
+    x, labels = images(), torch.tensor([0, 1, 2, 3, 0])
+    loss, parts = cdn.joint_loss(model, x, labels, 0.0, cdn.Noise(0))
+    assert float(parts["denoising"]) == 0
+    loss.backward()
+    expected = torch.autograd.grad(F.cross_entropy(model(x), labels), list(model.parameters()), allow_unused=True)
+    for parameter, gradient in zip(model.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter) if gradient is None else gradient)
+
+
+def test_direct_denoiser_shares_the_loss():
+    model = cdn.DirectDenoiser(1, width=8, blocks=(1, 1))
+    x = images()
+    sigma = torch.tensor([0.1, 0.0, 0.3, 0.4, 0.5])
+    loss, parts = cdn.joint_loss(model, x, None, sigma, cdn.Noise(3), classification_weight=0)
+    y, _ = ops.sample_noise(x, sigma, cdn.Noise(3))
+    keep = sigma > 0
+    error = (cdn.denoise(model, y, sigma) - x)[keep] / sigma[keep].view(-1, 1, 1, 1)
+    torch.testing.assert_close(parts["denoising"], error.square().mean(), rtol=1e-4, atol=0)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_density_functions_leave_modes_as_found(model, mode):
+    y = images()
+    with mode():
+        before = torch.is_grad_enabled()
+        results = [cdn.log_prob(model, y), cdn.score(model, y), cdn.score(model, y, 2), cdn.denoise(model, y, 0.1),
+                   cdn.denoise(model, y, torch.full((5,), 0.1), torch.zeros(5, dtype=torch.long)),
+                   cdn.estimate_sigma(model, y)]
+        assert torch.is_grad_enabled() == before
+    assert [tuple(r.shape) for r in results] == [(5,), (5, 1, 6, 7), (5, 1, 6, 7), (5, 1, 6, 7), (5, 1, 6, 7), (5,)]
+    assert not any(r.requires_grad for r in results) and not y.requires_grad
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_modes_survive_an_exception(model):
+    y = images()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="expected images"):
+            cdn.score(model, y[:, 0])
+        assert not torch.is_grad_enabled()
+    assert not y.requires_grad
+
+
+def test_create_graph_reaches_input_and_parameters(model):
+    y = images().requires_grad_()
+    for value in (cdn.score(model, y, create_graph=True), cdn.denoise(model, y, 0.1, 1, create_graph=True),
+                  cdn.log_prob(model, y, create_graph=True)):
+        gradients = torch.autograd.grad(value.square().sum(), [y, model.trunk.stem[0].weight])
+        assert all(float(g.abs().sum()) > 0 for g in gradients)
+
+
+def test_score_is_the_gradient_of_log_prob(model):
+    model.double()
+    y, v = images().double(), torch.randn(5, 1, 6, 7).double()
+    h = 1e-5
+    difference = (cdn.log_prob(model, y + h * v) - cdn.log_prob(model, y - h * v)) / (2 * h)
+    torch.testing.assert_close((cdn.score(model, y) * v).sum((1, 2, 3)), difference, rtol=1e-6, atol=1e-6)
+
+
+def test_estimate_sigma_inverts_the_calibration(model):
+    """On noise of levels between those of the calibration, the estimate is right on average."""
+    x = images(32)
+    cdn.calibrate(model, x, cdn.Noise(1))
+    for sigma in (0.02, 0.3):
+        y, _ = ops.sample_noise(x, sigma, cdn.Noise(2))
+        estimate = cdn.estimate_sigma(model, y)
+        assert estimate.shape == (32,) and bool((estimate > 0).all() & torch.isfinite(estimate).all())
+
+
+def test_uncalibrated_estimate_is_the_bare_one(model):
+    y = images()
+    bare = cdn.score(model, y).square().mean((1, 2, 3)).rsqrt()
+    torch.testing.assert_close(cdn.estimate_sigma(model, y), bare, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda m, y: cdn.denoise(m, y, torch.rand(3)), "sigma must be a number or one value per image"),
+    (lambda m, y: cdn.score(m, y, 4), r"label must be in \[0, 3\], got 4"),
+    (lambda m, y: cdn.score(m, y, torch.zeros(2, dtype=torch.long)), "one integer per image"),
+    (lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0)), "labels must be one class per image"),
+    (lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0), classification_weight=0, denoising_weight=0),
+     "nothing to minimize"),
+    (lambda m, y: cdn.score(cdn.ResNet(4, 1, width=8, blocks=(1,)), y), "models no density"),
+    (lambda m, y: m(y.repeat(1, 3, 1, 1)), r"expected images \[B, 1, H, W\]"),
+    (lambda m, y: m(y.long()), "floating-point"),
+    (lambda m, y: cdn.gradresnet18(width=12), "width must be a positive multiple of 8"),
+    (lambda m, y: cdn.gradresnet18(head="cubic"), "head must be one of"),
+    (lambda m, y: cdn.gradresnet18(norm="batch"), "norm must be one of"),
+])
+def test_bad_input_gets_one_sentence(model, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model, images())
+
+
+class Quadratic(torch.nn.Module):
+    """The family that holds the optimum of a mixture of Gaussian classes: f_c = w_c.y - a |y|^2 / 2 + b_c."""
+
+    def __init__(self, classes, dimension):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(classes, dimension))
+        self.b = torch.nn.Parameter(torch.zeros(classes))
+        self.a = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, y):
+        y = y.flatten(1)
+        return y @ self.w.T - self.a * y.square().sum(1, keepdim=True) / 2 + self.b
+
+
+def test_gaussian_mixture_converges_to_the_known_score():
+    """Identity 4: at one noise level the learned score is that of the noisy mixture, and the classes are Bayes'."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 4, generator=generator)
+    prior, tau, sigma = torch.tensor([0.5, 0.3, 0.2]), 0.3, 0.5
+    variance = tau**2 + sigma**2
+
+    def exact(y):
+        return prior.log() - (y.flatten(1)[:, None] - means).square().sum(2) / (2 * variance)
+
+    def draw(count):
+        labels = torch.multinomial(prior, count, replacement=True, generator=generator)
+        x = means[labels] + tau * torch.randn(count, 4, generator=generator)
+        return x.view(count, 1, 2, 2), labels
+
+    def error(model):
+        x, _ = draw(4000)
+        y, _ = ops.sample_noise(x, sigma, cdn.Noise(9))
+        wanted = ops.score(lambda y: exact(y).logsumexp(1), y)
+        found = ops.score(lambda y: model(y).logsumexp(1), y)
+        return math.sqrt(float((found - wanted).square().mean() / wanted.square().mean()))
+
+    model = Quadratic(3, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    start = error(model)
+    for step in range(300):
+        x, labels = draw(2048)
+        loss, _ = cdn.joint_loss(model, x, labels, sigma, cdn.Noise(0, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    assert error(model) < 0.02 < start
+    y, _ = draw(1000)
+    posterior = model(y).softmax(1)
+    torch.testing.assert_close(posterior, exact(y).softmax(1), rtol=0, atol=0.03)
