@@ -95,7 +95,9 @@ def estimate_sigma(model, y):
     """
     mean_square = score(model, y).square().flatten(1).mean(1)
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
-    x, knots = -mean_square.log(), torch.cummax(-model.calibration_mean_square.log(), 0).values
+    # A weak model saturates at small sigma, where the curve turns back: the branch of the larger levels is kept.
+    x, knots = -mean_square.log(), -model.calibration_mean_square.log()
+    knots = knots.flip(0).cummin(0).values.flip(0)
     values = model.calibration_sigma.log()
     right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
     low, high = knots[right - 1], knots[right]

@@ -11,7 +11,7 @@ from .errors import CDNError
 from .model.gradresnet import NORMS, STEMS
 from .model.head import HEADS
 from .store import load_config
-from .training.settings import BLOCKS, OBJECTIVES, RECIPES, Settings
+from .training.settings import BLOCKS, FREE, OBJECTIVES, RECIPES, Settings
 
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
@@ -46,12 +46,9 @@ def make_parser():
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
     option(run, "seed", "of weights, batches, augmentation and noise", type=whole_number)
-    run.add_argument("--log-every", type=positive_int, default=20, metavar="STEPS",
-                     help="steps between rows of metrics.jsonl (default: %(default)s)")
-    run.add_argument("--evaluations", type=positive_int, default=10, metavar="N",
-                     help="evaluations over the run (default: %(default)s)")
-    run.add_argument("--checkpoint-seconds", type=nonnegative_float, default=60.0, metavar="S",
-                     help="longest time between checkpoints (default: %(default)s)")
+    option(run, "log_every", "steps between rows of metrics.jsonl", type=positive_int)
+    option(run, "evaluations", "evaluations over the run", type=positive_int)
+    option(run, "checkpoint_seconds", "longest time between checkpoints", type=nonnegative_float)
 
     data = parser.add_argument_group("data")
     option(data, "data", "digits (bundled with scikit-learn), cifar10, or imagefolder (split/class/*.jpg)",
@@ -99,8 +96,7 @@ def make_parser():
 def main(argv=None):
     arguments = vars(make_parser().parse_args(argv))
     run, resume = arguments.pop("out"), arguments.pop("resume")
-    how = {name: arguments.pop(name) for name in
-           ("download", "profile", "log_every", "evaluations", "checkpoint_seconds")}
+    how = {name: arguments.pop(name) for name in ("download", "profile")}
     if resume:
         run = _resumed_folder(run, resume)
         settings = _resumed_settings(run, arguments)
@@ -142,14 +138,14 @@ def _resumed_folder(out, resume):
 
 
 def _resumed_settings(run, arguments):
-    """Return the settings a run was started with; what is given again has to agree, except for the device."""
+    """Return the settings a run was started with; what is given again has to agree, or be free to change."""
     stored = load_config(run).get("training", {})
     for name, value in arguments.items():
-        if name != "device" and stored.get(name) != value:
+        if name in FREE:
+            stored[name] = value
+        elif stored.get(name) != value:
             raise CDNError(f"{run} was started with {name} = {stored.get(name)!r} and cannot be resumed with "
                            f"{value!r}: leave the option out, or start a new run")
-    if arguments.get("device"):
-        stored["device"] = arguments["device"]
     return Settings.from_dict(stored)
 
 

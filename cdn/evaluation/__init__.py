@@ -4,5 +4,5 @@ from .metrics import calibration_error, psnr, reliability, ssim
 from .pictures import denoising_picture
 from .plots import curves_picture, reliability_picture
 
-__all__ = ["calibration_error", "curves_picture", "denoising_picture", "evaluate", "predict", "psnr", "reliability",
-           "reliability_picture", "ssim"]
+__all__ = ["calibration_error", "curves_picture", "denoising_picture", "evaluate", "predict", "psnr",
+           "reliability", "reliability_picture", "ssim"]

@@ -39,9 +39,9 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
 
     Returns:
         A dict, with ``S`` for each of the sigmas: ``accuracy``, ``accuracy_sigma_S`` (fractions), ``ece``,
-        ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked
-        for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot
-        give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
+        ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
+        if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
+        a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
         :class:`cdn.model.DirectDenoiser`; so are denoising figures on a split without exact images.
 
     Raises:
@@ -76,12 +76,13 @@ def predict(model, split, *, sigmas=(0,), limit=None, batch_size=256, seed=0, pr
         bar: a tqdm bar to advance by the number of images.
 
     Returns:
-        (probabilities, labels): a dict from each of the sigmas to float32 [N, classes], and int64 [N], on the CPU.
+        (probabilities, labels): a dict from each of the sigmas to float32 [N, classes], and int64 [N], on the
+        CPU.
     """
     indices = torch.arange(len(split))[:limit]
     probabilities = {sigma: [] for sigma in sigmas}
-    with _evaluating(model, precision) as device, torch.no_grad():
-        for x, eps, _, _ in _batches(split, indices, NoiseLevels(), seed, batch_size, device, bar):
+    with evaluating(model, precision) as device, torch.no_grad():
+        for x, eps, _ in _batches(split, indices, NoiseLevels(), seed, batch_size, device, bar):
             for sigma, parts in probabilities.items():
                 y, _ = ops.sample_noise(x, sigma / 255, eps)
                 parts.append(model(y).float().softmax(1).cpu())
@@ -99,8 +100,8 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
     metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
     sums = {key: 0.0 for key in _denoising_keys(sigmas, with_ssim)}
     levels = replace(levels, clean_share=0.0)
-    with _evaluating(model, precision) as device, torch.no_grad():
-        for x, eps, level, _ in _batches(split, indices, levels, seed, batch_size, device, bar):
+    with evaluating(model, precision) as device, torch.no_grad():
+        for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma in sigmas:
                 y, _ = ops.sample_noise(x, sigma / 255, eps)
                 for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma / 255))):
@@ -119,26 +120,25 @@ def _empty_report(sigmas, with_ssim):
 
 def _denoising_keys(sigmas, with_ssim):
     metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
-    return [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")] \
-        + ["denoising_loss"]
+    keys = [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")]
+    return keys + ["denoising_loss"]
 
 
 def _batches(split, indices, levels, seed, batch_size, device, bar):
-    """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape, noise levels [B] and labels [B]."""
+    """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape and noise levels [B]."""
     for position, chunk in enumerate(indices.split(CHUNK)):
-        images, labels = split.load(chunk)
-        x = images.to(device).float().div(255)
+        x = split.load(chunk)[0].to(device).float().div(255)
         key = Noise(seed, EVALUATION + position)
         eps = ops.standard_normal(x.shape, key, device=device)
         level = ops.sample_sigma(len(x), key, levels, device=device)
-        yield from zip(*(part.split(batch_size) for part in (x, eps, level, labels.to(device))))
+        yield from zip(*(part.split(batch_size) for part in (x, eps, level)))
         if bar is not None:
             bar.update(len(chunk))
 
 
 @contextmanager
-def _evaluating(model, precision):
-    """Put every module into evaluation mode and yield the device of the model; restore the modes afterwards."""
+def evaluating(model, precision):
+    """Put every module into evaluation mode, yield the device of the model, and restore the modes."""
     if precision not in PRECISIONS:
         raise CDNError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     modes = [(module, module.training) for module in model.modules()]

@@ -26,8 +26,9 @@ def psnr(a, b):
 def ssim(a, b):
     """Return the structural similarity of each image, averaged over pixels and channels.
 
-    After Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004): Gaussian
-    window of 11x11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the image.
+    After Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004):
+    Gaussian window of 11x11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the
+    image.
 
     Args:
         a, b: images [B, C, H, W] in units where the peak is 1; nothing is clipped.
@@ -38,8 +39,8 @@ def ssim(a, b):
     Raises:
         ValueError: different shapes.
 
-    Limitations: where an image is smaller than 11 pixels, so is the window: min(11, H) x min(11, W). Such values
-    compare models on the same images, and with nothing else.
+    Limitations: where an image is smaller than 11 pixels, so is the window: min(11, H) x min(11, W). Such
+    values compare models on the same images, and with nothing else.
     """
     _check_pair("ssim", a, b)
     a, b = a.double(), b.double()
@@ -117,4 +118,5 @@ def _averages(size, device):
 
 def _check_pair(name, a, b):
     if a.shape != b.shape:
-        raise ValueError(f"{name}: expected two batches of one shape, got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"{name}: expected two batches of one shape, "
+                         f"got {list(a.shape)} and {list(b.shape)}")

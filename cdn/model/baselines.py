@@ -27,11 +27,11 @@ class ResNet(nn.Module):
                 layers.append(_ResidualBlock(inputs, width << stage, 2 if stage > 0 and i == 0 else 1))
                 inputs = width << stage
         self.trunk = nn.Sequential(*layers)
-        self.classes = nn.Linear(inputs, num_classes)
+        self.logits = nn.Linear(inputs, num_classes)
 
     def forward(self, y):
         check_images(y, self.config["in_channels"], "ResNet")
-        return self.classes(self.trunk(y - self.mean).mean((2, 3)))
+        return self.logits(self.trunk(y - self.mean).mean((2, 3)))
 
 
 class DirectDenoiser(nn.Module):

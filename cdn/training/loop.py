@@ -13,11 +13,10 @@ from cdn_kernels import Noise
 from ..data import load_dataset
 from ..density import calibrate
 from ..errors import CDNError, CheckpointError, DivergedError
-from ..evaluation.evaluate import evaluate
-from ..evaluation.pictures import curves_picture, denoising_picture
+from ..evaluation import curves_picture, denoising_picture, evaluate
 from ..model import GradResNet
 from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
-from .checkpoint import load_state, save_state
+from .checkpoint import STATE, load_state, save_state
 from .log import Averages, MetricsFile, Progress
 from .profile import profile_steps
 from .trainer import Trainer
@@ -27,8 +26,7 @@ QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
 
 
-def train(settings, run, device, *, resume=False, download=False, log_every=20, evaluations=10,
-          checkpoint_seconds=60.0, profile=False, show=None):
+def train(settings, run, device, *, resume=False, download=False, profile=False, show=None):
     """Train a model and leave a complete run folder.
 
     Args:
@@ -37,9 +35,6 @@ def train(settings, run, device, *, resume=False, download=False, log_every=20, 
         device: where to train.
         resume: continue from the last checkpoint of the run.
         download: fetch the data set if it is missing.
-        log_every: steps between rows of ``metrics.jsonl``, and between looks at the non-finite flag.
-        evaluations: number of evaluations spread over the run.
-        checkpoint_seconds: the longest time between checkpoints.
         profile: measure time and bytes of the phases of a step before training, print them, and write
             ``profile.json``.
         show: True or False for a progress bar; None for one on terminals.
@@ -55,16 +50,17 @@ def train(settings, run, device, *, resume=False, download=False, log_every=20, 
     per_epoch = max(len(dataset.train) // settings.batch_size, 1)
     steps = settings.steps or settings.epochs * per_epoch
     trainer = Trainer(settings, dataset, steps, device)
-    state = load_state(run, device) if resume else None
+    # A run that was killed before its first checkpoint resumes from its beginning.
+    state = load_state(run, device) if resume and (run / STATE).exists() else None
     if state:
         _restore(trainer, state, run)
-    else:
+    elif not resume:
         _create(run)
         save_config(run, _config(settings, dataset, trainer.model, steps))
     metrics = MetricsFile(run, state and state["metrics_bytes"])
     elapsed = state["seconds"] if state else 0.0
     start = time.perf_counter() - elapsed
-    evaluate_every = max(steps // evaluations, 1)
+    evaluate_every = max(steps // settings.evaluations, 1)
     progress = Progress(steps, trainer.step, show)
     averages = Averages()
 
@@ -88,7 +84,7 @@ def train(settings, run, device, *, resume=False, download=False, log_every=20, 
                 averages.add(settings.batch_size, trainer.advance())
                 progress.advance()
                 done = trainer.step
-                if done % log_every == 0 or done == steps:
+                if done % settings.log_every == 0 or done == steps:
                     skipped = trainer.health.check()
                     row = averages.take()
                     metrics.write(kind="train", step=done, epoch=done / per_epoch, skipped=skipped,
@@ -97,7 +93,7 @@ def train(settings, run, device, *, resume=False, download=False, log_every=20, 
                     progress.update(row)
                 if done % evaluate_every == 0 and done < steps:
                     measure(QUICK)
-                if time.perf_counter() - last_save > checkpoint_seconds:
+                if time.perf_counter() - last_save > settings.checkpoint_seconds:
                     save()
                     last_save = time.perf_counter()
         if trainer.step < steps:
@@ -110,7 +106,9 @@ def train(settings, run, device, *, resume=False, download=False, log_every=20, 
             calibrate(trainer.average, images.to(device).float().div(255), Noise(settings.seed))
         save()
         result = measure(FINAL)
-        denoising_picture(trainer.average, dataset.test, run / "denoising.png")
+        if settings.objective != "classification":
+            denoising_picture(trainer.average, dataset.test, run / "denoising.png", classes=dataset.classes,
+                              precision=settings.precision)
         curves_picture(run / METRICS, run / "curves.png")
         return result
     except DivergedError:

@@ -10,6 +10,9 @@ BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresne
           "resnet18": (2, 2, 2, 2), "resnet-small": (1, 1, 1), "denoiser18": (2, 2, 2, 2), "denoiser-small": (1, 1, 1)}
 OBJECTIVES = ("joint", "classification", "denoising")
 
+# What may change when a run is resumed, since it changes nothing but what is seen of the run.
+FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
+
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 RECIPES = {
     "digits": dict(model="gradresnet-small", width=32, epochs=40, batch_size=64, crop_padding=1, flip=False),
@@ -59,6 +62,9 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     fused: bool = False
+    log_every: int = 20
+    evaluations: int = 10
+    checkpoint_seconds: float = 60.0
 
     def __post_init__(self):
         if self.data not in RECIPES:

@@ -1,4 +1,4 @@
-"""The specification of noise: known answers of Philox, the laws of what is drawn, and what it does not depend on."""
+"""The specification of noise: known answers of Philox, the laws of what is drawn, and its independence."""
 import math
 
 import pytest
@@ -72,9 +72,11 @@ def test_an_image_gets_the_same_noise_in_any_batch():
 
 
 def test_float32_normals_are_the_float64_ones_rounded_almost():
-    single, double = (standard_normal((8, 1000), Noise(6), t).double() for t in (torch.float32, torch.float64))
+    single = standard_normal((8, 1000), Noise(6), torch.float32).double()
+    double = standard_normal((8, 1000), Noise(6), torch.float64)
     radius = double.view(-1, 2).norm(dim=1, keepdim=True)
-    # A few roundings of the result; and that of u, half an ulp below 1, which counts where the radius is small.
+    # A few roundings of the result; and that of u, half an ulp below 1, which counts where the radius is
+    # small.
     bound = 4 * 2.0**-24 * radius + 2.0**-25 / radius
     assert ((single - double).view(-1, 2).abs() <= bound).all()
 
@@ -85,8 +87,10 @@ def test_keys_out_of_range_are_refused(arguments):
         Noise(*arguments)
 
 
-@pytest.mark.parametrize("arguments", [("normal",), ("uniform", 0.0, 1.0), ("uniform", 2.0, 1.0),
-                                       ("fixed", 0.1, 0.0), ("uniform", 0.1, math.inf), ("uniform", 0.1, 1.0, 1.5)])
+@pytest.mark.parametrize("arguments", [
+    ("normal",), ("uniform", 0.0, 1.0), ("uniform", 2.0, 1.0), ("fixed", 0.1, 0.0),
+    ("uniform", 0.1, math.inf), ("uniform", 0.1, 1.0, 1.5),
+])
 def test_levels_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="NoiseLevels"):
         NoiseLevels(*arguments)

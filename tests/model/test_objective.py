@@ -100,14 +100,33 @@ def test_score_is_the_gradient_of_log_prob(model):
     torch.testing.assert_close((cdn.score(model, y) * v).sum((1, 2, 3)), difference, rtol=1e-6, atol=1e-6)
 
 
-def test_estimate_sigma_inverts_the_calibration(model):
-    """On noise of levels between those of the calibration, the estimate is right on average."""
-    x = images(32)
-    cdn.calibrate(model, x, cdn.Noise(1))
-    for sigma in (0.02, 0.3):
-        y, _ = ops.sample_noise(x, sigma, cdn.Noise(2))
-        estimate = cdn.estimate_sigma(model, y)
-        assert estimate.shape == (32,) and bool((estimate > 0).all() & torch.isfinite(estimate).all())
+@pytest.mark.parametrize("curve", ["rising", "turning back"])
+def test_estimate_sigma_inverts_the_calibration(curve):
+    """For a Gaussian prior the score is linear and its norm gives the noise level away."""
+    prior = 0.2
+
+    class Gaussian(torch.nn.Module):
+        def __init__(self, sigma):
+            super().__init__()
+            self.sigma = sigma
+            self.calibration_sigma = torch.logspace(-2, 0, 41)
+            self.calibration_mean_square = 1 / (prior**2 + self.calibration_sigma**2)
+            if curve == "turning back":
+                self.calibration_mean_square[:10] = self.calibration_mean_square[20]
+
+        def forward(self, y):
+            return -y.flatten(1).square().sum(1, keepdim=True) / (2 * (prior**2 + self.sigma**2))
+
+    for sigma in (0.15, 0.4, 0.9, 3.0):
+        y = (prior**2 + sigma**2) ** 0.5 * torch.randn(8, 3, 64, 64)
+        torch.testing.assert_close(cdn.estimate_sigma(Gaussian(sigma), y), torch.full((8,), sigma), rtol=0.08, atol=0)
+
+
+def test_calibrate_measures_the_score(model):
+    x = images(12)
+    cdn.calibrate(model, x, cdn.Noise(1), batch_size=12)
+    y, _ = ops.sample_noise(x, model.calibration_sigma[7], cdn.Noise(1))
+    torch.testing.assert_close(model.calibration_mean_square[7], cdn.score(model, y).square().mean())
 
 
 def test_uncalibrated_estimate_is_the_bare_one(model):

@@ -1,0 +1,137 @@
+"""Denoise an image file with a trained model.
+
+``cdn.denoise`` is also the name of the library's function :func:`cdn.density.denoise`; this module is
+callable, so that the name keeps its meaning whether or not the module has been imported.
+"""
+import argparse
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+from . import density
+from .cli import pick_device, run_command
+from .errors import CDNError
+from .evaluation.files import check_writable, read_image, write_image
+from .evaluation.memory import require_memory
+from .evaluation.tiles import SMALLEST, in_tiles, split_tiles
+from .model import DirectDenoiser, ResNet
+from .store import load
+
+DESCRIPTION = """\
+Denoise an image of any size with a trained model. The noise is assumed to be white and Gaussian; its level is
+given with --sigma, or else estimated from the image, which works less well the more of its pixels were
+clipped to black or white. The result is clipped and rounded to 8 bits."""
+EXAMPLES = """\
+examples:
+  python -m cdn.denoise runs/cifar10 noisy.png clean.png --sigma 25/255
+  python -m cdn.denoise runs/cifar10 photo.jpg clean.png --blind --tile 256
+
+The network normalizes by statistics of the whole image. With --tile they are those of each tile, so the
+result is not that of the whole image, only close to it."""
+
+
+def main(argv=None):
+    """Run the command."""
+    args = _parser().parse_args(argv)
+    check_writable(args.output, args.input)
+    device = pick_device(args.device)
+    model = load(args.run, device)
+    if isinstance(model, ResNet):
+        raise CDNError(f"{args.run}: expected a model that denoises, got a ResNet, which only classifies")
+    label = None if args.label is None else _class_index(args.label, model)
+    y, note = read_image(args.input, model.config["in_channels"])
+    _say(note)
+    y = y.to(device)
+    height, width = (min(side, args.tile or side) for side in y.shape[2:])
+    smaller = min(256, args.tile // 2) if args.tile else 256
+    _say(require_memory(model, height, width, device, f"use --tile {max(smaller, SMALLEST)}"))
+    size = args.tile or max(y.shape[2:])
+    with torch.no_grad():
+        sigma = _noise_level(model, y, args.sigma, size)
+        clean = in_tiles(lambda tile: density.denoise(model, tile, sigma, label), y, size)
+    write_image(args.output, clean)
+    print(f"wrote {args.output}")
+
+
+def parse_sigma(text):
+    """Parse a noise level in the units of images in [0, 1]: "0.1" or "25/255"."""
+    try:
+        numerator, _, denominator = text.partition("/")
+        sigma = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number such as 0.1 or 25/255, got {text!r}") from None
+    if not 0 < sigma <= 1:
+        raise argparse.ArgumentTypeError("expected a noise level above 0 and up to 1, as images are in "
+                                         f"[0, 1], got {text!r}; 25 grey levels are written 25/255")
+    return sigma
+
+
+def _noise_level(model, y, sigma, size):
+    if isinstance(model, DirectDenoiser):
+        _say("this model needs no noise level: --sigma is ignored" if sigma else None)
+        return sigma or 0.0
+    if sigma is None:
+        tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(*y.shape[2:], size)]
+        sigma = float(torch.stack([density.estimate_sigma(model, tile) for tile in tiles]).median())
+        print(f"estimated noise level: {sigma:.4f} ({sigma * 255:.1f}/255)")
+    return sigma
+
+
+def _class_index(text, model):
+    if isinstance(model, DirectDenoiser):
+        raise CDNError(f"--label {text}: this model knows no classes")
+    if text in model.classes:
+        return model.classes.index(text)
+    count = model.config["num_classes"]
+    if text.isdecimal() and int(text) < count:
+        return int(text)
+    names = f"one of {', '.join(model.classes)}" if 0 < len(model.classes) <= 20 else "the name of a class"
+    raise CDNError(f"--label: expected {names} or a number in 0..{count - 1}, got {text!r}")
+
+
+def _say(sentence):
+    if sentence:
+        print(sentence)
+
+
+def _tile(text):
+    if not text.isdecimal() or int(text) < SMALLEST:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {SMALLEST}, got {text!r}")
+    return int(text)
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m cdn.denoise", description=DESCRIPTION, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path,
+                        help="folder of a training run, or its model.safetensors")
+    parser.add_argument("input", metavar="INPUT", type=Path, help="noisy image, 8 bits per channel, opaque")
+    parser.add_argument("output", metavar="OUTPUT", type=Path,
+                        help="denoised image: .png, .bmp, .tif, .webp (lossless) or .jpg; an existing file "
+                             "is replaced, unless it is the input")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--sigma", metavar="S", type=parse_sigma,
+                       help="standard deviation of the noise, for images in [0, 1]: 0.1 or 25/255")
+    level.add_argument("--blind", action="store_true",
+                       help="estimate the noise level and print it (default without --sigma)")
+    parser.add_argument("--label", metavar="C",
+                        help="denoise given this class, a name or a number (default: none)")
+    parser.add_argument("--tile", metavar="N", type=_tile,
+                        help=f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory "
+                             "(default: the image as a whole)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    return parser
+
+
+class _CallableModule(types.ModuleType):
+    __call__ = staticmethod(density.denoise)
+
+
+# Importing a submodule binds its name in the package: ``import cdn.denoise`` replaces the function
+# ``cdn.denoise`` by this module. Being callable, the module stands in for the function.
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,111 @@
+"""Evaluate a trained run on the test split of its data."""
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from cdn_kernels.noise import NoiseLevels
+
+from .cli import add_runtime_arguments, pick_device, positive_int, run_command
+from .data import load_dataset
+from .errors import CDNError, CheckpointError
+from .evaluation import evaluate, predict, reliability_picture
+from .model import DirectDenoiser
+from .store import load_run, write_atomically
+
+SIGMAS = (15, 25, 50)
+DESCRIPTION = """\
+Measure a trained run on the test split of its data: accuracy and denoising at noise levels of 15, 25 and 50
+grey levels of 255, calibration, and the denoising loss over the noise levels of its training. Prints a table
+and writes RUN/evaluation.json and, for a model that classifies, RUN/reliability.png."""
+EXAMPLES = """\
+examples:
+  python -m cdn.evaluate runs/digits
+  python -m cdn.evaluate runs/cifar10 --data-dir data --limit 1000 --precision bf16"""
+
+
+def main(argv=None):
+    """Run the command."""
+    args = _parser().parse_args(argv)
+    out = args.out or args.run / "evaluation.json"
+    model, config = load_run(args.run, pick_device(args.device))
+    if not out.absolute().parent.is_dir():
+        raise CDNError(f"{out}: its folder does not exist")
+    split, levels = _test_split(config, args)
+    options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
+    report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=levels, with_ssim=True,
+                      progress=sys.stderr.isatty(), **options)
+    print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {config['data']['name']}")
+    print(table(report))
+    # JSON knows no infinity and no nan.
+    finite = {key: value for key, value in report.items() if value is not None and math.isfinite(value)}
+    write_atomically(out, (json.dumps(dict.fromkeys(report) | finite, indent=2) + "\n").encode())
+    print(f"wrote {out}")
+    if not isinstance(model, DirectDenoiser):
+        probabilities, labels = predict(model, split, **options)
+        picture = out.with_name("reliability.png")
+        reliability_picture(probabilities[0], labels, picture)
+        print(f"wrote {picture}")
+
+
+def table(report, sigmas=SIGMAS):
+    """Return a report of :func:`cdn.evaluation.evaluate` as text: one column per noise level."""
+    columns = ("clean", *(f"{sigma:g}/255" for sigma in sigmas))
+    lines = [f"{'noise level':<20}" + "".join(f"{column:>10}" for column in columns)]
+
+    def row(name, values, form, scale=1):
+        cells = ["-" if value is None else form.format(value * scale) for value in values]
+        lines.append(f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells))
+
+    row("accuracy (%)", [report["accuracy"], *(report[f"accuracy_sigma_{s:g}"] for s in sigmas)], "{:.2f}",
+        scale=100)
+    for metric, name, form in (("psnr", "PSNR (dB)", "{:.2f}"), ("ssim", "SSIM", "{:.4f}")):
+        for key, what in (("noisy_", "noisy"), ("", "denoised")):
+            row(f"{name} {what}", [None, *(report[f"{metric}_{key}{s:g}"] for s in sigmas)], form)
+    for key, name, remark in (("ece", "calibration error", ""),
+                              ("denoising_loss", "denoising loss", "identity = 1")):
+        if report[key] is not None:
+            lines.append(f"{name:<20}{report[key]:>10.4f}   {remark}".rstrip())
+    return "\n".join(lines)
+
+
+def _test_split(config, args):
+    try:
+        data, training, classes = config["data"], config["training"], tuple(config["classes"])
+        law = training.get("sigma_law", "log-uniform")
+        levels = NoiseLevels(law, training["sigma_low"], training["sigma_high"])
+        name, folder, size = data["name"], args.data_dir or data["data_dir"], data["image_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{args.run}: config.json lacks or misstates what an evaluation needs: "
+                              f"{error}") from None
+    dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
+    if dataset.classes != classes:
+        raise CDNError(f"{args.run}: was trained on {len(classes)} classes, {_few(classes)}, "
+                       f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}")
+    return dataset.test, levels
+
+
+def _few(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m cdn.evaluate", description=DESCRIPTION, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    parser.add_argument("--data-dir", metavar="DIR",
+                        help="folder of the data (default: that of the training)")
+    parser.add_argument("--limit", metavar="N", type=positive_int,
+                        help="use only the first N test images (default: all)")
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=256,
+                        help="images per forward; the results do not depend on it (default: %(default)s)")
+    add_runtime_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", type=Path,
+                        help="where to write the figures as JSON; reliability.png goes beside it "
+                             "(default: RUN/evaluation.json)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,95 @@
+"""Read image files into what a model takes, and write images back."""
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import CDNError, DataError
+from ..store import write_atomically
+
+# A named list, so that no file can pick a more adventurous decoder (EPS runs Ghostscript).
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+WRITABLE = {".png": ("PNG", {}), ".bmp": ("BMP", {}), ".tif": ("TIFF", {}), ".tiff": ("TIFF", {}),
+            ".webp": ("WEBP", {"lossless": True}), ".jpg": ("JPEG", {"quality": 95}),
+            ".jpeg": ("JPEG", {"quality": 95})}
+MODES = {1: "L", 3: "RGB"}
+
+
+def read_image(path, channels, size=None):
+    """Decode an image file, upright, as grey or colour.
+
+    Args:
+        path: a PNG, JPEG, WebP, BMP, TIFF or PPM file; of several frames the first is read.
+        channels: 1 converts colour to grey (ITU-R 601 luma), 3 repeats grey.
+        size: None, or the side of a square: the central square of the image is cut out and resized (bicubic).
+
+    Returns:
+        (image, note): float32 [1, channels, H, W] in [0, 1], and a sentence that says what was converted, or
+        None.
+
+    Raises:
+        DataError: the file cannot be decoded, has more than 8 bits per channel or transparent pixels.
+        CDNError: channels is neither 1 nor 3.
+    """
+    if channels not in MODES:
+        raise CDNError(f"image files have 1 or 3 channels, but the model takes {channels}")
+    try:
+        with Image.open(path, formats=READABLE) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
+        cause = " ".join(str(error).split())
+        raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
+    if image.mode.startswith(("I", "F")):
+        raise DataError(f"{path}: expected 8 bits per channel, got more (Pillow mode {image.mode})")
+    if "A" in image.getbands() or "transparency" in image.info:
+        if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            raise DataError(f"{path}: expected an opaque image, got transparent pixels; flatten it first")
+    grey = image.mode in ("1", "L", "LA", "La")
+    note = None
+    if grey and channels == 3:
+        note = f"{path} is grey: repeated in 3 channels, as the model takes colour"
+    elif not grey and channels == 1:
+        note = f"{path} is in colour: converted to grey, as the model takes 1 channel"
+    image = image.convert("RGB").convert(MODES[channels])
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, channels)
+    return pixels.permute(2, 0, 1)[None].float().div(255), note
+
+
+def check_writable(path, source):
+    """Raise CDNError, before any work is done, if an image cannot be written to a path.
+
+    Args:
+        path: where the image is to go.
+        source: the file it is made from, which is never overwritten.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise CDNError(f"{path}: expected an output ending in {', '.join(WRITABLE)}, "
+                       f"got {path.suffix or 'no suffix'!r}")
+    if path.is_dir():
+        raise CDNError(f"{path}: expected a file to write, got a folder")
+    if not path.absolute().parent.is_dir():
+        raise CDNError(f"{path}: its folder does not exist")
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise CDNError(f"{path}: output and input are the same file, expected another name for the output")
+
+
+def write_image(path, image):
+    """Clip an image to [0, 1], round it to 8 bits and write it atomically.
+
+    Args:
+        path: its suffix picks the format; JPEG loses a little, all others keep every value.
+        image: [1, C, H, W], C = 1 or 3.
+    """
+    pixels = image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    kind, options = WRITABLE[Path(path).suffix.lower()]
+    data = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(data, kind, **options)
+    write_atomically(path, data.getvalue())

@@ -1,0 +1,36 @@
+"""The looks that all pictures share, and how they reach the disk."""
+from io import BytesIO
+from pathlib import Path
+
+from ..errors import CDNError
+from ..store import write_atomically
+
+BLUE, ORANGE, GREY = "#3465a4", "#d9772b", "#9aa0a6"
+# From clean to ever stronger noise.
+SEQUENCE = ("#1b1b1b", "#3465a4", "#2f9e8f", "#d9772b", "#b03a5b")
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def tidy(axes, **labels):
+    """Set titles and labels, and drop the frame but for the two axes."""
+    axes.set(**labels)
+    axes.title.set_fontsize(10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def save(figure, path, dpi=150):
+    """Write a matplotlib figure atomically, in the format that the suffix names.
+
+    Raises:
+        CDNError: another suffix than .png, .pdf or .svg, or the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise CDNError(f"{path}: expected a picture ending in {', '.join(SUFFIXES)}, "
+                       f"got {suffix or 'no suffix'!r}")
+    data = BytesIO()
+    figure.savefig(data, format=suffix[1:], dpi=dpi)
+    write_atomically(path, data.getvalue())

@@ -1,0 +1,98 @@
+"""Call the compiled CPU library through its C interface, csrc/api.h.
+
+The functions trust their caller (the registered operations) with shapes, dtypes and layouts; the library
+itself only refuses numbers that it has no code for.
+"""
+import ctypes
+from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+import torch
+
+from ..noise import LAWS
+
+INTERFACE = 1  # CDN_INTERFACE of the csrc/api.h that this file was written for
+CAPABILITIES = ("scalar", "avx2", "avx512")
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+_SIGNATURES = {
+    "cdn_interface": (),
+    "cdn_capability": (),
+    "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64,
+                      c_int, c_int),
+    "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
+    "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
+}
+
+
+def load(path):
+    """Load the library.
+
+    Returns:
+        (library, None), or (None, the reason why there is none).
+    """
+    if not path.exists():
+        return None, "the CPU library was not built; reinstall with CDN_CPU=1 to see the compiler's error"
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, arguments in _SIGNATURES.items():
+            getattr(library, name).argtypes = arguments
+        version = library.cdn_interface()
+    except (OSError, AttributeError) as error:
+        return None, f"the CPU library could not be loaded: {error}"
+    if version != INTERFACE:
+        return None, f"the CPU library has interface {version}, expected {INTERFACE}; reinstall to rebuild it"
+    return library, None
+
+
+# Once, at import, in well under a millisecond: a constant that torch.compile can see through.
+LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
+CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
+
+
+def can_use_cpu(device, dtype):
+    """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
+    if MISSING:
+        return MISSING
+    if device.type != "cpu":
+        return f"the tensor must be on a CPU, got device {device}"
+    if dtype not in TYPES:
+        return f"the dtype must be float32, float64, bfloat16 or float16, got {dtype}"
+    return None
+
+
+def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability=None):
+    """Write ``x + sigma eps`` into y.
+
+    Args:
+        x: None for zero, or the dtype and memory layout of y.
+        sigma: None for one, or [B] contiguous, in the computing dtype.
+        y: [B, ...], contiguous, or channels last if channels (their number) is given.
+        seed, offset: the key, as any integers modulo 2**64.
+        threads: at most; as many as torch uses if None.
+        capability: one of CAPABILITIES; the chosen one if None.
+    """
+    batch = y.shape[0]
+    _check(LIBRARY.cdn_add_noise(
+        None if x is None else x.data_ptr(), None if sigma is None else sigma.data_ptr(), y.data_ptr(),
+        TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels, seed, offset,
+        threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
+
+
+def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
+    """Write noise levels drawn from a law into sigma [B], float32 or float64."""
+    _check(LIBRARY.cdn_sample_sigma(sigma.data_ptr(), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law),
+                                    low, high, clean_share, seed, offset))
+
+
+def random_words(batch, blocks, seed, offset, stream, capability=None):
+    """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
+    words = torch.empty(batch, blocks, 4, dtype=torch.int32)
+    _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, offset,
+                                    CAPABILITIES.index(capability or CAPABILITY)))
+    return words.long() & 0xFFFFFFFF
+
+
+def _check(status):
+    if status:
+        raise RuntimeError("the CPU library refused its arguments: an unknown dtype or capability")

@@ -1,0 +1,1 @@
+"""The operations: public functions, checks, and their registration with torch, one file per operation."""

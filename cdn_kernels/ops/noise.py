@@ -1,0 +1,219 @@
+"""Noise from counters: images plus noise, standard normals, and noise levels.
+
+The semantics are those of :mod:`cdn_kernels.reference`, to a few units in the last place of the normals; the
+integers behind them and the noise levels are equal. Three operations are registered with torch under
+``cdn_kernels``: ``add_noise(x, sigma, seed, offset)``, ``standard_normal`` and ``sample_sigma``.
+
+Channels-last images keep their layout; any other layout that is not contiguous is made so, like the result.
+Limitation: under torch.func transforms and forward-mode differentiation only eps comes from the library.
+"""
+import math
+
+import torch
+
+from .. import reference
+from ..backends import cpu
+from ..backends.dispatch import resolve
+from ..noise import Noise, NoiseLevels
+from ..reference import compute_dtype, per_image
+
+LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
+
+# ------------------------------------------------------------------------------------------------------------
+# Public functions
+# ------------------------------------------------------------------------------------------------------------
+
+
+def sample_noise(x, sigma, noise, *, impl="auto"):
+    """Add noise of one level per image: ``y = x + sigma eps``.
+
+    Args:
+        x: images [B, ...], float32, float64, bfloat16 or float16.
+        sigma: a float, a 0-d or [B] tensor, or :class:`NoiseLevels` to draw it from.
+        noise: a :class:`Noise` key, or eps itself (the shape and device of x).
+        impl: "auto", "reference" or "cpu".
+
+    Returns:
+        (y, sigma [B]): y in the dtype of x, rounded once; sigma in float32 (float64 for float64 images). Both
+        can be differentiated to any order with respect to x, sigma and eps; a drawn sigma is a constant.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    _check_images(x)
+    _check_noise(noise, x, sigma)
+    backend = resolve("sample_noise", impl, x.device, x.dtype)
+    if backend == "reference" or not isinstance(noise, Noise):
+        return reference.sample_noise(x, sigma, noise)
+    real = compute_dtype(x.dtype)
+    if isinstance(sigma, NoiseLevels):
+        sigma = sample_sigma(x.shape[0], noise, sigma, dtype=real, device=x.device, impl=impl)
+    if _transformed():
+        eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
+        return reference.sample_noise(x, sigma, eps)
+    sigma = per_image(sigma, x, "sigma")
+    return torch.ops.cdn_kernels.add_noise(x, sigma, *_integers(noise)), sigma
+
+
+def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format,
+                    impl="auto"):
+    """Draw standard normals: the eps that :func:`sample_noise` adds for the same key.
+
+    Args:
+        shape: [B, ...].
+        noise: a :class:`Noise` key.
+        dtype: float64 draws in float64; float32, bfloat16 and float16 draw in float32 and round.
+        memory_format: contiguous, or channels last (4-d shapes); the values do not depend on it.
+        impl: "auto", "reference" or "cpu".
+    """
+    shape, device = torch.Size(shape), torch.device(device)
+    _check_dtype("dtype", dtype)
+    _check_key(noise)
+    if not shape:
+        raise ValueError("shape must be [B, ...], got []")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
+    if memory_format == torch.channels_last and len(shape) != 4:
+        raise ValueError(f"memory_format channels_last needs a 4-d shape, got {list(shape)}")
+    if resolve("standard_normal", impl, device, dtype) == "reference":
+        return reference.standard_normal(shape, noise, dtype, device).contiguous(memory_format=memory_format)
+    return torch.ops.cdn_kernels.standard_normal(shape, *_integers(noise), dtype, device, memory_format)
+
+
+def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", impl="auto"):
+    """Draw one noise level per image, [batch], from :class:`NoiseLevels`; dtype is float32 or float64."""
+    device = torch.device(device)
+    _check_key(noise)
+    if not isinstance(levels, NoiseLevels):
+        raise TypeError(f"levels must be NoiseLevels, got {type(levels).__name__}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+    if resolve("sample_sigma", impl, device, dtype) == "reference":
+        return reference.sample_sigma(batch, noise, levels, dtype, device)
+    return torch.ops.cdn_kernels.sample_sigma(
+        batch, levels.law, levels.low, levels.high, levels.clean_share, *_integers(noise), dtype, device)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Checks
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _check_images(x):
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a tensor of images [B, ...], got {type(x).__name__}")
+    _check_dtype("x", x.dtype)
+    if x.dim() == 0:
+        raise ValueError("x must have shape [B, ...], got a 0-d tensor")
+
+
+def _check_dtype(name, dtype):
+    if dtype not in cpu.TYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
+
+
+def _check_key(noise):
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise must be a Noise(seed, offset) key, got {type(noise).__name__}")
+
+
+def _check_noise(noise, x, sigma):
+    if isinstance(noise, Noise):
+        return
+    if not isinstance(noise, torch.Tensor):
+        raise TypeError(f"noise must be a Noise(seed, offset) key or a tensor, got {type(noise).__name__}")
+    if isinstance(sigma, NoiseLevels):
+        raise TypeError("noise must be a Noise(seed, offset) key if sigma is NoiseLevels, got a tensor")
+    if noise.shape != x.shape:
+        raise ValueError(f"noise must have the shape of x, {list(x.shape)}, got {list(noise.shape)}")
+    if noise.device != x.device:
+        raise ValueError(f"noise must be on the device of x, {x.device}, got {noise.device}")
+
+
+def _integers(noise):
+    """Return (seed, offset), the seed as the signed integer of the same 64 bits, as torch takes it."""
+    return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.offset
+
+
+def _transformed():
+    """Tell whether a torch.func transform or forward-mode differentiation is active.
+
+    The registered operation has backward formulas only: transforms stop at it, and tangents would be lost.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Registration
+# ------------------------------------------------------------------------------------------------------------
+
+LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
+LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, SymInt offset, ScalarType dtype, Device device, "
+               "MemoryFormat memory_format) -> Tensor")
+LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
+               "SymInt offset, ScalarType dtype, Device device) -> Tensor")
+
+
+def _empty_result(x):
+    """Return an empty tensor like x, contiguous unless x is channels last."""
+    if x.is_contiguous() or _is_channels_last(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _is_channels_last(x):
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _add_noise(x, sigma, seed, offset):
+    y = _empty_result(x)
+    channels = x.shape[1] if _is_channels_last(x) else 0
+    cpu.add_noise(x if channels else x.contiguous(), sigma.contiguous(), y, seed, offset, channels)
+    return y
+
+
+def _standard_normal(shape, seed, offset, dtype, device, memory_format):
+    eps = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+    cpu.add_noise(None, None, eps, seed, offset, eps.shape[1] if _is_channels_last(eps) else 0)
+    return eps
+
+
+def _sample_sigma(batch, law, low, high, clean_share, seed, offset, dtype, device):
+    sigma = torch.empty(batch, dtype=dtype, device=device)
+    cpu.sample_sigma(sigma, law, low, high, clean_share, seed, offset)
+    return sigma
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, _, ctx.seed, ctx.offset = inputs
+    ctx.shape = x.shape
+
+
+def _add_noise_backward(ctx, g):
+    """Return the gradients g and sum(g eps) per image, in operations that can be differentiated again."""
+    g_sigma = None
+    if ctx.needs_input_grad[1]:
+        real = compute_dtype(g.dtype)
+        eps = torch.ops.cdn_kernels.standard_normal(ctx.shape, ctx.seed, ctx.offset, real, g.device,
+                                                    torch.contiguous_format)
+        g_sigma = (g.to(real) * eps).reshape(ctx.shape[0], math.prod(ctx.shape[1:])).sum(1)
+    return g, g_sigma, None, None
+
+
+LIBRARY.impl("add_noise", _add_noise, "CPU")
+LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
+LIBRARY.impl("sample_sigma", _sample_sigma, "CompositeExplicitAutograd")
+
+torch.library.register_fake(
+    "cdn_kernels::add_noise", lambda x, sigma, seed, offset: _empty_result(x), lib=LIBRARY)
+torch.library.register_fake(
+    "cdn_kernels::standard_normal",
+    lambda shape, seed, offset, dtype, device, memory_format: torch.empty(
+        shape, dtype=dtype, device=device, memory_format=memory_format), lib=LIBRARY)
+torch.library.register_fake(
+    "cdn_kernels::sample_sigma",
+    lambda batch, law, low, high, clean_share, seed, offset, dtype, device: torch.empty(
+        batch, dtype=dtype, device=device), lib=LIBRARY)
+torch.library.register_autograd(
+    "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY)

@@ -1,0 +1,197 @@
+"""A run that is killed, interrupted or damaged: what is lost, and what is said."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from cdn.errors import CDNError, CheckpointError
+from cdn.store import load, write_atomically
+from cdn.training.checkpoint import PREVIOUS, STATE, load_state, save_state
+
+TINY = ["--width", "8", "--steps", "30", "--batch-size", "16", "--evaluations", "2", "--log-every", "5",
+        "--checkpoint-seconds", "0"]
+
+
+def start(*arguments):
+    """Start ``python -m cdn.train`` in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "cdn.train", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def rows(run, kind=None):
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if kind in (None, row["kind"])]
+
+
+def wait_for_step(run, step, process):
+    """Wait until a checkpoint is on disk and the log has reached a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / STATE).exists() and (run / "metrics.jsonl").exists():
+            steps = [r["step"] for r in rows_so_far(run)]
+            if steps and max(steps) >= step:
+                return
+        time.sleep(0.02)
+    pytest.fail(f"no step {step}: {process.communicate()}")
+
+
+def rows_so_far(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    code, out, err = finish(start("--out", run, *TINY))
+    assert code == 0, err
+    return run
+
+
+def same_weights(a, b):
+    a, b = load_state(a), load_state(b)
+    assert a["step"] == b["step"]
+    for part in ("model", "average"):
+        for name, value in a[part].items():
+            assert torch.equal(value, b[part][name]), f"{part} {name}"
+
+
+def test_a_run_leaves_what_it_promises(unbroken):
+    for name in ("config.json", "metrics.jsonl", "model.safetensors", "state.pt", "denoising.png", "curves.png"):
+        assert (unbroken / name).stat().st_size > 0, name
+    last = rows(unbroken, "evaluation")[-1]
+    wanted = {"step", "accuracy", "ece", *(f"{key}_{s}" for key in ("accuracy_sigma", "psnr_noisy", "psnr")
+                                           for s in (15, 25, 50))}
+    assert wanted <= set(last) and last["step"] == 30
+    assert [r["step"] for r in rows(unbroken, "train")] == [5, 10, 15, 20, 25, 30]
+    assert load(unbroken).classes == tuple("0123456789")
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(unbroken, tmp_path):
+    run = tmp_path / "run"
+    process = start("--out", run, *TINY)
+    wait_for_step(run, 10, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert load_state(run)["step"] < 30
+    code, out, err = finish(start("--resume", run))
+    assert code == 0, err
+    same_weights(run, unbroken)
+    timed = ("seconds", "images_per_second")
+    drop = lambda row: {k: v for k, v in row.items() if k not in timed}
+    # An average may cover fewer steps after a resume; what is logged of single steps agrees.
+    assert [r["step"] for r in rows(run)] == [r["step"] for r in rows(unbroken)]
+    assert list(map(drop, rows(run, "evaluation"))) == list(map(drop, rows(unbroken, "evaluation")))
+
+
+def test_ctrl_c_saves_and_exits(unbroken, tmp_path):
+    run = tmp_path / "run"
+    process = start("--out", run, *TINY)
+    wait_for_step(run, 5, process)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130 and "Traceback" not in err
+    assert f"--resume {run}" in out + err
+    code, out, err = finish(start("--out", run, "--resume"))
+    assert code == 0, err
+    same_weights(run, unbroken)
+
+
+def test_the_killed_state_is_whole_and_so_is_the_one_before(unbroken):
+    for name in (STATE, PREVIOUS):
+        assert torch.load(unbroken / name, weights_only=True)["format"] == "cdn-state-1"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def replace_by_text(path):
+    path.write_text("not a checkpoint")
+
+
+def replace_by_foreign(path):
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+class Evil:
+    """Unpickled, this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def replace_by_code(path):
+    torch.save({"format": "cdn-state-1", "evil": Evil(path.with_name("executed"))}, path)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (truncate, "torn"), (flip_a_byte, "torn"), (replace_by_text, "torn"), (replace_by_foreign, "not a checkpoint"),
+    (replace_by_code, "more than tensors")])
+def test_damaged_states_are_refused(tmp_path, damage, message):
+    for step in (1, 2):
+        save_state(tmp_path, dict(step=step, model={"w": torch.arange(1000.0)}))
+    damage(tmp_path / STATE)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_state(tmp_path)
+    assert f"mv {tmp_path / PREVIOUS}" in str(error.value), "the message should name the state before"
+    assert not (tmp_path / "executed").exists()
+    os.replace(tmp_path / PREVIOUS, tmp_path / STATE)
+    assert load_state(tmp_path)["step"] == 1
+
+
+def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CDNError, match="No space left on device"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [truncate, replace_by_text])
+def test_damaged_weights_are_refused(unbroken, tmp_path, damage):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((unbroken / "model.safetensors").read_bytes())
+    damage(path)
+    with pytest.raises(CheckpointError, match="torn or not a safetensors file"):
+        load(tmp_path)
+
+
+def test_an_existing_run_is_not_overwritten(unbroken):
+    code, out, err = finish(start("--out", unbroken, *TINY))
+    assert code == 1 and "already holds a run" in err and "Traceback" not in err
+
+
+def test_resume_refuses_other_settings(unbroken):
+    code, out, err = finish(start("--resume", unbroken, "--width", "16"))
+    assert code == 1 and "width = 8" in err
+
+
+def test_resume_of_nothing(tmp_path):
+    code, out, err = finish(start("--resume", tmp_path / "nothing"))
+    assert code == 1 and "no run folder" in err and err.count("\n") == 1

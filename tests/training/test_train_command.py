@@ -1,0 +1,105 @@
+"""The training command: options, errors, profile, and what it learns."""
+import json
+
+import pytest
+import torch
+
+from cdn import train as command
+from cdn.errors import CDNError, DataError
+from cdn.training.recipe import learning_rate
+from cdn.training.settings import Settings
+
+TINY = ["--width", "8", "--steps", "8", "--batch-size", "16", "--evaluations", "1", "--device", "cpu"]
+
+
+def run(*arguments):
+    return command.main([*TINY, *map(str, arguments)])
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for name in Settings.__dataclass_fields__:
+        option = "lambda" if name == "denoising_weight" else name.replace("_", "-")
+        assert f"--{option}" in text
+
+
+@pytest.mark.parametrize("options", [
+    ["--model", "resnet-small"], ["--model", "denoiser-small"], ["--objective", "denoising"],
+    ["--objective", "classification", "--precision", "bf16"], ["--homogeneous"],
+    ["--head", "linear", "--norm", "plain"], ["--head", "quadratic", "--sigma-law", "uniform"],
+    ["--sigma-law", "fixed", "--sigma-high", "0.2", "--clean-share", "0.5"],
+    ["--precision", "bf16", "--lambda", "0.1", "--label-smoothing", "0.1", "--clip", "0"]], ids=" ".join)
+def test_every_kind_of_run_finishes(tmp_path, options):
+    assert run("--out", tmp_path / "run", *options) is None
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["kind"] == "evaluation"
+    assert (rows[-1]["accuracy"] is None) == ("denoiser-small" in options)
+    assert (rows[-1]["psnr_50"] is None) == ("resnet-small" in options)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--model", "resnet-small", "--objective", "joint"], "only be trained with --objective classification"),
+    (["--sigma-low", "2"], "0 < low <= high"), (["--epochs", "3"], "epochs or steps, not both"),
+    (["--data", "cifar10"], "data"), (["--width", "12"], "multiple of 8"),
+    (["--resume"], "name the run folder"), (["--device", "tpu:7"], "device 'tpu:7'")])
+def test_bad_options_get_one_sentence(tmp_path, options, message):
+    arguments = options if "--resume" in options else ["--out", tmp_path / "run", *options]
+    with pytest.raises(CDNError, match=message) as error:
+        run(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [["--lambda", "-1"], ["--clean-share", "2"], ["--steps", "0"], ["--lr", "x"]])
+def test_values_out_of_range_are_usage_errors(options, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(*options)
+    assert exit.value.code == 2
+    assert "expected" in capsys.readouterr().err or options[0] == "--lr"
+
+
+def test_batch_larger_than_the_data(tmp_path):
+    with pytest.raises(DataError, match="batch_size"):
+        command.main(["--batch-size", "100000", "--steps", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
+
+
+def test_profile_reports_phases_and_changes_nothing(tmp_path, capsys):
+    run("--out", tmp_path / "plain")
+    run("--out", tmp_path / "profiled", "--profile")
+    rows = {r["phase"]: r for r in json.loads((tmp_path / "profiled" / "profile.json").read_text())["phases"]}
+    assert {"data", "noise", "forward", "score", "backward", "optimizer", "step"} <= set(rows)
+    assert rows["backward"]["bytes"] > rows["forward"]["bytes"] > 0
+    weights = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("plain", "profiled")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_fused_draws_the_same_noise(tmp_path, capsys):
+    from cdn_kernels.info import require_cpu
+    try:
+        require_cpu()
+    except RuntimeError as error:
+        pytest.skip(f"the compiled kernels are not here: {error}")
+    run("--out", tmp_path / "plain")
+    run("--out", tmp_path / "fused", "--fused")
+    assert "fused" in capsys.readouterr().out
+    weights = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("plain", "fused")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=1e-3)
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    rates = [learning_rate(step, 1000, 2.0, 100) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.02) and max(rates) == 2.0 and rates[1000] == pytest.approx(0)
+    assert rates[:100] == sorted(rates[:100]) and rates[100:] == sorted(rates[100:], reverse=True)
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_both_tasks(tmp_path):
+    """The run of the README reaches the figures that the README states."""
+    command.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["accuracy"] >= 0.98
+    assert last["denoising_loss"] < 0.45
+    assert last["psnr_50"] - last["psnr_noisy_50"] >= 5
