@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 1
+#define CDN_INTERFACE 2
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -31,6 +31,11 @@ CDN_API int cdn_add_noise(const void* x, const void* sigma, void* y, int type, s
 // sigma[i], float or double, drawn from a law on [low, high], or 0 with probability clean_share.
 CDN_API int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
                              double clean_share, std::uint64_t seed, std::uint64_t offset);
+
+// Both in one call: sigma[batch] is drawn and written, then y = x + sigma eps. x must not be null.
+CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
+                             std::int64_t channels, int law, double low, double high, double clean_share,
+                             std::uint64_t seed, std::uint64_t offset, int threads, int capability);
 
 // words[batch, blocks, 4]: the integers behind the noise, for tests.
 CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,

@@ -11,7 +11,7 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 1  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 2  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -20,6 +20,8 @@ _SIGNATURES = {
     "cdn_capability": (),
     "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64,
                       c_int, c_int),
+    "cdn_sample_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int, c_double, c_double,
+                         c_double, c_uint64, c_uint64, c_int, c_int),
     "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
@@ -77,6 +79,20 @@ def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability
         None if x is None else x.data_ptr(), None if sigma is None else sigma.data_ptr(), y.data_ptr(),
         TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels, seed, offset,
         threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
+
+
+def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
+    """Draw noise levels into sigma [B], in the computing dtype, and write ``x + sigma eps`` into y.
+
+    Args:
+        x, y, seed, offset, channels: as for :func:`add_noise`; x is not None.
+        law, low, high, clean_share: the fields of :class:`cdn_kernels.NoiseLevels`.
+    """
+    batch = y.shape[0]
+    _check(LIBRARY.cdn_sample_noise(
+        x.data_ptr(), sigma.data_ptr(), y.data_ptr(), TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels,
+        LAWS.index(law), low, high, clean_share, seed, offset, torch.get_num_threads(),
+        CAPABILITIES.index(CAPABILITY)))
 
 
 def sample_sigma(sigma, law, low, high, clean_share, seed, offset):

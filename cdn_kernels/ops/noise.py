@@ -1,8 +1,9 @@
 """Noise from counters: images plus noise, standard normals, and noise levels.
 
 The semantics are those of :mod:`cdn_kernels.reference`, to a few units in the last place of the normals; the
-integers behind them and the noise levels are equal. Three operations are registered with torch under
-``cdn_kernels``: ``add_noise(x, sigma, seed, offset)``, ``standard_normal`` and ``sample_sigma``.
+integers behind them and the noise levels are equal. Four operations are registered with torch under
+``cdn_kernels``: ``sample_noise``, which draws sigma in the same call, ``add_noise``, which is given sigma,
+``standard_normal`` and ``sample_sigma``.
 
 Channels-last images keep their layout; any other layout that is not contiguous is made so, like the result.
 Limitation: under torch.func transforms and forward-mode differentiation only eps comes from the library.
@@ -47,11 +48,14 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
     if backend == "reference" or not isinstance(noise, Noise):
         return reference.sample_noise(x, sigma, noise)
     real = compute_dtype(x.dtype)
-    if isinstance(sigma, NoiseLevels):
-        sigma = sample_sigma(x.shape[0], noise, sigma, dtype=real, device=x.device, impl=impl)
     if _transformed():
+        if isinstance(sigma, NoiseLevels):
+            sigma = sample_sigma(x.shape[0], noise, sigma, dtype=real, device=x.device, impl=impl)
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
+    if isinstance(sigma, NoiseLevels):
+        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *_integers(noise))
+        return y, sigma.detach()
     sigma = per_image(sigma, x, "sigma")
     return torch.ops.cdn_kernels.add_noise(x, sigma, *_integers(noise)), sigma
 
@@ -92,7 +96,7 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
     if resolve("sample_sigma", impl, device, dtype) == "reference":
         return reference.sample_sigma(batch, noise, levels, dtype, device)
     return torch.ops.cdn_kernels.sample_sigma(
-        batch, levels.law, levels.low, levels.high, levels.clean_share, *_integers(noise), dtype, device)
+        batch, *_law(levels), *_integers(noise), dtype, device)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -136,6 +140,10 @@ def _integers(noise):
     return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.offset
 
 
+def _law(levels):
+    return levels.law, levels.low, levels.high, levels.clean_share
+
+
 def _transformed():
     """Tell whether a torch.func transform or forward-mode differentiation is active.
 
@@ -149,6 +157,8 @@ def _transformed():
 # ------------------------------------------------------------------------------------------------------------
 
 LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
+LIBRARY.define("sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
+               "SymInt offset) -> (Tensor, Tensor)")
 LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, SymInt offset, ScalarType dtype, Device device, "
                "MemoryFormat memory_format) -> Tensor")
 LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
@@ -166,11 +176,28 @@ def _is_channels_last(x):
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+def _as_kernels_take_it(x):
+    """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
+    return (x, x.shape[1]) if _is_channels_last(x) else (x.contiguous(), 0)
+
+
 def _add_noise(x, sigma, seed, offset):
     y = _empty_result(x)
-    channels = x.shape[1] if _is_channels_last(x) else 0
-    cpu.add_noise(x if channels else x.contiguous(), sigma.contiguous(), y, seed, offset, channels)
+    x, channels = _as_kernels_take_it(x)
+    cpu.add_noise(x, sigma.contiguous(), y, seed, offset, channels)
     return y
+
+
+def _sample_noise(x, law, low, high, clean_share, seed, offset):
+    y, sigma = _empty_results(x)
+    x, channels = _as_kernels_take_it(x)
+    cpu.sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
+    return y, sigma
+
+
+def _empty_results(x):
+    """Return empty y and sigma [B] for images x."""
+    return _empty_result(x), torch.empty(x.shape[:1], dtype=compute_dtype(x.dtype), device=x.device)
 
 
 def _standard_normal(shape, seed, offset, dtype, device, memory_format):
@@ -202,11 +229,15 @@ def _add_noise_backward(ctx, g):
 
 
 LIBRARY.impl("add_noise", _add_noise, "CPU")
+LIBRARY.impl("sample_noise", _sample_noise, "CPU")
 LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
 LIBRARY.impl("sample_sigma", _sample_sigma, "CompositeExplicitAutograd")
 
 torch.library.register_fake(
     "cdn_kernels::add_noise", lambda x, sigma, seed, offset: _empty_result(x), lib=LIBRARY)
+torch.library.register_fake(
+    "cdn_kernels::sample_noise",
+    lambda x, law, low, high, clean_share, seed, offset: _empty_results(x), lib=LIBRARY)
 torch.library.register_fake(
     "cdn_kernels::standard_normal",
     lambda shape, seed, offset, dtype, device, memory_format: torch.empty(
@@ -217,3 +248,6 @@ torch.library.register_fake(
         batch, dtype=dtype, device=device), lib=LIBRARY)
 torch.library.register_autograd(
     "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY)
+# A drawn sigma is a constant, and y moves with x one to one.
+torch.library.register_autograd(
+    "cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, None, None, None, None, None, None), lib=LIBRARY)

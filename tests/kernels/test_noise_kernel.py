@@ -166,6 +166,29 @@ def test_gradients_of_the_kernel_to_second_order():
     assert torch.autograd.gradcheck(noisy, (x, torch.tensor(0.3, dtype=torch.float64, requires_grad=True)))
 
 
+def test_gradients_with_drawn_levels_to_second_order():
+    x = torch.randn(3, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    y, sigma = sample_noise(x, NoiseLevels(), KEY, impl="cpu")
+    assert y.requires_grad and not sigma.requires_grad
+
+    def noisy(x):
+        return sample_noise(x, NoiseLevels(clean_share=0.3), KEY, impl="cpu")[0]
+
+    assert torch.autograd.gradcheck(noisy, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda x: noisy(x).sin(), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
+    x = torch.rand(3, 5, 7, 3).to(dtype).to(memory_format=layout)
+    levels = NoiseLevels(clean_share=0.3)
+    y, sigma = sample_noise(x, levels, KEY, impl="cpu")
+    given = sample_sigma(3, KEY, levels, dtype=sigma.dtype, impl="cpu")
+    assert torch.equal(sigma, given) and torch.equal(y, sample_noise(x, given, KEY, impl="cpu")[0])
+    assert y.stride() == x.stride()
+
+
 @pytest.mark.parametrize("x", [
     torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
     torch.rand(4, 1).expand(4, 3), torch.rand(0, 3), torch.rand(3).bfloat16(),
@@ -174,6 +197,7 @@ def test_add_noise_is_a_proper_operation(x):
     x = x.detach().requires_grad_()
     sigma = torch.rand(x.shape[0], requires_grad=True)
     torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, 3))
+    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, 3))
 
 
 def test_factories_are_proper_operations():
