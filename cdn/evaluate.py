@@ -63,6 +63,8 @@ def table(report, sigmas=SIGMAS):
     for metric, name, form in (("psnr", "PSNR (dB)", "{:.2f}"), ("ssim", "SSIM", "{:.4f}")):
         for key, what in (("noisy_", "noisy"), ("", "denoised")):
             row(f"{name} {what}", [None, *(report[f"{metric}_{key}{s:g}"] for s in sigmas)], form)
+    if report["accuracy_noisy"] is not None:
+        lines.append(f"{'accuracy (%)':<20}{100 * report['accuracy_noisy']:>10.2f}   over the noise levels of training")
     for key, name, remark in (("ece", "calibration error", ""),
                               ("denoising_loss", "denoising loss", "identity = 1")):
         if report[key] is not None:

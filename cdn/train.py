@@ -70,6 +70,9 @@ def make_parser():
     option(model, "norm", "group normalization that keeps the scale of its input, or not", choices=NORMS)
     option(model, "homogeneous", "make the score exactly homogeneous in the centred image", action="store_true")
 
+    option(model, "mean", "value that the model subtracts from images; where there is none, the mean of each channel "
+                          "of the training images)", type=nonnegative_float)
+
     goal = parser.add_argument_group("objective")
     option(goal, "objective", "which of the two terms to train on (default: both, if the model can)",
            choices=OBJECTIVES)

@@ -116,10 +116,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
+    # Hidden files, such as those a file manager leaves behind, are nobody's data.
     # scandir knows files from folders without a system call for each of what may be a million images.
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            visible = (entry for entry in entries if not entry.name.startswith("."))
+            return sorted(visible, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: expected a readable folder, got: {error}") from error
 
@@ -129,7 +131,7 @@ def _class_folders(split_dir: Path) -> list[Path]:
     if not folders:
         raise DataError(f"{split_dir}: expected one folder of images per class, found nothing")
     for folder in folders:
-        if folder.name.startswith(".") or not folder.is_dir():
+        if not folder.is_dir():
             raise DataError(f"{folder.path}: expected nothing but class folders in {split_dir.name}")
     return [Path(folder) for folder in folders]
 
@@ -145,7 +147,7 @@ def _list_images(split_dir: Path, classes: tuple[str, ...]) -> tuple[list[Path],
         if not files:
             raise DataError(f"{folder}: expected at least one image, found an empty folder")
         for file in files:
-            if file.name.startswith(".") or not file.name.lower().endswith(SUFFIXES) or not file.is_file():
+            if not file.name.lower().endswith(SUFFIXES) or not file.is_file():
                 raise DataError(f"{file.path}: expected an image file ({', '.join(SUFFIXES)})")
         paths += [Path(file) for file in files]
         labels += [label_of[folder.name]] * len(files)

@@ -31,14 +31,16 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
         batch_size: images per forward; more than 256 has no effect.
         limit: how many images to classify, from the first on; None for all.
         denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
-        levels: the law of sigma for ``denoising_loss``; every image gets noise, whatever its clean_share.
+        levels: the law of sigma for ``denoising_loss`` and ``accuracy_noisy``; every image gets noise, whatever its
+            clean_share.
         seed: of the noise. The same seed gives the same noise, whatever batch size and device.
         precision: "float32", or "bf16" for a forward under autocast.
         with_ssim: measure SSIM as well.
         progress: show a progress bar on stderr.
 
     Returns:
-        A dict, with ``S`` for each of the sigmas: ``accuracy``, ``accuracy_sigma_S`` (fractions), ``ece``,
+        A dict, with ``S`` for each of the sigmas: ``accuracy``, ``accuracy_noisy``, ``accuracy_sigma_S``
+        (fractions), ``ece``,
         ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
         if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
         a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
@@ -59,19 +61,20 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
               disable=not progress) as bar:
         options = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
         if classifies:
-            report |= _classification(model, split, indices, sigmas, **options)
+            report |= _classification(model, split, indices, sigmas, levels, **options)
         if denoises:
             report |= _denoising(model, split, exact, sigmas, levels, with_ssim, **options)
     return report
 
 
-def predict(model, split, *, sigmas=(0,), limit=None, batch_size=256, seed=0, precision="float32", bar=None):
+def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batch_size=256, seed=0, precision="float32", bar=None):
     """Return the class probabilities of the first images of a split at some noise levels.
 
     Args:
         model: a model with classes; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`.
-        sigmas: noise levels in grey levels of 255; 0 for clean images.
+        sigmas: noise levels in grey levels of 255; 0 for clean images, None for levels drawn from ``levels``.
+        levels: the law of sigma for None.
         limit, batch_size, seed, precision: as for :func:`evaluate`.
         bar: a tqdm bar to advance by the number of images.
 
@@ -82,18 +85,21 @@ def predict(model, split, *, sigmas=(0,), limit=None, batch_size=256, seed=0, pr
     indices = torch.arange(len(split))[:limit]
     probabilities = {sigma: [] for sigma in sigmas}
     with evaluating(model, precision) as device, torch.no_grad():
-        for x, eps, _ in _batches(split, indices, NoiseLevels(), seed, batch_size, device, bar):
+        levels = replace(levels, clean_share=0.0)
+        for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma, parts in probabilities.items():
-                y, _ = ops.sample_noise(x, sigma / 255, eps)
+                y, _ = ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
                 parts.append(model(y).float().softmax(1).cpu())
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
-def _classification(model, split, indices, sigmas, **options):
-    probabilities, labels = predict(model, split, sigmas=(0, *sigmas), limit=len(indices), **options)
+def _classification(model, split, indices, sigmas, levels, **options):
+    probabilities, labels = predict(model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices),
+                                    **options)
     accuracy = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
-    return dict(accuracy=accuracy.pop(0), ece=calibration_error(probabilities[0], labels)) \
-        | {f"accuracy_sigma_{sigma:g}": value for sigma, value in accuracy.items()}
+    report = dict(accuracy=accuracy.pop(0), accuracy_noisy=accuracy.pop(None),
+                  ece=calibration_error(probabilities[0], labels))
+    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in accuracy.items()}
 
 
 def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):
@@ -114,7 +120,7 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["accuracy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    keys = ["accuracy", "accuracy_noisy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 

@@ -15,7 +15,8 @@ FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 RECIPES = {
-    "digits": dict(model="gradresnet-small", width=32, epochs=40, batch_size=64, crop_padding=1, flip=False),
+    "digits": dict(model="gradresnet-small", width=32, epochs=40, batch_size=64, crop_padding=1, flip=False,
+                   mean=0.0),
     "cifar10": dict(model="gradresnet18", width=64, epochs=100, batch_size=128, crop_padding=4, flip=True),
     "imagefolder": dict(model="gradresnet18", width=64, epochs=100, batch_size=64, crop_padding=4, flip=True),
 }
@@ -40,6 +41,7 @@ class Settings:
     head: str = "log-energy"
     norm: str = "scale-preserving"
     homogeneous: bool = False
+    mean: float | None = None
     objective: str | None = None
     denoising_weight: float = 1.0
     label_smoothing: float = 0.0

@@ -111,12 +111,19 @@ def test_a_split_past_the_limit_is_not_cached(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [
-    "train/cat/notes.txt", "train/cat/.hidden.png", "train/readme.md", "val/.DS_Store",
+    "train/cat/notes.txt", "train/readme.md", "val/thumbnails.db",
 ])
 def test_files_that_are_no_images_are_named(folder, path):
     (folder / path).touch()
     with pytest.raises(DataError, match=path):
         load(folder)
+
+
+def test_hidden_files_are_passed_over(folder):
+    expected, _ = everything(load(folder).train)
+    for path in ("train/cat/.hidden.png", "train/.cache", "val/.DS_Store"):
+        (folder / path).touch()
+    assert torch.equal(everything(load(folder).train)[0], expected)
 
 
 @pytest.mark.parametrize("path", ["train/empty", "val/ant", "val/unknown", "train/cat/nested.png"])

@@ -1,0 +1,113 @@
+"""Put finished runs side by side: one table, one picture of their curves.
+
+    python -m cdn.experiments.compare RUN [RUN ...] --out FOLDER
+
+Every run must have been evaluated (``python -m cdn.evaluate RUN``). Writes FOLDER/comparison.md and
+FOLDER/comparison.png; docs/results.md is made from these.
+"""
+import argparse
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..cli import run_command
+from ..errors import CDNError
+from ..evaluation.style import save, tidy
+from ..store import METRICS, load_config, write_atomically
+
+FIGURES = [("accuracy", "{:.1%}", "accuracy, clean"), ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
+           *[(f"accuracy_sigma_{s}", "{:.1%}", f"accuracy, sigma {s}/255") for s in (15, 25, 50)],
+           ("ece", "{:.3f}", "calibration error"), ("denoising_loss", "{:.3f}", "denoising loss (identity: 1)"),
+           *[(f"psnr_{s}", "{:.2f}", f"PSNR dB, sigma {s}/255") for s in (15, 25, 50)],
+           *[(f"ssim_{s}", "{:.3f}", f"SSIM, sigma {s}/255") for s in (15, 25, 50)]]
+
+
+def read_run(path):
+    """Return the name, configuration, rows and evaluation of a run.
+
+    Raises:
+        CDNError: the run is unfinished or was not evaluated.
+    """
+    config = load_config(path)
+    try:
+        rows = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
+        evaluation = json.loads((path / "evaluation.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CDNError(f"{path} is not finished and evaluated: {error}; "
+                       f"run python -m cdn.evaluate {path} first") from None
+    return dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
+
+
+def table(runs):
+    """Return a Markdown table: one column per run, one row per figure."""
+    lines = ["| | " + " | ".join(run["name"] for run in runs) + " |", "|---|" + "---|" * len(runs)]
+
+    def row(name, cells):
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+
+    row("model, objective", [f"{r['config']['training']['model']}, width {r['config']['training']['width']}, "
+                             f"{r['config']['training']['objective']}" for r in runs])
+    row("parameters", [f"{r['config']['parameters']:,}" for r in runs])
+    row("steps x batch", [f"{r['config']['total_steps']:,} x {r['config']['training']['batch_size']}" for r in runs])
+    row("minutes (threads)", [f"{r['rows'][-1]['seconds'] / 60:.0f} ({r['config']['threads']})" for r in runs])
+    row("images/s, median", [f"{_median(r['rows'], 'images_per_second'):.0f}" for r in runs])
+    row("steps skipped", [str(_last(r["rows"], "skipped")) for r in runs])
+    for key, form, name in FIGURES:
+        values = [r["evaluation"].get(key) for r in runs]
+        if any(value is not None for value in values):
+            row(name, ["-" if value is None else form.format(value) for value in values])
+    return "\n".join(lines) + "\n"
+
+
+def picture(runs, path):
+    """Draw the training losses and the evaluations of all runs over their steps."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels = figure.subplots(1, 4)
+    wanted = [("train", "classification", "cross-entropy (training)", 1), ("train", "denoising", "denoising loss (training)", 1),
+              ("evaluation", "accuracy", "test accuracy, clean (%)", 100), ("evaluation", "psnr_25", "test PSNR, sigma 25/255 (dB)", 1)]
+    for axes, (kind, key, title, factor) in zip(panels, wanted):
+        for number, run in enumerate(runs):
+            points = [(r["step"], factor * r[key]) for r in run["rows"] if r["kind"] == kind and r.get(key) is not None]
+            if points:
+                steps, values = zip(*_thin(points))
+                axes.plot(steps, values, label=run["name"], color=f"C{number}", linewidth=1.2)
+        axes.set_title(title, fontsize=9)
+        tidy(axes, xlabel="step")
+    panels[0].legend(fontsize=7, frameon=False)
+    panels[1].legend(fontsize=7, frameon=False)
+    save(figure, path)
+
+
+def _thin(points, count=80):
+    """Average neighbouring points, so that a curve of thousands can be read."""
+    size = max(len(points) // count, 1)
+    groups = [points[i:i + size] for i in range(0, len(points), size)]
+    return [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
+
+
+def _median(rows, key):
+    values = sorted(r[key] for r in rows if r.get(key) is not None)
+    return values[len(values) // 2]
+
+
+def _last(rows, key):
+    return next(r[key] for r in reversed(rows) if key in r)
+
+
+def main(argv=None):
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.compare", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the columns")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the table and picture go")
+    args = parser.parse_args(argv)
+    runs = [read_run(path) for path in args.runs]
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out / "comparison.md", table(runs).encode())
+    picture(runs, args.out / "comparison.png")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    run_command(main)
