@@ -78,7 +78,7 @@ def make_parser():
            choices=OBJECTIVES)
     goal.add_argument("--lambda", dest="denoising_weight", type=nonnegative_float, default=argparse.SUPPRESS,
                       metavar="L", help="weight of denoising score matching against cross-entropy "
-                                        f"(default: {defaults.denoising_weight})")
+                                        f"(default: {defaults.denoising_weight}*)")
     option(goal, "sigma_law", "distribution of the noise level", choices=cdn_kernels.noise.LAWS)
     option(goal, "sigma_low", "lowest noise level, in units of images in [0, 1]", type=positive_float)
     option(goal, "sigma_high", "highest noise level, or the only one", type=positive_float)

@@ -67,7 +67,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
     return report
 
 
-def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batch_size=256, seed=0, precision="float32", bar=None):
+def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batch_size=256, seed=0,
+            precision="float32", bar=None):
     """Return the class probabilities of the first images of a split at some noise levels.
 
     Args:

@@ -64,8 +64,10 @@ def picture(runs, path):
     """Draw the training losses and the evaluations of all runs over their steps."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
-    wanted = [("train", "classification", "cross-entropy (training)", 1), ("train", "denoising", "denoising loss (training)", 1),
-              ("evaluation", "accuracy", "test accuracy, clean (%)", 100), ("evaluation", "psnr_25", "test PSNR, sigma 25/255 (dB)", 1)]
+    wanted = [("train", "classification", "cross-entropy (training)", 1),
+              ("train", "denoising", "denoising loss (training)", 1),
+              ("evaluation", "accuracy_noisy", "test accuracy, training noise (%)", 100),
+              ("evaluation", "psnr_25", "test PSNR, sigma 25/255 (dB)", 1)]
     for axes, (kind, key, title, factor) in zip(panels, wanted):
         for number, run in enumerate(runs):
             points = [(r["step"], factor * r[key]) for r in run["rows"] if r["kind"] == kind and r.get(key) is not None]

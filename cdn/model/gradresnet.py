@@ -179,6 +179,6 @@ def gradresnet34(num_classes=10, in_channels=3, **options):
     return GradResNet(num_classes, in_channels, blocks=(3, 4, 6, 3), **options)
 
 
-def gradresnet_small(num_classes=10, in_channels=3, *, width=32, **options):
-    """Build an 8-layer :class:`GradResNet` for tiny images (one block in each of three stages)."""
-    return GradResNet(num_classes, in_channels, width=width, blocks=(1, 1, 1), **options)
+def gradresnet_small(num_classes=10, in_channels=3, **options):
+    """Build a 9-layer :class:`GradResNet` for tiny images (two blocks in each of two stages)."""
+    return GradResNet(num_classes, in_channels, blocks=(2, 2), **options)

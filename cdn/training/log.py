@@ -1,4 +1,5 @@
 """The rows of ``metrics.jsonl`` and the progress bar."""
+import datetime
 import json
 import math
 import os
@@ -83,13 +84,14 @@ class Progress:
     Args:
         total: number of steps.
         first: steps already done.
-        show: None shows a bar on terminals only.
+        show: True for a bar, False for silence; None for a bar on terminals and a line per evaluation elsewhere.
     """
 
     def __init__(self, total, first=0, show=None):
+        self.show = show
         self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05,
                         disable=None if show is None else not show)
-        self.fields = {}
+        self.total, self.fields = total, {}
 
     def advance(self):
         self.bar.update()
@@ -102,7 +104,11 @@ class Progress:
         for key, (label, form) in shown.items():
             if row.get(key) is not None:
                 self.fields[label] = form.format(row[key])
-        self.bar.set_postfix_str(", ".join(f"{k} {v}" for k, v in self.fields.items()))
+        text = ", ".join(f"{k} {v}" for k, v in self.fields.items())
+        self.bar.set_postfix_str(text)
+        if self.bar.disable and self.show is None and row.get("kind") == "evaluation":
+            elapsed = datetime.timedelta(seconds=round(row["seconds"]))
+            print(f"step {row['step']} of {self.total} after {elapsed}: {text}", flush=True)
 
     def say(self, text):
         """Print a line without tearing the bar."""

@@ -71,8 +71,9 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     def measure(limits):
         result = evaluate(trainer.average, dataset.test, levels=_noisy(settings), precision=settings.precision,
                           **limits)
-        metrics.write(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
-        progress.update(result)
+        row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
+        metrics.write(**row)
+        progress.update(row)
         return result
 
     try:

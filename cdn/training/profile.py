@@ -43,8 +43,8 @@ def profile_steps(trainer, path, say, warmup=3, repeats=7):
     times["other"] = max(times["step"] - sum(times.get(name, 0.0) for name in PHASES), 0.0)
     moved = dict(traffic.moved)
     moved["other"] = moved["step"] - sum(moved.get(name, 0) for name in PHASES)
-    rows = [dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"], bytes=moved.get(name, 0))
-            for name in (*PHASES, "other", "step") if name in times]
+    rows = [dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"],
+                 bytes=moved.get(name, 0)) for name in (*PHASES, "other", "step") if name in times]
     write_atomically(path, (json.dumps(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
     say(f"{'phase':<10} {'ms':>9} {'share':>7} {'MB touched':>11}")
     for row in rows:

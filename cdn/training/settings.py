@@ -6,19 +6,21 @@ from cdn_kernels import NoiseLevels
 from ..errors import CDNError
 from ..model import DirectDenoiser, GradResNet, ResNet
 
-BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (1, 1, 1),
-          "resnet18": (2, 2, 2, 2), "resnet-small": (1, 1, 1), "denoiser18": (2, 2, 2, 2), "denoiser-small": (1, 1, 1)}
+BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (2, 2),
+          "resnet18": (2, 2, 2, 2), "resnet-small": (2, 2), "denoiser18": (2, 2, 2, 2), "denoiser-small": (2, 2)}
 OBJECTIVES = ("joint", "classification", "denoising")
 
 # What may change when a run is resumed, since it changes nothing but what is seen of the run.
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
+_PHOTOGRAPHS = dict(model="gradresnet18", width=64, epochs=100, crop_padding=4, flip=True, learning_rate=3e-3,
+                    denoising_weight=1.0, clean_share=0.5, ema=0.998)
 RECIPES = {
-    "digits": dict(model="gradresnet-small", width=32, epochs=40, batch_size=64, crop_padding=1, flip=False,
-                   mean=0.0),
-    "cifar10": dict(model="gradresnet18", width=64, epochs=100, batch_size=128, crop_padding=4, flip=True),
-    "imagefolder": dict(model="gradresnet18", width=64, epochs=100, batch_size=64, crop_padding=4, flip=True),
+    "digits": dict(model="gradresnet-small", width=64, epochs=60, batch_size=64, crop_padding=1, flip=False,
+                   learning_rate=6e-3, denoising_weight=3.0, clean_share=0.0, ema=0.99, mean=0.0),
+    "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
+    "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
 
 
@@ -43,23 +45,23 @@ class Settings:
     homogeneous: bool = False
     mean: float | None = None
     objective: str | None = None
-    denoising_weight: float = 1.0
+    denoising_weight: float | None = None
     label_smoothing: float = 0.0
     sigma_law: str = "log-uniform"
     sigma_low: float = 0.01
     sigma_high: float = 1.0
-    clean_share: float = 0.0
+    clean_share: float | None = None
     epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
     crop_padding: int | None = None
     crop_size: int | None = None
     flip: bool | None = None
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float = 0.998
+    ema: float | None = None
     precision: str = "float32"
     device: str = "auto"
     seed: int = 0

@@ -111,7 +111,8 @@ def test_energy_is_quadratic_and_differentiates_twice():
 def test_score_takes_any_function_with_one_value_per_sample():
     y = randn(4, 3)
     torch.testing.assert_close(ops.score(lambda y: -y.square().sum(1) / 2, y), -y)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)).double()
+    layers = torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+    net = torch.nn.Sequential(*layers).double()
     s = ops.score(net, y, create_graph=True)
     s.square().sum().backward()
     assert net[0].weight.grad.abs().sum() > 0
