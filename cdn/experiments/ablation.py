@@ -103,18 +103,23 @@ def measure(model, data, options):
 
 
 def table(rows):
-    """Return a Markdown table of the runs, averaged over seeds."""
+    """Return a Markdown table of the runs, the seeds side by side."""
     columns = [("accuracy_clean", "{:.1f}"), ("accuracy_noisy", "{:.1f}"), ("denoising", "{:.3f}"),
                ("psnr_15", "{:.2f}"), ("psnr_25", "{:.2f}"), ("psnr_50", "{:.2f}"), ("seconds", "{:.0f}")]
     lines = ["| variant | seeds | steps | accuracy clean % | accuracy noisy % | denoising loss | PSNR 15 | 25 | 50 "
              "| seconds |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name in VARIANTS:
-        runs = [r for r in rows if r["name"] == name]
+        runs = sorted((r for r in rows if r["name"] == name), key=lambda r: r["seed"])
         if runs:
-            cells = [" / ".join(f.format(r[key]) for r in runs if key in r) or "-" for key, f in columns]
+            cells = [" / ".join(_cell(r[key], f) for r in runs if key in r) or "-" for key, f in columns]
             seeds = " / ".join(str(r["seed"]) for r in runs)
             lines.append(f"| {name} | {seeds} | {runs[0]['steps']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(value, form):
+    # A run that blew up should look like it, not fill the line with digits.
+    return form.format(value) if abs(value) < 1e4 else f"{value:.0e}"
 
 
 def main(argv=None):
