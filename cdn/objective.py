@@ -17,7 +17,7 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
     Args:
         model: a model of log-densities; with denoising_weight = 0 any classifier, with classification_weight = 0 also
             a :class:`cdn.DirectDenoiser`.
-        x: clean images [B, C, H, W] in [0, 1].
+        x: clean images [B, C, H, W] in [0, 1]; a constant, like sigma and the noise.
         labels: classes [B]; None is allowed if classification_weight = 0.
         sigma: a float, a 0-d or per-image tensor, or :class:`cdn.NoiseLevels` to draw it from. Images with sigma = 0
             take part in the cross-entropy only.
@@ -27,8 +27,9 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         impl: backend of the operations that have several, see :mod:`cdn_kernels`.
 
     Returns:
-        (loss, parts): a scalar with a graph to the parameters, and a dict of detached scalars ``classification``,
-        ``denoising`` (1 for the identity denoiser) and ``accuracy`` on the noisy images, as far as computed.
+        (loss, parts): a scalar with a graph to the parameters, or without one where grad mode is off, and a dict of
+        detached scalars ``classification``, ``denoising`` (1 for the identity denoiser) and ``accuracy`` on the noisy
+        images, as far as computed.
 
     Raises:
         ValueError: shapes that do not fit together, or no term left to compute.
@@ -42,18 +43,19 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         y, sigma = cdn_kernels.sample_noise(x, sigma, noise, impl=impl)
     parts = {}
     terms = []
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(bool(denoising_weight))
+    keep_graph = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        y = (y.clone() if y.is_inference() else y.detach()).requires_grad_(bool(denoising_weight))
         with phase("forward"):
             output = model(y)
         if classification_weight:
-            loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(output if keep_graph else output.detach(), labels, label_smoothing=label_smoothing)
             terms.append(classification_weight * loss)
             parts["classification"] = loss.detach()
             parts["accuracy"] = (output.detach().argmax(1) == labels).float().mean()
         if denoising_weight:
             with phase("score"):
-                score = _score(model, y, output, sigma)
+                score = _score(model, y, output, sigma, keep_graph)
             # The key gives the same eps again: nothing the size of the images has to be kept through the forward.
             with phase("noise"):
                 eps = noise if not isinstance(noise, Noise) else cdn_kernels.standard_normal(
@@ -64,9 +66,9 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         return sum(terms), parts
 
 
-def _score(model, y, output, sigma):
-    """Return the score, with a graph, from the output of the model at y."""
+def _score(model, y, output, sigma, keep_graph):
+    """Return the score, with a graph if asked for, from the output of the model at y."""
     if isinstance(model, DirectDenoiser):
         noisy = torch.where(sigma > 0, sigma, 1.0)  # no division by zero: these images do not count
-        return -output / ops.expand(noisy, y).square()
-    return torch.autograd.grad(output.logsumexp(1).sum(), y, create_graph=True)[0]
+        return -(output if keep_graph else output.detach()) / ops.expand(noisy, y).square()
+    return torch.autograd.grad(output.logsumexp(1).sum(), y, create_graph=keep_graph)[0]

@@ -36,7 +36,7 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
         found = _locate(data_dir)
     if found is None:
         raise DataError(f"{data_dir}: expected CIFAR-10 (such as {FOLDER}/test_batch.bin), found none: "
-                        f"ask for the download, or put {URL} there "
+                        f"fetch it with --download, or put {URL} there "
                         f"and run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}")
     folder, suffix = found
     names = _read_names(folder, suffix)

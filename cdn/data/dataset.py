@@ -68,7 +68,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
     if name == "digits":
         return Dataset(name, *load_digits())
     if data_dir is None:
-        raise DataError(f"data_dir: {name} needs the folder that holds its data, got none")
+        raise DataError(f"data_dir: {name} needs the folder that holds its data: give --data-dir DIR")
     if name == "cifar10":
         return Dataset(name, *load_cifar10(Path(data_dir), download))
     return Dataset(name, *load_imagefolder(Path(data_dir), image_size))

@@ -75,6 +75,21 @@ def test_density_functions_leave_modes_as_found(model, mode):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("direct", [False, True])
+def test_joint_loss_keeps_no_graph_where_grad_mode_is_off(model, mode, direct):
+    if direct:
+        model = cdn.DirectDenoiser(1, width=8, blocks=(1, 1))
+    arguments = images(), torch.tensor([0, 1, 2, 3, 0]), cdn.NoiseLevels(), cdn.Noise(5)
+    weights = dict(classification_weight=0.0 if direct else 1.0)
+    with mode():
+        loss, parts = cdn.joint_loss(model, *arguments, **weights)
+        assert not torch.is_grad_enabled()
+    expected, _ = cdn.joint_loss(model, *arguments, **weights)
+    assert expected.requires_grad and not loss.requires_grad
+    torch.testing.assert_close(loss, expected.detach())
+
+
 def test_modes_survive_an_exception(model):
     y = images()
     with torch.no_grad():
