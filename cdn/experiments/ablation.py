@@ -15,7 +15,7 @@ import torch
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
 
-from ..data import augment, batch_indices, load_dataset
+from ..data import augment, batch_indices, channel_mean, load_dataset
 from ..density import denoise
 from ..model import DirectDenoiser, GradResNet
 from ..objective import joint_loss
@@ -51,7 +51,7 @@ VARIANTS |= {
 def train(data, options, seed):
     """Train one variant and return its model and the seconds it took."""
     torch.manual_seed(seed)
-    mean = data.train.load(torch.arange(1000))[0].float().div(255).mean((0, 2, 3))
+    mean = channel_mean(data.train, 1000)
     if options["kind"] == "denoiser":
         model = DirectDenoiser(width=32, blocks=(1, 1, 1, 1), mean=mean)
     else:

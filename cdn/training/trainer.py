@@ -5,14 +5,11 @@ import torch
 
 from cdn_kernels import Noise
 
-from ..data import augment, batch_indices
+from ..data import augment, batch_indices, channel_mean
 from ..objective import joint_loss
 from ..phases import phase
 from .health import Health
 from .recipe import learning_rate, make_optimizer
-
-# The mean of the training images is subtracted by the model; this many images give it to a fraction of a percent.
-MEAN_IMAGES = 2000
 
 
 class Trainer:
@@ -31,7 +28,8 @@ class Trainer:
     def __init__(self, settings, dataset, steps, device):
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
         torch.manual_seed(settings.seed)
-        self.model = settings.build_model(dataset.num_classes, dataset.shape[0], self._mean()).to(device)
+        mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
+        self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.learning_rate, settings.weight_decay)
         self.health = Health(device)
@@ -86,13 +84,6 @@ class Trainer:
         self.health.counters.copy_(state["health"])
         torch.set_rng_state(state["rng"].cpu())
         self.step = state["step"]
-
-    def _mean(self):
-        """Return what the model subtracts from images."""
-        if self.settings.mean is not None:
-            return self.settings.mean
-        some = self.dataset.train.load(torch.arange(min(len(self.dataset.train), MEAN_IMAGES)))[0]
-        return some.double().div(255).mean((0, 2, 3)).float()
 
     def _update_average(self, step):
         # Early weights are worth little: the average starts short and reaches its full length with time.

@@ -1,0 +1,59 @@
+"""The experiments run from the command line, on data small enough for a test."""
+import json
+
+import numpy as np
+import pytest
+
+from cdn import evaluate, train
+from cdn.errors import CDNError
+from cdn.experiments import ablation, compare
+
+
+@pytest.fixture
+def tiny_cifar10(tmp_path):
+    """A folder in the official binary layout, with random images."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+        records = rng.integers(0, 256, (40, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / name)
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n")
+    return tmp_path
+
+
+def test_ablation_runs_tabulates_and_does_not_repeat_itself(tiny_cifar10, tmp_path, capsys):
+    names = ["log-energy, scale-preserving", "linear, plain", "cross-entropy only", "direct denoiser"]
+    options = ["--data-dir", str(tiny_cifar10), "--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "0"]
+    for _ in range(2):
+        ablation.main([*options, "--only", *names])
+    assert len((tmp_path / "out" / "ablation.jsonl").read_text().splitlines()) == len(names)
+    capsys.readouterr()
+    ablation.main([*options, "--table"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(names) and all(line.count("|") == 11 for line in lines)
+
+
+def test_compare_puts_runs_side_by_side(tmp_path, capsys):
+    runs = []
+    for model in ("gradresnet-small", "resnet-small", "denoiser-small"):
+        runs.append(tmp_path / model)
+        train.main(["--out", str(runs[-1]), "--model", model, "--width", "8", "--steps", "4", "--log-every", "2",
+                    "--device", "cpu"])
+        evaluate.main([str(runs[-1]), "--limit", "20"])
+    capsys.readouterr()
+    compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert capsys.readouterr().out.strip() == table.strip()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines()}
+    assert [cell.strip() == "-" for cell in rows["accuracy, clean"]] == [False, False, True]
+    assert [cell.strip() == "-" for cell in rows["PSNR dB, sigma 25/255"]] == [False, True, False]
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
+
+
+def test_compare_says_what_is_missing(tmp_path):
+    train.main(["--out", str(tmp_path / "run"), "--width", "8", "--steps", "2", "--device", "cpu"])
+    with pytest.raises(CDNError, match="run python -m cdn.evaluate"):
+        compare.main([str(tmp_path / "run"), "--out", str(tmp_path)])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["total_steps"] == 2
