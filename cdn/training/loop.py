@@ -12,7 +12,7 @@ from cdn_kernels import Noise
 
 from ..data import load_dataset
 from ..density import calibrate
-from ..errors import CDNError, CheckpointError, DivergedError
+from ..errors import CDNError, CheckpointError, DataError, DivergedError
 from ..evaluation import curves_picture, denoising_picture, evaluate
 from ..model import GradResNet
 from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
@@ -115,8 +115,8 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
                               precision=settings.precision)
         curves_picture(run / METRICS, run / "curves.png")
         return result
-    except DivergedError:
-        # The skipped steps changed nothing, so what the trainer holds is the last good state.
+    except (DataError, DivergedError):
+        # An unreadable image stops before a step and skipped steps change nothing: the trainer holds a good state.
         save()
         raise
     finally:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cdn.data import load_dataset
-from cdn.errors import DivergedError
+from cdn.errors import DataError, DivergedError
 from cdn.training.health import Health
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
@@ -59,6 +59,22 @@ def test_repeated_failures_stop_and_name_the_term(parts, norm, term):
         health.observe(parts, torch.tensor(float(norm)))
     with pytest.raises(DivergedError, match=rf"3 steps in a row were not finite: {term} \(5 times\)"):
         health.check()
+
+
+def test_an_unreadable_image_on_the_way_loses_nothing(tmp_path, monkeypatch):
+    from cdn.training import loop
+    from cdn.training.checkpoint import load_state
+
+    class Broken(Trainer):
+        def batch(self, step):
+            if step == 3:
+                raise DataError("photo.jpg: expected an 8-bit image, got a truncated one")
+            return super().batch(step)
+
+    monkeypatch.setattr(loop, "Trainer", Broken)
+    with pytest.raises(DataError, match="photo.jpg"):
+        loop.train(Settings(width=8, batch_size=16, steps=50), tmp_path / "run", torch.device("cpu"), show=False)
+    assert load_state(tmp_path / "run")["step"] == 3
 
 
 def test_a_diverged_run_keeps_its_last_good_state(tmp_path, monkeypatch):
