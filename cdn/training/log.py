@@ -111,8 +111,9 @@ class Progress:
             print(f"step {row['step']} of {self.total} after {elapsed}: {text}", flush=True)
 
     def say(self, text):
-        """Print a line without tearing the bar."""
-        tqdm.write(text)
+        """Print a line without tearing the bar, unless silence was asked for."""
+        if self.show is not False:
+            tqdm.write(text)
 
     def close(self):
         self.bar.close()

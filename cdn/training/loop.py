@@ -79,6 +79,10 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         progress.update(row)
         return result
 
+    progress.say(f"{run}: {settings.model} of width {settings.width} "
+                 f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
+                 f"on {len(dataset.train):,} images of {settings.data}; {steps:,} steps of {settings.batch_size} "
+                 f"on {device}" + (f", from step {trainer.step:,}" if trainer.step else ""))
     try:
         if profile:
             profile_steps(trainer, run / "profile.json", progress.say)
