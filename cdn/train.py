@@ -79,6 +79,9 @@ def make_parser():
     goal.add_argument("--lambda", dest="denoising_weight", type=nonnegative_float, default=argparse.SUPPRESS,
                       metavar="L", help="weight of denoising score matching against cross-entropy "
                                         f"(default: {defaults.denoising_weight}*)")
+    goal.add_argument("--final-lambda", dest="final_denoising_weight", type=nonnegative_float,
+                      default=argparse.SUPPRESS, metavar="L",
+                      help="value that lambda moves to, linearly over the run (default: it stays)")
     option(goal, "sigma_law", "distribution of the noise level", choices=cdn_kernels.noise.LAWS)
     option(goal, "sigma_low", "lowest noise level, in units of images in [0, 1]", type=positive_float)
     option(goal, "sigma_high", "highest noise level, or the only one", type=positive_float)
@@ -115,8 +118,8 @@ def main(argv=None):
     if result is None:
         return 130
     print(f"{run}: " + summary(result))
-    print(f"look at {run / 'denoising.png'} and {run / 'curves.png'}; "
-          f"more figures with: python -m cdn.evaluate {run}")
+    pictures = " and ".join(str(run / name) for name in ("denoising.png", "curves.png") if (run / name).exists())
+    print(f"look at {pictures}; more figures with: python -m cdn.evaluate {run}")
 
 
 def summary(result):

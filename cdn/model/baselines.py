@@ -55,6 +55,8 @@ class DirectDenoiser(nn.Module):
         self.ups = nn.ModuleList(Filters(c, c // 2, size=1) for c in channels[:0:-1])
         self.merges = nn.ModuleList(Filters(c, c) for c in channels[-2::-1])
         self.out = Filters(width, in_channels)
+        # The residual starts at 0: a decoder of random sign and size can be driven into dead units by its first steps.
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, y):
         """Return the residual ``y - D(y)``, the shape of y."""

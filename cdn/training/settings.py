@@ -46,6 +46,7 @@ class Settings:
     mean: float | None = None
     objective: str | None = None
     denoising_weight: float | None = None
+    final_denoising_weight: float | None = None
     label_smoothing: float = 0.0
     sigma_law: str = "log-uniform"
     sigma_low: float = 0.01
@@ -96,11 +97,17 @@ class Settings:
         """The distribution of noise levels."""
         return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
 
-    @property
-    def weights(self):
-        """The weights of the two terms, as arguments of :func:`cdn.joint_loss`."""
+    def weights(self, progress):
+        """Return the weights of the two terms, as arguments of :func:`cdn.joint_loss`.
+
+        Args:
+            progress: the share of the run that is done, in [0, 1]; lambda moves linearly from its first to its final
+                value, because denoising saturates long before accuracy does.
+        """
+        first, last = self.denoising_weight, self.final_denoising_weight
+        weight = first if last is None else first + progress * (last - first)
         return dict(classification_weight=float(self.objective != "denoising"),
-                    denoising_weight=self.denoising_weight if self.objective != "classification" else 0.0,
+                    denoising_weight=weight if self.objective != "classification" else 0.0,
                     label_smoothing=self.label_smoothing)
 
     def build_model(self, num_classes, in_channels, mean):

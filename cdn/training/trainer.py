@@ -43,7 +43,8 @@ class Trainer:
         rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss, parts = joint_loss(self.model, x, labels, settings.levels, Noise(settings.seed, step),
-                                     impl="cpu" if settings.fused else "reference", **settings.weights)
+                                     impl="cpu" if settings.fused else "reference",
+                                     **settings.weights(step / self.steps))
         with phase("backward"):
             self.optimizer.zero_grad()
             loss.backward()

@@ -61,6 +61,15 @@ def test_direct_denoiser_shares_the_loss():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+def test_direct_denoiser_starts_as_the_identity_and_learns_from_there():
+    model = cdn.DirectDenoiser(1, width=8, blocks=(1, 1))
+    y = images()
+    assert torch.equal(cdn.denoise(model, y, 0.1), y)
+    loss, _ = cdn.joint_loss(model, y, None, 0.1, cdn.Noise(0), classification_weight=0)
+    loss.backward()
+    assert model.out.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_density_functions_leave_modes_as_found(model, mode):
     y = images()

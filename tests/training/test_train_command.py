@@ -22,7 +22,7 @@ def test_help_names_every_setting(capsys):
     assert exit.value.code == 0
     text = capsys.readouterr().out
     for name in Settings.__dataclass_fields__:
-        option = "lambda" if name == "denoising_weight" else name.replace("_", "-")
+        option = name.replace("denoising_weight", "lambda").replace("_", "-")
         assert f"--{option}" in text
 
 
@@ -31,7 +31,7 @@ def test_help_names_every_setting(capsys):
     ["--objective", "classification", "--precision", "bf16"], ["--homogeneous"],
     ["--head", "linear", "--norm", "plain"], ["--head", "quadratic", "--sigma-law", "uniform"],
     ["--sigma-law", "fixed", "--sigma-high", "0.2", "--clean-share", "0.5"],
-    ["--precision", "bf16", "--lambda", "0.1", "--label-smoothing", "0.1", "--clip", "0"]], ids=" ".join)
+    ["--precision", "bf16", "--lambda", "1", "--final-lambda", "0.1", "--label-smoothing", "0.1", "--clip", "0"]], ids=" ".join)
 def test_every_kind_of_run_finishes(tmp_path, options):
     assert run("--out", tmp_path / "run", *options) is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
