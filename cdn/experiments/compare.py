@@ -2,8 +2,8 @@
 
     python -m cdn.experiments.compare RUN [RUN ...] --out FOLDER
 
-Every run must have been evaluated (``python -m cdn.evaluate RUN``). Writes FOLDER/comparison.md and
-FOLDER/comparison.png; docs/results.md is made from these.
+Takes the last evaluation of each training run and, where ``python -m cdn.evaluate RUN`` was run, its fuller figures.
+Writes FOLDER/comparison.md and FOLDER/comparison.png; docs/results.md is made from these.
 """
 import argparse
 import json
@@ -27,15 +27,17 @@ def read_run(path):
     """Return the name, configuration, rows and evaluation of a run.
 
     Raises:
-        CDNError: the run is unfinished or was not evaluated.
+        CDNError: the run has no evaluation yet.
     """
     config = load_config(path)
     try:
         rows = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
-        evaluation = json.loads((path / "evaluation.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CDNError(f"{path} is not finished and evaluated: {error}; "
-                       f"run python -m cdn.evaluate {path} first") from None
+        evaluation = [row for row in rows if row["kind"] == "evaluation"][-1]
+        fuller = path / "evaluation.json"
+        if fuller.exists():
+            evaluation = evaluation | json.loads(fuller.read_text())
+    except (OSError, ValueError, LookupError) as error:
+        raise CDNError(f"{path} has no evaluation to compare: {error}") from None
     return dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
 
 

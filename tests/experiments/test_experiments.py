@@ -41,7 +41,7 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
         runs.append(tmp_path / model)
         train.main(["--out", str(runs[-1]), "--model", model, "--width", "8", "--steps", "4", "--log-every", "2",
                     "--device", "cpu"])
-        evaluate.main([str(runs[-1]), "--limit", "20"])
+    evaluate.main([str(runs[0]), "--limit", "20"])
     capsys.readouterr()
     compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
     table = (tmp_path / "out" / "comparison.md").read_text()
@@ -53,7 +53,9 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
 
 
 def test_compare_says_what_is_missing(tmp_path):
-    train.main(["--out", str(tmp_path / "run"), "--width", "8", "--steps", "2", "--device", "cpu"])
-    with pytest.raises(CDNError, match="run python -m cdn.evaluate"):
-        compare.main([str(tmp_path / "run"), "--out", str(tmp_path)])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["total_steps"] == 2
+    run = tmp_path / "run"
+    train.main(["--out", str(run), "--width", "8", "--steps", "2", "--device", "cpu"])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["kind"] == "train"))
+    with pytest.raises(CDNError, match="has no evaluation to compare"):
+        compare.main([str(run), "--out", str(tmp_path)])
