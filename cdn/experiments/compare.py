@@ -77,6 +77,8 @@ def picture(runs, path):
                 steps, values = zip(*_thin(points))
                 axes.plot(steps, values, label=run["name"], color=f"C{number}", linewidth=1.2)
         axes.set_title(title, fontsize=9)
+        if kind == "train":
+            axes.set_yscale("log")  # the first steps are far off and would flatten all others
         tidy(axes, xlabel="step")
     panels[0].legend(fontsize=7, frameon=False)
     panels[1].legend(fontsize=7, frameon=False)
