@@ -2,7 +2,8 @@
 
 from cdn.data.augment import augment
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
-from cdn.data.sampler import batch_indices
+from cdn.data.sampler import batch_indices, steps_per_epoch
 from cdn.data.statistics import channel_mean
 
-__all__ = ["DATASETS", "Dataset", "ImageSplit", "augment", "batch_indices", "channel_mean", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "ImageSplit", "augment", "batch_indices", "channel_mean", "load_dataset",
+           "steps_per_epoch"]

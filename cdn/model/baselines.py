@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .gradresnet import Filters, Trunk, check_images
+from .gradresnet import Filters, Trunk, check_images, per_channel
 
 
 class ResNet(nn.Module):
@@ -16,8 +16,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = dict(kind="resnet", num_classes=num_classes, in_channels=in_channels, width=width,
                            blocks=list(blocks), stem=stem)
-        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("mean", per_channel(mean, in_channels))
         layers = [_conv(in_channels, width, 3, 1 if stem == "cifar" else 2), nn.ReLU()]
         if stem == "imagenet":
             layers += [_conv(width, width, 3, 2), nn.ReLU()]
@@ -48,8 +47,7 @@ class DirectDenoiser(nn.Module):
         super().__init__()
         self.config = dict(kind="denoiser", in_channels=in_channels, width=width, blocks=list(blocks), stem=stem,
                            norm=norm, eps=eps)
-        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("mean", per_channel(mean, in_channels))
         self.trunk = Trunk(in_channels, width, blocks, stem, norm, eps)
         channels = self.trunk.channels
         self.ups = nn.ModuleList(Filters(c, c // 2, size=1) for c in channels[:0:-1])

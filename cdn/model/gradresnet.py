@@ -138,11 +138,10 @@ class GradResNet(nn.Module):
                 raise ValueError(f"GradResNet: {name} must be one of {', '.join(choices)}, got {value!r}")
         if homogeneous and head != "log-energy":
             raise ValueError("GradResNet: homogeneous=True needs head='log-energy'")
-        mean = torch.as_tensor(mean, dtype=torch.float32).expand(in_channels).clone()
         self.config = dict(kind="gradresnet", num_classes=num_classes, in_channels=in_channels, width=width,
                            blocks=list(blocks), stem=stem, head=head, norm=norm, eps=eps, homogeneous=homogeneous)
         self.homogeneous = homogeneous
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("mean", per_channel(mean, in_channels))
         levels = torch.logspace(-2.5, 0.5, 25)
         self.register_buffer("calibration_sigma", levels)
         self.register_buffer("calibration_mean_square", levels**-2)
@@ -159,6 +158,11 @@ class GradResNet(nn.Module):
             h = h * mean_square.rsqrt().view(-1, 1, 1, 1)
             log_scale = mean_square.log()
         return self.head(self.trunk(h), y[0].numel(), log_scale)
+
+
+def per_channel(value, channels):
+    """Return one value, or one per channel, as float32 [1, channels, 1, 1], which broadcasts over images."""
+    return torch.as_tensor(value, dtype=torch.float32).expand(channels).clone().view(1, -1, 1, 1)
 
 
 def check_images(y, channels, name):

@@ -2,7 +2,6 @@
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ import torch
 import cdn_kernels
 from cdn_kernels import Noise
 
-from ..data import load_dataset
+from ..data import load_dataset, steps_per_epoch
 from ..density import calibrate
 from ..errors import CDNError, CheckpointError, DataError, DivergedError
 from ..evaluation import curves_picture, denoising_picture, evaluate
@@ -47,7 +46,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     """
     run = Path(run)
     dataset = load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
-    per_epoch = max(len(dataset.train) // settings.batch_size, 1)
+    per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
     steps = settings.steps or settings.epochs * per_epoch
     trainer = Trainer(settings, dataset, steps, device)
     # A run that was killed before its first checkpoint resumes from its beginning.
@@ -69,7 +68,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         save_model(run / WEIGHTS, trainer.average, dataset.classes)
 
     def measure(limits):
-        result = evaluate(trainer.average, dataset.test, levels=_noisy(settings), precision=settings.precision,
+        result = evaluate(trainer.average, dataset.test, levels=settings.levels, precision=settings.precision,
                           **limits)
         if settings.objective == "classification":
             # Its input gradient was never trained: figures of denoising would only mislead.
@@ -153,11 +152,6 @@ def _config(settings, dataset, model, steps):
                   train_images=len(dataset.train), test_images=len(dataset.test), shape=list(dataset.shape)),
         classes=list(dataset.classes), model=model.config,
         parameters=sum(p.numel() for p in model.parameters()), total_steps=steps, training=settings.as_dict())
-
-
-def _noisy(settings):
-    """Return the noise levels of training without their clean share: those that denoising is measured on."""
-    return replace(settings.levels, clean_share=0.0)
 
 
 @contextmanager
