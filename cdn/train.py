@@ -11,6 +11,7 @@ from .errors import CDNError
 from .model.gradresnet import NORMS, STEMS
 from .model.head import HEADS
 from .store import load_config
+from .training.recipe import OPTIMIZERS
 from .training.settings import BLOCKS, FREE, OBJECTIVES, RECIPES, Settings
 
 EXAMPLES = """examples:
@@ -91,9 +92,11 @@ def make_parser():
     recipe = parser.add_argument_group("recipe")
     option(recipe, "epochs", "passes over the training images", type=positive_int)
     option(recipe, "steps", "length in steps instead of epochs", type=positive_int)
+    option(recipe, "optimizer", "muon: orthogonalized momentum for the filters between features, AdamW for all else",
+           choices=OPTIMIZERS)
     option(recipe, "learning_rate", "peak of the cosine schedule", type=positive_float)
     option(recipe, "warmup", "steps of linear warm-up", type=whole_number)
-    option(recipe, "weight_decay", "of AdamW, on filters and matrices", type=nonnegative_float)
+    option(recipe, "weight_decay", "on filters and matrices", type=nonnegative_float)
     option(recipe, "clip", "largest norm of the gradient; 0: do not clip", type=nonnegative_float)
     option(recipe, "ema", "decay of the average of the weights, which is what the run delivers", type=fraction)
     return parser

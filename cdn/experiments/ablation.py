@@ -23,7 +23,7 @@ from ..training.recipe import learning_rate, make_optimizer
 
 CROP = 16
 BASE = dict(kind="gradresnet", head="log-energy", norm="scale-preserving", homogeneous=False, denoising_weight=1.0,
-            classification_weight=1.0, clean_share=0.0, clip=1.0, peak=3e-3, weight_decay=0.01, steps=1600,
+            classification_weight=1.0, clean_share=0.0, clip=1.0, optimizer="adamw", peak=3e-3, weight_decay=0.01, steps=1600,
             label_smoothing=0.0)
 VARIANTS = {f"{head}, {norm}": dict(head=head, norm=norm)
             for norm in ("scale-preserving", "plain") for head in ("log-energy", "quadratic", "linear")}
@@ -57,7 +57,7 @@ def train(data, options, seed):
     else:
         model = GradResNet(data.num_classes, width=32, blocks=(1, 1, 1, 1), head=options["head"],
                            norm=options["norm"], homogeneous=options["homogeneous"], mean=mean)
-    optimizer = make_optimizer(model, options["peak"], options["weight_decay"])
+    optimizer = make_optimizer(model, options["optimizer"], options["peak"], options["weight_decay"])
     levels = NoiseLevels(clean_share=options["clean_share"])
     weights = {k: options[k] for k in ("denoising_weight", "classification_weight", "label_smoothing")}
     start = time.perf_counter()

@@ -3,17 +3,68 @@ import math
 
 import torch
 
+from .muon import Muon
 
-def make_optimizer(model, learning_rate, weight_decay):
-    """Build AdamW with decay on filters and matrices only, not on the gains of the norms.
+OPTIMIZERS = ("adamw", "muon")
 
-    ``fused=True`` is more than speed: it is the implementation that can be told to skip a step by a flag on the
-    device (``found_inf``), so that non-finite gradients cost no synchronization.
+# Layers that touch pixels or classes: their matrices are not maps between features, and AdamW keeps them.
+_OUTER = {"stem", "classes", "logits", "out"}
+
+
+class Optimizers:
+    """Several optimizers as one: each steps its own parameters.
+
+    ``found_inf``, a flag on the device, makes all of them skip the next step.
     """
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.99), fused=True)
+
+    def __init__(self, *members):
+        self.members = members
+        self.found_inf = None
+
+    @property
+    def param_groups(self):
+        return [group for member in self.members for group in member.param_groups]
+
+    @property
+    def state(self):
+        return {p: state for member in self.members for p, state in member.state.items()}
+
+    def zero_grad(self):
+        for member in self.members:
+            member.zero_grad()
+
+    def step(self):
+        for member in self.members:
+            member.found_inf = self.found_inf
+            member.step()
+
+    def state_dict(self):
+        return [member.state_dict() for member in self.members]
+
+    def load_state_dict(self, states):
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)
+
+
+def make_optimizer(model, name, learning_rate, weight_decay):
+    """Build AdamW, or Muon for the filters and matrices between features and AdamW for all else.
+
+    Weight decay acts on filters and matrices only, not on the gains of the norms. ``fused=True`` is more than speed:
+    it is the implementation that can be told to skip a step by a flag on the device (``found_inf``), so that
+    non-finite gradients cost no synchronization.
+
+    Args:
+        name: one of OPTIMIZERS.
+    """
+    inner, outer, gains = [], [], []
+    for path, p in model.named_parameters():
+        group = gains if p.dim() <= 1 else inner if name == "muon" and not _OUTER & set(path.split(".")) else outer
+        group.append(p)
+    groups = [dict(params=outer, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)]
+    members = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.99), fused=True)]
+    if inner:
+        members.append(Muon(inner, learning_rate, weight_decay=weight_decay))
+    return Optimizers(*members)
 
 
 def learning_rate(step, steps, peak, warmup):

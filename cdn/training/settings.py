@@ -14,11 +14,12 @@ OBJECTIVES = ("joint", "classification", "denoising")
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
-_PHOTOGRAPHS = dict(model="gradresnet18", width=64, epochs=100, crop_padding=4, flip=True, learning_rate=1e-3,
+_PHOTOGRAPHS = dict(model="gradresnet18", width=64, epochs=100, crop_padding=4, flip=True,
+                    optimizer="muon", learning_rate=3e-3,
                     denoising_weight=0.6, clean_share=0.5, ema=0.998)
 RECIPES = {
     "digits": dict(model="gradresnet-small", width=64, epochs=60, batch_size=64, crop_padding=1, flip=False,
-                   learning_rate=6e-3, denoising_weight=3.0, clean_share=0.0, ema=0.99, mean=0.0),
+                   optimizer="adamw", learning_rate=6e-3, denoising_weight=3.0, clean_share=0.0, ema=0.99, mean=0.0),
     "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
@@ -58,6 +59,7 @@ class Settings:
     crop_padding: int | None = None
     crop_size: int | None = None
     flip: bool | None = None
+    optimizer: str | None = None
     learning_rate: float | None = None
     warmup: int = 100
     weight_decay: float = 0.01

@@ -31,7 +31,8 @@ class Trainer:
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
         self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = make_optimizer(self.model, settings.learning_rate, settings.weight_decay)
+        self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
+                                        settings.weight_decay)
         self.health = Health(device)
         self.step = 0
 
@@ -51,7 +52,7 @@ class Trainer:
         with phase("optimizer"):
             parameters = list(self.model.parameters())
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
-            # A flag for the fused optimizer, which then leaves weights and moments alone.
+            # A flag for the optimizer, which then leaves weights and moments alone.
             self.optimizer.found_inf = self.health.observe(parts, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

@@ -1,0 +1,63 @@
+"""Muon against torch's own, which takes matrices only, and its division of labour with AdamW."""
+import pytest
+import torch
+
+from cdn.model import GradResNet
+from cdn.training.muon import Muon, orthogonalize
+from cdn.training.recipe import make_optimizer
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (5, 12), (12, 5), (1, 7), (8, 3, 3, 3), (40, 4, 1, 1)], ids=str)
+def test_steps_equal_those_of_torch_on_flattened_filters(shape):
+    weight = torch.randn(shape)
+    own, theirs = weight.clone().requires_grad_(), weight.flatten(1).clone().requires_grad_()
+    mine = Muon([own], 0.1, weight_decay=0.02)
+    oracle = torch.optim.Muon([theirs], 0.1, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        own.grad, theirs.grad = gradient.clone(), gradient.flatten(1).clone()
+        mine.step()
+        oracle.step()
+    # Both round to bfloat16 in between, in their own order.
+    torch.testing.assert_close(own.detach().flatten(1), theirs.detach(), rtol=0.02, atol=0.02)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    for shape in ((16, 16), (10, 90), (90, 10)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        assert values.max() < 1.3 and values.median() > 0.6
+    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5, dtype=torch.bfloat16))
+
+
+def test_a_flag_skips_the_step():
+    p = torch.randn(4, 6).requires_grad_()
+    optimizer = Muon([p], 0.1)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    before, buffer = p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()
+    p.grad = torch.full_like(p, float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert torch.equal(p, before) and torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
+    p.grad, optimizer.found_inf = torch.randn_like(p), torch.tensor(0.0)
+    optimizer.step()
+    assert not torch.equal(p, before)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"two or more dimensions, got shape \[3\]"):
+        Muon([torch.randn(3)], 0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_has_one_optimizer(name):
+    model = GradResNet(width=8)
+    optimizer = make_optimizer(model, name, 1e-3, 0.01)
+    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.dim() > 1}
+    # First and last layers, and gains, stay with AdamW.
+    adamw = {id(p) for group in optimizer.members[0].param_groups for p in group["params"]}
+    assert id(model.trunk.stem[0].weight) in adamw and id(model.head.classes.weight) in adamw
+    assert (id(model.trunk.stages[0][0].first.weight) in adamw) == (name == "adamw")
