@@ -37,8 +37,11 @@ class Head(nn.Module):
         self.kind = kind
         self.sides = nn.ModuleList(nn.Linear(c, c // 2, bias=False) for c in channels[:-1])
         self.classes = nn.Linear(sum(c // 2 for c in channels[:-1]) + channels[-1], num_classes, bias=False)
+        # Deep energies start small: at full size they make the score a thousand times too rough, and what they draw
+        # from the deep features before that is unlearned is missing to the classes (docs/ablations.md).
         maps = [] if kind == "linear" else channels
-        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) / math.sqrt(c) for c in maps)
+        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) * ((0.1 if stage else 1.0) / math.sqrt(c))
+                                     for stage, c in enumerate(maps))
 
     def forward(self, features, dimension, log_scale=0.0):
         """Return logits [B, C].
