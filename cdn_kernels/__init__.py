@@ -5,7 +5,11 @@ backend. ``python -m cdn_kernels.info`` says what runs where.
 """
 from . import reference
 from .noise import Noise, NoiseLevels
+from .ops.conv import conv2d, conv2d_gelu
+from .ops.gelu import gelu
 from .ops.noise import sample_noise, sample_sigma, standard_normal
+from .ops.norm import gelu_group_norm
 
 __version__ = "0.1.0"
-__all__ = ["Noise", "NoiseLevels", "reference", "sample_noise", "sample_sigma", "standard_normal"]
+__all__ = ["Noise", "NoiseLevels", "conv2d", "conv2d_gelu", "gelu", "gelu_group_norm", "reference", "sample_noise",
+           "sample_sigma", "standard_normal"]

@@ -16,6 +16,16 @@ from .noise import Noise, NoiseLevels
 # ----------------------------------------------------------------------------------------------------------------
 
 
+def conv2d(x, weight, stride=1):
+    """Convolve without bias and with "same" padding; arguments and result as for :func:`conv2d_gelu`."""
+    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+
+
+def gelu(u):
+    """Apply the exact GELU, ``u Phi(u)`` with Phi the distribution function of a standard normal."""
+    return F.gelu(u)
+
+
 def conv2d_gelu(x, weight, stride=1):
     """Convolve without bias, "same" padding, and apply the exact GELU.
 
@@ -27,7 +37,7 @@ def conv2d_gelu(x, weight, stride=1):
     Returns:
         ``u Phi(u)`` with ``u = weight * x``, [B, O, ceil(H / stride), ceil(W / stride)].
     """
-    return F.gelu(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2))
+    return gelu(conv2d(x, weight, stride))
 
 
 def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True):

@@ -7,12 +7,13 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 2
+#define CDN_INTERFACE 3
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
 enum cdn_type { CDN_FLOAT32, CDN_FLOAT64, CDN_BFLOAT16, CDN_FLOAT16 };
 enum cdn_law { CDN_LOG_UNIFORM, CDN_UNIFORM, CDN_FIXED };
+enum cdn_sweep { CDN_FORWARD, CDN_BACKWARD, CDN_TANGENT };
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512 };
 
 // The value of CDN_INTERFACE that the library was built with.
@@ -40,3 +41,23 @@ CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std:
 // words[batch, blocks, 4]: the integers behind the noise, for tests.
 CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,
                              std::uint64_t seed, std::uint64_t offset, int capability);
+
+// A pass of GELU over size elements. With u the pre-activation:
+//   forward:  out = phi(u)
+//   backward: out = phi'(u) grad + other (other may be null)
+//   tangent:  tangent_out = phi'(u) other, out = phi''(u) grad other (other is the tangent of u)
+CDN_API int cdn_gelu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
+                     int type, std::int64_t size, int threads, int capability);
+
+// A pass of z = normalize(phi(v)), v = x + residual, over [batch, channels, pixels] or [batch, pixels, channels].
+// gain[channels], statistics[batch, 3 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
+// for CDN_FLOAT64; everything else has the given type. eps > 0.
+//   forward:  x and residual give sum = v, statistics and out = z; if residual is null, v = x and sum is unused
+//   backward: x = v, statistics, grad = g_z and source (may be null) give out = g_v + source, and gain_grad
+//   tangent:  x = v, statistics, grad = g_z and tangent = vdot give tangent_out = zdot, out = the derivative of
+//             <g_v, vdot> by v, and gain_grad = its derivative by the gain
+CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
+                          const void* source, const void* tangent, void* statistics, void* sum, void* out,
+                          void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
+                          std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving,
+                          int channels_last, int threads, int capability);

@@ -7,7 +7,8 @@ the input gradient the skip structure of a U-Net.
 import torch
 from torch import nn
 
-from cdn_kernels import reference as ops
+import cdn_kernels
+from cdn_kernels.backends.dispatch import check_impl
 
 from .head import Head
 
@@ -28,15 +29,16 @@ class Filters(nn.Module):
     def __init__(self, inputs, outputs, size=3, stride=1):
         super().__init__()
         self.stride = stride
+        self.impl = "auto"
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
     def forward(self, h):
-        return torch.nn.functional.conv2d(h, self.weight, stride=self.stride, padding=self.weight.shape[-1] // 2)
+        return cdn_kernels.conv2d(h, self.weight, self.stride, impl=self.impl)
 
     def gelu(self, h):
         """Convolve and apply GELU."""
-        return ops.conv2d_gelu(h, self.weight, self.stride)
+        return cdn_kernels.conv2d_gelu(h, self.weight, self.stride, impl=self.impl)
 
 
 class Block(nn.Module):
@@ -57,12 +59,14 @@ class Block(nn.Module):
         self.gain = nn.Parameter(torch.ones(outputs))
         self.scale_preserving = norm == "scale-preserving"
         self.eps = eps
+        self.impl = "auto"
 
     def forward(self, h):
         v = self.second(self.first.gelu(h))
         shortcut = h if self.shortcut is None else self.shortcut(h)
-        return ops.gelu_group_norm(v, self.gain, len(self.gain) // GROUP_SIZE, residual=shortcut.to(v.dtype),
-                                   eps=self.eps, scale_preserving=self.scale_preserving)
+        return cdn_kernels.gelu_group_norm(
+            v, self.gain, len(self.gain) // GROUP_SIZE, residual=shortcut.to(v.dtype), eps=self.eps,
+            scale_preserving=self.scale_preserving, impl=self.impl)
 
 
 class Trunk(nn.Module):
@@ -158,6 +162,18 @@ class GradResNet(nn.Module):
             h = h * mean_square.rsqrt().view(-1, 1, 1, 1)
             log_scale = mean_square.log()
         return self.head(self.trunk(h), y[0].numel(), log_scale)
+
+
+def set_impl(model, impl):
+    """Choose what runs the operations of a model: "auto" (as models are built), "reference", or a backend.
+
+    Raises:
+        ValueError: an unknown impl.
+    """
+    check_impl(impl)
+    for module in model.modules():
+        if hasattr(module, "impl"):
+            module.impl = impl
 
 
 def per_channel(value, channels):

@@ -6,6 +6,7 @@ import torch
 from cdn_kernels import Noise
 
 from ..data import augment, batch_indices, channel_mean
+from ..model.gradresnet import set_impl
 from ..objective import joint_loss
 from ..phases import phase
 from .health import Health
@@ -30,6 +31,11 @@ class Trainer:
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
         self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
+        # The fused kernels run fastest channels last, torch's convolutions on a CPU contiguous.
+        self.layout = torch.channels_last if settings.fused else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
+        self.impl = "cpu" if settings.fused else "reference"
+        set_impl(self.model, self.impl)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)
@@ -44,7 +50,7 @@ class Trainer:
         rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss, parts = joint_loss(self.model, x, labels, settings.levels, Noise(settings.seed, step),
-                                     impl="cpu" if settings.fused else "reference",
+                                     impl=self.impl,
                                      **settings.weights(step / self.steps))
         with phase("backward"):
             self.optimizer.zero_grad()
@@ -71,7 +77,7 @@ class Trainer:
         images, labels = self.dataset.train.load(indices)
         images = augment(images.to(self.device), settings.seed, step, crop_padding=settings.crop_padding,
                          flip=settings.flip, crop_size=settings.crop_size)
-        return images.float().div_(255), labels.to(self.device)
+        return images.float().div_(255).contiguous(memory_format=self.layout), labels.to(self.device)
 
     def state(self):
         """Return everything that :meth:`restore` needs."""

@@ -11,8 +11,9 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 2  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 3  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
+FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIGNATURES = {
@@ -23,6 +24,9 @@ _SIGNATURES = {
     "cdn_sample_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int, c_double, c_double,
                          c_double, c_uint64, c_uint64, c_int, c_int),
     "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
+    "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
+    "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int, c_int,
+                      c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
 
@@ -101,12 +105,39 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
                                     low, high, clean_share, seed, offset))
 
 
+def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=None):
+    """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
+    _check(LIBRARY.cdn_gelu(sweep, *map(_address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel(),
+                            threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
+
+
+def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
+              grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None, threads=None,
+              capability=None):
+    """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
+
+    Args:
+        x: [B, C, H, W] with at least one pixel, contiguous or channels last, as all tensors of that shape.
+        gain, statistics, gain_grad: contiguous, in the computing dtype.
+    """
+    batch, channels, height, width = x.shape
+    pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
+    _check(LIBRARY.cdn_gelu_norm(
+        sweep, *map(_address, pointers), TYPES[x.dtype], batch, channels, height * width, groups, eps,
+        scale_preserving, channels_last, threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY)))
+
+
 def random_words(batch, blocks, seed, offset, stream, capability=None):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
     _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, offset,
                                     CAPABILITIES.index(capability or CAPABILITY)))
     return words.long() & 0xFFFFFFFF
+
+
+def _address(tensor):
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _check(status):

@@ -15,8 +15,9 @@ OPERATIONS = {
     "sample_sigma": ("cpu",),
     "denoising_residual": (),
     "denoising_loss": (),
-    "conv2d_gelu": (),
-    "gelu_group_norm": (),
+    "gelu": ("cpu",),
+    "conv2d_gelu": ("cpu",),
+    "gelu_group_norm": ("cpu",),
     "energy": (),
     "score": (),
 }

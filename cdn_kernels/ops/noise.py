@@ -17,8 +17,7 @@ from ..backends import cpu
 from ..backends.dispatch import resolve
 from ..noise import Noise, NoiseLevels
 from ..reference import compute_dtype, per_image
-
-LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
+from .common import LIBRARY, empty_result, is_channels_last, transformed
 
 # ------------------------------------------------------------------------------------------------------------
 # Public functions
@@ -48,7 +47,7 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
     if backend == "reference" or not isinstance(noise, Noise):
         return reference.sample_noise(x, sigma, noise)
     real = compute_dtype(x.dtype)
-    if _transformed():
+    if transformed():
         if isinstance(sigma, NoiseLevels):
             sigma = sample_sigma(x.shape[0], noise, sigma, dtype=real, device=x.device, impl=impl)
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
@@ -144,14 +143,6 @@ def _law(levels):
     return levels.law, levels.low, levels.high, levels.clean_share
 
 
-def _transformed():
-    """Tell whether a torch.func transform or forward-mode differentiation is active.
-
-    The registered operation has backward formulas only: transforms stop at it, and tangents would be lost.
-    """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Registration
 # ------------------------------------------------------------------------------------------------------------
@@ -165,24 +156,13 @@ LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float
                "SymInt offset, ScalarType dtype, Device device) -> Tensor")
 
 
-def _empty_result(x):
-    """Return an empty tensor like x, contiguous unless x is channels last."""
-    if x.is_contiguous() or _is_channels_last(x):
-        return torch.empty_like(x)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _is_channels_last(x):
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 def _as_kernels_take_it(x):
     """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
-    return (x, x.shape[1]) if _is_channels_last(x) else (x.contiguous(), 0)
+    return (x, x.shape[1]) if is_channels_last(x) else (x.contiguous(), 0)
 
 
 def _add_noise(x, sigma, seed, offset):
-    y = _empty_result(x)
+    y = empty_result(x)
     x, channels = _as_kernels_take_it(x)
     cpu.add_noise(x, sigma.contiguous(), y, seed, offset, channels)
     return y
@@ -197,12 +177,12 @@ def _sample_noise(x, law, low, high, clean_share, seed, offset):
 
 def _empty_results(x):
     """Return empty y and sigma [B] for images x."""
-    return _empty_result(x), torch.empty(x.shape[:1], dtype=compute_dtype(x.dtype), device=x.device)
+    return empty_result(x), torch.empty(x.shape[:1], dtype=compute_dtype(x.dtype), device=x.device)
 
 
 def _standard_normal(shape, seed, offset, dtype, device, memory_format):
     eps = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
-    cpu.add_noise(None, None, eps, seed, offset, eps.shape[1] if _is_channels_last(eps) else 0)
+    cpu.add_noise(None, None, eps, seed, offset, eps.shape[1] if is_channels_last(eps) else 0)
     return eps
 
 
@@ -234,7 +214,7 @@ LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
 LIBRARY.impl("sample_sigma", _sample_sigma, "CompositeExplicitAutograd")
 
 torch.library.register_fake(
-    "cdn_kernels::add_noise", lambda x, sigma, seed, offset: _empty_result(x), lib=LIBRARY)
+    "cdn_kernels::add_noise", lambda x, sigma, seed, offset: empty_result(x), lib=LIBRARY)
 torch.library.register_fake(
     "cdn_kernels::sample_noise",
     lambda x, law, low, high, clean_share, seed, offset: _empty_results(x), lib=LIBRARY)

@@ -106,6 +106,6 @@ void random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks,
 
 }  // namespace
 
-extern const Variant variant{add_noise, random_words};
+extern const NoiseKernels noise{add_noise, random_words};
 
 }  // namespace cdn::CDN_VARIANT

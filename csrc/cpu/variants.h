@@ -23,13 +23,38 @@ struct NoiseJob {
     std::int64_t units() const { return batch * units_per_image(); }
 };
 
-struct Variant {
+// An elementwise pass of GELU; see cdn_gelu.
+struct GeluJob {
+    int sweep;
+    const void *u, *grad, *other;
+    void *out, *tangent_out;
+    int type;
+    std::int64_t size;
+};
+
+// A pass of residual + GELU + normalization; see cdn_gelu_norm.
+struct NormJob {
+    int sweep;
+    const void *x, *residual, *gain, *grad, *source, *tangent;
+    void *statistics, *sum, *out, *tangent_out, *gain_grad;
+    int type;
+    std::int64_t batch, channels, pixels, groups;
+    double eps;
+    bool scale_preserving, channels_last;
+};
+
+struct NoiseKernels {
     void (*add_noise)(const NoiseJob&, std::int64_t first_unit, std::int64_t last_unit);
     void (*random_words)(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, Key, Stream);
 };
 
-namespace scalar { extern const Variant variant; }
-namespace avx2 { extern const Variant variant; }
-namespace avx512 { extern const Variant variant; }
+struct Passes {
+    void (*gelu)(const GeluJob&, std::int64_t first_element, std::int64_t last_element);
+    void (*norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
+};
+
+namespace scalar { extern const NoiseKernels noise; extern const Passes passes; }
+namespace avx2 { extern const NoiseKernels noise; extern const Passes passes; }
+namespace avx512 { extern const NoiseKernels noise; extern const Passes passes; }
 
 }  // namespace cdn

@@ -1,0 +1,83 @@
+"""What the registered operations share: layouts, dtypes, and what a backward pass is asked for."""
+import torch
+
+from ..backends import cpu
+from ..backends.dispatch import resolve
+
+LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
+
+
+def is_channels_last(x):
+    """Tell whether x [B, C, H, W] is stored as [B, H, W, C] and not as contiguous at the same time."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def empty_result(x):
+    """Return an empty tensor like x, contiguous unless x is channels last."""
+    if x.is_contiguous() or is_channels_last(x):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def in_layout(x, channels_last):
+    """Return x contiguous or channels last, as it is if it is that already."""
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def transformed():
+    """Tell whether a torch.func transform or forward-mode differentiation is active.
+
+    The registered operations have backward formulas only: transforms stop at them, and tangents would be lost.
+    """
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def resolve_untransformed(operation, impl, x):
+    """Return the backend for x [...], the reference under torch.func transforms and forward-mode differentiation.
+
+    Raises:
+        RuntimeError: a transform is active and impl names a backend that cannot be transformed, or cannot run.
+    """
+    if not transformed():
+        return resolve(operation, impl, x.device, x.dtype)
+    if impl in ("auto", "reference"):
+        return "reference"
+    raise RuntimeError(f"{operation}: impl={impl!r} cannot run under torch.func transforms or forward-mode "
+                       "differentiation; use impl='reference'")
+
+
+def check_tensor(name, x, dims):
+    """Raise TypeError or ValueError unless x is a tensor with a number of dimensions and a dtype of the kernels."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in cpu.TYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.dim() != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, got shape {list(x.shape)}")
+
+
+def asked_for(ctx, index, missing=0):
+    """Tell whether the running backward pass will use the gradient of an input of an operation.
+
+    ``ctx.needs_input_grad`` is true for every parameter, also while only the score is computed, which would pay for
+    weight gradients that no one reads. The engine knows better, but cannot be asked about leaves, which count as asked
+    for; so operations are given views of their parameters (:func:`as_input`).
+
+    Args:
+        index: of the input, a tensor.
+        missing: how many inputs before it are None.
+    """
+    if not ctx.needs_input_grad[index]:
+        return False
+    node = ctx.next_functions[index - missing][0]
+    return node.name() == "torch::autograd::AccumulateGrad" or torch._C._will_engine_execute_node(node)
+
+
+def as_input(parameter):
+    """Return a parameter in a form that :func:`asked_for` can ask about."""
+    return parameter.view_as(parameter) if parameter.is_leaf and parameter.requires_grad else parameter
+
+
+def no_third_order(ctx, *grads):
+    """Refuse to differentiate a second derivative."""
+    raise RuntimeError("cdn_kernels: third derivatives have no kernel; use impl='reference' for them")

@@ -1,0 +1,261 @@
+// The sweeps of residual + GELU + group normalization, one sample at a time.
+//
+//     v = x + residual,  b = phi(v),  c = b - mean b,  V = mean c^2,  z = gain s r c
+//
+// with r = (V + eps)^-1/2, s = 1 (plain) or r = (V + eps T)^-1/2, s = sqrt T, T = mean of V over the groups of the
+// sample (scale-preserving). Every sweep reads v and computes phi and its derivatives again: arithmetic is cheaper
+// than the memory to keep them. Scalars of groups are spread over channels, so that both layouts share one loop.
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "../gelu.h"
+#include "runs.h"
+#include "storage.h"
+#include "variants.h"
+
+namespace cdn::CDN_VARIANT {
+namespace {
+
+template <typename Storage, bool channels_last>
+struct Norm {
+    using Real = typename Storage::Real;
+    using Element = typename Storage::Element;
+    using Walk = Runs<channels_last>;
+    using Row = std::vector<Real>;  // one value per channel or group, or per element of a run
+
+    const NormJob& job;
+    const std::int64_t size = job.channels * job.pixels;
+    const std::int64_t group_channels = job.channels / job.groups;
+    const Real count = static_cast<Real>(group_channels * job.pixels);
+    const Real* gain = static_cast<const Real*>(job.gain);
+    const Walk walk{job.channels, job.pixels};
+
+    // The statistics of a sample, as they lie in memory.
+    struct Statistics {
+        Real *mean, *r, *k;  // per group; k = V r^2
+        Real* s;             // per sample; 0 if all of b is constant within its groups, and so is z
+    };
+    Statistics statistics(std::int64_t sample) const {
+        Real* start = static_cast<Real*>(job.statistics) + sample * (3 * job.groups + 1);
+        return {start, start + job.groups, start + 2 * job.groups, start + 3 * job.groups};
+    }
+    template <typename T>
+    T* at(T* start, std::int64_t sample) const { return start ? start + sample * size : nullptr; }
+
+    // Give each element of a run a value by its channel or by its group.
+    template <typename F>
+    Row by_channel(F value) const {
+        Row row(walk.width());
+        for (std::int64_t i = 0; i < walk.width(); ++i) row[i] = value(i % job.channels);
+        return row;
+    }
+    template <typename F>
+    Row spread(F value) const {
+        return by_channel([&](std::int64_t c) { return value(c / group_channels); });
+    }
+    // Sum the channels of each group and divide by the number of values.
+    Row group_means(const Real* sums) const {
+        Row means(job.groups);
+        for (std::int64_t c = 0; c < job.channels; ++c) means[c / group_channels] += sums[c];
+        for (Real& m : means) m /= count;
+        return means;
+    }
+    template <typename F>
+    Real mean_over_groups(F value) const {
+        Real sum = 0;
+        for (std::int64_t g = 0; g < job.groups; ++g) sum += value(g);
+        return sum / static_cast<Real>(job.groups);
+    }
+
+    void forward(std::int64_t sample) const {
+        const Element* x = at(static_cast<const Element*>(job.x), sample);
+        const Element* residual = at(static_cast<const Element*>(job.residual), sample);
+        Element* sum = at(static_cast<Element*>(job.sum), sample);
+        Element* z = at(static_cast<Element*>(job.out), sample);
+        const Statistics st = statistics(sample);
+        if (residual) {
+            walk.each([&](std::int64_t i, std::int64_t) {
+                sum[i] = Storage::store(Storage::load(x[i]) + Storage::load(residual[i]));
+            });
+            x = sum;
+        }
+        Sums<Real, 1, channels_last> total(walk);
+        total.add([&](std::int64_t i, std::int64_t) { return Values<Real, 1>{gelu(Storage::load(x[i])).value}; });
+        const Row means = group_means(total.row(0));
+        const Row mean = spread([&](auto g) { return means[g]; });
+        Sums<Real, 1, channels_last> squares(walk);
+        squares.add([&](std::int64_t i, std::int64_t c) {
+            const Real centred = gelu(Storage::load(x[i])).value - mean[c];
+            return Values<Real, 1>{centred * centred};
+        });
+        const Row variance = group_means(squares.row(0));
+        const Real eps = static_cast<Real>(job.eps);
+        const Real common = mean_over_groups([&](auto g) { return variance[g]; });
+        const Real floor = job.scale_preserving ? eps * common : eps;
+        st.s[0] = job.scale_preserving ? square_root(common) : Real(1);
+        for (std::int64_t g = 0; g < job.groups; ++g) {
+            const Real inverse = Real(1) / (variance[g] + floor);
+            st.mean[g] = means[g];
+            // A dead sample, and only that, has nothing to normalize; NaN stays NaN.
+            st.r[g] = st.s[0] == 0 ? Real(0) : square_root(inverse);
+            st.k[g] = st.s[0] == 0 ? Real(0) : variance[g] * inverse;
+        }
+        const Row scale = by_channel([&](auto c) { return gain[c] * st.s[0] * st.r[c / group_channels]; });
+        walk.each([&](std::int64_t i, std::int64_t c) {
+            z[i] = Storage::store(scale[c] * (gelu(Storage::load(x[i])).value - mean[c]));
+        });
+    }
+
+    // a_v = phi' a_b + source, with a_b the normalization's transposed Jacobian applied to gain a_z; and the share
+    // of the sample in the gradient of the gain. The score sweep and the adjoint sweep.
+    void backward(std::int64_t sample) const {
+        const Element* v = at(static_cast<const Element*>(job.x), sample);
+        const Element* a = at(static_cast<const Element*>(job.grad), sample);
+        const Element* source = at(static_cast<const Element*>(job.source), sample);
+        Element* out = at(static_cast<Element*>(job.out), sample);
+        const Statistics st = statistics(sample);
+        const Row mean = spread([&](auto g) { return st.mean[g]; });
+        Sums<Real, 2, channels_last> sums(walk);  // of a and a c
+        sums.add([&](std::int64_t i, std::int64_t c) {
+            const Real grad = Storage::load(a[i]);
+            return Values<Real, 2>{grad, grad * (gelu(Storage::load(v[i])).value - mean[c])};
+        });
+        gain_gradient(sample, sums.row(1), st);
+        Coefficients from(*this, st, sums.row(0), sums.row(1));
+        const auto write = [&](auto with_source) {
+            walk.each([&](std::int64_t i, std::int64_t c) {
+                const Gelu<Real> phi = gelu(Storage::load(v[i]));
+                const Real g_b = from.of_grad[c] * Storage::load(a[i]) + from.constant[c]
+                    + from.of_centred[c] * (phi.value - mean[c]);
+                // At s = 0 every coefficient is 0.
+                out[i] = Storage::store(phi.first * g_b + (with_source ? Storage::load(source[i]) : Real(0)));
+            });
+        };
+        source ? write(std::true_type{}) : write(std::false_type{});
+    }
+
+    // The transposed Jacobian as a function of the element: g_b = of_grad g_z + constant + of_centred c.
+    struct Coefficients {
+        Row of_grad, constant, of_centred;
+        Row mq, be;  // per group: mean q and mean(q xh), q = gain g_z
+        Real Q = 0;  // mean over groups of k be
+
+        Coefficients(const Norm& norm, const Statistics& st, const Real* sum_g, const Real* sum_gc) {
+            Row weighted(norm.job.channels), projected(norm.job.channels);
+            for (std::int64_t c = 0; c < norm.job.channels; ++c) {
+                weighted[c] = norm.gain[c] * sum_g[c];
+                projected[c] = norm.gain[c] * sum_gc[c];
+            }
+            mq = norm.group_means(weighted.data());
+            be = norm.group_means(projected.data());
+            for (std::int64_t g = 0; g < norm.job.groups; ++g) be[g] *= st.r[g];
+            const Real s = st.s[0];
+            Real pull = 0;
+            if (norm.job.scale_preserving && s != 0) {
+                Q = norm.mean_over_groups([&](auto g) { return st.k[g] * be[g]; });
+                pull = Q / s;
+            }
+            of_grad = norm.by_channel([&](auto c) { return norm.gain[c] * s * st.r[c / norm.group_channels]; });
+            constant = norm.spread([&](auto g) { return -s * st.r[g] * mq[g]; });
+            of_centred = norm.spread([&](auto g) { return pull - s * st.r[g] * st.r[g] * be[g]; });
+        }
+    };
+
+    void gain_gradient(std::int64_t sample, const Real* sum_gc, const Statistics& st) const {
+        if (!job.gain_grad) return;
+        Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
+        for (std::int64_t c = 0; c < job.channels; ++c) out[c] = st.s[0] * st.r[c / group_channels] * sum_gc[c];
+    }
+
+    // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
+    // the share of the sample in the gradient of the gain. Names as in docs/derivations.md.
+    void tangent(std::int64_t sample) const {
+        const Element* v = at(static_cast<const Element*>(job.x), sample);
+        const Element* grad = at(static_cast<const Element*>(job.grad), sample);
+        const Element* vdot = at(static_cast<const Element*>(job.tangent), sample);
+        Element* zdot = at(static_cast<Element*>(job.tangent_out), sample);
+        Element* source = at(static_cast<Element*>(job.out), sample);
+        const Statistics st = statistics(sample);
+        const Real s = st.s[0];
+        if (s == 0) return dead(sample, zdot, source);
+        const Row mean = spread([&](auto g) { return st.mean[g]; });
+        Sums<Real, 5, channels_last> sums(walk);  // of g, g c, bdot, bdot c, g bdot
+        sums.add([&](std::int64_t i, std::int64_t c) {
+            const Gelu<Real> phi = gelu(Storage::load(v[i]));
+            const Real g = Storage::load(grad[i]), centred = phi.value - mean[c];
+            const Real bdot = phi.first * Storage::load(vdot[i]);
+            return Values<Real, 5>{g, g * centred, bdot, bdot * centred, g * bdot};
+        });
+        const Coefficients from(*this, st, sums.row(0), sums.row(1));
+        const Row mb = group_means(sums.row(2));
+        Row al = group_means(sums.row(3)), weighted(job.channels);
+        for (std::int64_t g = 0; g < job.groups; ++g) al[g] *= st.r[g];
+        for (std::int64_t c = 0; c < job.channels; ++c) weighted[c] = gain[c] * sums.row(4)[c];
+        Row R = group_means(weighted.data());
+        for (std::int64_t g = 0; g < job.groups; ++g) R[g] -= from.mq[g] * mb[g];
+        const Row &mq = from.mq, &be = from.be, r(st.r, st.r + job.groups), k(st.k, st.k + job.groups);
+
+        // J = j_bdot bdot + j_constant + j_centred c;  e = e_bdot bdot + e_grad q + e_constant + e_centred c
+        Row J_centred(job.groups), e_bdot(job.groups), e_grad(job.groups), e_centred(job.groups);
+        if (job.scale_preserving) {
+            const Real T = s * s, Q = from.Q, eps = static_cast<Real>(job.eps);
+            const Real C = mean_over_groups([&](auto g) { return al[g] / r[g]; });
+            auto W = [&](std::int64_t g) {
+                return s * (R[g] - 3 * al[g] * be[g]) + 3 * k[g] * be[g] * C / (r[g] * s);
+            };
+            const Real D = -eps / 2 * mean_over_groups([&](auto g) { return r[g] * r[g] * r[g] * W(g); })
+                + (mean_over_groups([&](auto g) { return r[g] * (R[g] - al[g] * be[g]); }) - Q * C / T) / (2 * s);
+            for (std::int64_t g = 0; g < job.groups; ++g) {
+                J_centred[g] = -s * r[g] * r[g] * al[g] + C / s * k[g] * r[g];
+                e_bdot[g] = Q / s - s * r[g] * r[g] * be[g];
+                e_grad[g] = k[g] * r[g] * C / s - s * r[g] * r[g] * al[g];
+                e_centred[g] = 2 * (r[g] * r[g] * be[g] * C / s - r[g] * r[g] * r[g] * W(g) / 2 + D);
+            }
+        } else {
+            for (std::int64_t g = 0; g < job.groups; ++g) {
+                J_centred[g] = -r[g] * r[g] * al[g];
+                e_bdot[g] = -r[g] * r[g] * be[g];
+                e_grad[g] = -r[g] * r[g] * al[g];
+                e_centred[g] = -r[g] * r[g] * r[g] * (R[g] - 3 * al[g] * be[g]);
+            }
+        }
+        // Rows begin with one value per channel, in either layout.
+        const Row j_bdot = spread([&](auto g) { return s * r[g]; });
+        const Row j_constant = spread([&](auto g) { return -s * r[g] * mb[g]; });
+        const Row j_centred = spread([&](auto g) { return J_centred[g]; });
+        const Row c_bdot = spread([&](auto g) { return e_bdot[g]; });
+        const Row c_grad = by_channel([&](auto c) { return gain[c] * e_grad[c / group_channels]; });
+        const Row gains = by_channel([&](auto c) { return gain[c]; });
+        const Row c_constant = spread([&](auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
+        const Row c_centred = spread([&](auto g) { return e_centred[g]; });
+        walk.each([&](std::int64_t i, std::int64_t c) {
+            const Gelu<Real> phi = gelu(Storage::load(v[i]));
+            const Real g = Storage::load(grad[i]), dot = Storage::load(vdot[i]);
+            const Real centred = phi.value - mean[c], bdot = phi.first * dot;
+            const Real g_b = from.of_grad[c] * g + from.constant[c] + from.of_centred[c] * centred;
+            const Real e = c_bdot[c] * bdot + c_grad[c] * g + c_constant[c] + c_centred[c] * centred;
+            zdot[i] = Storage::store(
+                gains[c] * (j_bdot[c] * bdot + j_constant[c] + j_centred[c] * centred));
+            source[i] = Storage::store(phi.first * e + phi.second * dot * g_b);
+        });
+        if (job.gain_grad) {
+            Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
+            for (std::int64_t c = 0; c < job.channels; ++c)
+                out[c] = j_bdot[c] * sums.row(4)[c] + j_constant[c] * sums.row(0)[c]
+                    + j_centred[c] * sums.row(1)[c];
+        }
+    }
+
+    void dead(std::int64_t sample, Element* zdot, Element* source) const {
+        for (std::int64_t i = 0; i < size; ++i) zdot[i] = source[i] = Storage::store(Real(0));
+        if (job.gain_grad) {
+            Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
+            for (std::int64_t c = 0; c < job.channels; ++c) out[c] = 0;
+        }
+    }
+};
+
+}  // namespace
+}  // namespace cdn::CDN_VARIANT

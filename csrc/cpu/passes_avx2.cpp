@@ -1,0 +1,2 @@
+#define CDN_VARIANT avx2
+#include "passes.h"
