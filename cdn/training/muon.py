@@ -26,22 +26,23 @@ def orthogonalize(matrix):
 class Muon(torch.optim.Optimizer):
     """Step along the orthogonalized momentum of every matrix, at the length that AdamW's steps have.
 
-    The arithmetic is that of ``torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")``, with two additions: filters
-    [O, I, k, k] count as matrices [O, I k k], and ``found_inf``, a flag on the device like that of torch's fused
-    optimizers, skips a step without waiting for it.
+    The arithmetic is that of ``torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")``, with three additions: filters
+    [O, I, k, k] count as matrices [O, I k k]; ``fixed_norm`` moves a filter on the sphere of its norm; and
+    ``found_inf``, a flag on the device like that of torch's fused optimizers, skips a step without waiting for it.
 
     Args:
         params: parameters of two or more dimensions.
         lr: the root mean square of a step's entries is 0.2 lr.
         momentum: of the running mean of the gradients, Nesterov's.
         weight_decay: decoupled, times lr.
+        fixed_norm: scale every filter back to the Frobenius norm it had before the step.
 
     Raises:
         ValueError: a parameter of fewer than two dimensions.
     """
 
-    def __init__(self, params, lr, *, momentum=0.95, weight_decay=0.01):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    def __init__(self, params, lr, *, momentum=0.95, weight_decay=0.01, fixed_norm=False):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, fixed_norm=fixed_norm))
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.dim() < 2:
                 raise ValueError(f"Muon: parameters must have two or more dimensions, got shape {list(p.shape)}")
@@ -64,6 +65,8 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalize(p.grad.lerp(mean, momentum).flatten(1)).to(p.dtype).view_as(p)
         rate = group["lr"] * 0.2 * max(p.shape[0], p[0].numel()) ** 0.5
         stepped = p.mul(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+        if group["fixed_norm"]:
+            stepped.mul_(p.norm() / stepped.norm().clamp(min=torch.finfo(p.dtype).tiny))
         if skip is not None:
             mean, stepped = torch.where(skip > 0, buffer, mean), torch.where(skip > 0, p, stepped)
         buffer.copy_(mean)

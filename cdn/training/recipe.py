@@ -49,6 +49,10 @@ class Optimizers:
 def make_optimizer(model, name, learning_rate, weight_decay):
     """Build AdamW, or Muon for the filters and matrices between features and AdamW for all else.
 
+    Muon keeps the norm of the filters of the trunk. A scale-preserving network is free to let the scale of its stages
+    run away, each block some times larger than the one before, until the last drowns the others in the head; fixed
+    norms rule that out (docs/ablations.md). The maps of the head, whose scale means something, keep theirs free.
+
     Weight decay acts on filters and matrices only, not on the gains of the norms. ``fused=True`` is more than speed:
     it is the implementation that can be told to skip a step by a flag on the device (``found_inf``), so that
     non-finite gradients cost no synchronization.
@@ -56,14 +60,16 @@ def make_optimizer(model, name, learning_rate, weight_decay):
     Args:
         name: one of OPTIMIZERS.
     """
-    inner, outer, gains = [], [], []
+    filters, maps, outer, gains = [], [], [], []
     for path, p in model.named_parameters():
-        group = gains if p.dim() <= 1 else inner if name == "muon" and not _OUTER & set(path.split(".")) else outer
+        inner = name == "muon" and not _OUTER & set(path.split("."))
+        group = gains if p.dim() <= 1 else outer if not inner else maps if path.startswith("head.") else filters
         group.append(p)
     groups = [dict(params=outer, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)]
     members = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.99), fused=True)]
-    if inner:
-        members.append(Muon(inner, learning_rate, weight_decay=weight_decay))
+    if filters:
+        inner = [dict(params=filters, fixed_norm=True, weight_decay=0.0), dict(params=maps, weight_decay=weight_decay)]
+        members.append(Muon([g for g in inner if g["params"]], learning_rate))
     return Optimizers(*members)
 
 

@@ -44,6 +44,22 @@ def test_a_flag_skips_the_step():
     assert not torch.equal(p, before)
 
 
+def test_a_fixed_norm_is_kept():
+    for dtype in (torch.float32, torch.float64):
+        p = torch.randn(4, 3, 3, 3, dtype=dtype).requires_grad_()
+        optimizer, norm = Muon([p], 0.1, weight_decay=0.0, fixed_norm=True), float(p.detach().norm())
+        before = p.detach().clone()
+        for _ in range(20):
+            p.grad = torch.randn_like(p)
+            optimizer.step()
+        assert float(p.detach().norm()) == pytest.approx(norm, rel=1e-5)
+        assert (p.detach() - before).norm() > 0.1 * norm
+    zero = torch.zeros(2, 3).requires_grad_()
+    zero.grad = torch.randn(2, 3)
+    Muon([zero], 0.1, fixed_norm=True).step()
+    assert torch.equal(zero.detach(), torch.zeros(2, 3))
+
+
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match=r"two or more dimensions, got shape \[3\]"):
         Muon([torch.randn(3)], 0.1)
@@ -56,7 +72,8 @@ def test_every_parameter_has_one_optimizer(name):
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(model.parameters()))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    assert decayed == {id(p) for p in model.parameters() if p.dim() > 1}
+    kept = {id(p) for group in optimizer.param_groups if group.get("fixed_norm") for p in group["params"]}
+    assert decayed | kept == {id(p) for p in model.parameters() if p.dim() > 1} and not decayed & kept
     # First and last layers, and gains, stay with AdamW.
     adamw = {id(p) for group in optimizer.members[0].param_groups for p in group["params"]}
     assert id(model.trunk.stem[0].weight) in adamw and id(model.head.classes.weight) in adamw
