@@ -14,7 +14,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
 FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
-         # Without errno and exception flags, which no one reads and which stop vectorization.
+         # One rounding per operation, so that every processor draws the same noise ...
+         "-ffp-contract=off",
+         # ... without errno and exception flags, which no one reads and which stop vectorization.
          "-fno-math-errno", "-fno-trapping-math"]
 VARIANTS = {"avx2": ["-mavx2", "-mfma"],
             "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]}
@@ -55,9 +57,7 @@ class BuildLibrary(build_ext):
         macros = [("CDN_X86", None)] if X86 else []
         objects = []
         for source in ext.sources:
-            # Noise has one rounding per operation, so that every processor draws the same bits.
-            contraction = "fast" if Path(source).stem.startswith("passes") else "off"
-            flags = FLAGS + [f"-ffp-contract={contraction}"] + VARIANTS.get(variant(source), []) + threading
+            flags = FLAGS + VARIANTS.get(variant(source), []) + threading
             objects += self.compiler.compile([source], self.build_temp, macros, extra_postargs=flags)
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=threading,
                                          target_lang="c++")

@@ -66,7 +66,9 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
     if not scale_preserving:
         return F.group_norm(b, groups, gain, None, eps).to(v.dtype)
     grouped = b.unflatten(1, (groups, -1))
-    centred = grouped - grouped.mean((2, 3, 4), keepdim=True)
+    # Differences from one value of each group, so that a constant group has a variance of exactly 0.
+    shifted = grouped - grouped[:, :, :1, :1, :1].detach()
+    centred = shifted - shifted.mean((2, 3, 4), keepdim=True)
     variance = centred.square().mean((2, 3, 4), keepdim=True)
     common = variance.mean(1, keepdim=True)
     alive = common > 0

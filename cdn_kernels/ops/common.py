@@ -70,7 +70,10 @@ def asked_for(ctx, index, missing=0):
     if not ctx.needs_input_grad[index]:
         return False
     node = ctx.next_functions[index - missing][0]
-    return node.name() == "torch::autograd::AccumulateGrad" or torch._C._will_engine_execute_node(node)
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf
+        return True
 
 
 def as_input(parameter):

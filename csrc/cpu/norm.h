@@ -81,9 +81,17 @@ struct Norm {
             });
             x = sum;
         }
+        // Summing differences from one value of each group keeps the digits of a small variance beside a large mean,
+        // and makes the variance of a constant group exactly 0.
+        const Row pivot = spread([&](auto g) {
+            return gelu(Storage::load(x[g * group_channels * (channels_last ? 1 : job.pixels)])).value;
+        });
         Sums<Real, 1, channels_last> total(walk);
-        total.add([&](std::int64_t i, std::int64_t) { return Values<Real, 1>{gelu(Storage::load(x[i])).value}; });
-        const Row means = group_means(total.row(0));
+        total.add([&](std::int64_t i, std::int64_t c) {
+            return Values<Real, 1>{gelu(Storage::load(x[i])).value - pivot[c]};
+        });
+        Row means = group_means(total.row(0));
+        for (std::int64_t g = 0; g < job.groups; ++g) means[g] += pivot[g * group_channels];
         const Row mean = spread([&](auto g) { return means[g]; });
         Sums<Real, 1, channels_last> squares(walk);
         squares.add([&](std::int64_t i, std::int64_t c) {

@@ -1,0 +1,45 @@
+"""Compare a kernel with the float64 reference at every order, with tolerances derived from eager's own errors."""
+import torch
+
+
+def derivatives(function, inputs, seed=0):
+    """Return the value of a function of tensors, its first and its second derivatives, along fixed directions.
+
+    The first derivatives are those of ``<f, g>`` by every input, the second those of ``sum_i <df_i, t_i>`` by every
+    input and by g. g and the t_i are drawn in float64 and rounded to bfloat16 values, so that all dtypes get the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def direction(like):
+        values = torch.randn(like.shape, generator=generator, dtype=torch.float64).bfloat16()
+        # Where the input is channels last, so is the direction, as it would be inside a network.
+        return torch.empty_like(like).copy_(values)
+
+    inputs = [i.detach().clone().requires_grad_() for i in inputs]
+    value = function(*inputs)
+    g = direction(value.detach()).requires_grad_()
+    first = torch.autograd.grad(value, inputs, g, create_graph=True)
+    tangents = [direction(d.detach()) for d in first]
+    second = torch.autograd.grad(first, [*inputs, g], tangents, allow_unused=True)
+    second = [torch.zeros_like(i) if d is None else d for i, d in zip([*inputs, g], second)]
+    return [d.detach() for d in (value, *first, *second)]
+
+
+def assert_as_exact_as_eager(kernel, eager, inputs):
+    """Assert error <= 2 (error of eager + eps max|ref|) for the value and all first and second derivatives.
+
+    Args:
+        kernel, eager: functions of the inputs.
+        inputs: tensors of one dtype and any layout.
+    """
+    truth = derivatives(eager, [i.double() for i in inputs])
+    mine, theirs = derivatives(kernel, inputs), derivatives(eager, inputs)
+    for order, (exact, own, other) in enumerate(zip(truth, mine, theirs, strict=True)):
+        assert own.shape == other.shape and own.dtype == other.dtype
+        eps = torch.finfo(own.dtype).eps
+        scale = float(exact.abs().max()) if exact.numel() else 0.0
+        error = float((own.double() - exact).abs().max()) if exact.numel() else 0.0
+        allowed = float((other.double() - exact).abs().max()) if exact.numel() else 0.0
+        # For float64 eager is the truth itself, and its own error unknown: some ten roundings deep on either side.
+        bound = 50 * eps * scale if own.dtype == torch.float64 else 2 * (allowed + eps * scale)
+        assert error <= bound, (order, error, allowed, eps * scale)
