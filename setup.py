@@ -19,7 +19,7 @@ FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          # ... without errno and exception flags, which no one reads and which stop vectorization.
          "-fno-math-errno", "-fno-trapping-math"]
 VARIANTS = {"avx2": ["-mavx2", "-mfma"],
-            "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]}
+            "avx512": ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 

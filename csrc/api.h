@@ -50,7 +50,7 @@ CDN_API int cdn_gelu(int sweep, const void* u, const void* grad, const void* oth
                      int type, std::int64_t size, int threads, int capability);
 
 // A pass of z = normalize(phi(v)), v = x + residual, over [batch, channels, pixels] or [batch, pixels, channels].
-// gain[channels], statistics[batch, 3 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
+// gain[channels], statistics[batch, 4 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
 // for CDN_FLOAT64; everything else has the given type. eps > 0.
 //   forward:  x and residual give sum = v, statistics and out = z; if residual is null, v = x and sum is unused
 //   backward: x = v, statistics, grad = g_z and source (may be null) give out = g_v + source, and gain_grad

@@ -78,7 +78,7 @@ def _check(x, weight, groups, residual, eps):
 
 def _empty_outputs(x, residual, gain, groups, eps, scale_preserving):
     v = empty_result(x) if residual is not None else x.new_empty(0)
-    return empty_result(x), v, gain.new_empty(x.shape[0], 3 * groups + 1)
+    return empty_result(x), v, gain.new_empty(x.shape[0], 4 * groups + 1)
 
 
 def _forward(x, residual, gain, groups, eps, scale_preserving):

@@ -10,10 +10,11 @@ using namespace cdn;
 
 int supported() {
 #ifdef CDN_X86
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CDN_SCALAR;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return CDN_AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CDN_AVX2;
+    return CDN_AVX2;
 #endif
     return CDN_SCALAR;
 }

@@ -28,18 +28,19 @@ struct Norm {
     const NormJob& job;
     const std::int64_t size = job.channels * job.pixels;
     const std::int64_t group_channels = job.channels / job.groups;
-    const Real count = static_cast<Real>(group_channels * job.pixels);
+    const double count = static_cast<double>(group_channels * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
     const Walk walk{job.channels, job.pixels};
 
     // The statistics of a sample, as they lie in memory.
     struct Statistics {
-        Real *mean, *r, *k;  // per group; k = V r^2
+        // Per group: mean b = pivot + mean, in two parts so that a large mean keeps its digits; k = V r^2.
+        Real *pivot, *mean, *r, *k;
         Real* s;             // per sample; 0 if all of b is constant within its groups, and so is z
     };
     Statistics statistics(std::int64_t sample) const {
-        Real* start = static_cast<Real*>(job.statistics) + sample * (3 * job.groups + 1);
-        return {start, start + job.groups, start + 2 * job.groups, start + 3 * job.groups};
+        Real* start = static_cast<Real*>(job.statistics) + sample * (4 * job.groups + 1);
+        return {start, start + job.groups, start + 2 * job.groups, start + 3 * job.groups, start + 4 * job.groups};
     }
     template <typename T>
     T* at(T* start, std::int64_t sample) const { return start ? start + sample * size : nullptr; }
@@ -56,10 +57,13 @@ struct Norm {
         return by_channel([&](std::int64_t c) { return value(c / group_channels); });
     }
     // Sum the channels of each group and divide by the number of values.
-    Row group_means(const Real* sums) const {
+    Row group_means(const double* sums) const {
         Row means(job.groups);
-        for (std::int64_t c = 0; c < job.channels; ++c) means[c / group_channels] += sums[c];
-        for (Real& m : means) m /= count;
+        for (std::int64_t g = 0; g < job.groups; ++g) {
+            double sum = 0;
+            for (std::int64_t c = g * group_channels; c < (g + 1) * group_channels; ++c) sum += sums[c];
+            means[g] = static_cast<Real>(sum / count);
+        }
         return means;
     }
     template <typename F>
@@ -90,12 +94,11 @@ struct Norm {
         total.add([&](std::int64_t i, std::int64_t c) {
             return Values<Real, 1>{gelu(Storage::load(x[i])).value - pivot[c]};
         });
-        Row means = group_means(total.row(0));
-        for (std::int64_t g = 0; g < job.groups; ++g) means[g] += pivot[g * group_channels];
+        const Row means = group_means(total.row(0));
         const Row mean = spread([&](auto g) { return means[g]; });
         Sums<Real, 1, channels_last> squares(walk);
         squares.add([&](std::int64_t i, std::int64_t c) {
-            const Real centred = gelu(Storage::load(x[i])).value - mean[c];
+            const Real centred = gelu(Storage::load(x[i])).value - pivot[c] - mean[c];
             return Values<Real, 1>{centred * centred};
         });
         const Row variance = group_means(squares.row(0));
@@ -105,6 +108,7 @@ struct Norm {
         st.s[0] = job.scale_preserving ? square_root(common) : Real(1);
         for (std::int64_t g = 0; g < job.groups; ++g) {
             const Real inverse = Real(1) / (variance[g] + floor);
+            st.pivot[g] = pivot[g * group_channels];
             st.mean[g] = means[g];
             // A dead sample, and only that, has nothing to normalize; NaN stays NaN.
             st.r[g] = st.s[0] == 0 ? Real(0) : square_root(inverse);
@@ -112,7 +116,7 @@ struct Norm {
         }
         const Row scale = by_channel([&](auto c) { return gain[c] * st.s[0] * st.r[c / group_channels]; });
         walk.each([&](std::int64_t i, std::int64_t c) {
-            z[i] = Storage::store(scale[c] * (gelu(Storage::load(x[i])).value - mean[c]));
+            z[i] = Storage::store(scale[c] * (gelu(Storage::load(x[i])).value - pivot[c] - mean[c]));
         });
     }
 
@@ -124,11 +128,12 @@ struct Norm {
         const Element* source = at(static_cast<const Element*>(job.source), sample);
         Element* out = at(static_cast<Element*>(job.out), sample);
         const Statistics st = statistics(sample);
+        const Row pivot = spread([&](auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto g) { return st.mean[g]; });
         Sums<Real, 2, channels_last> sums(walk);  // of a and a c
         sums.add([&](std::int64_t i, std::int64_t c) {
             const Real grad = Storage::load(a[i]);
-            return Values<Real, 2>{grad, grad * (gelu(Storage::load(v[i])).value - mean[c])};
+            return Values<Real, 2>{grad, grad * (gelu(Storage::load(v[i])).value - pivot[c] - mean[c])};
         });
         gain_gradient(sample, sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
@@ -136,7 +141,7 @@ struct Norm {
             walk.each([&](std::int64_t i, std::int64_t c) {
                 const Gelu<Real> phi = gelu(Storage::load(v[i]));
                 const Real g_b = from.of_grad[c] * Storage::load(a[i]) + from.constant[c]
-                    + from.of_centred[c] * (phi.value - mean[c]);
+                    + from.of_centred[c] * (phi.value - pivot[c] - mean[c]);
                 // At s = 0 every coefficient is 0.
                 out[i] = Storage::store(phi.first * g_b + (with_source ? Storage::load(source[i]) : Real(0)));
             });
@@ -150,8 +155,8 @@ struct Norm {
         Row mq, be;  // per group: mean q and mean(q xh), q = gain g_z
         Real Q = 0;  // mean over groups of k be
 
-        Coefficients(const Norm& norm, const Statistics& st, const Real* sum_g, const Real* sum_gc) {
-            Row weighted(norm.job.channels), projected(norm.job.channels);
+        Coefficients(const Norm& norm, const Statistics& st, const double* sum_g, const double* sum_gc) {
+            std::vector<double> weighted(norm.job.channels), projected(norm.job.channels);
             for (std::int64_t c = 0; c < norm.job.channels; ++c) {
                 weighted[c] = norm.gain[c] * sum_g[c];
                 projected[c] = norm.gain[c] * sum_gc[c];
@@ -171,10 +176,11 @@ struct Norm {
         }
     };
 
-    void gain_gradient(std::int64_t sample, const Real* sum_gc, const Statistics& st) const {
+    void gain_gradient(std::int64_t sample, const double* sum_gc, const Statistics& st) const {
         if (!job.gain_grad) return;
         Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
-        for (std::int64_t c = 0; c < job.channels; ++c) out[c] = st.s[0] * st.r[c / group_channels] * sum_gc[c];
+        for (std::int64_t c = 0; c < job.channels; ++c)
+            out[c] = static_cast<Real>(st.s[0] * st.r[c / group_channels] * sum_gc[c]);
     }
 
     // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
@@ -188,17 +194,19 @@ struct Norm {
         const Statistics st = statistics(sample);
         const Real s = st.s[0];
         if (s == 0) return dead(sample, zdot, source);
+        const Row pivot = spread([&](auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto g) { return st.mean[g]; });
         Sums<Real, 5, channels_last> sums(walk);  // of g, g c, bdot, bdot c, g bdot
         sums.add([&](std::int64_t i, std::int64_t c) {
             const Gelu<Real> phi = gelu(Storage::load(v[i]));
-            const Real g = Storage::load(grad[i]), centred = phi.value - mean[c];
+            const Real g = Storage::load(grad[i]), centred = phi.value - pivot[c] - mean[c];
             const Real bdot = phi.first * Storage::load(vdot[i]);
             return Values<Real, 5>{g, g * centred, bdot, bdot * centred, g * bdot};
         });
         const Coefficients from(*this, st, sums.row(0), sums.row(1));
         const Row mb = group_means(sums.row(2));
-        Row al = group_means(sums.row(3)), weighted(job.channels);
+        Row al = group_means(sums.row(3));
+        std::vector<double> weighted(job.channels);
         for (std::int64_t g = 0; g < job.groups; ++g) al[g] *= st.r[g];
         for (std::int64_t c = 0; c < job.channels; ++c) weighted[c] = gain[c] * sums.row(4)[c];
         Row R = group_means(weighted.data());
@@ -241,7 +249,7 @@ struct Norm {
         walk.each([&](std::int64_t i, std::int64_t c) {
             const Gelu<Real> phi = gelu(Storage::load(v[i]));
             const Real g = Storage::load(grad[i]), dot = Storage::load(vdot[i]);
-            const Real centred = phi.value - mean[c], bdot = phi.first * dot;
+            const Real centred = phi.value - pivot[c] - mean[c], bdot = phi.first * dot;
             const Real g_b = from.of_grad[c] * g + from.constant[c] + from.of_centred[c] * centred;
             const Real e = c_bdot[c] * bdot + c_grad[c] * g + c_constant[c] + c_centred[c] * centred;
             zdot[i] = Storage::store(
@@ -251,8 +259,8 @@ struct Norm {
         if (job.gain_grad) {
             Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
             for (std::int64_t c = 0; c < job.channels; ++c)
-                out[c] = j_bdot[c] * sums.row(4)[c] + j_constant[c] * sums.row(0)[c]
-                    + j_centred[c] * sums.row(1)[c];
+                out[c] = static_cast<Real>(j_bdot[c] * sums.row(4)[c] + j_constant[c] * sums.row(0)[c]
+                                           + j_centred[c] * sums.row(1)[c]);
         }
     }
 

@@ -46,13 +46,13 @@ struct Values {
     Real of[K];
 };
 
-// K sums per channel, of K functions evaluated together.
+// K sums per channel, of K functions evaluated together: in Real over short stretches, in double over those.
 template <typename Real, int K, bool channels_last>
 class Sums {
 public:
     explicit Sums(const Runs<channels_last>& runs) : runs_(runs), sums_(K * runs.channels) {}
 
-    const Real* row(int k) const { return sums_.data() + k * runs_.channels; }
+    const double* row(int k) const { return sums_.data() + k * runs_.channels; }
 
     // Add f(index of the element, its channel), a Values<Real, K>, over all elements.
     template <typename F>
@@ -106,7 +106,7 @@ private:
     }
 
     const Runs<channels_last>& runs_;
-    std::vector<Real> sums_;
+    std::vector<double> sums_;
 };
 
 }  // namespace

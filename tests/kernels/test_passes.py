@@ -132,7 +132,7 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
 
     common = (gain, groups, 0.1, True, last)
     v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
-    statistics = poisoned((shape[0], 3 * groups + 1), gain.dtype)
+    statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
     shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
     cpu.gelu_norm(cpu.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
     cpu.gelu_norm(cpu.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options)
@@ -171,4 +171,4 @@ def test_unknown_numbers_are_refused_by_the_library():
         cpu.gelu(7, x, None, None, x, None)
     for groups, eps in ((3, 0.1), (0, 0.1), (2, 0.0), (2, float("nan"))):
         with pytest.raises(RuntimeError, match="refused"):
-            cpu.gelu_norm(cpu.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 13), out=x)
+            cpu.gelu_norm(cpu.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17), out=x)
