@@ -9,7 +9,8 @@ from .ops.conv import conv2d, conv2d_gelu
 from .ops.gelu import gelu
 from .ops.noise import sample_noise, sample_sigma, standard_normal
 from .ops.norm import gelu_group_norm
+from .ops.pool import channel_mean, energy
 
 __version__ = "0.1.0"
-__all__ = ["Noise", "NoiseLevels", "conv2d", "conv2d_gelu", "gelu", "gelu_group_norm", "reference", "sample_noise",
-           "sample_sigma", "standard_normal"]
+__all__ = ["Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "energy", "gelu", "gelu_group_norm", "reference",
+           "sample_noise", "sample_sigma", "standard_normal"]

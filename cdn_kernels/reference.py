@@ -82,6 +82,11 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
 # ----------------------------------------------------------------------------------------------------------------
 
 
+def channel_mean(h):
+    """Average feature images [B, C, H, W] over pixels: [B, C], in float32 (float64 for float64)."""
+    return h.to(compute_dtype(h.dtype)).mean((2, 3))
+
+
 def energy(features, maps):
     """Sum the mean squares of linear maps of feature images: ``q = sum_l mean_pixels |A_l h_l|^2``.
 

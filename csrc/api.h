@@ -7,13 +7,14 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 3
+#define CDN_INTERFACE 4
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
 enum cdn_type { CDN_FLOAT32, CDN_FLOAT64, CDN_BFLOAT16, CDN_FLOAT16 };
 enum cdn_law { CDN_LOG_UNIFORM, CDN_UNIFORM, CDN_FIXED };
 enum cdn_sweep { CDN_FORWARD, CDN_BACKWARD, CDN_TANGENT };
+enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512 };
 
 // The value of CDN_INTERFACE that the library was built with.
@@ -61,3 +62,12 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
                           void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
                           std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving,
                           int channels_last, int threads, int capability);
+
+// A reduction of images [batch, channels, pixels] or [batch, pixels, channels], or the adjoint of one; values are
+// float, or double for CDN_FLOAT64.
+//   dot:    values[batch] = sum of a b, over channels and pixels, divided by pixels
+//   scale:  out = a values[batch] / pixels, the adjoint of dot by b
+//   mean:   values[batch, channels] = mean of a over pixels
+//   spread: out = values[batch, channels] / pixels, the adjoint of mean
+CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
+                     std::int64_t channels, std::int64_t pixels, int channels_last, int threads, int capability);

@@ -11,9 +11,10 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 3  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 4  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
+DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIGNATURES = {
@@ -27,6 +28,7 @@ _SIGNATURES = {
     "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
     "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int, c_int,
                       c_int, c_int),
+    "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
 
@@ -126,6 +128,20 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
         sweep, *map(_address, pointers), TYPES[x.dtype], batch, channels, height * width, groups, eps,
         scale_preserving, channels_last, threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY)))
+
+
+def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, threads=None, capability=None):
+    """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h.
+
+    Args:
+        shape: [B, C, H, W] of a, b and out, which are contiguous or channels last; at least one pixel.
+        values: [B] or [B, C], contiguous, in the computing dtype.
+    """
+    batch, channels, height, width = shape
+    dtype = (out if a is None else a).dtype
+    _check(LIBRARY.cdn_pool(kind, *map(_address, (a, b, values, out)), TYPES[dtype], batch, channels, height * width,
+                            channels_last, threads or torch.get_num_threads(),
+                            CAPABILITIES.index(capability or CAPABILITY)))
 
 
 def random_words(batch, blocks, seed, offset, stream, capability=None):

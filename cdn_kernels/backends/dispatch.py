@@ -18,7 +18,8 @@ OPERATIONS = {
     "gelu": ("cpu",),
     "conv2d_gelu": ("cpu",),
     "gelu_group_norm": ("cpu",),
-    "energy": (),
+    "channel_mean": ("cpu",),
+    "energy": ("cpu",),
     "score": (),
 }
 

@@ -45,6 +45,12 @@ struct Norm {
     template <typename T>
     T* at(T* start, std::int64_t sample) const { return start ? start + sample * size : nullptr; }
 
+    void run(std::int64_t sample) const {
+        if (job.sweep == CDN_FORWARD) forward(sample);
+        else if (job.sweep == CDN_BACKWARD) backward(sample);
+        else tangent(sample);
+    }
+
     // Give each element of a run a value by its channel or by its group.
     template <typename F>
     Row by_channel(F value) const {

@@ -39,3 +39,14 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
           [&](std::int64_t first, std::int64_t last) { variant->passes->norm(job, first, last); });
     return 0;
 }
+
+int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
+             std::int64_t channels, std::int64_t pixels, int channels_last, int threads, int capability) {
+    const Variant* variant = find(capability);
+    if (!variant || kind < CDN_DOT || kind > CDN_SPREAD || type < CDN_FLOAT32 || type > CDN_FLOAT16) return 1;
+    if (batch < 0 || channels < 0 || pixels < 1) return 1;
+    const PoolJob job{kind, a, b, values, out, type, batch, channels, pixels, channels_last != 0};
+    split(batch, batch * channels * pixels, threads,
+          [&](std::int64_t first, std::int64_t last) { variant->passes->pool(job, first, last); });
+    return 0;
+}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "norm.h"
+#include "pool.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {
@@ -36,13 +37,26 @@ void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
     }
 }
 
-template <typename Storage, bool channels_last>
-void norm_pass(const NormJob& job, std::int64_t first, std::int64_t last) {
-    const Norm<Storage, channels_last> norm{job};
-    for (std::int64_t sample = first; sample < last; ++sample) {
-        if (job.sweep == CDN_FORWARD) norm.forward(sample);
-        else if (job.sweep == CDN_BACKWARD) norm.backward(sample);
-        else norm.tangent(sample);
+// Call kernel.run(sample) for a range of samples.
+template <typename Kernel, typename Job>
+void samples(const Job& job, std::int64_t first, std::int64_t last) {
+    const Kernel kernel{job};
+    for (std::int64_t sample = first; sample < last; ++sample) kernel.run(sample);
+}
+
+// Choose the storage type and the layout of a kernel.
+template <template <typename, bool> class Kernel, typename Job>
+void any(const Job& job, std::int64_t first, std::int64_t last) {
+    const auto choose = [&](auto storage) {
+        using Storage = decltype(storage);
+        job.channels_last ? samples<Kernel<Storage, true>>(job, first, last)
+                          : samples<Kernel<Storage, false>>(job, first, last);
+    };
+    switch (job.type) {
+        case CDN_FLOAT32: return choose(Float32{});
+        case CDN_FLOAT64: return choose(Float64{});
+        case CDN_BFLOAT16: return choose(Bfloat16{});
+        case CDN_FLOAT16: return choose(Float16{});
     }
 }
 
@@ -55,22 +69,8 @@ void gelu_any(const GeluJob& job, std::int64_t first, std::int64_t last) {
     }
 }
 
-template <bool channels_last>
-void norm_any(const NormJob& job, std::int64_t first, std::int64_t last) {
-    switch (job.type) {
-        case CDN_FLOAT32: return norm_pass<Float32, channels_last>(job, first, last);
-        case CDN_FLOAT64: return norm_pass<Float64, channels_last>(job, first, last);
-        case CDN_BFLOAT16: return norm_pass<Bfloat16, channels_last>(job, first, last);
-        case CDN_FLOAT16: return norm_pass<Float16, channels_last>(job, first, last);
-    }
-}
-
-void norm(const NormJob& job, std::int64_t first, std::int64_t last) {
-    job.channels_last ? norm_any<true>(job, first, last) : norm_any<false>(job, first, last);
-}
-
 }  // namespace
 
-extern const Passes passes{gelu_any, norm};
+extern const Passes passes{gelu_any, any<Norm, NormJob>, any<Pool, PoolJob>};
 
 }  // namespace cdn::CDN_VARIANT

@@ -43,6 +43,16 @@ struct NormJob {
     bool scale_preserving, channels_last;
 };
 
+// A reduction over samples [channels, pixels] or its adjoint; see cdn_pool.
+struct PoolJob {
+    int kind;
+    const void *a, *b;
+    void *values, *out;
+    int type;
+    std::int64_t batch, channels, pixels;
+    bool channels_last;
+};
+
 struct NoiseKernels {
     void (*add_noise)(const NoiseJob&, std::int64_t first_unit, std::int64_t last_unit);
     void (*random_words)(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, Key, Stream);
@@ -51,6 +61,7 @@ struct NoiseKernels {
 struct Passes {
     void (*gelu)(const GeluJob&, std::int64_t first_element, std::int64_t last_element);
     void (*norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
+    void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
 };
 
 namespace scalar { extern const NoiseKernels noise; extern const Passes passes; }

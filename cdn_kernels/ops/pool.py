@@ -1,0 +1,157 @@
+"""Means of feature images over pixels, and energies of linear maps of them: what a head reads from a trunk.
+
+Four linear or bilinear maps are registered with torch, each the derivative of another, so they differentiate to any
+order: ``channel_mean`` and its adjoint ``channel_spread``; ``sample_dot``, the mean over pixels of <a, b>, and its
+adjoint ``sample_scale``. Images stay in their storage type; values are float32 (float64 for float64).
+"""
+import torch
+
+from .. import reference
+from ..backends import cpu
+from ..reference import compute_dtype
+from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, resolve_untransformed
+from .conv import conv2d
+
+LIBRARY.define("channel_mean(Tensor h) -> Tensor")
+LIBRARY.define("channel_spread(Tensor values, Tensor like) -> Tensor")
+LIBRARY.define("sample_square(Tensor e) -> Tensor")
+LIBRARY.define("sample_dot(Tensor a, Tensor b) -> Tensor")
+LIBRARY.define("sample_scale(Tensor a, Tensor values) -> Tensor")
+
+
+def channel_mean(h, *, impl="auto"):
+    """Average feature images over pixels.
+
+    Args:
+        h: [B, C, H, W] with at least one pixel; float32, float64, bfloat16 or float16.
+        impl: "auto", "reference" or "cpu".
+
+    Returns:
+        [B, C] in float32 (float64 for float64). Differentiable to any order.
+
+    Raises:
+        TypeError, ValueError: h is not a tensor of this kind.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    _check_images("h", h)
+    if resolve_untransformed("channel_mean", impl, h) == "reference":
+        return reference.channel_mean(h)
+    return torch.ops.cdn_kernels.channel_mean(h)
+
+
+def energy(features, maps, *, impl="auto"):
+    """Sum the mean squares of linear maps of feature images: ``q = sum_l mean_pixels |A_l h_l|^2``.
+
+    Args:
+        features: list of [B, C_l, H_l, W_l].
+        maps: list of 1x1 filters A_l [E_l, C_l, 1, 1].
+        impl: "auto", "reference" or "cpu".
+
+    Returns:
+        q [B] in float32 (float64 for float64). Differentiable to any order.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or shape, or lists of different lengths.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    if not features or len(features) != len(maps):
+        raise ValueError(f"maps must be one per feature image, {len(features)}, got {len(maps)}")
+    for h in features:
+        _check_images("features", h)
+    if resolve_untransformed("energy", impl, features[0]) == "reference":
+        return reference.energy(features, maps)
+    terms = [torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl)) for h, weight in zip(features, maps)]
+    return torch.stack(terms).sum(0)
+
+
+def _check_images(name, h):
+    check_tensor(name, h, 4)
+    if 0 in h.shape[2:]:
+        raise ValueError(f"{name} must have pixels, got {list(h.shape)}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Kernels
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _values(h, *shape):
+    return torch.empty(shape, dtype=compute_dtype(h.dtype), device=h.device)
+
+
+def _empty_means(h):
+    return _values(h, *h.shape[:2])
+
+
+def _empty_sums(e, *_):
+    return _values(e, e.shape[0])
+
+
+def _channel_mean(h):
+    values, last = _empty_means(h), is_channels_last(h)
+    cpu.pool(cpu.MEAN, h.shape, last, values, a=in_layout(h, last))
+    return values
+
+
+def _channel_spread(values, like):
+    out = empty_result(like)
+    cpu.pool(cpu.SPREAD, out.shape, is_channels_last(out), values.contiguous(), out=out)
+    return out
+
+
+def _sample_dot(a, b):
+    values, last = _empty_sums(a), is_channels_last(a)
+    cpu.pool(cpu.DOT, a.shape, last, values, a=in_layout(a, last), b=in_layout(b, last))
+    return values
+
+
+def _sample_scale(a, values):
+    out = empty_result(a)
+    last = is_channels_last(out)
+    cpu.pool(cpu.SCALE, a.shape, last, values.contiguous(), a=in_layout(a, last), out=out)
+    return out
+
+
+for _name, _kernel, _fake in (
+        ("channel_mean", _channel_mean, _empty_means),
+        ("channel_spread", _channel_spread, lambda values, like: empty_result(like)),
+        ("sample_square", lambda e: _sample_dot(e, e), _empty_sums),
+        ("sample_dot", _sample_dot, _empty_sums),
+        ("sample_scale", _sample_scale, lambda a, values: empty_result(a))):
+    LIBRARY.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"cdn_kernels::{_name}", _fake, lib=LIBRARY)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _save_like(ctx, inputs, output):
+    # Only shape, dtype and layout of the images matter: a saved tensor would keep them alive.
+    h = inputs[-1]
+    ctx.like = (h.shape, h.dtype, h.device, torch.channels_last if is_channels_last(h) else torch.contiguous_format)
+
+
+def _mean_derivative(ctx, g):
+    shape, dtype, device, layout = ctx.like
+    like = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+    return torch.ops.cdn_kernels.channel_spread(g, like)
+
+
+def _dot_derivatives(ctx, g):
+    a, b = ctx.saved_tensors
+    return torch.ops.cdn_kernels.sample_scale(b, g), torch.ops.cdn_kernels.sample_scale(a, g)
+
+
+def _scale_derivatives(ctx, t):
+    a, values = ctx.saved_tensors
+    return torch.ops.cdn_kernels.sample_scale(t, values), torch.ops.cdn_kernels.sample_dot(a, t)
+
+
+for _name, _derivatives, _setup in (
+        ("channel_mean", _mean_derivative, _save_like),
+        ("channel_spread", lambda ctx, t: (torch.ops.cdn_kernels.channel_mean(t), None), _save_like),
+        ("sample_square", lambda ctx, g: torch.ops.cdn_kernels.sample_scale(ctx.saved_tensors[0], 2 * g), _save),
+        ("sample_dot", _dot_derivatives, _save),
+        ("sample_scale", _scale_derivatives, _save)):
+    torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)
