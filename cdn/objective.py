@@ -11,7 +11,7 @@ from .phases import phase
 
 
 def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
-               label_smoothing=0.0, impl="reference"):
+               label_smoothing=0.0, impl="auto"):
     """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
 
     Args:
@@ -24,7 +24,7 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         noise: a :class:`cdn.Noise` key, or eps itself [B, C, H, W].
         classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed.
         label_smoothing: of the cross-entropy.
-        impl: backend of the operations that have several, see :mod:`cdn_kernels`.
+        impl: backend of the library's operations, also of those inside the model, see :func:`cdn_kernels.using`.
 
     Returns:
         (loss, parts): a scalar with a graph to the parameters, or without one where grad mode is off, and a dict of
@@ -39,8 +39,13 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
     if classification_weight and (labels is None or labels.shape != x.shape[:1]):
         raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
                          f"got {None if labels is None else list(labels.shape)}")
+    with cdn_kernels.using(impl):
+        return _joint_loss(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
+
+
+def _joint_loss(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing):
     with phase("noise"):
-        y, sigma = cdn_kernels.sample_noise(x, sigma, noise, impl=impl)
+        y, sigma = cdn_kernels.sample_noise(x, sigma, noise)
     parts = {}
     terms = []
     keep_graph = torch.is_grad_enabled()
@@ -59,7 +64,7 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
             # The key gives the same eps again: nothing the size of the images has to be kept through the forward.
             with phase("noise"):
                 eps = noise if not isinstance(noise, Noise) else cdn_kernels.standard_normal(
-                    x.shape, noise, dtype=sigma.dtype, device=x.device, impl=impl)
+                    x.shape, noise, dtype=sigma.dtype, device=x.device)
             loss = ops.denoising_loss(score, sigma, eps)
             terms.append(denoising_weight * loss)
             parts["denoising"] = loss.detach()

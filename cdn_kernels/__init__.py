@@ -4,6 +4,7 @@ Every public function takes ``impl``: "auto" (the fastest that can run), "refere
 backend. ``python -m cdn_kernels.info`` says what runs where.
 """
 from . import reference
+from .backends.dispatch import using
 from .noise import Noise, NoiseLevels
 from .ops.conv import conv2d, conv2d_gelu
 from .ops.gelu import gelu
@@ -13,4 +14,4 @@ from .ops.pool import channel_mean, energy
 
 __version__ = "0.1.0"
 __all__ = ["Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "energy", "gelu", "gelu_group_norm", "reference",
-           "sample_noise", "sample_sigma", "standard_normal"]
+           "sample_noise", "sample_sigma", "standard_normal", "using"]

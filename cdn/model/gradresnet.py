@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import cdn_kernels
-from cdn_kernels.backends.dispatch import check_impl
 
 from .head import Head
 
@@ -29,16 +28,15 @@ class Filters(nn.Module):
     def __init__(self, inputs, outputs, size=3, stride=1):
         super().__init__()
         self.stride = stride
-        self.impl = "auto"
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
     def forward(self, h):
-        return cdn_kernels.conv2d(h, self.weight, self.stride, impl=self.impl)
+        return cdn_kernels.conv2d(h, self.weight, self.stride)
 
     def gelu(self, h):
         """Convolve and apply GELU."""
-        return cdn_kernels.conv2d_gelu(h, self.weight, self.stride, impl=self.impl)
+        return cdn_kernels.conv2d_gelu(h, self.weight, self.stride)
 
 
 class Block(nn.Module):
@@ -59,14 +57,13 @@ class Block(nn.Module):
         self.gain = nn.Parameter(torch.ones(outputs))
         self.scale_preserving = norm == "scale-preserving"
         self.eps = eps
-        self.impl = "auto"
 
     def forward(self, h):
         v = self.second(self.first.gelu(h))
         shortcut = h if self.shortcut is None else self.shortcut(h)
         return cdn_kernels.gelu_group_norm(
             v, self.gain, len(self.gain) // GROUP_SIZE, residual=shortcut.to(v.dtype), eps=self.eps,
-            scale_preserving=self.scale_preserving, impl=self.impl)
+            scale_preserving=self.scale_preserving)
 
 
 class Trunk(nn.Module):
@@ -162,18 +159,6 @@ class GradResNet(nn.Module):
             h = h * mean_square.rsqrt().view(-1, 1, 1, 1)
             log_scale = mean_square.log()
         return self.head(self.trunk(h), y[0].numel(), log_scale)
-
-
-def set_impl(model, impl):
-    """Choose what runs the operations of a model: "auto" (as models are built), "reference", or a backend.
-
-    Raises:
-        ValueError: an unknown impl.
-    """
-    check_impl(impl)
-    for module in model.modules():
-        if hasattr(module, "impl"):
-            module.impl = impl
 
 
 def per_channel(value, channels):

@@ -35,7 +35,6 @@ class Head(nn.Module):
         if kind not in HEADS:
             raise ValueError(f"GradResNet: head must be one of {', '.join(HEADS)}, got {kind!r}")
         self.kind = kind
-        self.impl = "auto"
         self.sides = nn.ModuleList(nn.Linear(c, c // 2, bias=False) for c in channels[:-1])
         self.classes = nn.Linear(sum(c // 2 for c in channels[:-1]) + channels[-1], num_classes, bias=False)
         # Deep energies start small: at full size they make the score a thousand times too rough, and what they draw
@@ -52,14 +51,14 @@ class Head(nn.Module):
             dimension: d, the number of values of an image.
             log_scale: logarithm of the factor that q was divided by, a number or [B].
         """
-        pooled = [cdn_kernels.channel_mean(h, impl=self.impl) for h in features]
+        pooled = [cdn_kernels.channel_mean(h) for h in features]
         # In half precision the logits would carry less than three digits; the products are tiny, so keep float32.
         with torch.autocast(features[0].device.type, enabled=False):
             p = torch.cat([side(h) for side, h in zip(self.sides, pooled)] + pooled[-1:], 1)
             if self.kind == "linear":
                 return self.classes(p)
             logits = self.classes(F.rms_norm(p, p.shape[1:], eps=torch.finfo(p.dtype).tiny))
-        q = cdn_kernels.energy(features, list(self.maps), impl=self.impl)
+        q = cdn_kernels.energy(features, list(self.maps))
         if self.kind == "log-energy":
             # A constant image has no energy at all: the floor keeps its logits finite and its score zero.
             q = torch.log(q.clamp(min=torch.finfo(q.dtype).tiny)) + log_scale

@@ -68,8 +68,9 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         save_model(run / WEIGHTS, trainer.average, dataset.classes)
 
     def measure(limits):
-        result = evaluate(trainer.average, dataset.test, levels=settings.levels, precision=settings.precision,
-                          **limits)
+        with cdn_kernels.using(trainer.impl):
+            result = evaluate(trainer.average, dataset.test, levels=settings.levels, precision=settings.precision,
+                              **limits)
         if settings.objective == "classification":
             # Its input gradient was never trained: figures of denoising would only mislead.
             result = {key: value if key.startswith(("accuracy", "ece")) else None for key, value in result.items()}

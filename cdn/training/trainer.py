@@ -6,7 +6,6 @@ import torch
 from cdn_kernels import Noise
 
 from ..data import augment, batch_indices, channel_mean
-from ..model.gradresnet import set_impl
 from ..objective import joint_loss
 from ..phases import phase
 from .health import Health
@@ -35,7 +34,6 @@ class Trainer:
         self.layout = torch.channels_last if settings.fused else torch.contiguous_format
         self.model.to(memory_format=self.layout)
         self.impl = "cpu" if settings.fused else "reference"
-        set_impl(self.model, self.impl)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)

@@ -1,5 +1,7 @@
 """Choose the backend of an operation, and say why another cannot run."""
+import contextlib
 import functools
+import threading
 import warnings
 
 import torch
@@ -16,6 +18,7 @@ OPERATIONS = {
     "denoising_residual": (),
     "denoising_loss": (),
     "gelu": ("cpu",),
+    "conv2d": ("cpu",),
     "conv2d_gelu": ("cpu",),
     "gelu_group_norm": ("cpu",),
     "channel_mean": ("cpu",),
@@ -26,18 +29,48 @@ OPERATIONS = {
 _CAN_USE = {"cpu": cpu.can_use_cpu}
 
 
+class _Automatic(threading.local):
+    """What impl="auto" means in this thread."""
+
+    impl = "auto"
+
+
+_automatic = _Automatic()
+
+
+@contextlib.contextmanager
+def using(impl):
+    """Let impl="auto" mean another choice within a block, for the calls that a model makes inside.
+
+    Args:
+        impl: "auto" (the fastest that can run), "reference", or the name of a backend.
+
+    Raises:
+        ValueError: an unknown impl.
+    """
+    check_impl(impl)
+    previous, _automatic.impl = _automatic.impl, impl
+    try:
+        yield
+    finally:
+        _automatic.impl = previous
+
+
 def resolve(operation, impl, device, dtype):
     """Return the backend that runs an operation on tensors of a device and dtype.
 
     Args:
         operation: a key of OPERATIONS.
-        impl: "auto" for the fastest that can, silently; or the name of one, which is never replaced.
+        impl: "auto" for what :func:`using` says, by default the fastest that can, silently; or the name of one, which
+            is never replaced.
 
     Raises:
         ValueError: an unknown impl.
         RuntimeError: the chosen backend cannot run this; the message says why.
     """
     check_impl(impl)
+    if impl == "auto":
+        impl = _automatic.impl
     if impl == "reference":
         return impl
     if impl != "auto":

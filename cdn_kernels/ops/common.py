@@ -2,7 +2,7 @@
 import torch
 
 from ..backends import cpu
-from ..backends.dispatch import resolve
+from ..backends.dispatch import check_impl, resolve
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
@@ -42,6 +42,7 @@ def resolve_untransformed(operation, impl, x):
         return resolve(operation, impl, x.device, x.dtype)
     if impl in ("auto", "reference"):
         return "reference"
+    check_impl(impl)
     raise RuntimeError(f"{operation}: impl={impl!r} cannot run under torch.func transforms or forward-mode "
                        "differentiation; use impl='reference'")
 

@@ -8,8 +8,7 @@ passes that use them.
 import torch
 
 from .. import reference
-from ..backends.dispatch import check_impl
-from .common import LIBRARY, as_input, asked_for, check_tensor, is_channels_last, transformed
+from .common import LIBRARY, as_input, asked_for, check_tensor, is_channels_last, resolve_untransformed
 from .gelu import gelu
 
 LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride) -> Tensor")
@@ -33,9 +32,8 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
     Raises:
         TypeError, ValueError: an argument of the wrong type or shape.
     """
-    check_impl(impl)
     _check(x, weight, stride)
-    if impl == "reference" or transformed():
+    if resolve_untransformed("conv2d", impl, x) == "reference":
         return reference.conv2d(x, weight, stride)
     device = x.device.type
     if torch.is_autocast_enabled(device):

@@ -1,6 +1,7 @@
 """The noise kernels of the CPU library against the reference, bit by bit where that is promised."""
 import pytest
 import torch
+import torch._dynamo.testing
 
 from cdn_kernels import Noise, NoiseLevels, reference, sample_noise, sample_sigma, standard_normal
 from cdn_kernels.backends import cpu
