@@ -5,13 +5,15 @@ backend. ``python -m cdn_kernels.info`` says what runs where.
 """
 from . import reference
 from .backends.dispatch import using
+from .modules import ConvGELU, GELUGroupNorm
 from .noise import Noise, NoiseLevels
 from .ops.conv import conv2d, conv2d_gelu
 from .ops.gelu import gelu
 from .ops.noise import sample_noise, sample_sigma, standard_normal
 from .ops.norm import gelu_group_norm
 from .ops.pool import channel_mean, energy
+from .ops.score import score
 
 __version__ = "0.1.0"
-__all__ = ["Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "energy", "gelu", "gelu_group_norm", "reference",
-           "sample_noise", "sample_sigma", "standard_normal", "using"]
+__all__ = ["ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "energy", "gelu",
+           "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal", "using"]

@@ -1,8 +1,11 @@
-"""Choose the defaults: train many small variants on crops of CIFAR-10 and tabulate what each choice costs.
+"""Choose the defaults: train many small variants on CIFAR-10 and tabulate what each choice costs.
 
-    python -m cdn.experiments.ablation --data-dir DIR --out runs/ablation [--only NAME ...] [--seeds 0 1]
+    python -m cdn.experiments.ablation --data-dir DIR --out runs/ablation [--study recipe] [--only NAME ...] [--seeds 0]
 
-Every run is one line of OUT/ablation.jsonl; finished ones are not repeated, so the sweep can be interrupted, and two
+The study "model" changes one thing at a time in a shallow network on small crops; "recipe" compares optimizers and
+weights of the two terms on whole images, in the network that docs/results.md trains longer.
+
+Every run is one line of OUT/STUDY.jsonl; finished ones are not repeated, so the sweep can be interrupted, and two
 processes with different ``--seeds`` can share the work. ``--table`` prints the tables of docs/ablations.md.
 """
 import argparse
@@ -18,16 +21,17 @@ from cdn_kernels.noise import Noise, NoiseLevels
 from ..data import augment, batch_indices, channel_mean, load_dataset
 from ..density import denoise
 from ..model import DirectDenoiser, GradResNet
+from ..model.head import DEEP_ENERGY
 from ..objective import joint_loss
 from ..training.recipe import learning_rate, make_optimizer
 
-CROP = 16
-BASE = dict(kind="gradresnet", head="log-energy", norm="scale-preserving", homogeneous=False, denoising_weight=1.0,
-            classification_weight=1.0, clean_share=0.0, clip=1.0, optimizer="adamw", peak=3e-3, weight_decay=0.01, steps=1600,
-            label_smoothing=0.0)
-VARIANTS = {f"{head}, {norm}": dict(head=head, norm=norm)
-            for norm in ("scale-preserving", "plain") for head in ("log-energy", "quadratic", "linear")}
-VARIANTS |= {
+MODEL = dict(kind="gradresnet", width=32, blocks=(1, 1, 1, 1), head="log-energy", norm="scale-preserving",
+             homogeneous=False, deep_energy=1.0, crop_size=16, crop_padding=0, denoising_weight=1.0,
+             classification_weight=1.0, clean_share=0.0, label_smoothing=0.0, clip=1.0, optimizer="adamw",
+             fixed_norm=True, peak=3e-3, weight_decay=0.01, steps=1600)
+MODEL_VARIANTS = {f"{head}, {norm}": dict(head=head, norm=norm)
+                  for norm in ("scale-preserving", "plain") for head in ("log-energy", "quadratic", "linear")}
+MODEL_VARIANTS |= {
     "homogeneous": dict(homogeneous=True),
     "cross-entropy only": dict(denoising_weight=0.0),
     "cross-entropy only, linear, plain": dict(denoising_weight=0.0, head="linear", norm="plain"),
@@ -46,6 +50,28 @@ VARIANTS |= {
     "weight decay 0.1": dict(weight_decay=0.1),
     "label smoothing 0.1": dict(label_smoothing=0.1),
 }
+RECIPE = MODEL | dict(width=24, blocks=(2, 2, 2, 2), crop_size=None, crop_padding=4, deep_energy=0.1, steps=600,
+                      optimizer="muon", denoising_weight=4.0, clean_share=0.5)
+_ADAMW = dict(optimizer="adamw")
+_DENOISER = dict(kind="denoiser", classification_weight=0.0, denoising_weight=1.0, clean_share=0.0)
+RECIPE_VARIANTS = {
+    "muon, fixed norms, lambda 4": {},
+    "lambda 2": dict(denoising_weight=2.0),
+    "lambda 8": dict(denoising_weight=8.0),
+    "free norms": dict(fixed_norm=False),
+    "deep energies start at full size": dict(deep_energy=1.0),
+    "learning rate 1.5e-3": dict(peak=1.5e-3),
+    "learning rate 6e-3": dict(peak=6e-3),
+    "adamw, lambda 4": _ADAMW,
+    "adamw, lambda 0.6": _ADAMW | dict(denoising_weight=0.6),
+    "cross-entropy only": dict(denoising_weight=0.0),
+    "cross-entropy only, free norms": dict(denoising_weight=0.0, fixed_norm=False),
+    "cross-entropy only, adamw": _ADAMW | dict(denoising_weight=0.0),
+    "denoising only": dict(classification_weight=0.0, denoising_weight=1.0),
+    "direct denoiser": _DENOISER,
+    "direct denoiser, adamw": _DENOISER | _ADAMW,
+}
+STUDIES = {"model": (MODEL, MODEL_VARIANTS), "recipe": (RECIPE, RECIPE_VARIANTS)}
 
 
 def train(data, options, seed):
@@ -53,17 +79,24 @@ def train(data, options, seed):
     torch.manual_seed(seed)
     mean = channel_mean(data.train, 1000)
     if options["kind"] == "denoiser":
-        model = DirectDenoiser(width=32, blocks=(1, 1, 1, 1), mean=mean)
+        model = DirectDenoiser(width=options["width"], blocks=options["blocks"], mean=mean)
     else:
-        model = GradResNet(data.num_classes, width=32, blocks=(1, 1, 1, 1), head=options["head"],
+        model = GradResNet(data.num_classes, width=options["width"], blocks=options["blocks"], head=options["head"],
                            norm=options["norm"], homogeneous=options["homogeneous"], mean=mean)
+        with torch.no_grad():
+            for energy in list(model.head.maps)[1:]:
+                energy.mul_(options["deep_energy"] / DEEP_ENERGY)
+    model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, options["optimizer"], options["peak"], options["weight_decay"])
+    for group in optimizer.param_groups:
+        group["fixed_norm"] = group.get("fixed_norm", False) and options["fixed_norm"]
     levels = NoiseLevels(clean_share=options["clean_share"])
     weights = {k: options[k] for k in ("denoising_weight", "classification_weight", "label_smoothing")}
     start = time.perf_counter()
     for step in range(options["steps"]):
         x, labels = data.train.load(batch_indices(len(data.train), 64, step, seed))
-        x = augment(x, seed, step, flip=True, crop_size=CROP).float().div(255)
+        x = augment(x, seed, step, flip=True, crop_size=options["crop_size"], crop_padding=options["crop_padding"])
+        x = x.float().div(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = joint_loss(model, x, labels, levels, Noise(seed, step), **weights)
         optimizer.zero_grad()
@@ -79,9 +112,10 @@ def train(data, options, seed):
 
 def measure(model, data, options):
     """Return accuracies (%) on all test images, and denoising figures on the first 1,024 exact ones, centre crops."""
-    low = (32 - CROP) // 2
     images, labels = data.test.load(torch.arange(len(data.test)))
-    x = images[:, :, low:low + CROP, low:low + CROP].float().div(255)
+    side = options["crop_size"] or images.shape[-1]
+    low = (images.shape[-1] - side) // 2
+    x = images[:, :, low:low + side, low:low + side].float().div(255)
     levels = NoiseLevels()
     noisy, _ = ops.sample_noise(x, levels, Noise(1))
     result = {}
@@ -102,13 +136,13 @@ def measure(model, data, options):
     return result
 
 
-def table(rows):
+def table(rows, names):
     """Return a Markdown table of the runs, the seeds side by side."""
     columns = [("accuracy_clean", "{:.1f}"), ("accuracy_noisy", "{:.1f}"), ("denoising", "{:.3f}"),
                ("psnr_15", "{:.2f}"), ("psnr_25", "{:.2f}"), ("psnr_50", "{:.2f}"), ("seconds", "{:.0f}")]
     lines = ["| variant | seeds | steps | accuracy clean % | accuracy noisy % | denoising loss | PSNR 15 | 25 | 50 "
              "| seconds |", "|---|---|---|---|---|---|---|---|---|---|"]
-    for name in VARIANTS:
+    for name in names:
         runs = sorted((r for r in rows if r["name"] == name), key=lambda r: r["seed"])
         if runs:
             cells = [" / ".join(_cell(r[key], f) for r in runs if key in r) or "-" for key, f in columns]
@@ -127,24 +161,31 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="folder of the CIFAR-10 distribution")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-                        help="variants to run (default: all); one of: " + "; ".join(VARIANTS))
+    parser.add_argument("--study", choices=STUDIES, default="model", help="(default: model)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants to run (default: all); " + " ".join(
+        f"{study}: {'; '.join(variants)}." for study, (_, variants) in STUDIES.items()))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=BASE["steps"])
+    parser.add_argument("--steps", type=int, help="(default: " + ", ".join(
+        f"{base['steps']} for {study}" for study, (base, _) in STUDIES.items()) + ")")
     parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
     args = parser.parse_args(argv)
-    log = args.out / "ablation.jsonl"
+    base, variants = STUDIES[args.study]
+    steps = args.steps or base["steps"]
+    for name in args.only or ():
+        if name not in variants:
+            parser.error(f"--only: {name!r} is no variant of the study {args.study!r}: {'; '.join(variants)}")
+    log = args.out / f"{args.study}.jsonl"
     read = lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if args.table:
-        print(table(read()))
+        print(table(read(), variants))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     data = load_dataset("cifar10", args.data_dir)
-    for name in args.only:
+    for name in args.only or variants:
         for seed in args.seeds:
-            if any((r["name"], r["seed"], r["steps"]) == (name, seed, args.steps) for r in read()):
+            if any((r["name"], r["seed"], r["steps"]) == (name, seed, steps) for r in read()):
                 continue
-            options = BASE | VARIANTS[name] | dict(steps=args.steps)
+            options = base | variants[name] | dict(steps=steps)
             model, seconds = train(data, options, seed)
             row = dict(name=name, seed=seed, seconds=round(seconds, 1), threads=torch.get_num_threads(),
                        torch=torch.__version__, **options, **measure(model, data, options))

@@ -8,6 +8,7 @@ from torch import nn
 import cdn_kernels
 
 HEADS = ("linear", "quadratic", "log-energy")
+DEEP_ENERGY = 0.1
 
 
 class Head(nn.Module):
@@ -40,7 +41,7 @@ class Head(nn.Module):
         # Deep energies start small: at full size they make the score a thousand times too rough, and what they draw
         # from the deep features before that is unlearned is missing to the classes (docs/ablations.md).
         maps = [] if kind == "linear" else channels
-        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) * ((0.1 if stage else 1.0) / math.sqrt(c))
+        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) * ((DEEP_ENERGY if stage else 1.0) / math.sqrt(c))
                                      for stage, c in enumerate(maps))
 
     def forward(self, features, dimension, log_scale=0.0):

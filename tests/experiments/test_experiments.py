@@ -23,16 +23,25 @@ def tiny_cifar10(tmp_path):
     return tmp_path
 
 
-def test_ablation_runs_tabulates_and_does_not_repeat_itself(tiny_cifar10, tmp_path, capsys):
-    names = ["log-energy, scale-preserving", "linear, plain", "cross-entropy only", "direct denoiser"]
-    options = ["--data-dir", str(tiny_cifar10), "--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "0"]
+@pytest.mark.parametrize("study, names", [
+    ("model", ["log-energy, scale-preserving", "linear, plain", "cross-entropy only", "direct denoiser"]),
+    ("recipe", ["free norms", "deep energies start at full size", "cross-entropy only, adamw"])])
+def test_ablation_runs_tabulates_and_does_not_repeat_itself(study, names, tiny_cifar10, tmp_path, capsys):
+    options = ["--data-dir", str(tiny_cifar10), "--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "0",
+               "--study", study]
     for _ in range(2):
         ablation.main([*options, "--only", *names])
-    assert len((tmp_path / "out" / "ablation.jsonl").read_text().splitlines()) == len(names)
+    assert len((tmp_path / "out" / f"{study}.jsonl").read_text().splitlines()) == len(names)
     capsys.readouterr()
     ablation.main([*options, "--table"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + len(names) and all(line.count("|") == 11 for line in lines)
+
+
+def test_a_variant_of_another_study_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ablation.main(["--out", str(tmp_path), "--study", "recipe", "--only", "clip 3"])
+    assert "'clip 3' is no variant of the study 'recipe'" in capsys.readouterr().err
 
 
 def test_compare_puts_runs_side_by_side(tmp_path, capsys):

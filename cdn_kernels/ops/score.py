@@ -1,0 +1,28 @@
+"""The score of any log-density: its gradient by its input."""
+from .. import reference
+from ..backends.dispatch import using
+
+
+def score(log_density, y, *, create_graph=False, impl="auto"):
+    """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
+
+    Nothing is asked of log_density but that torch can differentiate it: an energy model, a force field, a critic. One
+    that is made of this library's operations computes no weight gradients on the way, and with ``create_graph=True``
+    leaves a graph whose backward pass consists of first-order convolutions and one pass per operation.
+
+    Args:
+        log_density: a function or module from samples [B, ...] to one value per sample [B].
+        y: samples [B, ...].
+        create_graph: keep the graph, so that the score can be differentiated again.
+        impl: what runs the library's operations inside log_density, where these leave it open: "auto", "reference" or
+            "cpu".
+
+    Returns:
+        s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.
+
+    Raises:
+        ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    with using(impl):
+        return reference.score(log_density, y, create_graph=create_graph)
