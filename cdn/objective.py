@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 
 import cdn_kernels
-from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
 from .model.baselines import DirectDenoiser
@@ -61,11 +60,9 @@ def _joint_loss(model, x, labels, sigma, noise, classification_weight, denoising
         if denoising_weight:
             with phase("score"):
                 score = _score(model, y, output, sigma, keep_graph)
-            # The key gives the same eps again: nothing the size of the images has to be kept through the forward.
+            # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
             with phase("noise"):
-                eps = noise if not isinstance(noise, Noise) else cdn_kernels.standard_normal(
-                    x.shape, noise, dtype=sigma.dtype, device=x.device)
-            loss = ops.denoising_loss(score, sigma, eps)
+                loss = cdn_kernels.denoising_loss(score, sigma, noise)
             terms.append(denoising_weight * loss)
             parts["denoising"] = loss.detach()
         return sum(terms), parts

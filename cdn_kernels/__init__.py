@@ -8,6 +8,7 @@ from .backends.dispatch import using
 from .modules import ConvGELU, GELUGroupNorm
 from .noise import Noise, NoiseLevels
 from .ops.conv import conv2d, conv2d_gelu
+from .ops.denoising import denoising_loss
 from .ops.gelu import gelu
 from .ops.noise import sample_noise, sample_sigma, standard_normal
 from .ops.norm import gelu_group_norm
@@ -15,5 +16,7 @@ from .ops.pool import channel_mean, energy
 from .ops.score import score
 
 __version__ = "0.1.0"
-__all__ = ["ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "energy", "gelu",
-           "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal", "using"]
+__all__ = [
+    "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "denoising_loss",
+    "energy", "gelu", "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal", "using",
+]

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 4
+#define CDN_INTERFACE 5
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -38,6 +38,14 @@ CDN_API int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law,
 CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
                              std::int64_t channels, int law, double low, double high, double clean_share,
                              std::uint64_t seed, std::uint64_t offset, int threads, int capability);
+
+// The denoising residual sigma s + eps of a score, with the eps that cdn_add_noise adds; images with sigma = 0 have
+// none. Either errors[batch] = mean over the image of its square (gradient null), or gradient = factors[batch] times
+// the gradient of that by the score (errors null). sigma, factors and errors are double for CDN_FLOAT64 and float
+// otherwise. channels as for cdn_add_noise, size >= 1.
+CDN_API int cdn_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
+                          int type, std::int64_t batch, std::int64_t size, std::int64_t channels,
+                          std::uint64_t seed, std::uint64_t offset, int threads, int capability);
 
 // words[batch, blocks, 4]: the integers behind the noise, for tests.
 CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,

@@ -11,7 +11,7 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 4  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 5  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
 DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
@@ -25,6 +25,7 @@ _SIGNATURES = {
     "cdn_sample_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int, c_double, c_double,
                          c_double, c_uint64, c_uint64, c_int, c_int),
     "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
+    "cdn_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
     "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
     "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int, c_int,
                       c_int, c_int),
@@ -105,6 +106,22 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _check(LIBRARY.cdn_sample_sigma(sigma.data_ptr(), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law),
                                     low, high, clean_share, seed, offset))
+
+
+def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None, threads=None,
+              capability=None):
+    """Write the mean squares of the denoising residual, or factors times their gradients, see cdn_denoising.
+
+    Args:
+        score, gradient: [B, ...] with at least one element per image, as x and y of :func:`add_noise`.
+        sigma, errors, factors: [B] contiguous, in the computing dtype.
+        seed, offset, channels, threads, capability: as for :func:`add_noise`.
+    """
+    batch = score.shape[0]
+    _check(LIBRARY.cdn_denoising(
+        *map(_address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype], batch,
+        score.numel() // max(batch, 1) or 1, channels, seed, offset, threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY)))
 
 
 def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=None):

@@ -15,15 +15,13 @@ OPERATIONS = {
     "sample_noise": ("cpu",),
     "standard_normal": ("cpu",),
     "sample_sigma": ("cpu",),
-    "denoising_residual": (),
-    "denoising_loss": (),
+    "denoising_loss": ("cpu",),
     "gelu": ("cpu",),
     "conv2d": ("cpu",),
     "conv2d_gelu": ("cpu",),
     "gelu_group_norm": ("cpu",),
     "channel_mean": ("cpu",),
     "energy": ("cpu",),
-    "score": (),
 }
 
 _CAN_USE = {"cpu": cpu.can_use_cpu}

@@ -41,8 +41,10 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
         RuntimeError: the chosen impl cannot run here.
     """
-    _check_images(x)
-    _check_noise(noise, x, sigma)
+    check_images(x, "x")
+    check_noise(noise, x)
+    if isinstance(sigma, NoiseLevels) and not isinstance(noise, Noise):
+        raise TypeError("noise must be a Noise(seed, offset) key if sigma is NoiseLevels, got a tensor")
     backend = resolve("sample_noise", impl, x.device, x.dtype)
     if backend == "reference" or not isinstance(noise, Noise):
         return reference.sample_noise(x, sigma, noise)
@@ -53,10 +55,10 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
     if isinstance(sigma, NoiseLevels):
-        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *_integers(noise))
+        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *integers(noise))
         return y, sigma.detach()
     sigma = per_image(sigma, x, "sigma")
-    return torch.ops.cdn_kernels.add_noise(x, sigma, *_integers(noise)), sigma
+    return torch.ops.cdn_kernels.add_noise(x, sigma, *integers(noise)), sigma
 
 
 def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format,
@@ -81,7 +83,7 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
         raise ValueError(f"memory_format channels_last needs a 4-d shape, got {list(shape)}")
     if resolve("standard_normal", impl, device, dtype) == "reference":
         return reference.standard_normal(shape, noise, dtype, device).contiguous(memory_format=memory_format)
-    return torch.ops.cdn_kernels.standard_normal(shape, *_integers(noise), dtype, device, memory_format)
+    return torch.ops.cdn_kernels.standard_normal(shape, *integers(noise), dtype, device, memory_format)
 
 
 def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", impl="auto"):
@@ -95,7 +97,7 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
     if resolve("sample_sigma", impl, device, dtype) == "reference":
         return reference.sample_sigma(batch, noise, levels, dtype, device)
     return torch.ops.cdn_kernels.sample_sigma(
-        batch, *_law(levels), *_integers(noise), dtype, device)
+        batch, *_law(levels), *integers(noise), dtype, device)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -103,12 +105,13 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _check_images(x):
+def check_images(x, name):
+    """Raise TypeError or ValueError unless x is a tensor [B, ...] of a dtype of the kernels."""
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a tensor of images [B, ...], got {type(x).__name__}")
-    _check_dtype("x", x.dtype)
+        raise TypeError(f"{name} must be a tensor of images [B, ...], got {type(x).__name__}")
+    _check_dtype(name, x.dtype)
     if x.dim() == 0:
-        raise ValueError("x must have shape [B, ...], got a 0-d tensor")
+        raise ValueError(f"{name} must have shape [B, ...], got a 0-d tensor")
 
 
 def _check_dtype(name, dtype):
@@ -121,20 +124,19 @@ def _check_key(noise):
         raise TypeError(f"noise must be a Noise(seed, offset) key, got {type(noise).__name__}")
 
 
-def _check_noise(noise, x, sigma):
+def check_noise(noise, x):
+    """Raise TypeError or ValueError unless noise is a key, or a tensor that fits images x."""
     if isinstance(noise, Noise):
         return
     if not isinstance(noise, torch.Tensor):
         raise TypeError(f"noise must be a Noise(seed, offset) key or a tensor, got {type(noise).__name__}")
-    if isinstance(sigma, NoiseLevels):
-        raise TypeError("noise must be a Noise(seed, offset) key if sigma is NoiseLevels, got a tensor")
     if noise.shape != x.shape:
-        raise ValueError(f"noise must have the shape of x, {list(x.shape)}, got {list(noise.shape)}")
+        raise ValueError(f"noise must have the shape of the images, {list(x.shape)}, got {list(noise.shape)}")
     if noise.device != x.device:
-        raise ValueError(f"noise must be on the device of x, {x.device}, got {noise.device}")
+        raise ValueError(f"noise must be on the device of the images, {x.device}, got {noise.device}")
 
 
-def _integers(noise):
+def integers(noise):
     """Return (seed, offset), the seed as the signed integer of the same 64 bits, as torch takes it."""
     return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.offset
 

@@ -1,4 +1,6 @@
 // The C interface of the noise kernels.
+#include <vector>
+
 #include "dispatch.h"
 
 using namespace cdn;
@@ -28,5 +30,28 @@ int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t bloc
     const Variant* variant = find(capability);
     if (!variant || (stream != kNormalStream && stream != kLevelStream) || batch < 0 || blocks < 0) return 1;
     variant->noise->random_words(words, batch, blocks, {seed, offset}, static_cast<Stream>(stream));
+    return 0;
+}
+
+int cdn_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient, int type,
+                  std::int64_t batch, std::int64_t size, std::int64_t channels, std::uint64_t seed,
+                  std::uint64_t offset, int threads, int capability) {
+    const Variant* variant = find(capability);
+    if (!variant || type < CDN_FLOAT32 || type > CDN_FLOAT16) return 1;
+    if (batch < 0 || size < 1 || channels < 0 || !errors == !gradient) return 1;
+    ResidualJob job{{score, sigma, gradient, type, batch, size, channels, {seed, offset}}, factors, nullptr};
+    // Sums of units, then of images: in an order that no number of threads changes.
+    std::vector<double> sums(errors ? job.noise.units() : 0);
+    if (errors) job.partial_sums = sums.data();
+    split(job.noise.units(), batch * size, threads,
+          [&](std::int64_t first, std::int64_t last) { variant->noise->residual(job, first, last); });
+    for (std::int64_t image = 0; errors && image < batch; ++image) {
+        double sum = 0;
+        for (std::int64_t i = 0; i < job.noise.units_per_image(); ++i)
+            sum += sums[image * job.noise.units_per_image() + i];
+        const double mean = sum / static_cast<double>(size);
+        if (type == CDN_FLOAT64) static_cast<double*>(errors)[image] = mean;
+        else static_cast<float*>(errors)[image] = static_cast<float>(mean);
+    }
     return 0;
 }

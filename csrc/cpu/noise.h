@@ -1,6 +1,8 @@
 // The noise kernels, written once and compiled for each processor into the namespace CDN_VARIANT.
 #pragma once
 
+#include <algorithm>
+
 #include "lanes.h"
 #include "storage.h"
 #include "variants.h"
@@ -77,19 +79,78 @@ struct AddNoise {
     }
 };
 
+// The residual sigma s + eps of each element: its square into a partial sum, or its multiple into the gradient. Images
+// with sigma = 0 have none.
 template <typename Storage>
-void run(const NoiseJob& job, std::int64_t first, std::int64_t last) {
-    const AddNoise<Storage> kernel{job};
-    for (std::int64_t index = first; index < last; ++index) kernel.unit(index);
+struct Residual {
+    using Real = typename Storage::Real;
+    using Element = typename Storage::Element;
+
+    const ResidualJob& job;
+    const NoiseJob& noise = job.noise;
+
+    void unit(std::int64_t index) const {
+        const std::int64_t image = index / noise.units_per_image();
+        const std::int64_t first = index % noise.units_per_image() * NoiseJob::kUnit;
+        const std::int64_t count = noise.size - first < NoiseJob::kUnit ? noise.size - first : NoiseJob::kUnit;
+        const Real sigma = static_cast<const Real*>(noise.sigma)[image];
+        Real residual[NoiseJob::kUnit];
+        if (sigma > 0) {
+            normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4),
+                    static_cast<std::uint32_t>(image), noise.key, residual);
+            each(image, first, count, [&](std::int64_t done, std::int64_t i) {
+                residual[done] += sigma * Storage::load(static_cast<const Element*>(noise.x)[i]);
+            });
+        } else {
+            std::fill(residual, residual + count, sigma * Real(0));  // NaN stays NaN
+        }
+        if (job.partial_sums) {
+            double sum = 0;
+            for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(residual[i]) * residual[i];
+            job.partial_sums[index] = sum;
+        } else {
+            const Real factor = static_cast<const Real*>(job.factors)[image] * 2 * sigma / static_cast<Real>(noise.size);
+            each(image, first, count, [&](std::int64_t done, std::int64_t i) {
+                static_cast<Element*>(noise.y)[i] = Storage::store(factor * residual[done]);
+            });
+        }
+    }
+
+    // Call f(number within the unit, index in memory) for the elements of a unit.
+    template <typename F>
+    void each(std::int64_t image, std::int64_t first, std::int64_t count, F f) const {
+        const std::int64_t start = image * noise.size, step = noise.channels > 0 ? noise.channels : 1;
+        const std::int64_t pixels = noise.channels > 0 ? noise.size / noise.channels : noise.size;
+        std::int64_t channel = first / pixels, pixel = first % pixels;
+        for (std::int64_t done = 0; done < count; ++channel, pixel = 0) {
+            const std::int64_t here = std::min(pixels - pixel, count - done);
+            const std::int64_t base = start + channel + pixel * step;
+            for (std::int64_t i = 0; i < here; ++i) f(done + i, base + i * step);
+            done += here;
+        }
+    }
+};
+
+template <template <typename> class Kernel, typename Job>
+void run(const Job& job, int type, std::int64_t first, std::int64_t last) {
+    const auto units = [&](auto storage) {
+        const Kernel<decltype(storage)> kernel{job};
+        for (std::int64_t index = first; index < last; ++index) kernel.unit(index);
+    };
+    switch (type) {
+        case CDN_FLOAT32: return units(Float32{});
+        case CDN_FLOAT64: return units(Float64{});
+        case CDN_BFLOAT16: return units(Bfloat16{});
+        case CDN_FLOAT16: return units(Float16{});
+    }
 }
 
 void add_noise(const NoiseJob& job, std::int64_t first, std::int64_t last) {
-    switch (job.type) {
-        case CDN_FLOAT32: return run<Float32>(job, first, last);
-        case CDN_FLOAT64: return run<Float64>(job, first, last);
-        case CDN_BFLOAT16: return run<Bfloat16>(job, first, last);
-        case CDN_FLOAT16: return run<Float16>(job, first, last);
-    }
+    run<AddNoise>(job, job.type, first, last);
+}
+
+void residual(const ResidualJob& job, std::int64_t first, std::int64_t last) {
+    run<Residual>(job, job.noise.type, first, last);
 }
 
 void random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, Key key, Stream stream) {
@@ -106,6 +167,6 @@ void random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks,
 
 }  // namespace
 
-extern const NoiseKernels noise{add_noise, random_words};
+extern const NoiseKernels noise{add_noise, residual, random_words};
 
 }  // namespace cdn::CDN_VARIANT

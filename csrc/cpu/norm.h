@@ -190,7 +190,7 @@ struct Norm {
     }
 
     // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
-    // the share of the sample in the gradient of the gain. Names as in docs/derivations.md.
+    // the share of the sample in the gradient of the gain. Formulas and names: docs/derivations.md.
     void tangent(std::int64_t sample) const {
         const Element* v = at(static_cast<const Element*>(job.x), sample);
         const Element* grad = at(static_cast<const Element*>(job.grad), sample);

@@ -23,6 +23,13 @@ struct NoiseJob {
     std::int64_t units() const { return batch * units_per_image(); }
 };
 
+// The denoising residual sigma s + eps in units like those of NoiseJob; see cdn_denoising.
+struct ResidualJob {
+    NoiseJob noise;        // x is the score, y the gradient or null
+    const void* factors;   // null, or one per image
+    double* partial_sums;  // one per unit, or null
+};
+
 // An elementwise pass of GELU; see cdn_gelu.
 struct GeluJob {
     int sweep;
@@ -55,6 +62,7 @@ struct PoolJob {
 
 struct NoiseKernels {
     void (*add_noise)(const NoiseJob&, std::int64_t first_unit, std::int64_t last_unit);
+    void (*residual)(const ResidualJob&, std::int64_t first_unit, std::int64_t last_unit);
     void (*random_words)(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, Key, Stream);
 };
 

@@ -265,7 +265,7 @@ X = torch.zeros(2, 3)
     (lambda: sample_noise(X, torch.ones(2, 1), KEY), ValueError, r"sigma must be .* got \[2, 1\]"),
     (lambda: sample_noise(X, 1.0, 17), TypeError, "noise must be a Noise.* got int"),
     (lambda: sample_noise(X, NoiseLevels(), X), TypeError, "noise must be a Noise.* got a tensor"),
-    (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* x, \[2, 3\], got \[1, 3\]"),
+    (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
     (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
     (lambda: sample_noise(X, 1.0, KEY, impl="cuda"), ValueError, "auto, reference, cpu, got 'cuda'"),
     (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),

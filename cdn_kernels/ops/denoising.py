@@ -1,0 +1,101 @@
+"""The denoising score matching loss, with the noise drawn again from its key instead of kept.
+
+Registered with torch as ``denoising_error``, the mean square of ``sigma s + eps`` of each image, and
+``denoising_error_backward``, its gradient by the score.
+"""
+import torch
+
+from .. import reference
+from ..backends import cpu
+from ..noise import Noise
+from ..reference import compute_dtype, expand, per_image
+from .common import LIBRARY, empty_result, in_layout, is_channels_last, resolve_untransformed
+from .noise import check_images, check_noise, integers
+
+LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
+LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset) -> Tensor")
+
+
+def denoising_loss(score, sigma, noise, *, impl="auto"):
+    """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
+
+    The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
+    ``s(y) = -E[sigma eps | y] / E[sigma^2 | y]`` (Vincent, "A connection between score matching and denoising
+    autoencoders", 2011).
+
+    Args:
+        score: s [B, ...] with at least one value per image; float32, float64, bfloat16 or float16.
+        sigma: a float, a 0-d or [B] tensor, >= 0.
+        noise: the :class:`Noise` key that eps was drawn from by :func:`cdn_kernels.sample_noise`, or eps itself.
+        impl: "auto", "reference" or "cpu".
+
+    Returns:
+        A scalar in float32 (float64 for float64), differentiable to any order by score and sigma.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    check_images(score, "score")
+    check_noise(noise, score)
+    sigma = per_image(sigma, score, "sigma")
+    backend = resolve_untransformed("denoising_loss", impl, score)
+    if isinstance(noise, Noise) and (backend == "reference" or sigma.requires_grad or not score.numel()):
+        noise = reference.standard_normal(score.shape, noise, compute_dtype(score.dtype), score.device)
+    if not isinstance(noise, Noise):
+        return reference.denoising_loss(score, sigma, noise)
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *integers(noise))
+    return errors.sum() / (sigma > 0).sum().clamp(min=1)
+
+
+def _prepared(score):
+    """Return (score in a layout of the kernels, its number of channels if that is channels last or 0)."""
+    last = is_channels_last(score)
+    return in_layout(score, last) if last else score.contiguous(), score.shape[1] if last else 0
+
+
+def _error(score, sigma, seed, offset):
+    score, channels = _prepared(score)
+    errors = torch.empty_like(sigma, memory_format=torch.contiguous_format)
+    cpu.denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
+    return errors
+
+
+def _error_backward(score, sigma, grad, seed, offset):
+    gradient = empty_result(score)
+    score, channels = _prepared(score)
+    cpu.denoising(score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(), gradient=gradient)
+    return gradient
+
+
+LIBRARY.impl("denoising_error", _error, "CPU")
+LIBRARY.impl("denoising_error_backward", _error_backward, "CPU")
+torch.library.register_fake("cdn_kernels::denoising_error", lambda score, sigma, seed, offset: torch.empty_like(
+    sigma, memory_format=torch.contiguous_format), lib=LIBRARY)
+torch.library.register_fake("cdn_kernels::denoising_error_backward",
+                            lambda score, sigma, grad, seed, offset: empty_result(score), lib=LIBRARY)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.seed, ctx.offset = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _error_derivative(ctx, g):
+    score, sigma = ctx.saved_tensors
+    return torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, ctx.offset), None, None, None
+
+
+def _second_derivatives(ctx, t):
+    """Differentiate <2 sigma / size grad (sigma s + eps), t>, which is linear in s and in grad: rare, so plain torch."""
+    score, sigma, grad = ctx.saved_tensors
+    scale = 2 * sigma / (score.numel() // score.shape[0])
+    by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)
+    real = score.to(grad.dtype)
+    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, ctx.offset)
+    return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), None, None
+
+
+torch.library.register_autograd("cdn_kernels::denoising_error", _error_derivative, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("cdn_kernels::denoising_error_backward", _second_derivatives, setup_context=_save,
+                                lib=LIBRARY)
