@@ -42,8 +42,8 @@ def make_parser():
                      help="continue RUN (or --out) from its last checkpoint, with the settings it was started with")
     run.add_argument("--profile", action="store_true",
                      help="first measure the time and the bytes of each phase of a step")
-    option(run, "fused", "use the compiled kernels for what they cover so far; stops if they are not built",
-           action="store_true")
+    option(run, "fused", "train with the compiled kernels; stops if they are not built",
+           action=argparse.BooleanOptionalAction)
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
     option(run, "seed", "of weights, batches, augmentation and noise", type=whole_number)

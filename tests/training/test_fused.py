@@ -1,0 +1,40 @@
+"""Training with the fused kernels against training on the reference, from the same seed."""
+import pytest
+import torch
+
+import cdn
+from cdn.data import batch_indices, load_dataset
+from cdn.training.recipe import make_optimizer
+from cdn_kernels import Noise, NoiseLevels
+from cdn_kernels.backends import cpu
+
+pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+
+
+def losses(impl, dtype, steps, layout=torch.contiguous_format):
+    torch.manual_seed(0)
+    model = cdn.gradresnet_small(10, 1, width=16).to(dtype).to(memory_format=layout)
+    optimizer = make_optimizer(model, "adamw", 1e-3, 0.01)
+    train = load_dataset("digits").train
+    result = []
+    for step in range(steps):
+        images, labels = train.load(batch_indices(len(train), 32, step, 0))
+        x = (images.to(dtype) / 255).contiguous(memory_format=layout)
+        loss, _ = cdn.joint_loss(model, x, labels, NoiseLevels(clean_share=0.25), Noise(0, step), impl=impl)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        result.append(loss.detach())
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype, steps, rtol", [(torch.float64, 50, 1e-9), (torch.float32, 20, 1e-4)])
+def test_losses_are_those_of_the_reference(dtype, steps, rtol, layout):
+    expected = losses("reference", dtype, steps)
+    torch.testing.assert_close(losses("cpu", dtype, steps, layout), expected, rtol=rtol, atol=0)
+    assert expected[-1] < expected[0]
+
+
+def test_steps_are_the_same_again_bit_for_bit():
+    assert torch.equal(losses("cpu", torch.float32, 5), losses("cpu", torch.float32, 5))
