@@ -64,7 +64,7 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
     b = F.gelu(v.to(compute_dtype(v.dtype)))
     gain = weight.to(b.dtype)
     if not scale_preserving:
-        return F.group_norm(b, groups, gain, None, eps).to(v.dtype)
+        return torch.group_norm(b, groups, gain, None, eps).to(v.dtype)  # F.group_norm refuses groups of one value
     grouped = b.unflatten(1, (groups, -1))
     # Differences from one value of each group, so that a constant group has a variance of exactly 0.
     shifted = grouped - grouped[:, :, :1, :1, :1].detach()
