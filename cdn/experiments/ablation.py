@@ -51,18 +51,18 @@ MODEL_VARIANTS |= {
     "label smoothing 0.1": dict(label_smoothing=0.1),
 }
 RECIPE = MODEL | dict(width=24, blocks=(2, 2, 2, 2), crop_size=None, crop_padding=4, deep_energy=0.1, steps=600,
-                      optimizer="muon", denoising_weight=4.0, clean_share=0.5)
+                      optimizer="muon", denoising_weight=12.0, clean_share=0.5)
 _ADAMW = dict(optimizer="adamw")
 _DENOISER = dict(kind="denoiser", classification_weight=0.0, denoising_weight=1.0, clean_share=0.0)
 RECIPE_VARIANTS = {
-    "muon, fixed norms, lambda 4": {},
-    "lambda 2": dict(denoising_weight=2.0),
-    "lambda 8": dict(denoising_weight=8.0),
+    "muon, fixed norms, lambda 12": {},
+    "lambda 4": dict(denoising_weight=4.0),
+    "lambda 1": dict(denoising_weight=1.0),
     "free norms": dict(fixed_norm=False),
     "deep energies start at full size": dict(deep_energy=1.0),
     "learning rate 1.5e-3": dict(peak=1.5e-3),
     "learning rate 6e-3": dict(peak=6e-3),
-    "adamw, lambda 4": _ADAMW,
+    "adamw, lambda 12": _ADAMW,
     "adamw, lambda 0.6": _ADAMW | dict(denoising_weight=0.6),
     "cross-entropy only": dict(denoising_weight=0.0),
     "cross-entropy only, free norms": dict(denoising_weight=0.0, fixed_norm=False),
