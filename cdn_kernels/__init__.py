@@ -18,5 +18,6 @@ from .ops.score import score
 __version__ = "0.1.0"
 __all__ = [
     "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "denoising_loss",
-    "energy", "gelu", "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal", "using",
+    "energy", "gelu", "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal",
+    "using",
 ]

@@ -13,7 +13,8 @@ from .common import LIBRARY, empty_result, in_layout, is_channels_last, resolve_
 from .noise import check_images, check_noise, integers
 
 LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
-LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset) -> Tensor")
+LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset) "
+               "-> Tensor")
 
 
 def denoising_loss(score, sigma, noise, *, impl="auto"):
@@ -87,7 +88,7 @@ def _error_derivative(ctx, g):
 
 
 def _second_derivatives(ctx, t):
-    """Differentiate <2 sigma / size grad (sigma s + eps), t>, which is linear in s and in grad: rare, so plain torch."""
+    """Differentiate <2 sigma / size grad (sigma s + eps), t>, linear in s and in grad; rarely asked for."""
     score, sigma, grad = ctx.saved_tensors
     scale = 2 * sigma / (score.numel() // score.shape[0])
     by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)

@@ -109,7 +109,8 @@ struct Residual {
             for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(residual[i]) * residual[i];
             job.partial_sums[index] = sum;
         } else {
-            const Real factor = static_cast<const Real*>(job.factors)[image] * 2 * sigma / static_cast<Real>(noise.size);
+            const Real factor = static_cast<const Real*>(job.factors)[image] * 2 * sigma
+                / static_cast<Real>(noise.size);
             each(image, first, count, [&](std::int64_t done, std::int64_t i) {
                 static_cast<Element*>(noise.y)[i] = Storage::store(factor * residual[done]);
             });

@@ -87,8 +87,10 @@ def test_registration_passes_opcheck():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda s: denoising_loss(s, torch.ones(3), KEY), r"sigma must be a number or one value per image, \[2\], got \[3\]"),
-    (lambda s: denoising_loss(s, 1.0, torch.ones(2, 3)), r"noise must have the shape of the images, \[2, 4\], got \[2, 3\]"),
+    (lambda s: denoising_loss(s, torch.ones(3), KEY),
+     r"sigma must be a number or one value per image, \[2\], got \[3\]"),
+    (lambda s: denoising_loss(s, 1.0, torch.ones(2, 3)),
+     r"noise must have the shape of the images, \[2, 4\], got \[2, 3\]"),
     (lambda s: denoising_loss(s.long(), 1.0, KEY), "score must be float32, .* got torch.int64"),
     (lambda s: denoising_loss(s, 1.0, "eps"), "noise must be a Noise"),
 ])
