@@ -1,4 +1,6 @@
 """Say what runs where: ``python -m cdn_kernels.info``."""
+import platform
+
 import torch
 
 from . import __version__
@@ -39,11 +41,16 @@ def _fastest(operation, backends):
 
 def main():
     """Print versions, backends and the table of operations."""
-    print(f"cdn_kernels {__version__}, torch {torch.__version__}\n")
+    print(f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+          f"{torch.get_num_threads()} threads\n")
     print("backends")
     print("  reference   available: plain PyTorch, any device")
-    state = f"not available: {cpu.MISSING}" if cpu.MISSING else f"available, {cpu.CAPABILITY} kernels"
-    print(f"  cpu         {state}\n")
+    if cpu.MISSING:
+        print(f"  cpu         not available: {cpu.MISSING}\n")
+    else:
+        print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
+        print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
+        print("              convolutions: oneDNN or what else torch calls; none of our own yet\n")
     width = max(map(len, OPERATIONS))
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  runs on")
     for operation, backend in describe():

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 5
+#define CDN_INTERFACE 6
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -22,6 +22,10 @@ CDN_API int cdn_interface();
 
 // The best capability of this processor, or the lower one that the environment's CDN_CPU_CAPABILITY names.
 CDN_API int cdn_capability();
+
+// What the library was built with, and what of interest this processor has: words for people to read.
+CDN_API const char* cdn_build();
+CDN_API const char* cdn_features();
 
 // y = x + sigma eps. x is null for zero, sigma null for one. sigma is double for CDN_FLOAT64 and float
 // otherwise; half precision is computed in float and rounded once. channels = 0: C order; channels = C: each

@@ -11,7 +11,7 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 5  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 6  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
 DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
@@ -20,6 +20,8 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 _SIGNATURES = {
     "cdn_interface": (),
     "cdn_capability": (),
+    "cdn_build": (),
+    "cdn_features": (),
     "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64,
                       c_int, c_int),
     "cdn_sample_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int, c_double, c_double,
@@ -46,6 +48,7 @@ def load(path):
         library = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             getattr(library, name).argtypes = arguments
+        library.cdn_build.restype = library.cdn_features.restype = ctypes.c_char_p
         version = library.cdn_interface()
     except (OSError, AttributeError) as error:
         return None, f"the CPU library could not be loaded: {error}"

@@ -3,6 +3,11 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
+
+#ifdef CDN_X86
+#include <cpuid.h>
+#endif
 
 namespace {
 
@@ -28,6 +33,27 @@ int choose() {
     return best;
 }
 
+std::string features() {
+    std::string found;
+#ifdef CDN_X86
+    const auto add = [&](bool has, const char* name) {
+        if (has) found += (found.empty() ? "" : " ") + std::string(name);
+    };
+    unsigned a, b, c, d, b1, c1, d1, more = 0;
+    add(__builtin_cpu_supports("avx2"), "avx2");
+    add(__builtin_cpu_supports("fma"), "fma");
+    add(__builtin_cpu_supports("avx512f"), "avx512f");
+    add(__builtin_cpu_supports("avx512bw"), "avx512bw");
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        if (a >= 1) __cpuid_count(7, 1, more, b1, c1, d1);
+        add(__builtin_cpu_supports("avx512f") && (more >> 5 & 1), "avx512_bf16");
+        add(d >> 24 & 1, "amx_tile");
+        add(d >> 22 & 1, "amx_bf16");
+    }
+#endif
+    return found;
+}
+
 }  // namespace
 
 const Variant* cdn::find(int capability) {
@@ -47,4 +73,25 @@ int cdn_interface() { return CDN_INTERFACE; }
 int cdn_capability() {
     static const int capability = choose();
     return capability;
+}
+
+const char* cdn_build() {
+    static const std::string build = std::string(
+#ifdef __clang__
+        "Clang " __clang_version__
+#else
+        "GCC " __VERSION__
+#endif
+#ifdef _OPENMP
+        ", OpenMP"
+#else
+        ", without OpenMP: one thread"
+#endif
+    );
+    return build.c_str();
+}
+
+const char* cdn_features() {
+    static const std::string found = features();
+    return found.c_str();
 }
