@@ -16,7 +16,7 @@ FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 _PHOTOGRAPHS = dict(model="gradresnet18", width=64, epochs=100, crop_padding=4, flip=True,
                     optimizer="muon", learning_rate=3e-3,
-                    denoising_weight=4.0, clean_share=0.5, ema=0.998)
+                    denoising_weight=12.0, clean_share=0.5, ema=0.998)
 RECIPES = {
     "digits": dict(model="gradresnet-small", width=64, epochs=60, batch_size=64, crop_padding=1, flip=False,
                    optimizer="adamw", learning_rate=6e-3, denoising_weight=3.0, clean_share=0.0, ema=0.99, mean=0.0),
