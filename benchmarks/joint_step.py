@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 from pathlib import Path
 
 import torch
@@ -109,10 +108,16 @@ def peak_memory(name, args):
 def _peak_memory(name, args):
     torch.set_num_threads(args.threads)
     step = CASES[name](args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     for _ in range(2):
         step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _high_water() - before
+
+
+def _high_water():
+    # Not getrusage(), whose maximum a process inherits from the one that started it.
+    line, = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
 
 
 def main(argv=None):
