@@ -24,6 +24,11 @@ def in_layout(x, channels_last):
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def as_kernels_take_it(x):
+    """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
+    return (x, x.shape[1]) if is_channels_last(x) else (x.contiguous(), 0)
+
+
 def transformed():
     """Tell whether a torch.func transform or forward-mode differentiation is active.
 
@@ -47,13 +52,18 @@ def resolve_untransformed(operation, impl, x):
                        "differentiation; use impl='reference'")
 
 
-def check_tensor(name, x, dims):
-    """Raise TypeError or ValueError unless x is a tensor with a number of dimensions and a dtype of the kernels."""
+def check_dtype(name, dtype):
+    """Raise TypeError unless the kernels have code for a dtype."""
+    if dtype not in cpu.TYPES:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
+
+
+def check_tensor(name, x, dims=None):
+    """Raise TypeError or ValueError unless x is a tensor of a dtype of the kernels, and of dims dimensions if given."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in cpu.TYPES:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
-    if x.dim() != dims:
+    check_dtype(name, x.dtype)
+    if dims is not None and x.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions, got shape {list(x.shape)}")
 
 

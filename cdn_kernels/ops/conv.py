@@ -98,9 +98,9 @@ for _name, _function in (("conv2d", _conv2d), ("conv2d_input", _conv2d_input), (
     torch.library.register_fake(f"cdn_kernels::{_name}", _function, lib=LIBRARY)
 
 
-def _save_conv2d(ctx, inputs, output):
-    x, weight, ctx.stride = inputs
-    ctx.save_for_backward(x, weight)
+def _save(ctx, inputs, output):
+    first, second, *_, ctx.stride = inputs
+    ctx.save_for_backward(first, second)
 
 
 def _conv2d_derivatives(ctx, g):
@@ -110,21 +110,11 @@ def _conv2d_derivatives(ctx, g):
             ops.conv2d_weight(x, g, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None)
 
 
-def _save_conv2d_input(ctx, inputs, output):
-    grad, weight, _, ctx.stride = inputs
-    ctx.save_for_backward(grad, weight)
-
-
 def _conv2d_input_derivatives(ctx, t):
     grad, weight = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
     return (ops.conv2d(t, weight, ctx.stride) if asked_for(ctx, 0) else None,
             ops.conv2d_weight(t, grad, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None, None)
-
-
-def _save_conv2d_weight(ctx, inputs, output):
-    x, grad, _, ctx.stride = inputs
-    ctx.save_for_backward(x, grad)
 
 
 def _conv2d_weight_derivatives(ctx, t):
@@ -134,8 +124,6 @@ def _conv2d_weight_derivatives(ctx, t):
             ops.conv2d(x, t, ctx.stride) if asked_for(ctx, 1) else None, None, None)
 
 
-torch.library.register_autograd("cdn_kernels::conv2d", _conv2d_derivatives, setup_context=_save_conv2d, lib=LIBRARY)
-torch.library.register_autograd("cdn_kernels::conv2d_input", _conv2d_input_derivatives,
-                                setup_context=_save_conv2d_input, lib=LIBRARY)
-torch.library.register_autograd("cdn_kernels::conv2d_weight", _conv2d_weight_derivatives,
-                                setup_context=_save_conv2d_weight, lib=LIBRARY)
+for _name, _derivatives in (("conv2d", _conv2d_derivatives), ("conv2d_input", _conv2d_input_derivatives),
+                            ("conv2d_weight", _conv2d_weight_derivatives)):
+    torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_save, lib=LIBRARY)

@@ -9,7 +9,7 @@ from .. import reference
 from ..backends import cpu
 from ..noise import Noise
 from ..reference import compute_dtype, expand, per_image
-from .common import LIBRARY, empty_result, in_layout, is_channels_last, resolve_untransformed
+from .common import LIBRARY, as_kernels_take_it, empty_result, resolve_untransformed
 from .noise import check_images, check_noise, integers
 
 LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
@@ -49,14 +49,8 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
     return errors.sum() / (sigma > 0).sum().clamp(min=1)
 
 
-def _prepared(score):
-    """Return (score in a layout of the kernels, its number of channels if that is channels last or 0)."""
-    last = is_channels_last(score)
-    return in_layout(score, last) if last else score.contiguous(), score.shape[1] if last else 0
-
-
 def _error(score, sigma, seed, offset):
-    score, channels = _prepared(score)
+    score, channels = as_kernels_take_it(score)
     errors = torch.empty_like(sigma, memory_format=torch.contiguous_format)
     cpu.denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
     return errors
@@ -64,7 +58,7 @@ def _error(score, sigma, seed, offset):
 
 def _error_backward(score, sigma, grad, seed, offset):
     gradient = empty_result(score)
-    score, channels = _prepared(score)
+    score, channels = as_kernels_take_it(score)
     cpu.denoising(score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(), gradient=gradient)
     return gradient
 

@@ -30,7 +30,7 @@ def gelu(u, *, impl="auto"):
         TypeError: u is not a tensor of these dtypes.
         RuntimeError: the chosen impl cannot run here.
     """
-    check_tensor("u", u, u.dim() if isinstance(u, torch.Tensor) else 0)
+    check_tensor("u", u)
     if resolve_untransformed("gelu", impl, u) == "reference":
         return reference.gelu(u)
     return torch.ops.cdn_kernels.gelu(u)

@@ -17,7 +17,7 @@ from ..backends import cpu
 from ..backends.dispatch import resolve
 from ..noise import Noise, NoiseLevels
 from ..reference import compute_dtype, per_image
-from .common import LIBRARY, empty_result, is_channels_last, transformed
+from .common import LIBRARY, as_kernels_take_it, check_dtype, empty_result, is_channels_last, transformed
 
 # ------------------------------------------------------------------------------------------------------------
 # Public functions
@@ -73,7 +73,7 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
         impl: "auto", "reference" or "cpu".
     """
     shape, device = torch.Size(shape), torch.device(device)
-    _check_dtype("dtype", dtype)
+    check_dtype("dtype", dtype)
     _check_key(noise)
     if not shape:
         raise ValueError("shape must be [B, ...], got []")
@@ -109,14 +109,9 @@ def check_images(x, name):
     """Raise TypeError or ValueError unless x is a tensor [B, ...] of a dtype of the kernels."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of images [B, ...], got {type(x).__name__}")
-    _check_dtype(name, x.dtype)
+    check_dtype(name, x.dtype)
     if x.dim() == 0:
         raise ValueError(f"{name} must have shape [B, ...], got a 0-d tensor")
-
-
-def _check_dtype(name, dtype):
-    if dtype not in cpu.TYPES:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
 
 
 def _check_key(noise):
@@ -158,21 +153,16 @@ LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float
                "SymInt offset, ScalarType dtype, Device device) -> Tensor")
 
 
-def _as_kernels_take_it(x):
-    """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
-    return (x, x.shape[1]) if is_channels_last(x) else (x.contiguous(), 0)
-
-
 def _add_noise(x, sigma, seed, offset):
     y = empty_result(x)
-    x, channels = _as_kernels_take_it(x)
+    x, channels = as_kernels_take_it(x)
     cpu.add_noise(x, sigma.contiguous(), y, seed, offset, channels)
     return y
 
 
 def _sample_noise(x, law, low, high, clean_share, seed, offset):
     y, sigma = _empty_results(x)
-    x, channels = _as_kernels_take_it(x)
+    x, channels = as_kernels_take_it(x)
     cpu.sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
     return y, sigma
 
