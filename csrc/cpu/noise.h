@@ -134,16 +134,10 @@ struct Residual {
 
 template <template <typename> class Kernel, typename Job>
 void run(const Job& job, int type, std::int64_t first, std::int64_t last) {
-    const auto units = [&](auto storage) {
+    with_storage(type, [&](auto storage) {
         const Kernel<decltype(storage)> kernel{job};
         for (std::int64_t index = first; index < last; ++index) kernel.unit(index);
-    };
-    switch (type) {
-        case CDN_FLOAT32: return units(Float32{});
-        case CDN_FLOAT64: return units(Float64{});
-        case CDN_BFLOAT16: return units(Bfloat16{});
-        case CDN_FLOAT16: return units(Float16{});
-    }
+    });
 }
 
 void add_noise(const NoiseJob& job, std::int64_t first, std::int64_t last) {

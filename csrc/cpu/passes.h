@@ -47,26 +47,15 @@ void samples(const Job& job, std::int64_t first, std::int64_t last) {
 // Choose the storage type and the layout of a kernel.
 template <template <typename, bool> class Kernel, typename Job>
 void any(const Job& job, std::int64_t first, std::int64_t last) {
-    const auto choose = [&](auto storage) {
+    with_storage(job.type, [&](auto storage) {
         using Storage = decltype(storage);
         job.channels_last ? samples<Kernel<Storage, true>>(job, first, last)
                           : samples<Kernel<Storage, false>>(job, first, last);
-    };
-    switch (job.type) {
-        case CDN_FLOAT32: return choose(Float32{});
-        case CDN_FLOAT64: return choose(Float64{});
-        case CDN_BFLOAT16: return choose(Bfloat16{});
-        case CDN_FLOAT16: return choose(Float16{});
-    }
+    });
 }
 
 void gelu_any(const GeluJob& job, std::int64_t first, std::int64_t last) {
-    switch (job.type) {
-        case CDN_FLOAT32: return gelu_pass<Float32>(job, first, last);
-        case CDN_FLOAT64: return gelu_pass<Float64>(job, first, last);
-        case CDN_BFLOAT16: return gelu_pass<Bfloat16>(job, first, last);
-        case CDN_FLOAT16: return gelu_pass<Float16>(job, first, last);
-    }
+    with_storage(job.type, [&](auto storage) { gelu_pass<decltype(storage)>(job, first, last); });
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // How elements are stored: load to the computing type, store with one rounding to nearest even.
 #pragma once
 
+#include "../api.h"
 #include "../math.h"
 
 namespace cdn {
@@ -55,5 +56,16 @@ struct Float16 {
         return static_cast<Element>(result | (bits >> 16 & 0x8000));
     }
 };
+
+// Call f with the storage of a cdn_type. Static: every variant needs code of its own.
+template <typename F>
+static inline void with_storage(int type, F f) {
+    switch (type) {
+        case CDN_FLOAT32: return f(Float32{});
+        case CDN_FLOAT64: return f(Float64{});
+        case CDN_BFLOAT16: return f(Bfloat16{});
+        case CDN_FLOAT16: return f(Float16{});
+    }
+}
 
 }  // namespace cdn
