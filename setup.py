@@ -18,8 +18,9 @@ FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          "-ffp-contract=off",
          # ... without errno and exception flags, which no one reads and which stop vectorization.
          "-fno-math-errno", "-fno-trapping-math"]
-VARIANTS = {"avx2": ["-mavx2", "-mfma"],
-            "avx512": ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]}
+AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
+VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
+            "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 

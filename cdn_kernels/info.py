@@ -8,6 +8,11 @@ from .backends import cpu
 from .backends.dispatch import IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
 
 _CPU = torch.device("cpu")
+CONVOLUTIONS = {
+    None: "those of torch; our own need AVX-512 BF16 or AMX",
+    "avx512_bf16": "bfloat16 on AVX-512 BF16 (no AMX, or Linux does not permit it), else those of torch",
+    "amx": "bfloat16 on AMX, else those of torch",
+}
 
 
 def describe(impl="auto"):
@@ -50,7 +55,7 @@ def main():
     else:
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
-        print("              convolutions: oneDNN or what else torch calls; none of our own yet\n")
+        print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}\n")
     width = max(map(len, OPERATIONS))
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  runs on")
     for operation, backend in describe():

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 6
+#define CDN_INTERFACE 7
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -15,6 +15,9 @@ enum cdn_type { CDN_FLOAT32, CDN_FLOAT64, CDN_BFLOAT16, CDN_FLOAT16 };
 enum cdn_law { CDN_LOG_UNIFORM, CDN_UNIFORM, CDN_FIXED };
 enum cdn_sweep { CDN_FORWARD, CDN_BACKWARD, CDN_TANGENT };
 enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
+enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
+// What multiplies bfloat16: plain C++ and imitated AMX tiles are for tests, CDN_NO_ENGINE is none that is fast.
+enum cdn_engine { CDN_NO_ENGINE = -1, CDN_PORTABLE, CDN_AMX_EMULATED, CDN_AVX512_BF16, CDN_AMX };
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512 };
 
 // The value of CDN_INTERFACE that the library was built with.
@@ -22,6 +25,9 @@ CDN_API int cdn_interface();
 
 // The best capability of this processor, or the lower one that the environment's CDN_CPU_CAPABILITY names.
 CDN_API int cdn_capability();
+
+// The fastest engine for convolutions of this processor, or what the environment's CDN_CPU_CAPABILITY leaves of it.
+CDN_API int cdn_conv_engine();
 
 // What the library was built with, and what of interest this processor has: words for people to read.
 CDN_API const char* cdn_build();
@@ -83,3 +89,14 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
 //   spread: out = values[batch, channels] / pixels, the adjoint of mean
 CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
                      std::int64_t channels, std::int64_t pixels, int channels_last, int threads, int capability);
+
+// A convolution without bias, with zero padding of size / 2, of bfloat16 images stored channels last, [batch, height,
+// width, inputs], with filters [outputs, size, size, inputs], size odd and at most 7, to images [batch, ceil(height /
+// stride), ceil(width / stride), outputs]. Products are summed in float and rounded once.
+//   forward: first = x, second = w give out = y and, unless null, activation = phi(y); out may be null beside it
+//   input:   first = the gradient of y, second = w give out = the gradient of x
+//   weight:  first = x, second = the gradient of y give out = the gradient of w
+// Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
+CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation,
+                       std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t inputs,
+                       std::int64_t outputs, std::int64_t size, std::int64_t stride, int threads, int engine);

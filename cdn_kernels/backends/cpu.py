@@ -11,15 +11,19 @@ import torch
 
 from ..noise import LAWS
 
-INTERFACE = 6  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 7  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
+ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
+LARGEST_FILTER = 7
 FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
 DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
+CONV_FORWARD, CONV_INPUT, CONV_WEIGHT = range(3)  # the three maps of a convolution
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIGNATURES = {
     "cdn_interface": (),
     "cdn_capability": (),
+    "cdn_conv_engine": (),
     "cdn_build": (),
     "cdn_features": (),
     "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64,
@@ -32,6 +36,7 @@ _SIGNATURES = {
     "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int, c_int,
                       c_int, c_int),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
+    "cdn_conv2d": (c_int, *[c_void_p] * 4, *[c_int64] * 7, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
 
@@ -60,6 +65,7 @@ def load(path):
 # Once, at import, in well under a millisecond: a constant that torch.compile can see through.
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
+ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
 
 
 def can_use_cpu(device, dtype):
@@ -164,6 +170,20 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, thread
                             CAPABILITIES.index(capability or CAPABILITY)))
 
 
+def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=None, engine=None):
+    """Run one of the three maps of a convolution, see cdn_conv2d in csrc/api.h.
+
+    Args:
+        first, second, out, activation: bfloat16, channels last.
+        shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
+        engine: one of ENGINES; the fastest one if None.
+    """
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    _check(LIBRARY.cdn_conv2d(kind, *map(_address, (first, second, out, activation)), batch, height, width, inputs,
+                              outputs, size, stride, threads or torch.get_num_threads(),
+                              ENGINES.index(engine or ENGINE)))
+
+
 def random_words(batch, blocks, seed, offset, stream, capability=None):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
@@ -177,5 +197,7 @@ def _address(tensor):
 
 
 def _check(status):
+    if status == 2:
+        raise MemoryError("the CPU library found no memory for its workspace")
     if status:
         raise RuntimeError("the CPU library refused its arguments: an unknown dtype or capability")

@@ -4,14 +4,18 @@ torch differentiates a convolution's backward through convolutions whose filters
 slow on every device. Here the three bilinear maps (forward, gradient by the input, gradient by the filters) are
 operations of their own, and each has the other two as its derivatives. Weight gradients are computed only by backward
 passes that use them.
+
+``conv2d_gelu`` also returns the pre-activation, through which second derivatives flow back: they reach it as a gradient
+of its own, and the backward pass adds it on the way.
 """
 import torch
 
 from .. import reference
-from .common import LIBRARY, as_input, asked_for, check_tensor, is_channels_last, resolve_untransformed
-from .gelu import gelu
+from . import convolve
+from .common import LIBRARY, as_input, asked_for, check_tensor, resolve_untransformed
 
 LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride) -> Tensor")
+LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep) -> (Tensor, Tensor)")
 LIBRARY.define("conv2d_input(Tensor grad, Tensor weight, SymInt[] shape, int stride) -> Tensor")
 LIBRARY.define("conv2d_weight(Tensor x, Tensor grad, int size, int stride) -> Tensor")
 
@@ -35,11 +39,7 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
     _check(x, weight, stride)
     if resolve_untransformed("conv2d", impl, x) == "reference":
         return reference.conv2d(x, weight, stride)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-    return torch.ops.cdn_kernels.conv2d(x, as_input(weight), stride)
+    return torch.ops.cdn_kernels.conv2d(*_as_autocast(x, weight), stride)
 
 
 def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
@@ -50,7 +50,22 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
     Returns:
         ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
     """
-    return gelu(conv2d(x, weight, stride, impl=impl), impl=impl)
+    _check(x, weight, stride)
+    if resolve_untransformed("conv2d_gelu", impl, x) == "reference":
+        return reference.conv2d_gelu(x, weight, stride)
+    x, weight = _as_autocast(x, weight)
+    keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep)[0]
+
+
+def _as_autocast(x, weight):
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    if x.dtype != weight.dtype:
+        raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    return x, as_input(weight)
 
 
 def _check(x, weight, stride):
@@ -67,35 +82,22 @@ def _check(x, weight, stride):
         raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
 
 
-def _backward(grad, x, weight, stride, mask):
-    padding = weight.shape[-1] // 2
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False,
-                                               [0, 0], 1, [*mask, False])
+def _forward_gelu(x, weight, stride, keep):
+    out, u = convolve.forward_gelu(x, weight, stride, keep)
+    return out, out.new_empty(0) if u is None else u
 
 
-def _conv2d(x, weight, stride):
-    return torch.ops.aten.convolution(x, weight, None, [stride] * 2, [weight.shape[-1] // 2] * 2, [1, 1], False,
-                                      [0, 0], 1)
+def _empty_forward_gelu(x, weight, stride, keep):
+    out = convolve.empty_forward(x, weight, stride)
+    return out, torch.empty_like(out) if keep else out.new_empty(0)
 
 
-def _conv2d_input(grad, weight, shape, stride):
-    # Only the shape and the layout of the other argument count; its memory is never touched.
-    return _backward(grad, _template(grad, shape), weight, stride, (True, False))[0]
-
-
-def _conv2d_weight(x, grad, size, stride):
-    template = _template(x, (grad.shape[1], x.shape[1], size, size))
-    return _backward(grad, x, template, stride, (False, True))[1]
-
-
-def _template(like, shape):
-    layout = torch.channels_last if is_channels_last(like) else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
-
-
-for _name, _function in (("conv2d", _conv2d), ("conv2d_input", _conv2d_input), ("conv2d_weight", _conv2d_weight)):
+for _name, _function, _fake in (
+        ("conv2d", convolve.forward, convolve.empty_forward), ("conv2d_gelu", _forward_gelu, _empty_forward_gelu),
+        ("conv2d_input", convolve.by_input, convolve.empty_by_input),
+        ("conv2d_weight", convolve.by_weight, convolve.empty_by_weight)):
     LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cdn_kernels::{_name}", _function, lib=LIBRARY)
+    torch.library.register_fake(f"cdn_kernels::{_name}", _fake, lib=LIBRARY)
 
 
 def _save(ctx, inputs, output):
@@ -108,6 +110,25 @@ def _conv2d_derivatives(ctx, g):
     ops = torch.ops.cdn_kernels
     return (ops.conv2d_input(g, weight, x.shape, ctx.stride) if asked_for(ctx, 0) else None,
             ops.conv2d_weight(x, g, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None)
+
+
+def _save_gelu(ctx, inputs, output):
+    x, weight, ctx.stride, keep = inputs
+    _, u = output
+    ctx.save_for_backward(x, weight, u)
+    ctx.set_materialize_grads(False)
+    if not keep:
+        ctx.mark_non_differentiable(u)
+
+
+def _conv2d_gelu_derivatives(ctx, g_out, g_u):
+    x, weight, u = ctx.saved_tensors
+    ops = torch.ops.cdn_kernels
+    g = g_u if g_out is None else ops.gelu_backward(u, g_out, g_u)
+    if g is None:
+        return None, None, None, None
+    return (ops.conv2d_input(g, weight, x.shape, ctx.stride) if asked_for(ctx, 0) else None,
+            ops.conv2d_weight(x, g, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None, None)
 
 
 def _conv2d_input_derivatives(ctx, t):
@@ -124,6 +145,7 @@ def _conv2d_weight_derivatives(ctx, t):
             ops.conv2d(x, t, ctx.stride) if asked_for(ctx, 1) else None, None, None)
 
 
-for _name, _derivatives in (("conv2d", _conv2d_derivatives), ("conv2d_input", _conv2d_input_derivatives),
-                            ("conv2d_weight", _conv2d_weight_derivatives)):
-    torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_save, lib=LIBRARY)
+for _name, _derivatives, _setup in (
+        ("conv2d", _conv2d_derivatives, _save), ("conv2d_gelu", _conv2d_gelu_derivatives, _save_gelu),
+        ("conv2d_input", _conv2d_input_derivatives, _save), ("conv2d_weight", _conv2d_weight_derivatives, _save)):
+    torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

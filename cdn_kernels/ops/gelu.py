@@ -1,7 +1,7 @@
 """The exact GELU, with its first and second derivatives as kernels.
 
-Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient) and ``gelu_tangent`` (both derivatives
-of that), so that ordinary autograd with ``create_graph=True`` runs one pass per sweep.
+Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient, plus a source) and ``gelu_tangent``
+(both derivatives of that), so that ordinary autograd with ``create_graph=True`` runs one pass per sweep.
 """
 import torch
 
@@ -11,7 +11,7 @@ from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_
     resolve_untransformed
 
 LIBRARY.define("gelu(Tensor u) -> Tensor")
-LIBRARY.define("gelu_backward(Tensor u, Tensor grad) -> Tensor")
+LIBRARY.define("gelu_backward(Tensor u, Tensor grad, Tensor? source) -> Tensor")
 LIBRARY.define("gelu_tangent(Tensor u, Tensor grad, Tensor tangent) -> (Tensor, Tensor)")
 
 
@@ -40,8 +40,8 @@ def _gelu(u):
     return _run(cpu.FORWARD, u)[0]
 
 
-def _gelu_backward(u, grad):
-    return _run(cpu.BACKWARD, u, grad)[0]
+def _gelu_backward(u, grad, source):
+    return _run(cpu.BACKWARD, u, grad, source)[0]
 
 
 def _gelu_tangent(u, grad, tangent):
@@ -53,7 +53,7 @@ def _gelu_tangent(u, grad, tangent):
 def _run(sweep, u, *others):
     out = empty_result(u)
     tangent_out = torch.empty_like(out) if sweep == cpu.TANGENT else None
-    u, *others = (in_layout(t, is_channels_last(out)) for t in (u, *others))
+    u, *others = (None if t is None else in_layout(t, is_channels_last(out)) for t in (u, *others))
     cpu.gelu(sweep, u, *(others + [None, None])[:2], out, tangent_out)
     return out, tangent_out
 
@@ -62,7 +62,7 @@ LIBRARY.impl("gelu", _gelu, "CPU")
 LIBRARY.impl("gelu_backward", _gelu_backward, "CPU")
 LIBRARY.impl("gelu_tangent", _gelu_tangent, "CPU")
 torch.library.register_fake("cdn_kernels::gelu", empty_result, lib=LIBRARY)
-torch.library.register_fake("cdn_kernels::gelu_backward", lambda u, grad: empty_result(u), lib=LIBRARY)
+torch.library.register_fake("cdn_kernels::gelu_backward", lambda u, grad, source: empty_result(u), lib=LIBRARY)
 torch.library.register_fake("cdn_kernels::gelu_tangent",
                             lambda u, grad, tangent: (empty_result(u), empty_result(u)), lib=LIBRARY)
 
@@ -71,10 +71,20 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
+def _save_backward(ctx, inputs, output):
+    u, grad, source = inputs
+    ctx.has_source = source is not None
+    ctx.save_for_backward(u, grad)
+
+
+def _backward_derivatives(ctx, t):
+    by_grad, by_u = torch.ops.cdn_kernels.gelu_tangent(*ctx.saved_tensors, t)
+    return by_u, by_grad, t if ctx.has_source else None
+
+
 torch.library.register_autograd(
-    "cdn_kernels::gelu", lambda ctx, g: torch.ops.cdn_kernels.gelu_backward(*ctx.saved_tensors, g),
+    "cdn_kernels::gelu", lambda ctx, g: torch.ops.cdn_kernels.gelu_backward(*ctx.saved_tensors, g, None),
     setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd(
-    "cdn_kernels::gelu_backward", lambda ctx, t: torch.ops.cdn_kernels.gelu_tangent(*ctx.saved_tensors, t)[::-1],
-    setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("cdn_kernels::gelu_backward", _backward_derivatives, setup_context=_save_backward,
+                                lib=LIBRARY)
 torch.library.register_autograd("cdn_kernels::gelu_tangent", no_third_order, lib=LIBRARY)

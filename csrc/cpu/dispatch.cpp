@@ -8,6 +8,10 @@
 #ifdef CDN_X86
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -24,13 +28,58 @@ int supported() {
     return CDN_SCALAR;
 }
 
-int choose() {
+// Tell whether the environment's CDN_CPU_CAPABILITY names a capability.
+bool asked_for(int capability) {
     const char* names[] = {"scalar", "avx2", "avx512"};
+    const char* wanted = std::getenv("CDN_CPU_CAPABILITY");
+    return wanted && std::strcmp(wanted, names[capability]) == 0;
+}
+
+int choose() {
     const int best = supported();
-    if (const char* wanted = std::getenv("CDN_CPU_CAPABILITY"))
-        for (int capability = 0; capability < best; ++capability)
-            if (std::strcmp(wanted, names[capability]) == 0) return capability;
+    for (int capability = 0; capability < best; ++capability)
+        if (asked_for(capability)) return capability;
     return best;
+}
+
+// What bfloat16 instructions the processor has, whether or not they can be used.
+struct Bfloat16Units {
+    bool avx512 = false, amx_tile = false, amx = false;
+
+    Bfloat16Units() {
+#ifdef CDN_X86
+        unsigned a, b, c, d, b1, c1, d1, more = 0;
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        if (a >= 1) __cpuid_count(7, 1, more, b1, c1, d1);
+        avx512 = supported() == CDN_AVX512 && (more >> 5 & 1);
+        amx_tile = d >> 24 & 1;
+        amx = d >> 22 & 1;
+#endif
+    }
+};
+
+// Ask the operating system for the tiles of AMX, whose state it has to save; once for the process.
+bool permitted_tiles() {
+#if defined(CDN_X86) && defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+bool has_engine(int engine) {
+    static const Bfloat16Units units;
+    switch (engine) {
+        case CDN_PORTABLE:
+        case CDN_AMX_EMULATED: return true;
+        case CDN_AVX512_BF16: return units.avx512;
+        case CDN_AMX: {
+            static const bool usable = units.amx_tile && units.amx && supported() == CDN_AVX512 && permitted_tiles();
+            return usable;
+        }
+    }
+    return false;
 }
 
 std::string features() {
@@ -39,17 +88,14 @@ std::string features() {
     const auto add = [&](bool has, const char* name) {
         if (has) found += (found.empty() ? "" : " ") + std::string(name);
     };
-    unsigned a, b, c, d, b1, c1, d1, more = 0;
+    const Bfloat16Units units;
     add(__builtin_cpu_supports("avx2"), "avx2");
     add(__builtin_cpu_supports("fma"), "fma");
     add(__builtin_cpu_supports("avx512f"), "avx512f");
     add(__builtin_cpu_supports("avx512bw"), "avx512bw");
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
-        if (a >= 1) __cpuid_count(7, 1, more, b1, c1, d1);
-        add(__builtin_cpu_supports("avx512f") && (more >> 5 & 1), "avx512_bf16");
-        add(d >> 24 & 1, "amx_tile");
-        add(d >> 22 & 1, "amx_bf16");
-    }
+    add(units.avx512, "avx512_bf16");
+    add(units.amx_tile, "amx_tile");
+    add(units.amx, "amx_bf16");
 #endif
     return found;
 }
@@ -68,11 +114,31 @@ const Variant* cdn::find(int capability) {
     return capability < 0 || capability > best ? nullptr : &variants[capability];
 }
 
+const ConvolutionKernels* cdn::find_engine(int engine) {
+    if (!has_engine(engine)) return nullptr;
+    switch (engine) {
+        case CDN_PORTABLE: return &portable::convolution;
+        case CDN_AMX_EMULATED: return &amx_emulated::convolution;
+#ifdef CDN_X86
+        case CDN_AVX512_BF16: return &avx512bf16::convolution;
+        case CDN_AMX: return &amx::convolution;
+#endif
+    }
+    return nullptr;
+}
+
 int cdn_interface() { return CDN_INTERFACE; }
 
 int cdn_capability() {
     static const int capability = choose();
     return capability;
+}
+
+int cdn_conv_engine() {
+    // All capabilities are without engines, so asking for one excludes them.
+    static const int engine = asked_for(CDN_AVX512) || cdn_capability() < CDN_AVX512 ? CDN_NO_ENGINE
+        : has_engine(CDN_AMX) ? CDN_AMX : has_engine(CDN_AVX512_BF16) ? CDN_AVX512_BF16 : CDN_NO_ENGINE;
+    return engine;
 }
 
 const char* cdn_build() {

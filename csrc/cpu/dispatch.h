@@ -1,6 +1,7 @@
 // The choice of a variant, and the split of work over threads.
 #pragma once
 
+#include "convolution.h"
 #include "variants.h"
 
 namespace cdn {
@@ -12,15 +13,25 @@ struct Variant {
 };
 const Variant* find(int capability);
 
+// The convolutions of an engine; null if this processor has no such engine.
+const ConvolutionKernels* find_engine(int engine);
+
+// Run work(part, first, last) over 0 .. units in one part per thread.
+template <typename Work>
+void split_parts(std::int64_t units, int threads, Work work) {
+    if (threads <= 1) return work(0, std::int64_t{0}, units);
+    // Always the full team: OpenMP ends threads that a smaller one leaves idle, and torch wants them back.
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) work(part, units * part / threads, units * (part + 1) / threads);
+}
+
 // Run work(first, last) over 0 .. units, on all threads if there are more than kSerial elements.
 template <typename Work>
 void split(std::int64_t units, std::int64_t elements, int threads, Work work) {
     // Below this many elements, waking a second thread costs more than it saves.
     constexpr std::int64_t kSerial = 1 << 15;
-    if (threads <= 1 || elements < kSerial) return work(std::int64_t{0}, units);
-    // Always the full team: OpenMP ends threads that a smaller one leaves idle, and torch wants them back.
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) work(units * part / threads, units * (part + 1) / threads);
+    split_parts(units, elements < kSerial ? 1 : threads,
+                [&](int, std::int64_t first, std::int64_t last) { work(first, last); });
 }
 
 }  // namespace cdn

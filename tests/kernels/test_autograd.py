@@ -146,7 +146,9 @@ def op_samples():
     gain, weight = torch.rand(4, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True)[2]
     return [
-        (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g)), (OPS.conv2d, (x, weight, 2)),
+        (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g, t)), (OPS.gelu_backward, (x, g, None)),
+        (OPS.conv2d_gelu, (x, weight, 2, True)), (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
+        (OPS.conv2d, (x, weight, 2)),
         (OPS.conv2d_input, (torch.randn(2, 6, 2, 3, requires_grad=True), weight, [2, 4, 3, 5], 2)),
         (OPS.conv2d_weight, (x, torch.randn(2, 6, 2, 3, requires_grad=True), 3, 2)),
         (OPS.gelu_group_norm, (x, r, gain, 2, 0.1, True)), (OPS.gelu_group_norm, (x, None, gain, 2, 0.1, False)),
@@ -155,7 +157,7 @@ def op_samples():
     ]
 
 
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(12))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, arguments)

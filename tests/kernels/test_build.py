@@ -86,6 +86,17 @@ def test_the_environment_lowers_the_capability(wanted, expected):
     assert done.stdout.strip() == expected
 
 
+@pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+@pytest.mark.parametrize("wanted", cpu.CAPABILITIES)
+def test_a_capability_that_is_asked_for_excludes_our_own_convolutions(wanted):
+    code = ("import torch; from cdn_kernels.backends import cpu; from cdn_kernels import conv2d_gelu, info; "
+            "x = torch.ones(1, 32, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last); "
+            "conv2d_gelu(x, torch.ones(32, 32, 3, 3).bfloat16(), impl='cpu'); info.main(); print(cpu.ENGINE)")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
+                          capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "convolutions: those of torch" in done.stdout and done.stdout.strip().endswith("None")
+
+
 def test_a_library_that_is_missing_or_foreign_is_explained(tmp_path):
     assert "not built" in cpu.load(tmp_path / "none.so")[1]
     (tmp_path / "text.so").write_text("not a library")

@@ -51,7 +51,7 @@ def test_states_of_plain_torch_modules_fit_and_penalties_agree(impl):
 def test_the_choice_of_score_reaches_into_the_model():
     y, model = torch.randn(1, 3, 4, 4, device="meta"), Energy("auto").to("meta")
     assert cdn_kernels.score(model, y, impl="reference").shape == y.shape
-    with pytest.raises(RuntimeError, match="conv2d: impl='cpu' cannot run"):
+    with pytest.raises(RuntimeError, match="conv2d_gelu: impl='cpu' cannot run"):
         cdn_kernels.score(model, y, impl="cpu")
 
 

@@ -1,0 +1,61 @@
+// The C interface of the convolutions.
+#include <cstdlib>
+
+#include "dispatch.h"
+
+using namespace cdn;
+
+namespace {
+
+// Memory that lives on between the calls of a thread: fresh buffers of megabytes cost page faults at every call.
+class Workspace {
+public:
+    Workspace() = default;
+    Workspace(const Workspace&) = delete;
+    ~Workspace() { std::free(memory_); }
+
+    // At least so many bytes, a multiple of 64, aligned to 64, with any content; null if there are none.
+    char* take(std::int64_t bytes) {
+        if (bytes > size_) {
+            std::free(memory_);
+            memory_ = static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(bytes)));
+            size_ = memory_ ? bytes : 0;
+        }
+        return memory_;
+    }
+
+private:
+    char* memory_ = nullptr;
+    std::int64_t size_ = 0;
+};
+
+std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
+
+int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, std::int64_t batch,
+               std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
+               std::int64_t stride, int threads, int engine) {
+    const ConvolutionKernels* kernels = find_engine(engine);
+    if (!kernels || kind < CDN_CONV_FORWARD || kind > CDN_CONV_WEIGHT || threads < 1) return 1;
+    if (batch < 1 || height < 1 || width < 1 || inputs < 1 || outputs < 1 || stride < 1) return 1;
+    if (size < 1 || size > 7 || size % 2 == 0 || (!out && (kind != CDN_CONV_FORWARD || !activation))) return 1;
+    const ConvolutionJob job{kind, static_cast<const std::uint16_t*>(first), static_cast<const std::uint16_t*>(second),
+                             static_cast<std::uint16_t*>(out), static_cast<std::uint16_t*>(activation), batch, height,
+                             width, inputs, outputs, size, stride};
+    // Below this many products, waking a second thread costs more than it saves.
+    constexpr std::int64_t kSerial = 1 << 22;
+    if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kSerial) threads = 1;
+    const ConvolutionPlan plan = kernels->plan(job, threads);
+    const std::int64_t shared = round_up(plan.shared), scratch = round_up(plan.scratch);
+    static thread_local Workspace workspace;
+    char* memory = workspace.take(shared + threads * scratch);
+    if (!memory) return 2;
+    const std::int64_t units[] = {plan.pack_units, plan.multiply_units, plan.add_units};
+    for (int stage = 0; stage < 3; ++stage)
+        if (units[stage] > 0)
+            split_parts(units[stage], threads, [&](int part, std::int64_t begin, std::int64_t end) {
+                kernels->run(job, threads, stage, memory, memory + shared + part * scratch, begin, end);
+            });
+    return 0;
+}

@@ -1,0 +1,45 @@
+// Bias-free convolutions of bfloat16 images stored channels last, on the processor's matrix or dot-product units.
+#pragma once
+
+#include <cstdint>
+
+#include "../api.h"
+
+namespace cdn {
+
+// y = w * x, [batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs], with
+// zero padding of size / 2; filters are [outputs, size, size, inputs]. See cdn_conv2d.
+struct ConvolutionJob {
+    int kind;
+    const std::uint16_t *first, *second;  // forward: x, w; input: the gradient of y, w; weight: x, the gradient of y
+    std::uint16_t* out;                   // y; the gradient of x; the gradient of w
+    std::uint16_t* activation;            // forward: null, or where phi(y) goes; then out may be null
+    std::int64_t batch, height, width, inputs, outputs, size, stride;
+
+    std::int64_t padding() const { return size / 2; }
+    std::int64_t taps() const { return size * size; }
+    std::int64_t out_height() const { return (height + stride - 1) / stride; }
+    std::int64_t out_width() const { return (width + stride - 1) / stride; }
+};
+
+// A convolution runs in three stages with barriers between them, each cut into units that can run in any order on any
+// thread: to pack what all units share, to multiply, and to add up. How it is cut may depend on the number of threads,
+// the order of summation of an element does not.
+struct ConvolutionPlan {
+    std::int64_t pack_units, multiply_units, add_units;
+    std::int64_t shared, scratch;  // bytes of workspace, common and for every thread, aligned to 64
+};
+
+struct ConvolutionKernels {
+    ConvolutionPlan (*plan)(const ConvolutionJob&, int threads);
+    // Run units first .. last of stage 0, 1 or 2.
+    void (*run)(const ConvolutionJob&, int threads, int stage, void* shared, void* scratch, std::int64_t first,
+                std::int64_t last);
+};
+
+namespace portable { extern const ConvolutionKernels convolution; }
+namespace avx512bf16 { extern const ConvolutionKernels convolution; }
+namespace amx { extern const ConvolutionKernels convolution; }
+namespace amx_emulated { extern const ConvolutionKernels convolution; }
+
+}  // namespace cdn

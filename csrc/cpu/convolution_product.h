@@ -1,0 +1,29 @@
+// The one product that all convolutions are made of.
+//
+// Both operands hold pairs of values that are summed over, in 32 bits: the format of the dot-product instructions of
+// AVX-512 (vdpbf16ps) and AMX (tdpbf16ps).
+#pragma once
+
+#include <cstdint>
+
+namespace cdn {
+
+using Pair = std::uint32_t;  // two bfloat16
+
+// Where a stretch of the sum begins in either operand.
+struct Stretch {
+    std::int64_t a, b;  // in pairs
+};
+
+// tile[rows, kColumns] = sum over stretches and over pairs of a[row, pair] . b[pair, column]
+struct TileProduct {
+    const Pair *a, *b;
+    const Stretch* stretches;
+    std::int64_t count;  // of stretches
+    std::int64_t pairs;  // in a stretch, a multiple of the engine's kPairs
+    std::int64_t a_row, a_pair, b_pair;  // distances, in pairs; a_pair = 1 if the engine's kRowsOfPairs
+    int rows, columns;   // up to the engine's kRows and kColumns; the tile may get more of either
+    float* tile;
+};
+
+}  // namespace cdn

@@ -1,0 +1,230 @@
+// The gradient of a convolution by its filters: sums over places and pairs of samples.
+//
+// Samples are taken in chunks of 32 and interleaved in pairs, so that a shift by a tap is a distance between places
+// and never splits a pair. A tile is a number of output channels times a block of input channels; it sums over a band
+// of output rows that fits the second-level cache before it is added to the rest.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "convolution_image.h"
+
+namespace cdn::CDN_VARIANT {
+namespace {
+
+template <typename Engine>
+class WeightGradient {
+    static constexpr std::int64_t kColumns = Engine::kColumns, kChunk = 32;
+    static constexpr std::int64_t kPart = 2 * kColumns;  // input channels of a unit
+    static constexpr std::int64_t kManyParts = 8;
+    static constexpr std::int64_t kMostStretches = 1024;
+
+public:
+    explicit WeightGradient(const ConvolutionJob& job) : job_(job) {
+        samples_ = round_up(divide_up(std::min(job.batch, kChunk), 2), Engine::kPairs);
+        outputs_ = round_up(job.outputs, Engine::kRows);
+        part_ = std::min(kPart, round_up(job.inputs, kColumns));
+        parts_ = divide_up(job.inputs, part_);
+        chunks_ = divide_up(job.batch, kChunk);
+        // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
+        separate_ = parts_ < kManyParts;
+        sum_ = job.outputs * job.taps() * part_;
+        padded_width_ = job.width + 2 * job.padding();
+        const std::int64_t gradient_row = job.out_width() * outputs_ * samples_;
+        const std::int64_t image_row = padded_width_ * part_ * samples_;
+        band_ = 1;
+        const auto fits = [&](std::int64_t band) {
+            const std::int64_t image = (band - 1) * job.stride + job.size;
+            return (band * gradient_row + image * image_row) * std::int64_t{sizeof(Pair)} <= 2 * kScratch &&
+                band * job.out_width() <= kMostStretches;
+        };
+        while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
+        window_ = (band_ - 1) * job.stride + job.size;
+        gradient_ = band_ * gradient_row;
+        image_ = window_ * image_row;
+    }
+
+    ConvolutionPlan plan() const {
+        const std::int64_t sums = parts_ * (separate_ ? chunks_ : 1);
+        return {0, sums, job_.outputs, round_up(sums * sum_ * sizeof(float), 64),
+                (gradient_ + image_) * std::int64_t{sizeof(Pair)}};
+    }
+
+    void multiply(float* sums, Pair* scratch, std::int64_t unit) const {
+        const std::int64_t part = unit % parts_, chunk = unit / parts_;
+        float* sum = sums + unit * sum_;
+        if (separate_) return add_chunk(sum, scratch, part, chunk, true);
+        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, scratch, part, c, c == 0);
+    }
+
+    // Add up the chunks for one output channel, and round.
+    void add(const float* sums, std::int64_t output) const {
+        for (std::int64_t part = 0; part < parts_; ++part) {
+            const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
+            for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
+                const float* from = sums + part * sum_ + (output * job_.taps() + tap) * part_;
+                std::uint16_t* to = job_.out + (output * job_.taps() + tap) * job_.inputs + part * part_;
+                for (std::int64_t i = 0; i < channels; ++i) {
+                    float total = from[i];
+                    for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
+                        total += from[chunk * parts_ * sum_ + i];
+                    to[i] = Bfloat16::store(total);
+                }
+            }
+        }
+    }
+
+private:
+    // Add the sum over a chunk to another, or begin a new one.
+    void add_chunk(float* sum, Pair* scratch, std::int64_t part, std::int64_t chunk, bool begin) const {
+        Pair *gradient = scratch, *image = scratch + gradient_;
+        std::int64_t packed = 0;  // rows of the image, which lie in a ring
+        for (std::int64_t first = 0; first < job_.out_height(); first += band_) {
+            const std::int64_t last = std::min(first + band_, job_.out_height());
+            for (std::int64_t y = first; y < last; ++y) pack_gradient(gradient, chunk, y, y - first);
+            const std::int64_t needed = (last - 1) * job_.stride + job_.size - job_.padding();
+            for (; packed < std::min(needed, job_.height); ++packed)
+                pack_image(image, chunk, part, packed);
+            for (std::int64_t ky = 0; ky < job_.size; ++ky)
+                for (std::int64_t kx = 0; kx < job_.size; ++kx)
+                    add_tap(sum, gradient, image, part, first, last, ky, kx, begin && first == 0);
+        }
+    }
+
+    // [place, tile of outputs, pair, output in the tile], or [place, output, pair] if the engine wants rows of pairs.
+    void pack_gradient(Pair* to, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
+        constexpr std::int64_t tile = Engine::kRows;
+        const std::int64_t width = job_.out_width(), size = job_.out_height() * width * job_.outputs;
+        to += row * width * outputs_ * samples_;
+        for (std::int64_t x = 0; x < width; ++x)
+            for (std::int64_t pair = 0; pair < samples_; ++pair) {
+                const Samples from = samples(job_.second, size, chunk * kChunk + 2 * pair);
+                for (std::int64_t output = 0; output < outputs_; output += tile) {
+                    Pair* place = to + (x * outputs_ + output) * samples_;
+                    const std::int64_t start = (y * width + x) * job_.outputs + output;
+                    const std::int64_t channels = std::min(tile, job_.outputs - output);
+                    if constexpr (Engine::kRowsOfPairs) {
+                        Pair line[tile];
+                        interleave<tile>(line, from, start, channels);
+                        for (std::int64_t i = 0; i < tile; ++i) place[i * samples_ + pair] = line[i];
+                    } else {
+                        interleave<tile>(place + pair * tile, from, start, channels);
+                    }
+                }
+            }
+    }
+
+    // [row in the ring, padded column, pair, input]
+    void pack_image(Pair* to, std::int64_t chunk, std::int64_t part, std::int64_t y) const {
+        const std::int64_t padding = job_.padding(), width = job_.width, inputs = job_.inputs;
+        Pair* row = to + y % window_ * padded_width_ * samples_ * part_;
+        for (std::int64_t x = 0; x < padded_width_; ++x) {
+            Pair* place = row + x * samples_ * part_;
+            if (x < padding || x >= padding + width) {
+                std::memset(place, 0, samples_ * part_ * sizeof(Pair));
+                continue;
+            }
+            const std::int64_t first = (y * width + x - padding) * inputs + part * part_;
+            for (std::int64_t pair = 0; pair < samples_; ++pair) {
+                const Samples from = samples(job_.first, job_.height * width * inputs, chunk * kChunk + 2 * pair);
+                for (std::int64_t i = 0; i < part_; i += kColumns)
+                    interleave<kColumns>(place + pair * part_ + i, from, first + i, inputs - part * part_ - i);
+            }
+        }
+    }
+
+    // Two neighbouring samples, null where the batch has ended.
+    struct Samples {
+        const std::uint16_t *even, *odd;
+    };
+    Samples samples(const std::uint16_t* tensor, std::int64_t size, std::int64_t first) const {
+        return {first < job_.batch ? tensor + first * size : nullptr,
+                first + 1 < job_.batch ? tensor + (first + 1) * size : nullptr};
+    }
+
+    // Write pairs of the values of two samples, and zeros for samples and channels that are missing.
+    template <std::int64_t count>
+    static void interleave(Pair* to, Samples from, std::int64_t start, std::int64_t channels) {
+        if (from.odd && channels >= count) {  // of fixed length, to be unrolled
+            const std::uint16_t *even = from.even + start, *odd = from.odd + start;
+            for (std::int64_t i = 0; i < count; ++i) to[i] = Pair{even[i]} | Pair{odd[i]} << 16;
+            return;
+        }
+        for (std::int64_t i = 0; i < count; ++i) {
+            const bool here = i < channels;
+            to[i] = (here && from.even ? Pair{from.even[start + i]} : 0)
+                | (here && from.odd ? Pair{from.odd[start + i]} << 16 : 0);
+        }
+    }
+
+    void add_tap(float* sum, const Pair* gradient, const Pair* image, std::int64_t part, std::int64_t first,
+                 std::int64_t last, std::int64_t ky, std::int64_t kx, bool begin) const {
+        Stretch stretches[kMostStretches];
+        std::int64_t count = 0;
+        const std::int64_t width = job_.out_width();
+        for (std::int64_t y = first; y < last; ++y) {
+            const std::int64_t in_y = y * job_.stride + ky - job_.padding();
+            if (in_y < 0 || in_y >= job_.height) continue;
+            for (std::int64_t x = 0; x < width; ++x) {
+                const std::int64_t place = in_y % window_ * padded_width_ + x * job_.stride + kx;
+                stretches[count++] = {((y - first) * width + x) * samples_ * outputs_, place * samples_ * part_};
+            }
+        }
+        if (count == 0 && !begin) return;
+        alignas(64) float tile[Engine::kRows * kColumns];
+        TileProduct product{gradient, image, stretches, count, samples_, 0, 0, part_, 0, 0, tile};
+        product.a_row = Engine::kRowsOfPairs ? samples_ : 1;
+        product.a_pair = Engine::kRowsOfPairs ? 1 : Engine::kRows;
+        const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
+        for (std::int64_t output = 0; output < job_.outputs; output += Engine::kRows) {
+            product.a = gradient + output * samples_;
+            product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, job_.outputs - output));
+            for (std::int64_t column = 0; column < channels; column += kColumns) {
+                product.b = image + column;
+                product.columns = static_cast<int>(std::min(kColumns, channels - column));
+                Engine::multiply(product);
+                for (int row = 0; row < product.rows; ++row) {
+                    float* to = sum + ((output + row) * job_.taps() + ky * job_.size + kx) * part_ + column;
+                    const float* from = tile + row * kColumns;
+                    if (begin) std::memcpy(to, from, product.columns * sizeof(float));
+                    else for (std::int64_t i = 0; i < product.columns; ++i) to[i] += from[i];
+                }
+            }
+        }
+    }
+
+    const ConvolutionJob& job_;
+    std::int64_t samples_;  // pairs of samples in a chunk
+    std::int64_t outputs_, part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
+    bool separate_;
+};
+
+// The entry points of an engine.
+template <typename Engine>
+struct Convolution {
+    static ConvolutionPlan plan(const ConvolutionJob& job, int threads) {
+        return job.kind == CDN_CONV_WEIGHT ? WeightGradient<Engine>(job).plan()
+                                           : ImageConvolution<Engine>(job, threads).plan();
+    }
+
+    static void run(const ConvolutionJob& job, int threads, int stage, void* shared, void* scratch,
+                    std::int64_t first, std::int64_t last) {
+        [[maybe_unused]] const typename Engine::Session session;
+        Pair* own = static_cast<Pair*>(scratch);
+        if (job.kind == CDN_CONV_WEIGHT) {
+            const WeightGradient<Engine> gradient(job);
+            for (std::int64_t unit = first; unit < last; ++unit)
+                stage == 1 ? gradient.multiply(static_cast<float*>(shared), own, unit)
+                           : gradient.add(static_cast<const float*>(shared), unit);
+        } else {
+            const ImageConvolution<Engine> image(job, threads);
+            for (std::int64_t unit = first; unit < last; ++unit)
+                stage == 0 ? image.pack(static_cast<Pair*>(shared), unit)
+                           : image.multiply(static_cast<const Pair*>(shared), own, unit);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace cdn::CDN_VARIANT

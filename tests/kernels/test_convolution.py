@@ -1,0 +1,204 @@
+"""Our own convolutions of bfloat16: every engine of this processor, against float64."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cdn_kernels
+from cdn_kernels import reference
+from cdn_kernels.backends import cpu
+from cdn_kernels.ops import convolve
+
+from oracle import assert_as_exact_as_eager
+
+pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+
+
+def usable(engine):
+    """Tell whether this processor has an engine: it refuses the others."""
+    one = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    try:
+        cpu.conv2d(cpu.CONV_FORWARD, one, one, one.clone(), (one.shape, one.shape), 1, engine=engine)
+    except RuntimeError:
+        return False
+    return True
+
+
+ENGINES = [engine for engine in cpu.ENGINES if cpu.MISSING is None and usable(engine)]
+engines = pytest.mark.parametrize("engine", ENGINES)
+# (B, I, O, H, W), size of the filters, stride: single pixels, odd channels, tiles along rows and across samples, more
+# samples than a chunk, every phase of a stride, filters larger than the image, more than one block and part.
+CASES = [((2, 3, 8, 5, 7), 3, 1), ((3, 24, 24, 32, 32), 3, 1), ((9, 16, 40, 4, 4), 3, 1), ((35, 8, 33, 4, 4), 3, 2),
+         ((1, 20, 12, 33, 17), 3, 2), ((2, 64, 96, 8, 9), 1, 2), ((33, 70, 33, 3, 3), 3, 1), ((5, 6, 10, 1, 1), 3, 2),
+         ((4, 8, 8, 9, 9), 5, 3), ((2, 8, 8, 4, 4), 7, 1), ((3, 2, 130, 6, 40), 3, 1)]
+cases = pytest.mark.parametrize("shape, size, stride", CASES, ids=str)
+MAPS = (cpu.CONV_FORWARD, cpu.CONV_INPUT, cpu.CONV_WEIGHT)
+MARGIN = 64
+
+
+def nhwc(*shape, fill=None):
+    """Return bfloat16 images stored channels last in the middle of a larger buffer of NaN: (images, buffer)."""
+    batch, channels, height, width = shape
+    buffer = torch.full((batch * channels * height * width + 2 * MARGIN,), float("nan"), dtype=torch.bfloat16)
+    images = buffer[MARGIN:-MARGIN].view(batch, height, width, channels).permute(0, 3, 1, 2)
+    if fill is not None:
+        images.copy_(fill)
+    return images, buffer
+
+
+def problem(shape, size, stride, seed=0):
+    """Return the operands of the three maps and the shapes of x and the filters."""
+    batch, inputs, outputs, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: nhwc(*shape, fill=torch.randn(shape, generator=generator))[0]
+    x, weight = draw(batch, inputs, height, width), draw(outputs, inputs, size, size)
+    g = draw(batch, outputs, -(-height // stride), -(-width // stride))
+    operands = {cpu.CONV_FORWARD: (x, weight, g), cpu.CONV_INPUT: (g, weight, x), cpu.CONV_WEIGHT: (x, g, weight)}
+    return operands, (x.shape, weight.shape)
+
+
+def run(kind, shape, size, stride, **options):
+    """Run one map into a poisoned buffer; return its result after checking the margins."""
+    operands, shapes = problem(shape, size, stride)
+    first, second, like = operands[kind]
+    out, buffer = nhwc(*like.shape)
+    cpu.conv2d(kind, first, second, out, shapes, stride, **options)
+    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
+    return out
+
+
+def exact(kind, shape, size, stride):
+    """Return the result in float64 and the same with the absolute values of the operands, which bounds rounding."""
+    operands, (image, filters) = problem(shape, size, stride)
+    first, second, like = (t.double() for t in operands[kind])
+
+    def convolve(first, second):
+        if kind == cpu.CONV_FORWARD:
+            return torch.nn.functional.conv2d(first, second, None, stride, size // 2)
+        x, weight, g = (like, second, first) if kind == cpu.CONV_INPUT else (first, like, second)
+        mask = [kind == cpu.CONV_INPUT, kind == cpu.CONV_WEIGHT, False]
+        options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
+        return torch.ops.aten.convolution_backward(g, x, weight, None, *options, mask)[kind - 1]
+
+    return convolve(first, second), convolve(first.abs(), second.abs())
+
+
+@engines
+@cases
+@pytest.mark.parametrize("kind", MAPS)
+def test_every_engine_is_as_exact_as_one_rounding(engine, shape, size, stride, kind):
+    out = run(kind, shape, size, stride, engine=engine)
+    truth, absolute = exact(kind, shape, size, stride)
+    # Float32 sums of n terms of either sign err by about sqrt(n) roundings of 2^-24, at most n; then one of 2^-9.
+    bound = 2.0**-8 * truth.abs() + 2.0**-18 * absolute
+    assert ((out.double() - truth).abs() <= bound).all()
+
+
+@engines
+@cases
+@pytest.mark.parametrize("kind", MAPS)
+def test_threads_do_not_change_the_result(engine, shape, size, stride, kind):
+    one, two, three = (run(kind, shape, size, stride, engine=engine, threads=n) for n in (1, 2, 3))
+    assert torch.equal(one, two) and torch.equal(one, three)
+
+
+@engines
+def test_activation_is_that_of_the_rounded_preactivation(engine):
+    shape, size, stride = (3, 20, 40, 6, 7), 3, 1
+    (x, weight, like), shapes = problem(shape, size, stride)[0][cpu.CONV_FORWARD], problem(shape, size, stride)[1]
+    u, (activation, buffer), (alone, _) = run(cpu.CONV_FORWARD, shape, size, stride, engine=engine), \
+        nhwc(*like.shape), nhwc(*like.shape)
+    again, _ = nhwc(*like.shape)
+    cpu.conv2d(cpu.CONV_FORWARD, x, weight, again, shapes, stride, activation=activation, engine=engine)
+    cpu.conv2d(cpu.CONV_FORWARD, x, weight, None, shapes, stride, activation=alone, engine=engine)
+    assert torch.equal(again, u) and torch.equal(alone, activation)
+    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
+    truth = reference.gelu(u.double())
+    torch.testing.assert_close(activation.double(), truth, rtol=2.0**-8, atol=2.0**-15 * float(truth.abs().max()))
+
+
+@engines
+@pytest.mark.parametrize("kind", MAPS)
+def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
+    shape, size, stride = (5, 6, 10, 7, 9), 3, 2
+    clean = run(kind, shape, size, stride, engine=engine)
+    for other in (((40, 70, 40, 12, 12), 3, 1), ((40, 33, 7, 8, 8), 1, 1)):
+        for poisoned in MAPS:
+            operands, shapes = problem(*other)
+            first, second, like = operands[poisoned]
+            cpu.conv2d(poisoned, first.fill_(float("nan")), second, nhwc(*like.shape)[0], shapes, other[2],
+                       engine=engine)
+    assert torch.equal(run(kind, shape, size, stride, engine=engine), clean)
+
+
+@engines
+@pytest.mark.parametrize("kind", MAPS)
+def test_infinity_and_nan_stay_where_they_belong(engine, kind):
+    shape, size, stride = (3, 6, 10, 9, 9), 3, 1
+    operands, shapes = problem(shape, size, stride)
+    first, second, like = operands[kind]
+    first[1, 2, 4, 4] = float("nan")
+    out, _ = nhwc(*like.shape)
+    cpu.conv2d(kind, first, second, out, shapes, stride, engine=engine)
+    truth = exact(kind, shape, size, stride)[0]
+    mask = torch.zeros_like(truth, dtype=torch.bool)
+    if kind == cpu.CONV_WEIGHT:
+        mask[:, 2] = True
+    else:
+        mask[1, :, 3:6, 3:6] = True
+    assert torch.equal(out.isnan(), mask)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(batch=st.integers(1, 70), inputs=st.integers(1, 70), outputs=st.integers(1, 70), height=st.integers(1, 12),
+       width=st.integers(1, 36), size=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3),
+       kind=st.sampled_from(MAPS), engine=st.sampled_from(ENGINES or ["none"]), threads=st.integers(1, 3))
+def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, size, stride, kind, engine, threads):
+    batch = min(batch, 1 + 20000 // (inputs * height * width))  # imitations are slow
+    shape = batch, inputs, outputs, height, width
+    out = run(kind, shape, size, stride, engine=engine, threads=threads)
+    truth, absolute = exact(kind, shape, size, stride)
+    assert ((out.double() - truth).abs() <= 2.0**-8 * truth.abs() + 2.0**-18 * absolute).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_operations_use_them_at_every_order(monkeypatch, size, stride):
+    monkeypatch.setattr(cpu, "ENGINE", cpu.ENGINE or "portable")
+    x = torch.randn(3, 32, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = (torch.randn(32, 32, size, size) / size / 32**0.5).bfloat16()
+    calls = []
+    kernel = cpu.conv2d
+    monkeypatch.setattr(cpu, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
+    for name in ("conv2d", "conv2d_gelu"):
+        op = getattr(cdn_kernels, name)
+        assert_as_exact_as_eager(lambda *a: op(*a, stride, impl="cpu"), lambda *a: op(*a, stride, impl="reference"),
+                                 (x, weight))
+    assert set(calls) == (set(MAPS) if size > 1 else {cpu.CONV_FORWARD, cpu.CONV_INPUT})
+    with torch.no_grad():
+        inference = cdn_kernels.conv2d_gelu(x, weight, stride, impl="cpu")
+    assert torch.equal(inference, cdn_kernels.conv2d_gelu(x.requires_grad_(), weight, stride, impl="cpu"))
+
+
+@pytest.mark.parametrize("engine", [None, "portable"])
+def test_results_have_the_layout_of_the_input(monkeypatch, engine):
+    monkeypatch.setattr(cpu, "ENGINE", engine)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 32, 6, 6).bfloat16().contiguous(memory_format=layout)
+        weight = torch.randn(32, 32, 3, 3).bfloat16()
+        y = convolve.forward(x, weight, 1)
+        for result in (y, *convolve.forward_gelu(x, weight, 2, True), convolve.by_input(y, weight, x.shape, 1),
+                       convolve.by_weight(x, y, 3, 1)):
+            assert result.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("options", [dict(engine=None), dict(engine="portable", size=2), dict(engine="portable", size=9),
+                                     dict(engine="portable", stride=0)])
+def test_the_library_refuses_what_it_has_no_code_for(options):
+    size, stride = options.get("size", 3), options.get("stride", 1)
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
+    missing = [engine for engine in cpu.ENGINES if engine not in ENGINES]
+    engine = options["engine"] or (missing or ["portable"])[0]
+    with pytest.raises(RuntimeError, match="refused its arguments"):
+        cpu.conv2d(cpu.CONV_FORWARD if missing or options["engine"] else 3, x, x, x.clone(),
+                   (x.shape, (1, 1, size, size)), stride, engine=engine)
