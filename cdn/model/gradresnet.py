@@ -38,6 +38,13 @@ class Filters(nn.Module):
         """Convolve and apply GELU."""
         return cdn_kernels.conv2d_gelu(h, self.weight, self.stride)
 
+    def gelu_of_parts(self, h):
+        """Do the same under autocast with twice the digits of h: with its rounded values and what rounding lost."""
+        dtype = torch.get_autocast_dtype(h.device.type)
+        high = h.to(dtype)
+        low = (h.detach() - high.detach()).to(dtype)  # a step function of h: high alone carries the derivatives
+        return cdn_kernels.conv2d_gelu(torch.cat([high, low], 1), torch.cat([self.weight] * 2, 1), self.stride)
+
 
 class Block(nn.Module):
     """Apply conv3x3 -> GELU -> conv3x3 -> add the shortcut -> GELU -> group normalization with a gain.
@@ -93,10 +100,11 @@ class Trunk(nn.Module):
             inputs = outputs
 
     def forward(self, h):
-        # Rounding y to 8 bits of mantissa would bury noise of sigma = 0.01, so the stem always runs in full precision.
-        with torch.autocast(h.device.type, enabled=False):
-            for filters in self.stem:
-                h = filters.gelu(h)
+        first, *others = self.stem
+        # Rounding y to 8 bits of mantissa would bury noise of sigma = 0.01.
+        h = first.gelu_of_parts(h) if torch.is_autocast_enabled(h.device.type) else first.gelu(h)
+        for filters in others:
+            h = filters.gelu(h)
         features = []
         for stage in self.stages:
             h = stage(h)
