@@ -49,10 +49,9 @@ class Step:
     def __call__(self):
         self.model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss, _ = cdn.joint_loss(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0),
+            loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0),
                                      denoising_weight=self.weight, impl=self.impl)
-        loss.backward()
-        return float(loss.detach())
+        return float(loss)
 
 
 class Score(Step):

@@ -3,9 +3,9 @@ from cdn_kernels import Noise, NoiseLevels
 
 from .density import calibrate, denoise, estimate_sigma, log_prob, score
 from .model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small
-from .objective import joint_loss
+from .objective import joint_loss, joint_step
 from .store import load, save_model
 
 __all__ = ["DirectDenoiser", "GradResNet", "Noise", "NoiseLevels", "ResNet", "calibrate", "denoise",
-           "estimate_sigma", "gradresnet18", "gradresnet34", "gradresnet_small", "joint_loss", "load", "log_prob",
-           "save_model", "score"]
+           "estimate_sigma", "gradresnet18", "gradresnet34", "gradresnet_small", "joint_loss", "joint_step", "load",
+           "log_prob", "save_model", "score"]

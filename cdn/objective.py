@@ -4,9 +4,9 @@ import torch.nn.functional as F
 
 import cdn_kernels
 from cdn_kernels import reference as ops
+from cdn_kernels.phases import phase
 
 from .model.baselines import DirectDenoiser
-from .phases import phase
 
 
 def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
@@ -33,44 +33,80 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
     Raises:
         ValueError: shapes that do not fit together, or no term left to compute.
     """
-    if not classification_weight and not denoising_weight:
-        raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
-    if classification_weight and (labels is None or labels.shape != x.shape[:1]):
-        raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
-                         f"got {None if labels is None else list(labels.shape)}")
     with cdn_kernels.using(impl):
-        return _joint_loss(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
+        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight,
+                               label_smoothing)
+        return _value(model, objective), objective.parts
 
 
-def _joint_loss(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing):
-    with phase("noise"):
-        y, sigma = cdn_kernels.sample_noise(x, sigma, noise)
-    parts = {}
-    terms = []
+def joint_step(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
+               label_smoothing=0.0, impl="auto"):
+    """Add the gradient of :func:`joint_loss` to ``.grad`` of the parameters, by :func:`cdn_kernels.score_matching_step`.
+
+    Args, errors: as for :func:`joint_loss`.
+
+    Returns:
+        (loss, parts), both detached.
+    """
+    with cdn_kernels.using(impl), torch.enable_grad():
+        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight,
+                               label_smoothing)
+        if objective.needs_score:
+            return cdn_kernels.score_matching_step(model, objective.y, objective, impl=impl).loss, objective.parts
+        loss = _value(model, objective)
+        with phase("backward"), torch.autocast(x.device.type, enabled=False):
+            loss.backward()
+        return loss.detach(), objective.parts
+
+
+def _value(model, objective):
+    """Return the objective, with a graph if grad mode is on."""
+    if not objective.needs_score:
+        with phase("forward"):
+            output = model(objective.y)
+        return objective(output, None)
     keep_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        y = (y.clone() if y.is_inference() else y.detach()).requires_grad_(bool(denoising_weight))
+        y = ops.differentiable(objective.y, keep=False)
         with phase("forward"):
             output = model(y)
+        with phase("score"):
+            score = ops.input_gradient("joint_loss", output.logsumexp(1), y, create_graph=keep_graph)
+    return objective(output, score)
+
+
+class _Objective:
+    """The joint objective at the noisy images y of one step: a function of a model's output and score."""
+
+    def __init__(self, model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing):
+        if not classification_weight and not denoising_weight:
+            raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
+        if classification_weight and (labels is None or labels.shape != x.shape[:1]):
+            raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
+                             f"got {None if labels is None else list(labels.shape)}")
+        self.labels, self.noise = labels, noise
+        self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
+        self.needs_score = bool(denoising_weight) and not isinstance(model, DirectDenoiser)
+        self.parts = {}
+        with phase("noise"):
+            y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
+        self.y = y.detach()
+
+    def __call__(self, output, score):
+        terms = []
+        classification_weight, denoising_weight = self.weights
         if classification_weight:
-            loss = F.cross_entropy(output if keep_graph else output.detach(), labels, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
             terms.append(classification_weight * loss)
-            parts["classification"] = loss.detach()
-            parts["accuracy"] = (output.detach().argmax(1) == labels).float().mean()
+            self.parts["classification"] = loss.detach()
+            self.parts["accuracy"] = (output.detach().argmax(1) == self.labels).float().mean()
         if denoising_weight:
-            with phase("score"):
-                score = _score(model, y, output, sigma, keep_graph)
+            if not self.needs_score:
+                noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
+                score = -output / ops.expand(noisy, output).square()
             # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
             with phase("noise"):
-                loss = cdn_kernels.denoising_loss(score, sigma, noise)
+                loss = cdn_kernels.denoising_loss(score, self.sigma, self.noise)
             terms.append(denoising_weight * loss)
-            parts["denoising"] = loss.detach()
-        return sum(terms), parts
-
-
-def _score(model, y, output, sigma, keep_graph):
-    """Return the score, with a graph if asked for, from the output of the model at y."""
-    if isinstance(model, DirectDenoiser):
-        noisy = torch.where(sigma > 0, sigma, 1.0)  # no division by zero: these images do not count
-        return -(output if keep_graph else output.detach()) / ops.expand(noisy, y).square()
-    return torch.autograd.grad(output.logsumexp(1).sum(), y, create_graph=keep_graph)[0]
+            self.parts["denoising"] = loss.detach()
+        return sum(terms)

@@ -9,15 +9,17 @@ from .modules import ConvGELU, GELUGroupNorm
 from .noise import Noise, NoiseLevels
 from .ops.conv import conv2d, conv2d_gelu
 from .ops.denoising import denoising_loss
+from .ops.foreign import foreign
 from .ops.gelu import gelu
 from .ops.noise import sample_noise, sample_sigma, standard_normal
 from .ops.norm import gelu_group_norm
 from .ops.pool import channel_mean, energy
 from .ops.score import score
+from .step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
     "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "denoising_loss",
-    "energy", "gelu", "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score", "standard_normal",
-    "using",
+    "energy", "foreign", "gelu", "gelu_group_norm", "reference", "sample_noise", "sample_sigma", "score",
+    "score_matching_step", "standard_normal", "using",
 ]

@@ -119,17 +119,28 @@ def score(log_density, y, *, create_graph=False):
         ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        if y.is_inference():
-            y = y.clone()
-        if not (create_graph and y.requires_grad):
-            y = y.detach().requires_grad_()
-        value = log_density(y)
-        if value.shape != y.shape[:1]:
-            raise ValueError(f"score: log_density must return one value per sample, [{y.shape[0]}], "
-                             f"got {list(value.shape)}")
-        if not value.requires_grad:
-            raise ValueError("score: log_density does not depend on y through differentiable operations")
-        return torch.autograd.grad(value.sum(), y, create_graph=create_graph)[0]
+        y = differentiable(y, keep=create_graph)
+        return input_gradient("score", log_density(y), y, create_graph=create_graph)
+
+
+def differentiable(y, *, keep):
+    """Return y as a tensor that requires grad: y itself if keep and it does, otherwise a leaf of its own."""
+    if y.is_inference():
+        y = y.clone()
+    return y if keep and y.requires_grad else y.detach().requires_grad_()
+
+
+def input_gradient(name, value, y, *, create_graph):
+    """Return the gradient by y of the sum of log-densities [B], or raise ValueError in the name of a function."""
+    if value.shape != y.shape[:1]:
+        raise ValueError(f"{name}: log_density must return one value per sample, [{y.shape[0]}], "
+                         f"got {list(value.shape)}")
+    gradient = None
+    if value.requires_grad:
+        gradient, = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError(f"{name}: log_density does not depend on y through differentiable operations")
+    return gradient
 
 
 # ----------------------------------------------------------------------------------------------------------------

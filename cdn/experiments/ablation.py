@@ -22,7 +22,7 @@ from ..data import augment, batch_indices, channel_mean, load_dataset
 from ..density import denoise
 from ..model import DirectDenoiser, GradResNet
 from ..model.head import DEEP_ENERGY
-from ..objective import joint_loss
+from ..objective import joint_step
 from ..training.recipe import learning_rate, make_optimizer
 
 MODEL = dict(kind="gradresnet", width=32, blocks=(1, 1, 1, 1), head="log-energy", norm="scale-preserving",
@@ -97,10 +97,9 @@ def train(data, options, seed):
         x, labels = data.train.load(batch_indices(len(data.train), 64, step, seed))
         x = augment(x, seed, step, flip=True, crop_size=options["crop_size"], crop_padding=options["crop_padding"])
         x = x.float().div(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, _ = joint_loss(model, x, labels, levels, Noise(seed, step), **weights)
         optimizer.zero_grad()
-        loss.backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            joint_step(model, x, labels, levels, Noise(seed, step), **weights)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options["clip"], foreach=True)
         if not torch.isfinite(norm):
             continue

@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..phases import watch
+from cdn_kernels.phases import watch
+
 from ..store import write_atomically
 
 PHASES = ("data", "noise", "forward", "score", "backward", "optimizer")

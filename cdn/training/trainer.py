@@ -4,10 +4,10 @@ import copy
 import torch
 
 from cdn_kernels import Noise
+from cdn_kernels.phases import phase
 
 from ..data import augment, batch_indices, channel_mean
-from ..objective import joint_loss
-from ..phases import phase
+from ..objective import joint_step
 from .health import Health
 from .recipe import learning_rate, make_optimizer
 
@@ -46,13 +46,10 @@ class Trainer:
         with phase("data"):
             x, labels = self.batch(step)
         rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
+        self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss, parts = joint_loss(self.model, x, labels, settings.levels, Noise(settings.seed, step),
-                                     impl=self.impl,
-                                     **settings.weights(step / self.steps))
-        with phase("backward"):
-            self.optimizer.zero_grad()
-            loss.backward()
+            loss, parts = joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, step),
+                                     impl=self.impl, **settings.weights(step / self.steps))
         with phase("optimizer"):
             parameters = list(self.model.parameters())
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
@@ -63,7 +60,7 @@ class Trainer:
             self.optimizer.step()
             self._update_average(step)
         self.step += 1
-        scalars = dict(parts, loss=loss.detach(), gradient_norm=norm.detach())
+        scalars = dict(parts, loss=loss, gradient_norm=norm.detach())
         if "accuracy" in scalars:
             scalars["train_accuracy"] = scalars.pop("accuracy")
         return scalars

@@ -20,11 +20,10 @@ def losses(impl, dtype, steps, layout=torch.contiguous_format):
     for step in range(steps):
         images, labels = train.load(batch_indices(len(train), 32, step, 0))
         x = (images.to(dtype) / 255).contiguous(memory_format=layout)
-        loss, _ = cdn.joint_loss(model, x, labels, NoiseLevels(clean_share=0.25), Noise(0, step), impl=impl)
         optimizer.zero_grad()
-        loss.backward()
+        loss, _ = cdn.joint_step(model, x, labels, NoiseLevels(clean_share=0.25), Noise(0, step), impl=impl)
         optimizer.step()
-        result.append(loss.detach())
+        result.append(loss)
     return torch.stack(result)
 
 

@@ -1,0 +1,237 @@
+"""Run blocks of someone else's so that their second derivatives consist of first ones.
+
+torch differentiates the backward pass of a block once more, operation by operation, and for a convolution that means
+convolutions whose filters have the size of images. Here the backward pass of a block is one operation, its
+vector-Jacobian product, and the derivative of that is taken the other way round, reverse over forward: with
+``out = F(x)``, ``g_x = J^T g`` and a tangent v, the gradients of ``<g_x, v> = <g, J v>`` are the tangent ``J v`` by g,
+and by x and the parameters those of ``<g, J v>`` with the tangent computed in forward mode.
+"""
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
+
+from .common import as_input, asked_for, no_third_order, transformed
+
+
+def foreign(block, *inputs):
+    """Run ``block(*inputs)`` with its own vjp as its backward pass, and with its jvp as the derivative of that.
+
+    Worth it where torch's double backward is slow or missing while forward mode exists. What torch differentiates well
+    (linear layers, pointwise functions, norms) gains nothing, since the tangent costs a second forward.
+    :func:`cdn_kernels.score_matching_step` runs torch's convolutions this way without being told.
+
+    Args:
+        block: a module, or a function of tensors that are all among the inputs. The second forward, for the tangent,
+            finds random numbers, buffers and autocast as the first one did and leaves the buffers alone; forward hooks
+            run again.
+        inputs: what to call it with; only tensors that stand there directly are differentiated.
+
+    Returns:
+        The output of the block, one tensor. Differentiable twice. Under torch.func transforms and forward-mode
+        differentiation, and where no gradient is needed, the block just runs.
+
+    Raises:
+        TypeError: block cannot be called, or does not return one tensor.
+        ValueError: block uses a tensor that requires grad and is not among its inputs and parameters.
+        RuntimeError: block changes its input in place; or, in the second derivative, has no forward-mode derivative.
+    """
+    if not callable(block):
+        raise TypeError(f"foreign: block must be a module or a function, got {type(block).__name__}")
+    parameters = dict(block.named_parameters()) if isinstance(block, nn.Module) else {}
+    tensors = [*(i for i in inputs if isinstance(i, torch.Tensor)), *parameters.values()]
+    if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        return block(*inputs)
+    return by_first_derivatives(_Block(block, inputs, list(parameters), tensors), tensors)
+
+
+def by_first_derivatives(block, tensors):
+    """Run a block on tensors, some of which require grad, with its vjp and jvp as its derivatives.
+
+    Args:
+        block: has methods ``graph(leaves)``, which returns the output with its graph, and
+            ``tangent(leaves, tangents)``, which returns the derivative of the output along tangents, None for zero.
+    """
+    return _Forward.apply(block, *(as_input(t) for t in tensors))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Blocks of any kind
+# ------------------------------------------------------------------------------------------------------------
+
+
+class _Block:
+    """A module or function as a function of tensors, with all that a second run needs to give the same again.
+
+    Args:
+        block, inputs: what to run.
+        names: of the parameters of a module.
+        tensors: those among the inputs, then the parameters; autograd keeps them, not this object.
+    """
+
+    def __init__(self, block, inputs, names, tensors):
+        self.block, self.names = block, names
+        self.places = [place for place, i in enumerate(inputs) if isinstance(i, torch.Tensor)]
+        self.inputs = [None if isinstance(i, torch.Tensor) else i for i in inputs]
+        device = tensors[0].device
+        self.autocast = dict(device_type=device.type, enabled=torch.is_autocast_enabled(device.type),
+                             dtype=torch.get_autocast_dtype(device.type))
+        self.random = [(g, g.get_state()) for g in _generators(device)]
+        self.buffers = {n: b.clone() for n, b in block.named_buffers()} if isinstance(block, nn.Module) else {}
+
+    def __str__(self):
+        return getattr(self.block, "__name__", type(self.block).__name__)
+
+    def graph(self, leaves):
+        try:
+            out = self._run(leaves, {})
+        except RuntimeError as error:
+            if "leaf Variable that requires grad" in str(error):
+                raise RuntimeError(f"foreign: {self} must not change its input in place; call it directly") from error
+            raise
+        if not isinstance(out, torch.Tensor):
+            raise TypeError(f"foreign: {self} must return one tensor, got {type(out).__name__}")
+        known = {id(leaf) for leaf in leaves}
+        for leaf in _graph_leaves(out):
+            if id(leaf) not in known:
+                raise ValueError(f"foreign: {self} uses a tensor of shape {list(leaf.shape)} that requires grad and is "
+                                 "not among its inputs; pass it, or make it a parameter of a module")
+        return out
+
+    def tangent(self, leaves, tangents):
+        with _random_numbers_again(self.random), torch.autocast(**self.autocast), forward_ad.dual_level():
+            duals = [t if v is None else forward_ad.make_dual(t, v) for t, v in zip(leaves, tangents)]
+            try:
+                out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
+            except NotImplementedError as error:
+                raise RuntimeError(f"foreign: {self} has no forward-mode derivative, which its second derivative "
+                                   "needs; call it directly") from error
+            primal, tangent = forward_ad.unpack_dual(out)
+        return torch.zeros_like(primal) if tangent is None else tangent
+
+    def _run(self, tensors, buffers):
+        inputs = list(self.inputs)
+        for place, tensor in zip(self.places, tensors):
+            inputs[place] = tensor
+        if not isinstance(self.block, nn.Module):
+            return self.block(*inputs)
+        parameters = dict(zip(self.names, tensors[len(self.places):]))
+        return torch.func.functional_call(self.block, parameters | buffers, tuple(inputs))
+
+
+def _generators(device):
+    accelerator = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+    return [torch.default_generator, *accelerator]
+
+
+@contextmanager
+def _random_numbers_again(states):
+    """Draw random numbers from earlier states of the generators, which are left as found."""
+    found = [(generator, generator.get_state()) for generator, _ in states]
+    try:
+        for generator, state in states:
+            generator.set_state(state)
+        yield
+    finally:
+        for generator, state in found:
+            generator.set_state(state)
+
+
+def _graph_leaves(out):
+    """Yield the leaves that require grad in the graph of a tensor."""
+    nodes, seen = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            yield node.variable
+        nodes += [next_node for next_node, _ in node.next_functions]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Derivatives
+# ------------------------------------------------------------------------------------------------------------
+
+
+class _Forward(torch.autograd.Function):
+    """Run a block, and keep its graph to itself."""
+
+    @staticmethod
+    def forward(ctx, block, *tensors):
+        ctx.block = block
+        ctx.leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
+        ctx.save_for_backward(*tensors)
+        with torch.enable_grad():
+            out = block.graph(ctx.leaves)
+            if not out.requires_grad:
+                ctx.mark_non_differentiable(out)
+                return out
+            # Another tensor than the inputs, and with memory of its own: who changes it in place changes nothing else.
+            if out.is_leaf or out._is_view():
+                out = out.clone()
+        ctx.edge = get_gradient_edge(out)
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx, g):
+        tensors = ctx.saved_tensors
+        asked = [i for i in range(len(tensors)) if asked_for(ctx, 1 + i, missing=1)]
+        # The graph inside goes when the graph around it goes.
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        grads = _Vjp.apply(ctx.block, (ctx.edge, ctx.leaves, keep), asked, g, *tensors)
+        if not keep:
+            ctx.edge = ctx.leaves = None
+        return None, *_scatter(grads, asked, len(tensors))
+
+
+class _Vjp(torch.autograd.Function):
+    """Compute the gradients of <out, g> by those tensors that are asked for."""
+
+    @staticmethod
+    def forward(ctx, block, graph, asked, g, *tensors):
+        ctx.block, ctx.asked = block, asked
+        ctx.save_for_backward(g, *tensors)
+        ctx.set_materialize_grads(False)
+        edge, leaves, keep = graph
+        return torch.autograd.grad([edge], [leaves[i] for i in asked], [g], retain_graph=keep, allow_unused=True,
+                                   materialize_grads=True)
+
+    @staticmethod
+    def backward(ctx, *tangents):
+        g, *tensors = ctx.saved_tensors
+        if all(v is None for v in tangents):
+            return (None,) * (4 + len(tensors))
+        by_g, *asked = [asked_for(ctx, 3 + i, missing=3) for i in range(1 + len(tensors))]
+        leaves = [t.detach().requires_grad_(a) for t, a in zip(tensors, asked)]
+        with torch.set_grad_enabled(any(asked)):
+            tangent = ctx.block.tangent(leaves, _scatter(tangents, ctx.asked, len(tensors)))
+        indices = [i for i, a in enumerate(asked) if a]
+        grads = [None] * len(indices)
+        if tangent.requires_grad:
+            grads = torch.autograd.grad(tangent, [leaves[i] for i in indices], g, allow_unused=True)
+        results = tangent.detach() if by_g else None, *_scatter(grads, indices, len(tensors))
+        if torch.is_grad_enabled():
+            results = _SecondDerivatives.apply(len(results), *results, *tangents, g, *tensors)
+        return None, None, None, *results
+
+
+class _SecondDerivatives(torch.autograd.Function):
+    """Pass second derivatives on, and refuse to differentiate them."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    backward = staticmethod(no_third_order)
+
+
+def _scatter(values, indices, length):
+    """Return a list of None with values at some indices."""
+    full = [None] * length
+    for index, value in zip(indices, values):
+        full[index] = value
+    return full

@@ -1,0 +1,77 @@
+"""Run torch's own convolutions through their first derivatives, wherever a network calls them.
+
+A convolution is linear in each of its arguments, so its tangent needs no second forward: six units of convolution a
+step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, dilations and transposed ones.
+"""
+import sys
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from .. import reference
+from .common import transformed
+from .foreign import by_first_derivatives
+
+CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
+
+
+class FirstOrderFunctions(TorchFunctionMode):
+    """Within a ``with`` block, run torch's convolutions through their own vjp and jvp.
+
+    Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Calls of the reference stay
+    what they are, and so does what runs under torch.func transforms. Attention runs by torch's plain implementation,
+    for the backward pass of the fused ones cannot be differentiated.
+
+    Attributes:
+        filters: of the convolutions that ran this way, in order, as they were given.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.filters = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
+            return self._convolution(func, *args, **kwargs)
+        if func is ATTENTION:
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _convolution(self, func, input, weight, bias=None, *options, **named):
+        tensors = [input, weight] if bias is None else [input, weight, bias]
+        if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+            return func(input, weight, bias, *options, **named)
+        self.filters.append(weight)
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
+        return by_first_derivatives(_Convolution(func, options, named), tensors)
+
+
+class _Convolution:
+    """A convolution, with the options that follow its bias."""
+
+    def __init__(self, func, options, named):
+        self.func, self.options, self.named = func, options, named
+
+    def graph(self, leaves):
+        x, weight, *bias = leaves
+        return self._run(x, weight, *bias)
+
+    def tangent(self, leaves, tangents):
+        x, weight, *_ = leaves
+        by_x, by_weight, *by_bias = tangents
+        # Who runs the backward pass under autocast does not mean these, which have been rounded already if at all.
+        with torch.autocast(x.device.type, enabled=False):
+            terms = [] if by_x is None else [self._run(by_x, weight)]
+            if by_weight is not None or by_bias not in ([], [None]):
+                terms.append(self._run(x, torch.zeros_like(weight) if by_weight is None else by_weight, *by_bias))
+            return sum(terms[1:], terms[0])
+
+    def _run(self, x, weight, bias=None):
+        return self.func(x, weight, bias, *self.options, **self.named)
+

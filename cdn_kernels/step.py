@@ -1,0 +1,129 @@
+"""One training step of any network whose input gradient is part of the loss."""
+import functools
+import warnings
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from . import reference
+from .backends.dispatch import check_impl, using
+from .ops.common import transformed
+from .ops.torch_functions import FirstOrderFunctions
+from .phases import phase
+
+
+class Step(NamedTuple):
+    """What :func:`score_matching_step` computed on its way, detached."""
+
+    loss: torch.Tensor
+    outputs: Any
+    score: torch.Tensor
+
+
+def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
+    """Add the parameter gradient of a loss of a network's outputs and of its score to ``.grad``.
+
+    The step consists of four sweeps: forward; score, backward to the input; tangent, forward along the gradient of the
+    loss by the score; and adjoint, backward through both. It accumulates as ``loss.backward()`` does, so optimizers,
+    frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
+    operations compute no weight gradients, and no sweep uses convolutions of higher order.
+
+    Convolutions of torch inside the network run through their own vjp and jvp (as any block can be made to with
+    :func:`cdn_kernels.foreign`), which a warning says once; the network is not touched for that. Linear layers,
+    pointwise functions, norms and attention are left to torch's double backward.
+
+    Args:
+        network: a module or function from samples y to outputs; conditioned ones as ``lambda y: model(y, t)``.
+        y: samples [B, ...], floating point. One that requires grad is part of the graph and gets its gradient;
+            any other stays a constant.
+        loss: a function of (outputs, score) that returns the scalar to differentiate; the score has the shape of y.
+        log_density: a function from the outputs to one log-density per sample, [B], whose gradient is the score.
+            By default outputs [B] themselves, or the logsumexp of outputs [B, C].
+        impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
+            (then torch's convolutions, too, are left to its double backward) or "cpu".
+
+    Returns:
+        (loss, outputs, score), detached; the graph is gone. Grad mode is left as found, and may be off.
+
+    Raises:
+        TypeError: network, loss or log_density cannot be called, or y or the loss is no tensor of floats.
+        ValueError: outputs or log-densities of another shape, a loss that is no scalar, or one of them does not depend
+            on its input through differentiable operations.
+        RuntimeError: the chosen impl cannot run here, or a torch.func transform is active.
+
+    Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
+    """
+    _check(network, y, loss, log_density, impl)
+    density = log_density or _default_density
+    device = y.device.type
+    first_order = nullcontext() if impl == "reference" else FirstOrderFunctions()
+    with using(impl), torch.inference_mode(False), torch.enable_grad():
+        y = reference.differentiable(y, keep=True)
+        with phase("forward"), first_order:
+            outputs = network(y)
+            value = density(outputs)
+        if impl != "reference" and first_order.filters:
+            _warn_foreign(_names(network, first_order.filters))
+        # Every tensor is in its dtype by now: autocast could only round what was kept in full precision on purpose.
+        with phase("score"), torch.autocast(device, enabled=False):
+            score = reference.input_gradient("score_matching_step", value, y, create_graph=True)
+        total = loss(outputs, score)
+        _check_loss(total)
+        with phase("backward"), torch.autocast(device, enabled=False):
+            total.backward()
+    return Step(total.detach(), tree_map_only(torch.Tensor, torch.Tensor.detach, outputs), score.detach())
+
+
+def _default_density(outputs):
+    if isinstance(outputs, torch.Tensor) and outputs.dim() in (1, 2):
+        return outputs if outputs.dim() == 1 else outputs.logsumexp(1)
+    got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    raise ValueError("score_matching_step: without log_density, network must return log-densities [B] or logits "
+                     f"[B, C], got {got}")
+
+
+def _check(network, y, loss, log_density, impl):
+    check_impl(impl)
+    for name, function in (("network", network), ("loss", loss), ("log_density", log_density)):
+        if not callable(function) and not (name == "log_density" and function is None):
+            raise TypeError(f"score_matching_step: {name} must be a function or a module, got "
+                            f"{type(function).__name__}")
+    if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+        raise TypeError("score_matching_step: y must be a tensor of floats, got "
+                        f"{y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}")
+    if y.dim() == 0:
+        raise ValueError("score_matching_step: y must be samples [B, ...], got a 0-d tensor")
+    if transformed():
+        raise RuntimeError("score_matching_step: gradients cannot be accumulated under torch.func transforms or "
+                           "forward-mode differentiation; use cdn_kernels.score")
+
+
+def _check_loss(total):
+    if not isinstance(total, torch.Tensor) or not total.is_floating_point():
+        got = total.dtype if isinstance(total, torch.Tensor) else type(total).__name__
+        raise TypeError(f"score_matching_step: loss must return a tensor of floats, got {got}")
+    if total.numel() != 1:
+        raise ValueError(f"score_matching_step: loss must return a scalar, got {list(total.shape)}")
+    if not total.requires_grad:
+        raise ValueError("score_matching_step: loss must depend on outputs or score through differentiable operations")
+
+
+def _names(network, filters):
+    """Describe convolutions by the modules that own their filters, or by the shapes of the filters."""
+    modules = network.named_modules() if isinstance(network, nn.Module) else ()
+    owners = {id(p): f"{type(m).__name__} {name!r}" for name, m in modules for p in m.parameters(recurse=False)}
+    return list(dict.fromkeys(owners.get(id(f), f"a convolution with filters {list(f.shape)}") for f in filters))
+
+
+def _warn_foreign(names):
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    _warn_once(f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d would "
+               "be faster in place of those without bias and with \"same\" padding")
+
+
+@functools.cache
+def _warn_once(message):
+    warnings.warn(message, stacklevel=4)
