@@ -1,10 +1,11 @@
 """Run blocks of someone else's so that their second derivatives consist of first ones.
 
-torch differentiates the backward pass of a block once more, operation by operation, and for a convolution that means
-convolutions whose filters have the size of images. Here the backward pass of a block is one operation, its
-vector-Jacobian product, and the derivative of that is taken the other way round, reverse over forward: with
-``out = F(x)``, ``g_x = J^T g`` and a tangent v, the gradients of ``<g_x, v> = <g, J v>`` are the tangent ``J v`` by g,
-and by x and the parameters those of ``<g, J v>`` with the tangent computed in forward mode.
+torch differentiates the backward pass of a block once more, operation by operation. Here that backward pass is one
+operation, the block's vector-Jacobian product ``g_x = J^T g``, and its derivative along a tangent v is taken in forward
+mode: one run of the block and of its backward pass on dual numbers gives ``J v``, the gradient of ``<g_x, v>`` by g, and
+the tangents of all gradients of ``<out, g>``, which, since second derivatives are symmetric, are the gradients of
+``<g_x, v>`` by x and the parameters. (The other way round, reverse over forward, torch 2.13 is silently wrong for layer
+and batch norm.)
 """
 from contextlib import contextmanager
 
@@ -17,11 +18,11 @@ from .common import as_input, asked_for, no_third_order, transformed
 
 
 def foreign(block, *inputs):
-    """Run ``block(*inputs)`` with its own vjp as its backward pass, and with its jvp as the derivative of that.
+    """Run ``block(*inputs)`` with its own vjp as its backward pass, and with the jvp of that as the derivative.
 
-    Worth it where torch's double backward is slow or missing while forward mode exists. What torch differentiates well
-    (linear layers, pointwise functions, norms) gains nothing, since the tangent costs a second forward.
-    :func:`cdn_kernels.score_matching_step` runs torch's convolutions this way without being told.
+    Worth it where torch's double backward is missing, or slower than a forward and a backward on dual numbers. What
+    torch differentiates well (linear layers, pointwise functions, norms) gains nothing.
+    :func:`cdn_kernels.score_matching_step` runs torch's convolutions through first derivatives without being told.
 
     Args:
         block: a module, or a function of tensors that are all among the inputs. The second forward, for the tangent,
@@ -31,12 +32,14 @@ def foreign(block, *inputs):
 
     Returns:
         The output of the block, one tensor. Differentiable twice. Under torch.func transforms and forward-mode
-        differentiation, and where no gradient is needed, the block just runs.
+        differentiation, and where no gradient is needed, the block just runs. Limitation: as good as torch's forward
+        mode, which is wrong for torch.linalg.det, slogdet and solve (2.13).
 
     Raises:
         TypeError: block cannot be called, or does not return one tensor.
         ValueError: block uses a tensor that requires grad and is not among its inputs and parameters.
-        RuntimeError: block changes its input in place; or, in the second derivative, has no forward-mode derivative.
+        RuntimeError: block changes its input in place; or, in the second derivative, an operation of it
+            has none in forward mode.
     """
     if not callable(block):
         raise TypeError(f"foreign: block must be a module or a function, got {type(block).__name__}")
@@ -51,8 +54,9 @@ def by_first_derivatives(block, tensors):
     """Run a block on tensors, some of which require grad, with its vjp and jvp as its derivatives.
 
     Args:
-        block: has methods ``graph(leaves)``, which returns the output with its graph, and
-            ``tangent(leaves, tangents)``, which returns the derivative of the output along tangents, None for zero.
+        block: has a method ``graph(leaves)``, which returns the output with its graph, and
+            ``second_derivatives(leaves, tangents, g)``, which returns the derivative of the output along the tangents,
+            None for zero, and those of <out, g> by each leaf that requires grad along the tangents, None for zero.
     """
     return _Forward.apply(block, *(as_input(t) for t in tensors))
 
@@ -100,16 +104,19 @@ class _Block:
                                  "not among its inputs; pass it, or make it a parameter of a module")
         return out
 
-    def tangent(self, leaves, tangents):
+    def second_derivatives(self, leaves, tangents, g):
         with _random_numbers_again(self.random), torch.autocast(**self.autocast), forward_ad.dual_level():
             duals = [t if v is None else forward_ad.make_dual(t, v) for t, v in zip(leaves, tangents)]
+            wanted = [d for d in duals if d.requires_grad]
             try:
                 out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
+                with torch.autocast(self.autocast["device_type"], enabled=False):
+                    grads = torch.autograd.grad(out, wanted, g, allow_unused=True) if wanted else ()
             except NotImplementedError as error:
-                raise RuntimeError(f"foreign: {self} has no forward-mode derivative, which its second derivative "
-                                   "needs; call it directly") from error
-            primal, tangent = forward_ad.unpack_dual(out)
-        return torch.zeros_like(primal) if tangent is None else tangent
+                raise RuntimeError(f"foreign: {self} uses an operation without second derivative in forward mode; call "
+                                   "it directly, for torch's double backward") from error
+            tangent, *others = (None if t is None else forward_ad.unpack_dual(t).tangent for t in (out, *grads))
+        return torch.zeros_like(g) if tangent is None else tangent, others
 
     def _run(self, tensors, buffers):
         inputs = list(self.inputs)
@@ -208,12 +215,9 @@ class _Vjp(torch.autograd.Function):
         by_g, *asked = [asked_for(ctx, 3 + i, missing=3) for i in range(1 + len(tensors))]
         leaves = [t.detach().requires_grad_(a) for t, a in zip(tensors, asked)]
         with torch.set_grad_enabled(any(asked)):
-            tangent = ctx.block.tangent(leaves, _scatter(tangents, ctx.asked, len(tensors)))
-        indices = [i for i, a in enumerate(asked) if a]
-        grads = [None] * len(indices)
-        if tangent.requires_grad:
-            grads = torch.autograd.grad(tangent, [leaves[i] for i in indices], g, allow_unused=True)
-        results = tangent.detach() if by_g else None, *_scatter(grads, indices, len(tensors))
+            tangent, grads = ctx.block.second_derivatives(leaves, _scatter(tangents, ctx.asked, len(tensors)), g.detach())
+        grads = _scatter(grads, [i for i, a in enumerate(asked) if a], len(tensors))
+        results = tangent.detach() if by_g else None, *grads
         if torch.is_grad_enabled():
             results = _SecondDerivatives.apply(len(results), *results, *tangents, g, *tensors)
         return None, None, None, *results

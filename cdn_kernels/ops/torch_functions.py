@@ -6,6 +6,7 @@ step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, d
 import sys
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -14,7 +15,8 @@ from .common import transformed
 from .foreign import by_first_derivatives
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
-ATTENTION = torch.nn.functional.scaled_dot_product_attention
+# The second is seen instead of the first that it calls.
+ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 
 
 class FirstOrderFunctions(TorchFunctionMode):
@@ -36,7 +38,7 @@ class FirstOrderFunctions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
             return self._convolution(func, *args, **kwargs)
-        if func is ATTENTION:
+        if func in ATTENTION:
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -62,7 +64,7 @@ class _Convolution:
         x, weight, *bias = leaves
         return self._run(x, weight, *bias)
 
-    def tangent(self, leaves, tangents):
+    def second_derivatives(self, leaves, tangents, g):
         x, weight, *_ = leaves
         by_x, by_weight, *by_bias = tangents
         # Who runs the backward pass under autocast does not mean these, which have been rounded already if at all.
@@ -70,7 +72,11 @@ class _Convolution:
             terms = [] if by_x is None else [self._run(by_x, weight)]
             if by_weight is not None or by_bias not in ([], [None]):
                 terms.append(self._run(x, torch.zeros_like(weight) if by_weight is None else by_weight, *by_bias))
-            return sum(terms[1:], terms[0])
+        tangent = sum(terms[1:], terms[0])
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if not tangent.requires_grad:
+            return tangent, [None] * len(wanted)
+        return tangent, torch.autograd.grad(tangent, wanted, g, allow_unused=True)
 
     def _run(self, x, weight, bias=None):
         return self.func(x, weight, bias, *self.options, **self.named)
