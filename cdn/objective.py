@@ -41,9 +41,9 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
 
 def joint_step(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
                label_smoothing=0.0, impl="auto"):
-    """Add the gradient of :func:`joint_loss` to ``.grad`` of the parameters, by :func:`cdn_kernels.score_matching_step`.
+    """Add the parameter gradient of :func:`joint_loss` to ``.grad``, by :func:`cdn_kernels.score_matching_step`.
 
-    Args, errors: as for :func:`joint_loss`.
+    Args, errors: as for :func:`joint_loss` and the step.
 
     Returns:
         (loss, parts), both detached.

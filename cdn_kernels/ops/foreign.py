@@ -2,9 +2,9 @@
 
 torch differentiates the backward pass of a block once more, operation by operation. Here that backward pass is one
 operation, the block's vector-Jacobian product ``g_x = J^T g``, and its derivative along a tangent v is taken in forward
-mode: one run of the block and of its backward pass on dual numbers gives ``J v``, the gradient of ``<g_x, v>`` by g, and
-the tangents of all gradients of ``<out, g>``, which, since second derivatives are symmetric, are the gradients of
-``<g_x, v>`` by x and the parameters. (The other way round, reverse over forward, torch 2.13 is silently wrong for layer
+mode. One run of the block and of its backward pass on dual numbers gives ``J v``, the gradient of ``<g_x, v>`` by g,
+and the tangents of all gradients of ``<out, g>``, which are the gradients of ``<g_x, v>`` by x and the parameters:
+second derivatives are symmetric. (The other way round, reverse over forward, torch 2.13 is silently wrong for layer
 and batch norm.)
 """
 from contextlib import contextmanager
@@ -111,7 +111,8 @@ class _Block:
             try:
                 out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
                 with torch.autocast(self.autocast["device_type"], enabled=False):
-                    grads = torch.autograd.grad(out, wanted, g, allow_unused=True) if wanted else ()
+                    grads = (torch.autograd.grad(out, wanted, g, allow_unused=True) if out.requires_grad
+                             else [None] * len(wanted))
             except NotImplementedError as error:
                 raise RuntimeError(f"foreign: {self} uses an operation without second derivative in forward mode; call "
                                    "it directly, for torch's double backward") from error
@@ -215,7 +216,8 @@ class _Vjp(torch.autograd.Function):
         by_g, *asked = [asked_for(ctx, 3 + i, missing=3) for i in range(1 + len(tensors))]
         leaves = [t.detach().requires_grad_(a) for t, a in zip(tensors, asked)]
         with torch.set_grad_enabled(any(asked)):
-            tangent, grads = ctx.block.second_derivatives(leaves, _scatter(tangents, ctx.asked, len(tensors)), g.detach())
+            tangents_of_all = _scatter(tangents, ctx.asked, len(tensors))
+            tangent, grads = ctx.block.second_derivatives(leaves, tangents_of_all, g.detach())
         grads = _scatter(grads, [i for i, a in enumerate(asked) if a], len(tensors))
         results = tangent.detach() if by_g else None, *grads
         if torch.is_grad_enabled():

@@ -77,7 +77,8 @@ def test_second_derivatives_equal_those_of_torch():
     lambda: nn.LayerNorm(6), lambda: nn.BatchNorm1d(6), lambda: nn.BatchNorm1d(6).eval(), lambda: nn.Softmax(1),
     lambda: nn.Bilinear(6, 6, 2), lambda: nn.TransformerEncoderLayer(6, 2, 8, activation="gelu"),
     lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2)), lambda: nn.Dropout(0.5),
-], ids=["layer norm", "batch norm", "batch norm, eval", "softmax", "bilinear", "transformer", "spectral norm", "dropout"])
+], ids=["layer norm", "batch norm", "batch norm, eval", "softmax", "bilinear", "transformer", "spectral norm",
+        "dropout"])
 def test_kinds_of_blocks(make):
     """Forward mode over each kind of operation: torch has been silently wrong in some of these."""
     module, x = make().double(), leaf(4, 6)
@@ -87,6 +88,14 @@ def test_kinds_of_blocks(make):
     mine = second_order(lambda x: cdn_kernels.foreign(module, *arguments(x)), x, list(module.parameters()))
     torch.manual_seed(1)
     assert_equal(mine, second_order(lambda x: other(*arguments(x)), x, list(other.parameters())))
+
+
+def test_inputs_may_be_left_unused():
+    a, b = leaf(3), leaf(3)
+    out = cdn_kernels.foreign(lambda a, b: a.sin(), a.detach(), b)
+    assert not out.requires_grad
+    g, = torch.autograd.grad(cdn_kernels.foreign(lambda a, b: a.sin(), a, b).sum(), a, create_graph=True)
+    assert torch.autograd.grad(g.sum(), b, allow_unused=True) == (None,)
 
 
 def test_random_numbers_are_drawn_again():

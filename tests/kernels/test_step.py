@@ -21,8 +21,8 @@ class Pool(nn.Module):
 
 
 def library():
-    return nn.Sequential(cdn_kernels.ConvGELU(3, 8), cdn_kernels.GELUGroupNorm(2, 8), cdn_kernels.ConvGELU(8, 8, stride=2),
-                         Pool(), nn.Linear(8, 4))
+    return nn.Sequential(cdn_kernels.ConvGELU(3, 8), cdn_kernels.GELUGroupNorm(2, 8),
+                         cdn_kernels.ConvGELU(8, 8, stride=2), Pool(), nn.Linear(8, 4))
 
 
 def mixed():
@@ -33,7 +33,8 @@ def mixed():
 def purely_foreign():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2, padding=1), nn.GroupNorm(2, 8), nn.GELU(),
                          nn.ConvTranspose2d(8, 8, 2, 2, bias=False), nn.BatchNorm2d(8), nn.Tanh(),
-                         nn.Conv2d(8, 4, 3, padding="same", padding_mode="circular"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+                         nn.Conv2d(8, 4, 3, padding="same", padding_mode="circular"), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(4, 4))
 
 
 NETWORKS = pytest.mark.parametrize("make", [library, mixed, purely_foreign])
