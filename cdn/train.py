@@ -115,6 +115,7 @@ def main(argv=None):
     device = pick_device(settings.device)
     if settings.fused:
         _announce_fused(device)
+        cdn_kernels.keep_pages()
 
     from .training.loop import train  # here, because plotting libraries take a second that --help need not wait for
     result = train(settings, run, device, resume=bool(resume), **how)

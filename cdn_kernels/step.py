@@ -59,14 +59,14 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
     _check(network, y, loss, log_density, impl)
     density = log_density or _default_density
     device = y.device.type
-    first_order = nullcontext() if impl == "reference" else FirstOrderFunctions()
+    functions = FirstOrderFunctions()
     with using(impl), torch.inference_mode(False), torch.enable_grad():
         y = reference.differentiable(y, keep=True)
-        with phase("forward"), first_order:
+        with phase("forward"), nullcontext() if impl == "reference" else functions:
             outputs = network(y)
             value = density(outputs)
-        if impl != "reference" and first_order.filters:
-            _warn_foreign(_names(network, first_order.filters))
+        if functions.filters:
+            _warn_foreign(_names(network, functions.filters))
         # Every tensor is in its dtype by now: autocast could only round what was kept in full precision on purpose.
         with phase("score"), torch.autocast(device, enabled=False):
             score = reference.input_gradient("score_matching_step", value, y, create_graph=True)
