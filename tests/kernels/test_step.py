@@ -1,5 +1,7 @@
 """The training step: gradients of plain autograd, accumulation, frozen parameters, hooks, foreign blocks, refusals."""
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -258,6 +260,25 @@ def test_half_precision(make, inside):
     by_hand(theirs, y)
     for a, b in zip(gradients(mine), gradients(theirs)):
         assert a.dtype == torch.float32 and (a - b).norm() <= 0.05 * b.norm() + 2e-3
+
+
+@pytest.mark.parametrize("make", [conv_net, lambda: conv_net(Foreign)], ids=["convolutions", "foreign"])
+@pytest.mark.parametrize("failing", [False, True])
+def test_graphs_die_without_the_garbage_collector(make, failing):
+    network, seen = make(), []
+    network[2].register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
+
+    def loss(outputs, score):
+        return penalty(outputs, score) if not failing else 1 / 0
+
+    gc.disable()
+    try:
+        cdn_kernels.score_matching_step(network, samples(torch.float32), loss)
+    except ZeroDivisionError:
+        pass
+    finally:
+        gc.enable()
+    assert seen and all(reference() is None for reference in seen)
 
 
 def test_an_exception_leaves_no_trace():

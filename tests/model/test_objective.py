@@ -99,6 +99,29 @@ def test_joint_loss_keeps_no_graph_where_grad_mode_is_off(model, mode, direct):
     torch.testing.assert_close(loss, expected.detach())
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("kind, weights", [
+    ("joint", {}), ("joint", dict(denoising_weight=0.0, label_smoothing=0.1)),
+    ("joint", dict(classification_weight=0.0)),
+    ("classifier", dict(denoising_weight=0.0)), ("denoiser", dict(classification_weight=0.0))])
+def test_joint_step_accumulates_the_gradient_of_the_joint_loss(kind, weights, mode):
+    build = {"joint": lambda: cdn.gradresnet_small(4, 1, width=8), "classifier": lambda: cdn.ResNet(4, 1, width=8),
+             "denoiser": lambda: cdn.DirectDenoiser(1, width=8, blocks=(1, 1))}[kind]
+    mine, theirs = build().double(), build().double()
+    theirs.load_state_dict(mine.state_dict())
+    arguments = images().double(), torch.tensor([0, 1, 2, 3, 0]), cdn.NoiseLevels(clean_share=0.3), cdn.Noise(5)
+    for _ in range(2):
+        with mode():
+            loss, parts = cdn.joint_step(mine, *arguments, **weights)
+        expected, expected_parts = cdn.joint_loss(theirs, *arguments, **weights)
+        expected.backward()
+        torch.testing.assert_close((loss, parts), (expected.detach(), expected_parts))
+    for a, b in zip(mine.parameters(), theirs.parameters()):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_modes_survive_an_exception(model):
     y = images()
     with torch.no_grad():
