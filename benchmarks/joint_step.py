@@ -105,12 +105,18 @@ def peak_memory(name, args):
 
 
 def _peak_memory(name, args):
-    torch.set_num_threads(args.threads)
+    _set_up(args)
     step = CASES[name](args)
     before = _high_water()
     for _ in range(2):
         step()
     return _high_water() - before
+
+
+def _set_up(args):
+    torch.set_num_threads(args.threads)
+    if args.keep_pages:
+        cdn_kernels.keep_pages()
 
 
 def _high_water():
@@ -130,10 +136,11 @@ def main(argv=None):
     parser.add_argument("--yardstick", action="store_true", help="plain norm and linear head")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--keep-pages", action="store_true", help="reuse freed memory, as cdn.train --fused does")
     parser.add_argument("--no-memory", action="store_true", help="skip the peak memory")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    _set_up(args)
     cases = {name: make(args) for name, make in CASES.items()}
     for slow, fast in (("eager", "fused"), ("score, eager", "score, fused")):
         a, b = cases[slow](), cases[fast]()

@@ -33,7 +33,8 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
 
     Convolutions of torch inside the network run through their own vjp and jvp (as any block can be made to with
     :func:`cdn_kernels.foreign`), which a warning says once; the network is not touched for that. Linear layers,
-    pointwise functions, norms and attention are left to torch's double backward.
+    pointwise functions, norms and attention are left to torch's double backward. Limitation: torch.utils.checkpoint
+    around torch's convolutions needs impl="reference", since it runs them again after the forward.
 
     Args:
         network: a module or function from samples y to outputs; conditioned ones as ``lambda y: model(y, t)``.
@@ -58,8 +59,9 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
     """
     _check(network, y, loss, log_density, impl)
     density = log_density or _default_density
-    device = y.device.type
     functions = FirstOrderFunctions()
+    # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
+    as_stored = torch.autocast(y.device.type, enabled=False)
     with using(impl), torch.inference_mode(False), torch.enable_grad():
         y = reference.differentiable(y, keep=True)
         with phase("forward"), nullcontext() if impl == "reference" else functions:
@@ -67,12 +69,11 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
             value = density(outputs)
         if functions.filters:
             _warn_foreign(_names(network, functions.filters))
-        # Every tensor is in its dtype by now: autocast could only round what was kept in full precision on purpose.
-        with phase("score"), torch.autocast(device, enabled=False):
+        with phase("score"), as_stored:
             score = reference.input_gradient("score_matching_step", value, y, create_graph=True)
         total = loss(outputs, score)
         _check_loss(total)
-        with phase("backward"), torch.autocast(device, enabled=False):
+        with phase("backward"), as_stored:
             total.backward()
     return Step(total.detach(), tree_map_only(torch.Tensor, torch.Tensor.detach, outputs), score.detach())
 

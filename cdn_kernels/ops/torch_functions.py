@@ -70,7 +70,7 @@ class _Convolution:
         # Who runs the backward pass under autocast does not mean these, which have been rounded already if at all.
         with torch.autocast(x.device.type, enabled=False):
             terms = [] if by_x is None else [self._run(by_x, weight)]
-            if by_weight is not None or by_bias not in ([], [None]):
+            if any(v is not None for v in (by_weight, *by_bias)):
                 terms.append(self._run(x, torch.zeros_like(weight) if by_weight is None else by_weight, *by_bias))
         tangent = sum(terms[1:], terms[0])
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
