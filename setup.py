@@ -17,7 +17,9 @@ FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          # One rounding per operation, so that every processor draws the same noise ...
          "-ffp-contract=off",
          # ... without errno and exception flags, which no one reads and which stop vectorization.
-         "-fno-math-errno", "-fno-trapping-math"]
+         "-fno-math-errno", "-fno-trapping-math",
+         # GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
+         "-fno-tree-pre"]
 AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}

@@ -94,17 +94,17 @@ struct Norm {
         // Summing differences from one value of each group keeps the digits of a small variance beside a large mean,
         // and makes the variance of a constant group exactly 0.
         const Row pivot = spread([&](auto g) {
-            return gelu(Storage::load(x[g * group_channels * (channels_last ? 1 : job.pixels)])).value;
+            return gelu<Storage::brief>(Storage::load(x[g * group_channels * (channels_last ? 1 : job.pixels)])).value;
         });
         Sums<Real, 1, channels_last> total(walk);
         total.add([&](std::int64_t i, std::int64_t c) {
-            return Values<Real, 1>{gelu(Storage::load(x[i])).value - pivot[c]};
+            return Values<Real, 1>{gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c]};
         });
         const Row means = group_means(total.row(0));
         const Row mean = spread([&](auto g) { return means[g]; });
         Sums<Real, 1, channels_last> squares(walk);
         squares.add([&](std::int64_t i, std::int64_t c) {
-            const Real centred = gelu(Storage::load(x[i])).value - pivot[c] - mean[c];
+            const Real centred = gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c] - mean[c];
             return Values<Real, 1>{centred * centred};
         });
         const Row variance = group_means(squares.row(0));
@@ -122,7 +122,7 @@ struct Norm {
         }
         const Row scale = by_channel([&](auto c) { return gain[c] * st.s[0] * st.r[c / group_channels]; });
         walk.each([&](std::int64_t i, std::int64_t c) {
-            z[i] = Storage::store(scale[c] * (gelu(Storage::load(x[i])).value - pivot[c] - mean[c]));
+            z[i] = Storage::store(scale[c] * (gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c] - mean[c]));
         });
     }
 
@@ -139,13 +139,13 @@ struct Norm {
         Sums<Real, 2, channels_last> sums(walk);  // of a and a c
         sums.add([&](std::int64_t i, std::int64_t c) {
             const Real grad = Storage::load(a[i]);
-            return Values<Real, 2>{grad, grad * (gelu(Storage::load(v[i])).value - pivot[c] - mean[c])};
+            return Values<Real, 2>{grad, grad * (gelu<Storage::brief>(Storage::load(v[i])).value - pivot[c] - mean[c])};
         });
         gain_gradient(sample, sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
             walk.each([&](std::int64_t i, std::int64_t c) {
-                const Gelu<Real> phi = gelu(Storage::load(v[i]));
+                const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
                 const Real g_b = from.of_grad[c] * Storage::load(a[i]) + from.constant[c]
                     + from.of_centred[c] * (phi.value - pivot[c] - mean[c]);
                 // At s = 0 every coefficient is 0.
@@ -204,7 +204,7 @@ struct Norm {
         const Row mean = spread([&](auto g) { return st.mean[g]; });
         Sums<Real, 5, channels_last> sums(walk);  // of g, g c, bdot, bdot c, g bdot
         sums.add([&](std::int64_t i, std::int64_t c) {
-            const Gelu<Real> phi = gelu(Storage::load(v[i]));
+            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
             const Real g = Storage::load(grad[i]), centred = phi.value - pivot[c] - mean[c];
             const Real bdot = phi.first * Storage::load(vdot[i]);
             return Values<Real, 5>{g, g * centred, bdot, bdot * centred, g * bdot};
@@ -253,7 +253,7 @@ struct Norm {
         const Row c_constant = spread([&](auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
         const Row c_centred = spread([&](auto g) { return e_centred[g]; });
         walk.each([&](std::int64_t i, std::int64_t c) {
-            const Gelu<Real> phi = gelu(Storage::load(v[i]));
+            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
             const Real g = Storage::load(grad[i]), dot = Storage::load(vdot[i]);
             const Real centred = phi.value - pivot[c] - mean[c], bdot = phi.first * dot;
             const Real g_b = from.of_grad[c] * g + from.constant[c] + from.of_centred[c] * centred;

@@ -19,18 +19,19 @@ void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
     const auto at = [](const Element* p, std::int64_t i) { return Storage::load(p[i]); };
     if (job.sweep == CDN_FORWARD) {
         CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i) out[i] = Storage::store(gelu(at(u, i)).value);
+        for (std::int64_t i = first; i < last; ++i) out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).value);
     } else if (job.sweep == CDN_BACKWARD && !other) {
         CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i) out[i] = Storage::store(gelu(at(u, i)).first * at(grad, i));
+        for (std::int64_t i = first; i < last; ++i)
+            out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).first * at(grad, i));
     } else if (job.sweep == CDN_BACKWARD) {
         CDN_INDEPENDENT
         for (std::int64_t i = first; i < last; ++i)
-            out[i] = Storage::store(gelu(at(u, i)).first * at(grad, i) + at(other, i));
+            out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).first * at(grad, i) + at(other, i));
     } else {
         CDN_INDEPENDENT
         for (std::int64_t i = first; i < last; ++i) {
-            const Gelu<Real> phi = gelu(at(u, i));
+            const Gelu<Real> phi = gelu<Storage::brief>(at(u, i));
             tangent_out[i] = Storage::store(phi.first * at(other, i));
             out[i] = Storage::store(phi.second * (at(grad, i) * at(other, i)));
         }

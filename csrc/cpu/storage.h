@@ -1,4 +1,5 @@
-// How elements are stored: load to the computing type, store with one rounding to nearest even.
+// How elements are stored: load to the computing type, store with one rounding to nearest even. What is brief has 16
+// bits, and functions of it need no more digits than that.
 #pragma once
 
 #include "../api.h"
@@ -9,6 +10,7 @@ namespace cdn {
 struct Float32 {
     using Real = float;
     using Element = float;
+    static constexpr bool brief = false;
     CDN_HOST_DEVICE Real load(Element a) { return a; }
     CDN_HOST_DEVICE Element store(Real a) { return a; }
 };
@@ -16,6 +18,7 @@ struct Float32 {
 struct Float64 {
     using Real = double;
     using Element = double;
+    static constexpr bool brief = false;
     CDN_HOST_DEVICE Real load(Element a) { return a; }
     CDN_HOST_DEVICE Element store(Real a) { return a; }
 };
@@ -23,11 +26,12 @@ struct Float64 {
 struct Bfloat16 {
     using Real = float;
     using Element = std::uint16_t;
+    static constexpr bool brief = true;
     CDN_HOST_DEVICE Real load(Element a) { return bit_cast<float>(std::uint32_t{a} << 16); }
     CDN_HOST_DEVICE Element store(Real a) {
         const std::uint32_t bits = bit_cast<std::uint32_t>(a);
         const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        return static_cast<Element>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+        return static_cast<Element>(a != a ? 0x7fc0 : rounded);
     }
 };
 
@@ -35,6 +39,7 @@ struct Bfloat16 {
 struct Float16 {
     using Real = float;
     using Element = std::uint16_t;
+    static constexpr bool brief = true;
     static constexpr std::uint32_t kRebias = 112u << 23;  // the difference of the exponent biases, 127 - 15
 
     CDN_HOST_DEVICE Real load(Element a) {

@@ -1,4 +1,6 @@
 """GELU and residual + GELU + group normalization on the CPU against the reference, at every order."""
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -60,6 +62,28 @@ def test_gelu_is_as_exact_as_eager(dtype, scale):
     u = (scale * torch.randn(3, 7, 5, 9)).to(dtype)
     for inputs in (u, u.to(memory_format=torch.channels_last), u[0, 0, 0], u[:0], u[..., ::2]):
         assert_as_exact_as_eager(lambda u: cdn_kernels.gelu(u, impl="cpu"), reference.gelu, [inputs])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("capability", cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1])
+def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(dtype, capability):
+    u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    value, first, second, ones = (torch.ones_like(u) for _ in range(4))
+    cpu.gelu(cpu.FORWARD, u, None, None, value, None, capability=capability)
+    cpu.gelu(cpu.TANGENT, u, ones, ones, second, first, capability=capability)
+    x = u.double()
+    phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
+    near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
+    pdf = torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+    cases = [(value, x.clamp(min=-50) * phi(x), a * phi(-a)),
+             (first, phi(near) + near * pdf, phi(-a) + a * pdf),
+             (second, pdf * (2 - a * a), pdf * (2 + a * a))]
+    rounding, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
+    for result, exact, terms in cases:
+        bound = rounding * (exact.abs() + tiny) + 2.0**-20 * terms + 1e-34
+        assert ((result.double() - exact).abs() <= bound)[exact.isfinite()].all()
+        assert torch.equal(result[exact.isinf()].double(), exact[exact.isinf()])
+        assert torch.equal(result.isnan(), u.isnan())
 
 
 @norms
