@@ -4,9 +4,13 @@
 //
 // with r = (V + eps)^-1/2, s = 1 (plain) or r = (V + eps T)^-1/2, s = sqrt T, T = mean of V over the groups of the
 // sample (scale-preserving). Every sweep reads v and computes phi and its derivatives again: arithmetic is cheaper
-// than the memory to keep them. Scalars of groups are spread over channels, so that both layouts share one loop.
+// than the memory to keep them. Within the forward and the backward sweep, values of one sample are kept, for the
+// cache holds them; in the tangent sweep they would drive out of it what is read. Scalars of groups are spread over
+// channels, so that both layouts share one loop.
 #pragma once
 
+#include <algorithm>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -26,11 +30,14 @@ struct Norm {
     using Row = std::vector<Real>;  // one value per channel or group, or per element of a run
 
     const NormJob& job;
-    const std::int64_t size = job.channels * job.pixels;
+    const Walk walk{job.channels, job.pixels};
+    const std::int64_t size = walk.size;
     const std::int64_t group_channels = job.channels / job.groups;
     const double count = static_cast<double>(group_channels * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
-    const Walk walk{job.channels, job.pixels};
+    // Of the sample that is being worked on: forward, b - pivot; backward, c and phi'.
+    const std::unique_ptr<Real[]> kept{new Real[job.sweep == CDN_TANGENT ? 0 : size * (1 + job.sweep)]};
+    Real *const values = kept.get(), *const firsts = values + size;
 
     // The statistics of a sample, as they lie in memory.
     struct Statistics {
@@ -51,16 +58,15 @@ struct Norm {
         else tangent(sample);
     }
 
-    // Give each element of a run a value by its channel or by its group.
-    template <typename F>
-    Row by_channel(F value) const {
-        Row row(walk.width());
-        for (std::int64_t i = 0; i < walk.width(); ++i) row[i] = value(i % job.channels);
-        return row;
-    }
+    // Give each place in a run the value(channel, group) of its channel.
     template <typename F>
     Row spread(F value) const {
-        return by_channel([&](std::int64_t c) { return value(c / group_channels); });
+        Row row(walk.width);
+        for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
+            for (std::int64_t last = c + group_channels; c < last; ++c) row[c] = value(c, g);
+        for (std::int64_t first = job.channels; first < walk.width; first += job.channels)
+            std::copy_n(row.begin(), job.channels, row.begin() + first);
+        return row;
     }
     // Sum the channels of each group and divide by the number of values.
     Row group_means(const double* sums) const {
@@ -85,27 +91,32 @@ struct Norm {
         Element* sum = at(static_cast<Element*>(job.sum), sample);
         Element* z = at(static_cast<Element*>(job.out), sample);
         const Statistics st = statistics(sample);
-        if (residual) {
-            walk.each([&](std::int64_t i, std::int64_t) {
-                sum[i] = Storage::store(Storage::load(x[i]) + Storage::load(residual[i]));
-            });
-            x = sum;
-        }
+        const auto add = [&](std::int64_t i) {
+            return Storage::store(Storage::load(x[i]) + Storage::load(residual[i]));
+        };
         // Summing differences from one value of each group keeps the digits of a small variance beside a large mean,
         // and makes the variance of a constant group exactly 0.
-        const Row pivot = spread([&](auto g) {
-            return gelu<Storage::brief>(Storage::load(x[g * group_channels * (channels_last ? 1 : job.pixels)])).value;
+        const Row pivot = spread([&](auto, auto g) {
+            const std::int64_t i = g * group_channels * (channels_last ? 1 : job.pixels);
+            return gelu<Storage::brief>(Storage::load(residual ? add(i) : x[i])).value;
         });
         Sums<Real, 1, channels_last> total(walk);
-        total.add([&](std::int64_t i, std::int64_t c) {
-            return Values<Real, 1>{gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c]};
-        });
+        const auto read = [&](auto with_residual) {
+            total.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
+                Element v;
+                if constexpr (with_residual) sum[i] = v = add(i);
+                else v = x[i];
+                values[i] = gelu<Storage::brief>(Storage::load(v)).value - pivot[c];
+                sum_of(0) += values[i];
+            });
+        };
+        residual ? read(std::true_type{}) : read(std::false_type{});
         const Row means = group_means(total.row(0));
-        const Row mean = spread([&](auto g) { return means[g]; });
+        const Row mean = spread([&](auto, auto g) { return means[g]; });
         Sums<Real, 1, channels_last> squares(walk);
-        squares.add([&](std::int64_t i, std::int64_t c) {
-            const Real centred = gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c] - mean[c];
-            return Values<Real, 1>{centred * centred};
+        squares.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
+            const Real centred = values[i] - mean[c];
+            sum_of(0) = multiply_add(centred, centred, sum_of(0));
         });
         const Row variance = group_means(squares.row(0));
         const Real eps = static_cast<Real>(job.eps);
@@ -120,9 +131,9 @@ struct Norm {
             st.r[g] = st.s[0] == 0 ? Real(0) : square_root(inverse);
             st.k[g] = st.s[0] == 0 ? Real(0) : variance[g] * inverse;
         }
-        const Row scale = by_channel([&](auto c) { return gain[c] * st.s[0] * st.r[c / group_channels]; });
+        const Row scale = spread([&](auto c, auto g) { return gain[c] * st.s[0] * st.r[g]; });
         walk.each([&](std::int64_t i, std::int64_t c) {
-            z[i] = Storage::store(scale[c] * (gelu<Storage::brief>(Storage::load(x[i])).value - pivot[c] - mean[c]));
+            z[i] = Storage::store(scale[c] * (values[i] - mean[c]));
         });
     }
 
@@ -134,22 +145,25 @@ struct Norm {
         const Element* source = at(static_cast<const Element*>(job.source), sample);
         Element* out = at(static_cast<Element*>(job.out), sample);
         const Statistics st = statistics(sample);
-        const Row pivot = spread([&](auto g) { return st.pivot[g]; });
-        const Row mean = spread([&](auto g) { return st.mean[g]; });
+        const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
+        const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
         Sums<Real, 2, channels_last> sums(walk);  // of a and a c
-        sums.add([&](std::int64_t i, std::int64_t c) {
+        sums.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
             const Real grad = Storage::load(a[i]);
-            return Values<Real, 2>{grad, grad * (gelu<Storage::brief>(Storage::load(v[i])).value - pivot[c] - mean[c])};
+            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
+            values[i] = phi.value - pivot[c] - mean[c];
+            firsts[i] = phi.first;
+            sum_of(0) += grad;
+            sum_of(1) = multiply_add(grad, values[i], sum_of(1));
         });
         gain_gradient(sample, sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
             walk.each([&](std::int64_t i, std::int64_t c) {
-                const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
-                const Real g_b = from.of_grad[c] * Storage::load(a[i]) + from.constant[c]
-                    + from.of_centred[c] * (phi.value - pivot[c] - mean[c]);
+                const Real g_b = multiply_add(from.of_centred[c], values[i],
+                                              multiply_add(from.of_grad[c], Storage::load(a[i]), from.constant[c]));
                 // At s = 0 every coefficient is 0.
-                out[i] = Storage::store(phi.first * g_b + (with_source ? Storage::load(source[i]) : Real(0)));
+                out[i] = Storage::store(multiply_add(firsts[i], g_b, with_source ? Storage::load(source[i]) : Real(0)));
             });
         };
         source ? write(std::true_type{}) : write(std::false_type{});
@@ -176,17 +190,18 @@ struct Norm {
                 Q = norm.mean_over_groups([&](auto g) { return st.k[g] * be[g]; });
                 pull = Q / s;
             }
-            of_grad = norm.by_channel([&](auto c) { return norm.gain[c] * s * st.r[c / norm.group_channels]; });
-            constant = norm.spread([&](auto g) { return -s * st.r[g] * mq[g]; });
-            of_centred = norm.spread([&](auto g) { return pull - s * st.r[g] * st.r[g] * be[g]; });
+            of_grad = norm.spread([&](auto c, auto g) { return norm.gain[c] * s * st.r[g]; });
+            constant = norm.spread([&](auto, auto g) { return -s * st.r[g] * mq[g]; });
+            of_centred = norm.spread([&](auto, auto g) { return pull - s * st.r[g] * st.r[g] * be[g]; });
         }
     };
 
     void gain_gradient(std::int64_t sample, const double* sum_gc, const Statistics& st) const {
         if (!job.gain_grad) return;
         Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
-        for (std::int64_t c = 0; c < job.channels; ++c)
-            out[c] = static_cast<Real>(st.s[0] * st.r[c / group_channels] * sum_gc[c]);
+        for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
+            for (std::int64_t last = c + group_channels; c < last; ++c)
+                out[c] = static_cast<Real>(st.s[0] * st.r[g] * sum_gc[c]);
     }
 
     // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
@@ -200,14 +215,18 @@ struct Norm {
         const Statistics st = statistics(sample);
         const Real s = st.s[0];
         if (s == 0) return dead(sample, zdot, source);
-        const Row pivot = spread([&](auto g) { return st.pivot[g]; });
-        const Row mean = spread([&](auto g) { return st.mean[g]; });
+        const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
+        const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
         Sums<Real, 5, channels_last> sums(walk);  // of g, g c, bdot, bdot c, g bdot
-        sums.add([&](std::int64_t i, std::int64_t c) {
+        sums.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
             const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
             const Real g = Storage::load(grad[i]), centred = phi.value - pivot[c] - mean[c];
             const Real bdot = phi.first * Storage::load(vdot[i]);
-            return Values<Real, 5>{g, g * centred, bdot, bdot * centred, g * bdot};
+            sum_of(0) += g;
+            sum_of(1) = multiply_add(g, centred, sum_of(1));
+            sum_of(2) += bdot;
+            sum_of(3) = multiply_add(bdot, centred, sum_of(3));
+            sum_of(4) = multiply_add(g, bdot, sum_of(4));
         });
         const Coefficients from(*this, st, sums.row(0), sums.row(1));
         const Row mb = group_means(sums.row(2));
@@ -219,7 +238,7 @@ struct Norm {
         for (std::int64_t g = 0; g < job.groups; ++g) R[g] -= from.mq[g] * mb[g];
         const Row &mq = from.mq, &be = from.be, r(st.r, st.r + job.groups), k(st.k, st.k + job.groups);
 
-        // J = j_bdot bdot + j_constant + j_centred c;  e = e_bdot bdot + e_grad q + e_constant + e_centred c
+        // J = s r (bdot - mb) + J_centred c;  e = e_bdot (bdot - mb) + e_grad (q - mq) + e_centred c
         Row J_centred(job.groups), e_bdot(job.groups), e_grad(job.groups), e_centred(job.groups);
         if (job.scale_preserving) {
             const Real T = s * s, Q = from.Q, eps = static_cast<Real>(job.eps);
@@ -243,30 +262,31 @@ struct Norm {
                 e_centred[g] = -r[g] * r[g] * r[g] * (R[g] - 3 * al[g] * be[g]);
             }
         }
-        // Rows begin with one value per channel, in either layout.
-        const Row j_bdot = spread([&](auto g) { return s * r[g]; });
-        const Row j_constant = spread([&](auto g) { return -s * r[g] * mb[g]; });
-        const Row j_centred = spread([&](auto g) { return J_centred[g]; });
-        const Row c_bdot = spread([&](auto g) { return e_bdot[g]; });
-        const Row c_grad = by_channel([&](auto c) { return gain[c] * e_grad[c / group_channels]; });
-        const Row gains = by_channel([&](auto c) { return gain[c]; });
-        const Row c_constant = spread([&](auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
-        const Row c_centred = spread([&](auto g) { return e_centred[g]; });
+        const Row z_bdot = spread([&](auto c, auto g) { return gain[c] * s * r[g]; });
+        const Row z_constant = spread([&](auto c, auto g) { return gain[c] * -s * r[g] * mb[g]; });
+        const Row z_centred = spread([&](auto c, auto g) { return gain[c] * J_centred[g]; });
+        const Row c_bdot = spread([&](auto, auto g) { return e_bdot[g]; });
+        const Row c_grad = spread([&](auto c, auto g) { return gain[c] * e_grad[g]; });
+        const Row c_constant = spread([&](auto, auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
+        const Row c_centred = spread([&](auto, auto g) { return e_centred[g]; });
         walk.each([&](std::int64_t i, std::int64_t c) {
             const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
             const Real g = Storage::load(grad[i]), dot = Storage::load(vdot[i]);
             const Real centred = phi.value - pivot[c] - mean[c], bdot = phi.first * dot;
-            const Real g_b = from.of_grad[c] * g + from.constant[c] + from.of_centred[c] * centred;
-            const Real e = c_bdot[c] * bdot + c_grad[c] * g + c_constant[c] + c_centred[c] * centred;
+            const Real g_b = multiply_add(from.of_centred[c], centred,
+                                          multiply_add(from.of_grad[c], g, from.constant[c]));
+            const Real e = multiply_add(
+                c_bdot[c], bdot, multiply_add(c_grad[c], g, multiply_add(c_centred[c], centred, c_constant[c])));
             zdot[i] = Storage::store(
-                gains[c] * (j_bdot[c] * bdot + j_constant[c] + j_centred[c] * centred));
-            source[i] = Storage::store(phi.first * e + phi.second * dot * g_b);
+                multiply_add(z_bdot[c], bdot, multiply_add(z_centred[c], centred, z_constant[c])));
+            source[i] = Storage::store(multiply_add(phi.first, e, phi.second * dot * g_b));
         });
         if (job.gain_grad) {
             Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
-            for (std::int64_t c = 0; c < job.channels; ++c)
-                out[c] = static_cast<Real>(j_bdot[c] * sums.row(4)[c] + j_constant[c] * sums.row(0)[c]
-                                           + j_centred[c] * sums.row(1)[c]);
+            for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
+                for (std::int64_t last = c + group_channels; c < last; ++c)
+                    out[c] = static_cast<Real>(s * r[g] * (sums.row(4)[c] - mb[g] * sums.row(0)[c])
+                                               + J_centred[g] * sums.row(1)[c]);
         }
     }
 

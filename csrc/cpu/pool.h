@@ -1,6 +1,7 @@
 // Reductions over the pixels or over all values of a sample, and their adjoints: what the head does to feature images.
 #pragma once
 
+#include "../gelu.h"
 #include "runs.h"
 #include "storage.h"
 #include "variants.h"
@@ -35,8 +36,8 @@ struct Pool {
     void dot(std::int64_t sample) const {
         const Element *a = first(sample), *b = second(sample);
         Sums<Real, 1, channels_last> sums(walk);
-        sums.add([&](std::int64_t i, std::int64_t) {
-            return Values<Real, 1>{Storage::load(a[i]) * Storage::load(b[i])};
+        sums.add([&](std::int64_t i, std::int64_t, auto sum_of) {
+            sum_of(0) = multiply_add(Storage::load(a[i]), Storage::load(b[i]), sum_of(0));
         });
         double sum = 0;
         for (std::int64_t c = 0; c < job.channels; ++c) sum += sums.row(0)[c];
@@ -55,7 +56,7 @@ struct Pool {
     void mean(std::int64_t sample) const {
         const Element* a = first(sample);
         Sums<Real, 1, channels_last> sums(walk);
-        sums.add([&](std::int64_t i, std::int64_t) { return Values<Real, 1>{Storage::load(a[i])}; });
+        sums.add([&](std::int64_t i, std::int64_t, auto sum_of) { sum_of(0) += Storage::load(a[i]); });
         Real* out = values() + sample * job.channels;
         for (std::int64_t c = 0; c < job.channels; ++c)
             out[c] = static_cast<Real>(sums.row(0)[c] / static_cast<double>(job.pixels));
@@ -65,8 +66,8 @@ struct Pool {
     void spread(std::int64_t sample) const {
         const Real* in = values() + sample * job.channels;
         Element* out = image(sample);
-        std::vector<Real> row(walk.width());
-        for (std::int64_t i = 0; i < walk.width(); ++i)
+        std::vector<Real> row(walk.width);
+        for (std::int64_t i = 0; i < walk.width; ++i)
             row[i] = in[i % job.channels] / static_cast<Real>(job.pixels);
         walk.each([&](std::int64_t i, std::int64_t c) { out[i] = Storage::store(row[c]); });
     }
