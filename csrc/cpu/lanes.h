@@ -54,13 +54,14 @@ struct Product<CDN_VARIANT::Lanes> {
     using Lanes = CDN_VARIANT::Lanes;
     using Pairs = CDN_VARIANT::Pairs;
 
-    // Little-endian: lane 2i is the lower half of pair i.
+    // The upper halves of the long products, lane 2i the lower half of pair i for they are little-endian; the lower
+    // halves have an instruction of their own.
     CDN_HOST_DEVICE void halves(Lanes a, std::uint32_t m, Lanes& high, Lanes& low) {
-        const Pairs factor = Pairs{} + m, lower = Pairs{} + 0xFFFFFFFFu;
+        const Pairs factor = Pairs{} + m, upper = Pairs{} + 0xFFFFFFFF00000000u;
         const Pairs even = CDN_VARIANT::even_products((Pairs)a, factor);
         const Pairs odd = CDN_VARIANT::even_products((Pairs)a >> 32, factor);
-        high = (Lanes)((even >> 32) | (odd & ~lower));
-        low = (Lanes)((even & lower) | (odd << 32));
+        high = (Lanes)((even >> 32) | (odd & upper));
+        low = a * m;
     }
 };
 

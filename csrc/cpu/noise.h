@@ -32,49 +32,80 @@ inline void normals(std::uint32_t first, int blocks, std::uint32_t image, Key ke
         for (int i = 0; i < 4; ++i) out[4 * block + i] = values[i][block];
 }
 
+// Some elements of an image, consecutive in C order. Channels last they lie apart in memory, and are gathered and
+// scattered, so that only moves are slow; images are small enough for the cache to forgive that.
+template <typename Storage>
+struct Unit {
+    using Real = typename Storage::Real;
+    using Element = typename Storage::Element;
+
+    const NoiseJob& job;
+    const std::int64_t index;
+    const std::int64_t image = index / job.units_per_image();
+    const std::int64_t first = index % job.units_per_image() * NoiseJob::kUnit;
+    const std::int64_t count = std::min(job.size - first, NoiseJob::kUnit);
+
+    Real sigma() const { return job.sigma ? static_cast<const Real*>(job.sigma)[image] : Real(1); }
+
+    void draw(Real* eps) const {
+        normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4),
+                static_cast<std::uint32_t>(image), job.key, eps);
+    }
+
+    // The unit's elements of job.x, in the buffer if they lie apart.
+    const Element* read(Element* buffer) const {
+        const Element* x = static_cast<const Element*>(job.x) + image * job.size;
+        if (job.channels == 0) return x + first;
+        apart([&](std::int64_t i, std::int64_t place) { buffer[i] = x[place]; });
+        return buffer;
+    }
+
+    // Call fill(out) to write the unit's elements of job.y.
+    template <typename F>
+    void write(F fill) const {
+        Element* y = static_cast<Element*>(job.y) + image * job.size;
+        if (job.channels == 0) return fill(y + first);
+        Element buffer[NoiseJob::kUnit];
+        fill(buffer);
+        apart([&](std::int64_t i, std::int64_t place) { y[place] = buffer[i]; });
+    }
+
+    // Call f(number in the unit, index in the image) for elements that lie `channels` apart.
+    template <typename F>
+    void apart(F f) const {
+        const std::int64_t pixels = job.size / job.channels;
+        std::int64_t channel = first / pixels, pixel = first % pixels;
+        for (std::int64_t done = 0; done < count; ++channel, pixel = 0) {
+            const std::int64_t here = std::min(pixels - pixel, count - done);
+            for (std::int64_t i = 0; i < here; ++i) f(done + i, channel + (pixel + i) * job.channels);
+            done += here;
+        }
+    }
+};
+
 template <typename Storage>
 struct AddNoise {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
 
     const NoiseJob& job;
-    const Element* x = static_cast<const Element*>(job.x);
-    Element* y = static_cast<Element*>(job.y);
 
     void unit(std::int64_t index) const {
-        const std::int64_t image = index / job.units_per_image();
-        const std::int64_t first = index % job.units_per_image() * NoiseJob::kUnit;
-        const std::int64_t count = job.size - first < NoiseJob::kUnit ? job.size - first : NoiseJob::kUnit;
+        const Unit<Storage> unit{job, index};
+        const Real sigma = unit.sigma();
         Real eps[NoiseJob::kUnit];
-        normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4),
-                static_cast<std::uint32_t>(image), job.key, eps);
-        const Real sigma = job.sigma ? static_cast<const Real*>(job.sigma)[image] : Real(1);
-        const Element* in = x ? x + image * job.size : nullptr;
-        Element* out = y + image * job.size;
-        if (job.channels > 0) return channels_last(in, out, eps, sigma, first, count);
-        in ? add(in + first, out + first, eps, sigma, count) : scale(out + first, eps, sigma, count);
-    }
-
-    static void add(const Element* __restrict in, Element* __restrict out, const Real* __restrict eps,
-                    Real sigma, std::int64_t count) {
-        for (std::int64_t i = 0; i < count; ++i)
-            out[i] = Storage::store(Storage::load(in[i]) + sigma * eps[i]);
-    }
-
-    static void scale(Element* __restrict out, const Real* __restrict eps, Real sigma, std::int64_t count) {
-        for (std::int64_t i = 0; i < count; ++i) out[i] = Storage::store(sigma * eps[i]);
-    }
-
-    // The elements of a unit lie `channels` apart; images are small enough for the cache to forgive that.
-    void channels_last(const Element* in, Element* out, const Real* eps, Real sigma, std::int64_t first,
-                       std::int64_t count) const {
-        const std::int64_t pixels = job.size / job.channels;
-        std::int64_t channel = first / pixels, pixel = first % pixels;
-        for (std::int64_t done = 0; done < count; ++channel, pixel = 0) {
-            for (; pixel < pixels && done < count; ++pixel, ++done) {
-                const std::int64_t i = pixel * job.channels + channel;
-                out[i] = Storage::store(in ? Storage::load(in[i]) + sigma * eps[done] : sigma * eps[done]);
-            }
+        unit.draw(eps);
+        if (job.x) {
+            Element buffer[NoiseJob::kUnit];
+            const Element* x = unit.read(buffer);
+            unit.write([&](Element* y) {
+                for (std::int64_t i = 0; i < unit.count; ++i)
+                    y[i] = Storage::store(Storage::load(x[i]) + sigma * eps[i]);
+            });
+        } else {
+            unit.write([&](Element* y) {
+                for (std::int64_t i = 0; i < unit.count; ++i) y[i] = Storage::store(sigma * eps[i]);
+            });
         }
     }
 };
@@ -87,48 +118,38 @@ struct Residual {
     using Element = typename Storage::Element;
 
     const ResidualJob& job;
-    const NoiseJob& noise = job.noise;
 
     void unit(std::int64_t index) const {
-        const std::int64_t image = index / noise.units_per_image();
-        const std::int64_t first = index % noise.units_per_image() * NoiseJob::kUnit;
-        const std::int64_t count = noise.size - first < NoiseJob::kUnit ? noise.size - first : NoiseJob::kUnit;
-        const Real sigma = static_cast<const Real*>(noise.sigma)[image];
+        const Unit<Storage> unit{job.noise, index};
+        const Real sigma = unit.sigma();
         Real residual[NoiseJob::kUnit];
         if (sigma > 0) {
-            normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4),
-                    static_cast<std::uint32_t>(image), noise.key, residual);
-            each(image, first, count, [&](std::int64_t done, std::int64_t i) {
-                residual[done] += sigma * Storage::load(static_cast<const Element*>(noise.x)[i]);
-            });
+            unit.draw(residual);
+            Element buffer[NoiseJob::kUnit];
+            const Element* score = unit.read(buffer);
+            for (std::int64_t i = 0; i < unit.count; ++i) residual[i] += sigma * Storage::load(score[i]);
         } else {
-            std::fill(residual, residual + count, sigma * Real(0));  // NaN stays NaN
+            std::fill(residual, residual + unit.count, sigma * Real(0));  // NaN stays NaN
         }
         if (job.partial_sums) {
-            double sum = 0;
-            for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(residual[i]) * residual[i];
-            job.partial_sums[index] = sum;
+            job.partial_sums[index] = sum_of_squares(residual, unit.count);
         } else {
-            const Real factor = static_cast<const Real*>(job.factors)[image] * 2 * sigma
-                / static_cast<Real>(noise.size);
-            each(image, first, count, [&](std::int64_t done, std::int64_t i) {
-                static_cast<Element*>(noise.y)[i] = Storage::store(factor * residual[done]);
+            const Real factor = static_cast<const Real*>(job.factors)[unit.image] * 2 * sigma
+                / static_cast<Real>(job.noise.size);
+            unit.write([&](Element* gradient) {
+                for (std::int64_t i = 0; i < unit.count; ++i) gradient[i] = Storage::store(factor * residual[i]);
             });
         }
     }
 
-    // Call f(number within the unit, index in memory) for the elements of a unit.
-    template <typename F>
-    void each(std::int64_t image, std::int64_t first, std::int64_t count, F f) const {
-        const std::int64_t start = image * noise.size, step = noise.channels > 0 ? noise.channels : 1;
-        const std::int64_t pixels = noise.channels > 0 ? noise.size / noise.channels : noise.size;
-        std::int64_t channel = first / pixels, pixel = first % pixels;
-        for (std::int64_t done = 0; done < count; ++channel, pixel = 0) {
-            const std::int64_t here = std::min(pixels - pixel, count - done);
-            const std::int64_t base = start + channel + pixel * step;
-            for (std::int64_t i = 0; i < here; ++i) f(done + i, base + i * step);
-            done += here;
-        }
+    static double sum_of_squares(Real* values, std::int64_t count) {
+        constexpr int kParts = 8;  // one chain of additions would take long
+        std::fill(values + count, values + NoiseJob::kUnit, Real(0));
+        double parts[kParts] = {}, sum = 0;
+        for (std::int64_t first = 0; first < NoiseJob::kUnit; first += kParts)
+            for (int i = 0; i < kParts; ++i) parts[i] += static_cast<double>(values[first + i]) * values[first + i];
+        for (double part : parts) sum += part;
+        return sum;
     }
 };
 
