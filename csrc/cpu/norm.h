@@ -102,12 +102,17 @@ struct Norm {
         });
         Sums<Real, 1, channels_last> total(walk);
         const auto read = [&](auto with_residual) {
-            total.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
+            const auto element = [&](std::int64_t i, std::int64_t c, auto sum_of) {
                 Element v;
                 if constexpr (with_residual) sum[i] = v = add(i);
                 else v = x[i];
                 values[i] = gelu<Storage::brief>(Storage::load(v)).value - pivot[c];
                 sum_of(0) += values[i];
+            };
+            // GELU leaves the memory idle, which writing z does not.
+            total.add(element, [&](std::int64_t first, std::int64_t length) {
+                constexpr std::int64_t kLine = 64 / sizeof(Element);
+                for (std::int64_t i = first; i < first + length; i += kLine) __builtin_prefetch(z + i, 1);
             });
         };
         residual ? read(std::true_type{}) : read(std::false_type{});

@@ -22,7 +22,8 @@ struct Runs {
     std::int64_t channels, pixels;
     const std::int64_t size = channels * pixels;
     // The elements of a run. Channels last it takes 2^n pixels, so that few lengths are left that fill no vectors.
-    const std::int64_t columns = channels_last ? channels * tile() : std::min(pixels, kRun);
+    // Contiguous, sums are folded for every channel, which costs more than a shorter run.
+    const std::int64_t columns = channels_last ? channels * tile() : std::min(pixels, kRun / 2);
     // The number of different values that f gets for the place of an element.
     const std::int64_t width = channels_last ? columns : channels;
 
@@ -55,9 +56,10 @@ public:
 
     const double* row(int k) const { return sums_.data() + k * runs_.channels; }
 
-    // Call f(index of the element, its place, sum) for every element of the sample, to add to sum(0) .. sum(K - 1).
-    template <typename F>
-    void add(F f) {
+    // Call f(index of the element, its place, sum) for every element of the sample, to add to sum(0) .. sum(K - 1), and
+    // before each run ahead(index of its first element, its length).
+    template <typename F, typename Ahead>
+    void add(F f, Ahead ahead) {
         constexpr std::int64_t kRows = 256;  // one long sum of floats would lose digits
         const std::int64_t columns = runs_.columns, pitch = pitch_, stretch = channels_last ? runs_.size : runs_.pixels;
         Real* lanes = lanes_.data();
@@ -67,6 +69,7 @@ public:
                 std::fill(lanes_.begin(), lanes_.end(), Real(0));
                 for (std::int64_t first = block; first < last; first += columns) {
                     const std::int64_t length = std::min(columns, last - first);
+                    ahead(first, length);
                     CDN_INDEPENDENT
                     for (std::int64_t i = 0; i < length; ++i)
                         f(first + i, channels_last ? i : row, [=](int k) -> Real& { return lanes[k * pitch + i]; });
@@ -74,6 +77,11 @@ public:
                 for (int k = 0; k < K; ++k) fold(lanes + k * pitch, sums_.data() + k * runs_.channels, row);
             }
         }
+    }
+
+    template <typename F>
+    void add(F f) {
+        add(f, [](std::int64_t, std::int64_t) {});
     }
 
 private:
@@ -87,9 +95,7 @@ private:
             double parts[kParts] = {};
             for (std::int64_t first = 0; first < pitch_; first += kParts)
                 for (int i = 0; i < kParts; ++i) parts[i] += lanes[first + i];
-            for (int half = kParts / 2; half > 0; half /= 2)
-                for (int i = 0; i < half; ++i) parts[i] += parts[half + i];
-            sums[row] += parts[0];
+            sums[row] += (parts[0] + parts[4] + (parts[1] + parts[5])) + (parts[2] + parts[6] + (parts[3] + parts[7]));
         }
     }
 
