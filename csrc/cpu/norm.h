@@ -35,9 +35,8 @@ struct Norm {
     const std::int64_t group_channels = job.channels / job.groups;
     const double count = static_cast<double>(group_channels * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
-    // Of the sample that is being worked on: forward, b - pivot; backward, c and phi'.
+    // Of the sample that is being worked on: forward, b - pivot; backward, c and then phi'.
     const std::unique_ptr<Real[]> kept{new Real[job.sweep == CDN_TANGENT ? 0 : size * (1 + job.sweep)]};
-    Real *const values = kept.get(), *const firsts = values + size;
 
     // The statistics of a sample, as they lie in memory.
     struct Statistics {
@@ -90,16 +89,18 @@ struct Norm {
         const Element* residual = at(static_cast<const Element*>(job.residual), sample);
         Element* sum = at(static_cast<Element*>(job.sum), sample);
         Element* z = at(static_cast<Element*>(job.out), sample);
+        Real* const values = kept.get();
         const Statistics st = statistics(sample);
         const auto add = [&](std::int64_t i) {
             return Storage::store(Storage::load(x[i]) + Storage::load(residual[i]));
         };
         // Summing differences from one value of each group keeps the digits of a small variance beside a large mean,
         // and makes the variance of a constant group exactly 0.
-        const Row pivot = spread([&](auto, auto g) {
+        for (std::int64_t g = 0; g < job.groups; ++g) {
             const std::int64_t i = g * group_channels * (channels_last ? 1 : job.pixels);
-            return gelu<Storage::brief>(Storage::load(residual ? add(i) : x[i])).value;
-        });
+            st.pivot[g] = gelu<Storage::brief>(Storage::load(residual ? add(i) : x[i])).value;
+        }
+        const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         Sums<Real, 1, channels_last> total(walk);
         const auto read = [&](auto with_residual) {
             const auto element = [&](std::int64_t i, std::int64_t c, auto sum_of) {
@@ -130,7 +131,6 @@ struct Norm {
         st.s[0] = job.scale_preserving ? square_root(common) : Real(1);
         for (std::int64_t g = 0; g < job.groups; ++g) {
             const Real inverse = Real(1) / (variance[g] + floor);
-            st.pivot[g] = pivot[g * group_channels];
             st.mean[g] = means[g];
             // A dead sample, and only that, has nothing to normalize; NaN stays NaN.
             st.r[g] = st.s[0] == 0 ? Real(0) : square_root(inverse);
@@ -149,6 +149,7 @@ struct Norm {
         const Element* a = at(static_cast<const Element*>(job.grad), sample);
         const Element* source = at(static_cast<const Element*>(job.source), sample);
         Element* out = at(static_cast<Element*>(job.out), sample);
+        Real *const values = kept.get(), *const firsts = values + size;
         const Statistics st = statistics(sample);
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
