@@ -173,13 +173,15 @@ private:
 
     void store(const float* tile, int rows, std::int64_t columns, std::int64_t place, std::int64_t distance) const {
         for (int row = 0; row < rows; ++row, tile += kColumns, place += distance) {
-            if (job_.out)
-                for (std::int64_t i = 0; i < columns; ++i) job_.out[place + i] = Bfloat16::store(tile[i]);
-            if (job_.activation)
-                for (std::int64_t i = 0; i < columns; ++i)
-                    // Rounded first: the derivatives will be those at the pre-activation that is kept.
-                    job_.activation[place + i] =
-                        Bfloat16::store(gelu(Bfloat16::load(Bfloat16::store(tile[i]))).value);
+            std::uint16_t rounded[kColumns];
+            for (std::int64_t i = 0; i < kColumns; ++i) rounded[i] = Bfloat16::store(tile[i]);
+            if (job_.out) std::memcpy(job_.out + place, rounded, columns * sizeof(*rounded));
+            if (!job_.activation) continue;
+            // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
+            std::uint16_t active[kColumns];
+            for (std::int64_t i = 0; i < kColumns; ++i)
+                active[i] = Bfloat16::store(gelu<true>(Bfloat16::load(rounded[i])).value);
+            std::memcpy(job_.activation + place, active, columns * sizeof(*active));
         }
     }
 
