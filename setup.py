@@ -6,6 +6,8 @@ and warns.
 """
 import os
 import platform
+import subprocess
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -17,9 +19,9 @@ FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          # One rounding per operation, so that every processor draws the same noise ...
          "-ffp-contract=off",
          # ... without errno and exception flags, which no one reads and which stop vectorization.
-         "-fno-math-errno", "-fno-trapping-math",
-         # GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
-         "-fno-tree-pre"]
+         "-fno-math-errno", "-fno-trapping-math"]
+# GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
+GCC_FLAGS = ["-fno-tree-pre"]
 AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
@@ -47,23 +49,28 @@ class BuildLibrary(build_ext):
         if os.environ.get("CDN_CPU") == "0":
             return
         try:
-            try:
-                self.build_library(ext, ["-fopenmp"])
-            except CCompilerError:  # a compiler without OpenMP: one thread
-                self.build_library(ext, [])
+            self.build_library(ext)
         except (BaseError, CCompilerError, OSError) as error:
             if os.environ.get("CDN_CPU") == "1":
                 raise
             print(f"warning: the CPU kernels were not built, PyTorch's operations take their place: {error}")
 
-    def build_library(self, ext, threading):
+    def build_library(self, ext):
         macros = [("CDN_X86", None)] if X86 else []
+        threading = [flag for flag in ["-fopenmp"] if self.accepts(flag)]  # without it: one thread
+        common = FLAGS + [flag for flag in GCC_FLAGS if self.accepts(flag)] + threading
         objects = []
         for source in ext.sources:
-            flags = FLAGS + VARIANTS.get(variant(source), []) + threading
-            objects += self.compiler.compile([source], self.build_temp, macros, extra_postargs=flags)
+            objects += self.compiler.compile([source], self.build_temp, macros,
+                                             extra_postargs=common + VARIANTS.get(variant(source), []))
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=threading,
                                          target_lang="c++")
+
+    def accepts(self, flag):
+        """Tell whether the compiler knows a flag, and finds the libraries that it asks for."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*self.compiler.compiler_so, flag, "-shared", "-x", "c++", os.devnull, "-o", f"{folder}/probe.so"]
+            return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 class Wheel(bdist_wheel):
