@@ -25,6 +25,8 @@ GCC_FLAGS = ["-fno-tree-pre"]
 AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
+# Random numbers are long chains of operations, which take less time in the order of another schedule.
+NOISE_FLAGS = ["-fschedule-insns"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -57,12 +59,13 @@ class BuildLibrary(build_ext):
 
     def build_library(self, ext):
         macros = [("CDN_X86", None)] if X86 else []
-        threading = [flag for flag in ["-fopenmp"] if self.accepts(flag)]  # without it: one thread
-        common = FLAGS + [flag for flag in GCC_FLAGS if self.accepts(flag)] + threading
+        threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
+        common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
+        noise = list(filter(self.accepts, NOISE_FLAGS))
         objects = []
         for source in ext.sources:
-            objects += self.compiler.compile([source], self.build_temp, macros,
-                                             extra_postargs=common + VARIANTS.get(variant(source), []))
+            own = VARIANTS.get(variant(source), []) + (noise if Path(source).stem.startswith("noise_") else [])
+            objects += self.compiler.compile([source], self.build_temp, macros, extra_postargs=common + own)
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=threading,
                                          target_lang="c++")
 
