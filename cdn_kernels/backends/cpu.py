@@ -10,15 +10,13 @@ from pathlib import Path
 import torch
 
 from ..noise import LAWS
+from .interface import TYPES
 
 INTERFACE = 7  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
-FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
-DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
 CONV_FORWARD, CONV_INPUT, CONV_WEIGHT = range(3)  # the three maps of a convolution
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIGNATURES = {
     "cdn_interface": (),

@@ -5,7 +5,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
 from cdn_kernels import reference
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, interface
 
 from oracle import assert_as_exact_as_eager, derivatives
 
@@ -134,9 +134,9 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
     v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
     statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
     shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
-    cpu.gelu_norm(cpu.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
-    cpu.gelu_norm(cpu.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options)
-    cpu.gelu_norm(cpu.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t, tangent_out=zdot,
+    cpu.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
+    cpu.gelu_norm(interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options)
+    cpu.gelu_norm(interface.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t, tangent_out=zdot,
                   gain_grad=more, **options)
     intact = all(bool((b[:margin].isnan() & b[-margin:].isnan()).all()) for b in buffers)
     return [b[margin:-margin] for b in buffers], intact
@@ -171,4 +171,5 @@ def test_unknown_numbers_are_refused_by_the_library():
         cpu.gelu(7, x, None, None, x, None)
     for groups, eps in ((3, 0.1), (0, 0.1), (2, 0.0), (2, float("nan"))):
         with pytest.raises(RuntimeError, match="refused"):
-            cpu.gelu_norm(cpu.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17), out=x)
+            cpu.gelu_norm(interface.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17),
+                          out=x)
