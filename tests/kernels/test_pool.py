@@ -26,7 +26,8 @@ def test_every_op_passes_numerical_checks(layout):
     a, b = (images((2, 3, 4, 2), torch.float64, layout).requires_grad_() for _ in range(2))
     values, means = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (2, (2, 3)))
     for op, inputs in ((OPS.channel_mean, (a,)), (OPS.sample_square, (a,)), (OPS.sample_dot, (a, b)),
-                       (OPS.sample_scale, (a, values)), (lambda v, impl: OPS.channel_spread(v, b.detach(), impl), (means,))):
+                       (OPS.sample_scale, (a, values)),
+                       (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,))):
         function = lambda *inputs: op(*inputs, "cpu")
         assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 
