@@ -115,7 +115,7 @@ def test_non_finite_samples_stay_alone():
 # ------------------------------------------------------------------------------------------------------------
 
 
-def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), **options):
+def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), backend=cpu, **options):
     """Run the three sweeps into buffers with a margin on either side; return (buffers, margins intact)."""
     torch.manual_seed(0)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -134,10 +134,11 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
     v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
     statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
     shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
-    cpu.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
-    cpu.gelu_norm(interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options)
-    cpu.gelu_norm(interface.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t, tangent_out=zdot,
-                  gain_grad=more, **options)
+    backend.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
+    backend.gelu_norm(interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares,
+                      **options)
+    backend.gelu_norm(interface.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t,
+                      tangent_out=zdot, gain_grad=more, **options)
     intact = all(bool((b[:margin].isnan() & b[-margin:].isnan()).all()) for b in buffers)
     return [b[margin:-margin] for b in buffers], intact
 

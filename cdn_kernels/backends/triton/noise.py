@@ -130,7 +130,7 @@ def _residual_squares(score, sigma, partial, seed: "i64", offset: "i64", size, p
         residual, _, exists = _residual(score, level, part * LENGTH + step, image, seed, offset, size, CHANNELS, BLOCKS,
                                         REAL)
         total += tl.where(exists, residual * residual, 0.0)
-    tl.store(partial + tl.program_id(0), tl.sum(total, 0) / size)
+    tl.store(partial + tl.program_id(0), (tl.sum(total.to(tl.float64), 0) / size).to(REAL))
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])

@@ -26,23 +26,25 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
     batch, channels, height, width = x.shape
     check_sample(channels * height * width)
     bundles, constants = _plan(x, groups, eps, scale_preserving, channels_last)
-    if sweep == FORWARD:
-        kernel, rows, scalars = norm_sweeps.forward, 2, 0
-        arguments = (x, residual, gain, statistics, x if residual is None else sum, out)
-    elif sweep == BACKWARD:
-        kernel, rows, scalars = norm_sweeps.backward, 2, 2
-        arguments = (x, grad, source, gain, statistics, out, gain_grad)
-    else:
-        kernel, rows, scalars = norm_sweeps.tangent, 5, 8
-        arguments = (x, grad, tangent, gain, statistics, out, tangent_out, gain_grad)
     chunks = constants["CHUNKS"]
-    whole = chunks == 1
-    buffers = [gain.new_empty(batch, *shape) for shape in ((chunks, rows, channels), (scalars, groups)) if shape[0]]
-    phases = ((norm_sweeps.WHOLE, 1),) if whole else (
+
+    def buffer(*shape):
+        return gain.new_empty(batch, *shape) if chunks > 1 else None
+
+    if sweep == FORWARD:
+        kernel = norm_sweeps.forward
+        arguments = (x, residual, gain, statistics, x if residual is None else sum, out, buffer(chunks, 2, channels))
+    elif sweep == BACKWARD:
+        kernel = norm_sweeps.backward
+        arguments = (x, grad, source, gain, statistics, out, gain_grad, buffer(chunks, 2, channels), buffer(2, groups))
+    else:
+        kernel = norm_sweeps.tangent
+        arguments = (x, grad, tangent, gain, statistics, out, tangent_out, gain_grad, buffer(chunks, 5, channels),
+                     buffer(8, groups))
+    phases = ((norm_sweeps.WHOLE, 1),) if chunks == 1 else (
         (norm_sweeps.SUM, chunks), (norm_sweeps.FOLD, 1), (norm_sweeps.WRITE, chunks))
     for phase, parts in phases:
-        launch(kernel, (batch, bundles, parts), *arguments, *((None for _ in buffers) if whole else buffers),
-               PHASE=phase.value, **constants)
+        launch(kernel, (batch, bundles, parts), *arguments, PHASE=phase.value, **constants)
 
 
 def _plan(x, groups, eps, scale_preserving, channels_last):

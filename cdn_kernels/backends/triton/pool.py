@@ -1,4 +1,7 @@
-"""Reductions over the pixels or over all values of a sample, and their adjoints."""
+"""Reductions over the pixels or over all values of a sample, and their adjoints.
+
+Threads sum in the computing type, few values each, and their sums are added in float64.
+"""
 import torch
 import triton
 import triton.language as tl
@@ -60,7 +63,7 @@ def _dot(a, b, partial, size, pixels, parts, LENGTH: tl.constexpr, BLOCK: tl.con
     for step in range(0, LENGTH, BLOCK):
         i = part * LENGTH + step + tl.arange(0, BLOCK)
         total += load(a + start, i, i < size, REAL) * load(b + start, i, i < size, REAL)
-    tl.store(partial + tl.program_id(0), tl.sum(total, 0) / pixels)
+    tl.store(partial + tl.program_id(0), (tl.sum(total.to(tl.float64), 0) / pixels).to(REAL))
 
 
 @triton.jit
@@ -82,7 +85,8 @@ def _mean(a, partial, parts, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COLUM
     for step in range(0, LENGTH, ROWS):
         offsets, inside = tile(part * LENGTH + step, channel, used, PIXELS, CHANNELS, LAST, ROWS)
         total += load(a, offsets, inside, REAL)
-    tl.store(partial + (sample * parts + part) * CHANNELS + channel, tl.sum(total, 0) / PIXELS, mask=used)
+    mean = (tl.sum(total.to(tl.float64), 0) / PIXELS).to(REAL)
+    tl.store(partial + (sample * parts + part) * CHANNELS + channel, mean, mask=used)
 
 
 @triton.jit
