@@ -87,8 +87,9 @@ def norm_sweeps(operations, shape, groups, dtype, keep, last):
 
 def gelu_sweeps(operations, dtype):
     u = empty(4096, dtype=dtype)
-    for sweep, *others in ((interface.FORWARD, None, None), (interface.BACKWARD, u, u), (interface.TANGENT, u, u)):
-        operations.gelu(sweep, u, *others, u, u)
+    operations.gelu(interface.FORWARD, u, None, None, u, None)
+    operations.gelu(interface.BACKWARD, u, u, u, u, None)
+    operations.gelu(interface.TANGENT, u, u, u, u, u)
 
 
 def pooling(operations, dtype, last):
@@ -109,20 +110,22 @@ def noise(operations, dtype, channels):
 # The stages of a residual network of width 64 on 32 x 32 pixels, a large image, and other dtypes, layouts and widths.
 STAGES = [((4, 64, 32, 32), 8), ((4, 128, 16, 16), 16), ((4, 256, 8, 8), 32), ((4, 512, 4, 4), 64)]
 NORMS = [*((*stage, BF16, True, True) for stage in STAGES), (*STAGES[0], BF16, False, True),
-         ((2, 64, 224, 224), 8, BF16, True, True), *((*STAGES[0], dtype, True, True) for dtype in (FP16, FP32, FP64)),
-         (*STAGES[0], BF16, True, False), (*STAGES[3], FP32, True, True), ((2, 200, 7, 3), 25, FP32, True, True),
+         ((2, 64, 224, 224), 8, BF16, True, True), (*STAGES[0], FP32, True, True), (*STAGES[0], FP64, True, True),
+         (*STAGES[0], BF16, True, False), ((2, 200, 7, 3), 25, FP32, True, True),
          ((2, 12, 5, 3), 2, FP16, False, False), ((1, 4096, 1, 2), 4, BF16, True, True)]
 CASES = {
     **{"norm " + " ".join(map(str, case)): (norm_sweeps, case) for case in NORMS},
     **{f"gelu {dtype}": (gelu_sweeps, (dtype,)) for dtype in (BF16, FP16, FP32, FP64)},
-    **{f"pool {dtype} {last}": (pooling, (dtype, last)) for dtype in (BF16, FP32, FP64) for last in (True, False)},
-    **{f"noise {dtype} {channels}": (noise, (dtype, channels)) for dtype in (BF16, FP32, FP64) for channels in (0, 3)},
+    **{f"pool {dtype} {last}": (pooling, (dtype, last))
+       for dtype, last in ((BF16, True), (BF16, False), (FP32, True), (FP64, True))},
+    **{f"noise {dtype} {channels}": (noise, (dtype, channels))
+       for dtype, channels in ((BF16, 0), (BF16, 3), (FP32, 3), (FP64, 0))},
 }
 
 
 # Where images are read and written in 16 bytes: channels last, rows of whole such; not the noise, which lies across.
 WIDE = {name for name in CASES if not name.startswith("noise") and "(2, 200" not in name and "(2, 12" not in name}
-FOLD = 2  # the phase that reads no image
+WHOLE = 0  # the phase of the norm that reads and writes all of its images
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,5 +156,5 @@ def test_kernels_compile_to_what_they_should(case, capability):
         # phi of a value must not depend on what is done with it: ptxas may fuse these, and not their .rn forms.
         assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", kernel.ptx)
         images = sum(isinstance(a, torch.Tensor) and a.numel() >= 4096 for a in launch.arguments)
-        if case in WIDE and launch.constants.get("PHASE") != FOLD:
+        if case in WIDE and launch.constants.get("PHASE", WHOLE) == WHOLE:
             assert kernel.wide_loads + kernel.wide_stores >= images
