@@ -158,15 +158,14 @@ def forward(x, residual, gain, statistics, v, out, sums, PHASE: tl.constexpr, PI
         if KEEP:
             common = _over_groups(variance, exists, GROUPS)
             s = tl.sqrt(common)
-            inverse = 1.0 / (variance + EPS * common)
             # A dead sample, and only that, has nothing to normalize; NaN stays NaN.
+            inverse = 1.0 / tl.where(s == 0, 1.0, variance + EPS * common)
             r = tl.where(s == 0, 0.0, tl.sqrt(inverse))
-            k = tl.where(s == 0, 0.0, variance * inverse)
         else:
             s = tl.full([], 1.0, REAL)
             inverse = 1.0 / (variance + EPS)
             r = tl.sqrt(inverse)
-            k = variance * inverse
+        k = variance * inverse
         tl.store(statistics + group, pivot, mask=exists)
         tl.store(statistics + GROUPS + group, mean, mask=exists)
         tl.store(statistics + 2 * GROUPS + group, r, mask=exists)
