@@ -4,8 +4,8 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cpu
-from .backends.dispatch import IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
+from .backends import cpu, triton
+from .backends.dispatch import AUTOMATIC, IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -24,8 +24,8 @@ def describe(impl="auto"):
         ValueError: an unknown impl.
     """
     check_impl(impl)
-    return [(operation, _fastest(operation, kernels if impl == "auto" else {impl} & set(kernels)))
-            for operation, kernels in OPERATIONS.items()]
+    backends = AUTOMATIC["cpu"] if impl == "auto" else () if impl == "reference" else (impl,)
+    return [(operation, _fastest(operation, backends)) for operation in OPERATIONS]
 
 
 def fused_operations(impl="auto"):
@@ -44,6 +44,13 @@ def _fastest(operation, backends):
     return next(usable, "reference")
 
 
+def _triton():
+    reason = triton.can_use_triton(torch.device("cpu" if triton.INTERPRETED else "cuda"), torch.float32)
+    if reason:
+        return f"not available: {reason}"
+    return "available, interpreted on the CPU" if triton.INTERPRETED else f"available on {torch.cuda.get_device_name()}"
+
+
 def main():
     """Print versions, backends and the table of operations."""
     print(f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -51,11 +58,12 @@ def main():
     print("backends")
     print("  reference   available: plain PyTorch, any device")
     if cpu.MISSING:
-        print(f"  cpu         not available: {cpu.MISSING}\n")
+        print(f"  cpu         not available: {cpu.MISSING}")
     else:
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
-        print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}\n")
+        print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
+    print(f"  triton      {_triton()}\n")
     width = max(map(len, OPERATIONS))
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  runs on")
     for operation, backend in describe():

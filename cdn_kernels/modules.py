@@ -17,7 +17,7 @@ class ConvGELU(nn.Module):
         in_channels, out_channels: of images [B, in_channels, H, W].
         kernel_size: odd.
         stride: 1 or more.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Raises:
         ValueError: an even kernel_size.
@@ -47,7 +47,7 @@ class GELUGroupNorm(nn.Module):
         num_channels: of images [B, num_channels, H, W], divisible by num_groups.
         eps: regularization of the variance, > 0; relative to its mean over groups if scale_preserving.
         scale_preserving: keep the deviation that the groups of a sample have in common.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Raises:
         ValueError: num_groups does not divide num_channels.

@@ -10,15 +10,13 @@ from pathlib import Path
 import torch
 
 from ..noise import LAWS
+from .interface import TYPES
 
 INTERFACE = 7  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
-FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass
-DOT, SCALE, MEAN, SPREAD = range(4)  # the kinds of pooling
 CONV_FORWARD, CONV_INPUT, CONV_WEIGHT = range(3)  # the three maps of a convolution
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 _SIGNATURES = {
     "cdn_interface": (),
@@ -65,6 +63,7 @@ def load(path):
 # Once, at import, in well under a millisecond: a constant that torch.compile can see through.
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
+USABLE = CAPABILITIES[:CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
 ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
 
 

@@ -1,30 +1,36 @@
 """Choose the backend of an operation, and say why another cannot run."""
 import contextlib
 import functools
+import importlib
 import threading
 import warnings
 
 import torch
 
 from . import cpu
+from .triton import can_use_triton
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
-# Every operation of the library, and the backends that have a kernel of their own for it, fastest first.
+# Every operation of the library, and the backends that have kernels for it. Convolutions of the triton backend are
+# torch's; what it adds to them is the order of calls.
 OPERATIONS = {
-    "sample_noise": ("cpu",),
-    "standard_normal": ("cpu",),
-    "sample_sigma": ("cpu",),
-    "denoising_loss": ("cpu",),
-    "gelu": ("cpu",),
-    "conv2d": ("cpu",),
-    "conv2d_gelu": ("cpu",),
-    "gelu_group_norm": ("cpu",),
-    "channel_mean": ("cpu",),
-    "energy": ("cpu",),
+    "sample_noise": ("cpu", "triton"),
+    "standard_normal": ("cpu", "triton"),
+    "sample_sigma": ("cpu", "triton"),
+    "denoising_loss": ("cpu", "triton"),
+    "gelu": ("cpu", "triton"),
+    "conv2d": ("cpu", "triton"),
+    "conv2d_gelu": ("cpu", "triton"),
+    "gelu_group_norm": ("cpu", "triton"),
+    "channel_mean": ("cpu", "triton"),
+    "energy": ("cpu", "triton"),
 }
 
-_CAN_USE = {"cpu": cpu.can_use_cpu}
+# What impl="auto" tries for tensors of a type of device, fastest first.
+AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton",)}
+
+_CAN_USE = {"cpu": cpu.can_use_cpu, "triton": can_use_triton}
 
 
 class _Automatic(threading.local):
@@ -76,7 +82,7 @@ def resolve(operation, impl, device, dtype):
         if reason:
             raise RuntimeError(f"{operation}: impl={impl!r} cannot run: {reason}")
         return impl
-    for backend in OPERATIONS[operation]:
+    for backend in AUTOMATIC.get(device.type, ()):
         if why_not(operation, backend, device, dtype) is None:
             return backend
     if cpu.MISSING and device.type == "cpu" and not torch.compiler.is_compiling():
@@ -89,6 +95,16 @@ def why_not(operation, backend, device, dtype):
     if backend not in OPERATIONS[operation]:
         return f"the {backend} backend has no kernel for this operation yet"
     return _CAN_USE[backend](device, dtype)
+
+
+def kernels(backend):
+    """Return the module with the kernels of a backend, all of which offer the functions of cpu.py.
+
+    That of triton is imported when it is first asked for.
+    """
+    if backend == "cpu":
+        return cpu
+    return importlib.import_module(f"{__package__}.{backend}.operations")
 
 
 def check_impl(impl):

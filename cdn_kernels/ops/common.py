@@ -1,10 +1,19 @@
 """What the registered operations share: layouts, dtypes, and what a backward pass is asked for."""
 import torch
 
-from ..backends import cpu
 from ..backends.dispatch import check_impl, resolve
+from ..backends.interface import TYPES
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
+
+
+def register(name, function, fake):
+    """Register what an operation does on every device, and how its results look.
+
+    The argument ``backend`` of an operation says whose kernels it runs, and goes with it into its derivatives.
+    """
+    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cdn_kernels::{name}", fake, lib=LIBRARY)
 
 
 def is_channels_last(x):
@@ -54,7 +63,7 @@ def resolve_untransformed(operation, impl, x):
 
 def check_dtype(name, dtype):
     """Raise TypeError unless the kernels have code for a dtype."""
-    if dtype not in cpu.TYPES:
+    if dtype not in TYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
 
 

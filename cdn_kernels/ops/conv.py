@@ -12,12 +12,12 @@ import torch
 
 from .. import reference
 from . import convolve
-from .common import LIBRARY, as_input, asked_for, check_tensor, resolve_untransformed
+from .common import LIBRARY, as_input, asked_for, check_tensor, register, resolve_untransformed
 
-LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride) -> Tensor")
-LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep) -> (Tensor, Tensor)")
-LIBRARY.define("conv2d_input(Tensor grad, Tensor weight, SymInt[] shape, int stride) -> Tensor")
-LIBRARY.define("conv2d_weight(Tensor x, Tensor grad, int size, int stride) -> Tensor")
+LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride, str backend) -> Tensor")
+LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep, str backend) -> (Tensor, Tensor)")
+LIBRARY.define("conv2d_input(Tensor grad, Tensor weight, SymInt[] shape, int stride, str backend) -> Tensor")
+LIBRARY.define("conv2d_weight(Tensor x, Tensor grad, int size, int stride, str backend) -> Tensor")
 
 
 def conv2d(x, weight, stride=1, *, impl="auto"):
@@ -28,7 +28,8 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         weight: filters [O, I, k, k], k odd; zero padding of k // 2 on each side. Under autocast, both are rounded to
             its dtype.
         stride: 1 or more.
-        impl: "auto", "reference" (torch's convolution and its own double backward), or "cpu".
+        impl: "auto", "reference" (torch's convolution and its own double backward), "cpu", or "triton"
+            (torch's convolutions, arranged as all backends arrange them).
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)]. Differentiable to any order, in first-order convolutions only.
@@ -37,9 +38,10 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         TypeError, ValueError: an argument of the wrong type or shape.
     """
     _check(x, weight, stride)
-    if resolve_untransformed("conv2d", impl, x) == "reference":
+    backend = resolve_untransformed("conv2d", impl, x)
+    if backend == "reference":
         return reference.conv2d(x, weight, stride)
-    return torch.ops.cdn_kernels.conv2d(*_as_autocast(x, weight), stride)
+    return torch.ops.cdn_kernels.conv2d(*_as_autocast(x, weight), stride, backend)
 
 
 def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
@@ -51,11 +53,12 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
         ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
     """
     _check(x, weight, stride)
-    if resolve_untransformed("conv2d_gelu", impl, x) == "reference":
+    backend = resolve_untransformed("conv2d_gelu", impl, x)
+    if backend == "reference":
         return reference.conv2d_gelu(x, weight, stride)
     x, weight = _as_autocast(x, weight)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep)[0]
+    return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep, backend)[0]
 
 
 def _as_autocast(x, weight):
@@ -82,13 +85,13 @@ def _check(x, weight, stride):
         raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
 
 
-def _forward_gelu(x, weight, stride, keep):
-    out, u = convolve.forward_gelu(x, weight, stride, keep)
+def _forward_gelu(x, weight, stride, keep, backend):
+    out, u = convolve.forward_gelu(x, weight, stride, keep, backend)
     return out, out.new_empty(0) if u is None else u
 
 
-def _empty_forward_gelu(x, weight, stride, keep):
-    out = convolve.empty_forward(x, weight, stride)
+def _empty_forward_gelu(x, weight, stride, keep, backend):
+    out = convolve.empty_forward(x, weight, stride, backend)
     return out, torch.empty_like(out) if keep else out.new_empty(0)
 
 
@@ -96,24 +99,25 @@ for _name, _function, _fake in (
         ("conv2d", convolve.forward, convolve.empty_forward), ("conv2d_gelu", _forward_gelu, _empty_forward_gelu),
         ("conv2d_input", convolve.by_input, convolve.empty_by_input),
         ("conv2d_weight", convolve.by_weight, convolve.empty_by_weight)):
-    LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cdn_kernels::{_name}", _fake, lib=LIBRARY)
+    register(_name, _function, _fake)
 
 
 def _save(ctx, inputs, output):
-    first, second, *_, ctx.stride = inputs
+    first, second, *_, stride, backend = inputs
+    ctx.options = stride, backend
     ctx.save_for_backward(first, second)
 
 
 def _conv2d_derivatives(ctx, g):
     x, weight = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d_input(g, weight, x.shape, ctx.stride) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(x, g, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None)
+    return (ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
+            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None)
 
 
 def _save_gelu(ctx, inputs, output):
-    x, weight, ctx.stride, keep = inputs
+    x, weight, stride, keep, backend = inputs
+    ctx.options = stride, backend
     _, u = output
     ctx.save_for_backward(x, weight, u)
     ctx.set_materialize_grads(False)
@@ -124,25 +128,26 @@ def _save_gelu(ctx, inputs, output):
 def _conv2d_gelu_derivatives(ctx, g_out, g_u):
     x, weight, u = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    g = g_u if g_out is None else ops.gelu_backward(u, g_out, g_u)
+    _, backend = ctx.options
+    g = g_u if g_out is None else ops.gelu_backward(u, g_out, g_u, backend)
     if g is None:
-        return None, None, None, None
-    return (ops.conv2d_input(g, weight, x.shape, ctx.stride) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(x, g, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None, None)
+        return None, None, None, None, None
+    return (ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
+            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
 
 
 def _conv2d_input_derivatives(ctx, t):
     grad, weight = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d(t, weight, ctx.stride) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(t, grad, weight.shape[-1], ctx.stride) if asked_for(ctx, 1) else None, None, None)
+    return (ops.conv2d(t, weight, *ctx.options) if asked_for(ctx, 0) else None,
+            ops.conv2d_weight(t, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
 
 
 def _conv2d_weight_derivatives(ctx, t):
     x, grad = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d_input(grad, t, x.shape, ctx.stride) if asked_for(ctx, 0) else None,
-            ops.conv2d(x, t, ctx.stride) if asked_for(ctx, 1) else None, None, None)
+    return (ops.conv2d_input(grad, t, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
+            ops.conv2d(x, t, *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
 
 
 for _name, _derivatives, _setup in (

@@ -6,15 +6,15 @@ Registered with torch as ``denoising_error``, the mean square of ``sigma s + eps
 import torch
 
 from .. import reference
-from ..backends import cpu
+from ..backends.dispatch import kernels
 from ..noise import Noise
 from ..reference import compute_dtype, expand, per_image
-from .common import LIBRARY, as_kernels_take_it, empty_result, resolve_untransformed
+from .common import LIBRARY, as_kernels_take_it, empty_result, register, resolve_untransformed
 from .noise import check_images, check_noise, integers
 
-LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
-LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset) "
-               "-> Tensor")
+LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset, str backend) -> Tensor")
+LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset, "
+               "str backend) -> Tensor")
 
 
 def denoising_loss(score, sigma, noise, *, impl="auto"):
@@ -28,7 +28,7 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
         score: s [B, ...] with at least one value per image; float32, float64, bfloat16 or float16.
         sigma: a float, a 0-d or [B] tensor, >= 0.
         noise: the :class:`Noise` key that eps was drawn from by :func:`cdn_kernels.sample_noise`, or eps itself.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         A scalar in float32 (float64 for float64), differentiable to any order by score and sigma.
@@ -45,40 +45,39 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
         noise = reference.standard_normal(score.shape, noise, compute_dtype(score.dtype), score.device)
     if not isinstance(noise, Noise):
         return reference.denoising_loss(score, sigma, noise)
-    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *integers(noise))
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *integers(noise), backend)
     return errors.sum() / (sigma > 0).sum().clamp(min=1)
 
 
-def _error(score, sigma, seed, offset):
+def _error(score, sigma, seed, offset, backend):
     score, channels = as_kernels_take_it(score)
     errors = torch.empty_like(sigma, memory_format=torch.contiguous_format)
-    cpu.denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
+    kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
     return errors
 
 
-def _error_backward(score, sigma, grad, seed, offset):
+def _error_backward(score, sigma, grad, seed, offset, backend):
     gradient = empty_result(score)
     score, channels = as_kernels_take_it(score)
-    cpu.denoising(score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(), gradient=gradient)
+    kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(),
+                               gradient=gradient)
     return gradient
 
 
-LIBRARY.impl("denoising_error", _error, "CPU")
-LIBRARY.impl("denoising_error_backward", _error_backward, "CPU")
-torch.library.register_fake("cdn_kernels::denoising_error", lambda score, sigma, seed, offset: torch.empty_like(
-    sigma, memory_format=torch.contiguous_format), lib=LIBRARY)
-torch.library.register_fake("cdn_kernels::denoising_error_backward",
-                            lambda score, sigma, grad, seed, offset: empty_result(score), lib=LIBRARY)
+register("denoising_error", _error, lambda score, sigma, seed, offset, backend: torch.empty_like(
+    sigma, memory_format=torch.contiguous_format))
+register("denoising_error_backward", _error_backward, lambda score, *_: empty_result(score))
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.seed, ctx.offset = inputs
+    *tensors, ctx.seed, ctx.offset, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _error_derivative(ctx, g):
     score, sigma = ctx.saved_tensors
-    return torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, ctx.offset), None, None, None
+    gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, ctx.offset, ctx.backend)
+    return gradient, *[None] * 4
 
 
 def _second_derivatives(ctx, t):
@@ -87,8 +86,9 @@ def _second_derivatives(ctx, t):
     scale = 2 * sigma / (score.numel() // score.shape[0])
     by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)
     real = score.to(grad.dtype)
-    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, ctx.offset)
-    return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), None, None
+    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, ctx.offset,
+                                                          ctx.backend)
+    return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), *[None] * 3
 
 
 torch.library.register_autograd("cdn_kernels::denoising_error", _error_derivative, setup_context=_save, lib=LIBRARY)

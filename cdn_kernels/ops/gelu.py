@@ -6,13 +6,14 @@ Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient, p
 import torch
 
 from .. import reference
-from ..backends import cpu
+from ..backends.dispatch import kernels
+from ..backends.interface import BACKWARD, FORWARD, TANGENT
 from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, no_third_order, \
-    resolve_untransformed
+    register, resolve_untransformed
 
-LIBRARY.define("gelu(Tensor u) -> Tensor")
-LIBRARY.define("gelu_backward(Tensor u, Tensor grad, Tensor? source) -> Tensor")
-LIBRARY.define("gelu_tangent(Tensor u, Tensor grad, Tensor tangent) -> (Tensor, Tensor)")
+LIBRARY.define("gelu(Tensor u, str backend) -> Tensor")
+LIBRARY.define("gelu_backward(Tensor u, Tensor grad, Tensor? source, str backend) -> Tensor")
+LIBRARY.define("gelu_tangent(Tensor u, Tensor grad, Tensor tangent, str backend) -> (Tensor, Tensor)")
 
 
 def gelu(u, *, impl="auto"):
@@ -20,7 +21,7 @@ def gelu(u, *, impl="auto"):
 
     Args:
         u: pre-activations, any shape; float32, float64, bfloat16 or float16.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         The shape, dtype and layout of u (contiguous, unless u is channels last), computed in float32 (float64 for
@@ -31,60 +32,60 @@ def gelu(u, *, impl="auto"):
         RuntimeError: the chosen impl cannot run here.
     """
     check_tensor("u", u)
-    if resolve_untransformed("gelu", impl, u) == "reference":
+    backend = resolve_untransformed("gelu", impl, u)
+    if backend == "reference":
         return reference.gelu(u)
-    return torch.ops.cdn_kernels.gelu(u)
+    return torch.ops.cdn_kernels.gelu(u, backend)
 
 
-def _gelu(u):
-    return _run(cpu.FORWARD, u)[0]
+def _gelu(u, backend):
+    return _run(backend, FORWARD, u)[0]
 
 
-def _gelu_backward(u, grad, source):
-    return _run(cpu.BACKWARD, u, grad, source)[0]
+def _gelu_backward(u, grad, source, backend):
+    return _run(backend, BACKWARD, u, grad, source)[0]
 
 
-def _gelu_tangent(u, grad, tangent):
+def _gelu_tangent(u, grad, tangent, backend):
     """Return (phi' tangent, phi'' grad tangent): the gradients of <phi' grad, tangent> by grad and by u."""
-    out, tangent_out = _run(cpu.TANGENT, u, grad, tangent)
+    out, tangent_out = _run(backend, TANGENT, u, grad, tangent)
     return tangent_out, out
 
 
-def _run(sweep, u, *others):
+def _run(backend, sweep, u, *others):
     out = empty_result(u)
-    tangent_out = torch.empty_like(out) if sweep == cpu.TANGENT else None
+    tangent_out = torch.empty_like(out) if sweep == TANGENT else None
     u, *others = (None if t is None else in_layout(t, is_channels_last(out)) for t in (u, *others))
-    cpu.gelu(sweep, u, *(others + [None, None])[:2], out, tangent_out)
+    kernels(backend).gelu(sweep, u, *(others + [None, None])[:2], out, tangent_out)
     return out, tangent_out
 
 
-LIBRARY.impl("gelu", _gelu, "CPU")
-LIBRARY.impl("gelu_backward", _gelu_backward, "CPU")
-LIBRARY.impl("gelu_tangent", _gelu_tangent, "CPU")
-torch.library.register_fake("cdn_kernels::gelu", empty_result, lib=LIBRARY)
-torch.library.register_fake("cdn_kernels::gelu_backward", lambda u, grad, source: empty_result(u), lib=LIBRARY)
-torch.library.register_fake("cdn_kernels::gelu_tangent",
-                            lambda u, grad, tangent: (empty_result(u), empty_result(u)), lib=LIBRARY)
+register("gelu", _gelu, lambda u, backend: empty_result(u))
+register("gelu_backward", _gelu_backward, lambda u, grad, source, backend: empty_result(u))
+register("gelu_tangent", _gelu_tangent, lambda u, grad, tangent, backend: (empty_result(u), empty_result(u)))
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    u, ctx.backend = inputs
+    ctx.save_for_backward(u)
 
 
 def _save_backward(ctx, inputs, output):
-    u, grad, source = inputs
+    u, grad, source, ctx.backend = inputs
     ctx.has_source = source is not None
     ctx.save_for_backward(u, grad)
 
 
 def _backward_derivatives(ctx, t):
-    by_grad, by_u = torch.ops.cdn_kernels.gelu_tangent(*ctx.saved_tensors, t)
-    return by_u, by_grad, t if ctx.has_source else None
+    by_grad, by_u = torch.ops.cdn_kernels.gelu_tangent(*ctx.saved_tensors, t, ctx.backend)
+    return by_u, by_grad, t if ctx.has_source else None, None
 
 
-torch.library.register_autograd(
-    "cdn_kernels::gelu", lambda ctx, g: torch.ops.cdn_kernels.gelu_backward(*ctx.saved_tensors, g, None),
-    setup_context=_save, lib=LIBRARY)
+def _derivative(ctx, g):
+    return torch.ops.cdn_kernels.gelu_backward(*ctx.saved_tensors, g, None, ctx.backend), None
+
+
+torch.library.register_autograd("cdn_kernels::gelu", _derivative, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("cdn_kernels::gelu_backward", _backward_derivatives, setup_context=_save_backward,
                                 lib=LIBRARY)
 torch.library.register_autograd("cdn_kernels::gelu_tangent", no_third_order, lib=LIBRARY)

@@ -13,11 +13,10 @@ import math
 import torch
 
 from .. import reference
-from ..backends import cpu
-from ..backends.dispatch import resolve
+from ..backends.dispatch import kernels, resolve
 from ..noise import Noise, NoiseLevels
 from ..reference import compute_dtype, per_image
-from .common import LIBRARY, as_kernels_take_it, check_dtype, empty_result, is_channels_last, transformed
+from .common import LIBRARY, as_kernels_take_it, check_dtype, empty_result, is_channels_last, register, transformed
 
 # ------------------------------------------------------------------------------------------------------------
 # Public functions
@@ -31,7 +30,7 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         x: images [B, ...], float32, float64, bfloat16 or float16.
         sigma: a float, a 0-d or [B] tensor, or :class:`NoiseLevels` to draw it from.
         noise: a :class:`Noise` key, or eps itself (the shape and device of x).
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         (y, sigma [B]): y in the dtype of x, rounded once; sigma in float32 (float64 for float64 images). Both
@@ -55,10 +54,10 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
     if isinstance(sigma, NoiseLevels):
-        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *integers(noise))
+        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *integers(noise), backend)
         return y, sigma.detach()
     sigma = per_image(sigma, x, "sigma")
-    return torch.ops.cdn_kernels.add_noise(x, sigma, *integers(noise)), sigma
+    return torch.ops.cdn_kernels.add_noise(x, sigma, *integers(noise), backend), sigma
 
 
 def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format,
@@ -70,7 +69,7 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
         noise: a :class:`Noise` key.
         dtype: float64 draws in float64; float32, bfloat16 and float16 draw in float32 and round.
         memory_format: contiguous, or channels last (4-d shapes); the values do not depend on it.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
     """
     shape, device = torch.Size(shape), torch.device(device)
     check_dtype("dtype", dtype)
@@ -81,9 +80,11 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
         raise ValueError(f"memory_format must be contiguous_format or channels_last, got {memory_format}")
     if memory_format == torch.channels_last and len(shape) != 4:
         raise ValueError(f"memory_format channels_last needs a 4-d shape, got {list(shape)}")
-    if resolve("standard_normal", impl, device, dtype) == "reference":
+    backend = resolve("standard_normal", impl, device, dtype)
+    if backend == "reference":
         return reference.standard_normal(shape, noise, dtype, device).contiguous(memory_format=memory_format)
-    return torch.ops.cdn_kernels.standard_normal(shape, *integers(noise), dtype, device, memory_format)
+    return torch.ops.cdn_kernels.standard_normal(shape, *integers(noise), dtype, device, memory_format,
+                                                 backend)
 
 
 def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", impl="auto"):
@@ -94,10 +95,10 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
         raise TypeError(f"levels must be NoiseLevels, got {type(levels).__name__}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-    if resolve("sample_sigma", impl, device, dtype) == "reference":
+    backend = resolve("sample_sigma", impl, device, dtype)
+    if backend == "reference":
         return reference.sample_sigma(batch, noise, levels, dtype, device)
-    return torch.ops.cdn_kernels.sample_sigma(
-        batch, *_law(levels), *integers(noise), dtype, device)
+    return torch.ops.cdn_kernels.sample_sigma(batch, *_law(levels), *integers(noise), dtype, device, backend)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -144,26 +145,26 @@ def _law(levels):
 # Registration
 # ------------------------------------------------------------------------------------------------------------
 
-LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, SymInt offset) -> Tensor")
+LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, SymInt offset, str backend) -> Tensor")
 LIBRARY.define("sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
-               "SymInt offset) -> (Tensor, Tensor)")
+               "SymInt offset, str backend) -> (Tensor, Tensor)")
 LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, SymInt offset, ScalarType dtype, Device device, "
-               "MemoryFormat memory_format) -> Tensor")
+               "MemoryFormat memory_format, str backend) -> Tensor")
 LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
-               "SymInt offset, ScalarType dtype, Device device) -> Tensor")
+               "SymInt offset, ScalarType dtype, Device device, str backend) -> Tensor")
 
 
-def _add_noise(x, sigma, seed, offset):
+def _add_noise(x, sigma, seed, offset, backend):
     y = empty_result(x)
     x, channels = as_kernels_take_it(x)
-    cpu.add_noise(x, sigma.contiguous(), y, seed, offset, channels)
+    kernels(backend).add_noise(x, sigma.contiguous(), y, seed, offset, channels)
     return y
 
 
-def _sample_noise(x, law, low, high, clean_share, seed, offset):
+def _sample_noise(x, law, low, high, clean_share, seed, offset, backend):
     y, sigma = _empty_results(x)
     x, channels = as_kernels_take_it(x)
-    cpu.sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
+    kernels(backend).sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
     return y, sigma
 
 
@@ -172,20 +173,20 @@ def _empty_results(x):
     return empty_result(x), torch.empty(x.shape[:1], dtype=compute_dtype(x.dtype), device=x.device)
 
 
-def _standard_normal(shape, seed, offset, dtype, device, memory_format):
+def _standard_normal(shape, seed, offset, dtype, device, memory_format, backend):
     eps = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
-    cpu.add_noise(None, None, eps, seed, offset, eps.shape[1] if is_channels_last(eps) else 0)
+    kernels(backend).add_noise(None, None, eps, seed, offset, eps.shape[1] if is_channels_last(eps) else 0)
     return eps
 
 
-def _sample_sigma(batch, law, low, high, clean_share, seed, offset, dtype, device):
+def _sample_sigma(batch, law, low, high, clean_share, seed, offset, dtype, device, backend):
     sigma = torch.empty(batch, dtype=dtype, device=device)
-    cpu.sample_sigma(sigma, law, low, high, clean_share, seed, offset)
+    kernels(backend).sample_sigma(sigma, law, low, high, clean_share, seed, offset)
     return sigma
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, _, ctx.seed, ctx.offset = inputs
+    x, _, ctx.seed, ctx.offset, ctx.backend = inputs
     ctx.shape = x.shape
 
 
@@ -195,31 +196,21 @@ def _add_noise_backward(ctx, g):
     if ctx.needs_input_grad[1]:
         real = compute_dtype(g.dtype)
         eps = torch.ops.cdn_kernels.standard_normal(ctx.shape, ctx.seed, ctx.offset, real, g.device,
-                                                    torch.contiguous_format)
+                                                    torch.contiguous_format, ctx.backend)
         g_sigma = (g.to(real) * eps).reshape(ctx.shape[0], math.prod(ctx.shape[1:])).sum(1)
-    return g, g_sigma, None, None
+    return g, g_sigma, None, None, None
 
 
-LIBRARY.impl("add_noise", _add_noise, "CPU")
-LIBRARY.impl("sample_noise", _sample_noise, "CPU")
-LIBRARY.impl("standard_normal", _standard_normal, "CompositeExplicitAutograd")
-LIBRARY.impl("sample_sigma", _sample_sigma, "CompositeExplicitAutograd")
-
-torch.library.register_fake(
-    "cdn_kernels::add_noise", lambda x, sigma, seed, offset: empty_result(x), lib=LIBRARY)
-torch.library.register_fake(
-    "cdn_kernels::sample_noise",
-    lambda x, law, low, high, clean_share, seed, offset: _empty_results(x), lib=LIBRARY)
-torch.library.register_fake(
-    "cdn_kernels::standard_normal",
-    lambda shape, seed, offset, dtype, device, memory_format: torch.empty(
-        shape, dtype=dtype, device=device, memory_format=memory_format), lib=LIBRARY)
-torch.library.register_fake(
-    "cdn_kernels::sample_sigma",
-    lambda batch, law, low, high, clean_share, seed, offset, dtype, device: torch.empty(
-        batch, dtype=dtype, device=device), lib=LIBRARY)
+register("add_noise", _add_noise, lambda x, sigma, seed, offset, backend: empty_result(x))
+register("sample_noise", _sample_noise, lambda x, *_: _empty_results(x))
+register("standard_normal", _standard_normal,
+         lambda shape, seed, offset, dtype, device, memory_format, backend: torch.empty(
+             shape, dtype=dtype, device=device, memory_format=memory_format))
+register("sample_sigma", _sample_sigma,
+         lambda batch, law, low, high, clean_share, seed, offset, dtype, device, backend: torch.empty(
+             batch, dtype=dtype, device=device))
 torch.library.register_autograd(
     "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY)
 # A drawn sigma is a constant, and y moves with x one to one.
 torch.library.register_autograd(
-    "cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, None, None, None, None, None, None), lib=LIBRARY)
+    "cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, *[None] * 7), lib=LIBRARY)

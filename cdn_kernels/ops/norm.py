@@ -8,17 +8,20 @@ is the ordinary backward plus that source.
 import torch
 
 from .. import reference
-from ..backends import cpu
+from ..backends.dispatch import kernels
+from ..backends.interface import BACKWARD, FORWARD, TANGENT
 from ..reference import compute_dtype
 from .common import LIBRARY, as_input, asked_for, check_tensor, empty_result, in_layout, is_channels_last, \
-    no_third_order, resolve_untransformed
+    no_third_order, register, resolve_untransformed
 
 LIBRARY.define("gelu_group_norm(Tensor x, Tensor? residual, Tensor gain, int groups, float eps, "
-               "bool scale_preserving) -> (Tensor, Tensor, Tensor)")
+               "bool scale_preserving, str backend) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define("gelu_group_norm_backward(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor? source, "
-               "int groups, float eps, bool scale_preserving, bool with_gain) -> (Tensor, Tensor)")
+               "int groups, float eps, bool scale_preserving, bool with_gain, "
+               "str backend) -> (Tensor, Tensor)")
 LIBRARY.define("gelu_group_norm_tangent(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor tangent, "
-               "int groups, float eps, bool scale_preserving, bool with_gain) -> (Tensor, Tensor, Tensor)")
+               "int groups, float eps, bool scale_preserving, bool with_gain, "
+               "str backend) -> (Tensor, Tensor, Tensor)")
 
 
 def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True, impl="auto"):
@@ -33,7 +36,7 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
         residual: None or [B, C, H, W]; the sum is rounded to the dtype of x before anything else.
         eps: regularization of the variance, > 0; absolute (plain) or relative to its mean over groups.
         scale_preserving: which of the two norms.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [B, C, H, W] in the dtype of x and its layout (contiguous, unless x is channels last); statistics are taken in
@@ -44,11 +47,12 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
         RuntimeError: the chosen impl cannot run here.
     """
     _check(x, weight, groups, residual, eps)
-    if resolve_untransformed("gelu_group_norm", impl, x) == "reference":
+    backend = resolve_untransformed("gelu_group_norm", impl, x)
+    if backend == "reference":
         return reference.gelu_group_norm(x, weight, groups, residual=residual, eps=eps,
                                          scale_preserving=scale_preserving)
     gain = as_input(weight.to(compute_dtype(x.dtype)))
-    return torch.ops.cdn_kernels.gelu_group_norm(x, residual, gain, groups, eps, scale_preserving)[0]
+    return torch.ops.cdn_kernels.gelu_group_norm(x, residual, gain, groups, eps, scale_preserving, backend)[0]
 
 
 def _check(x, weight, groups, residual, eps):
@@ -76,57 +80,57 @@ def _check(x, weight, groups, residual, eps):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _empty_outputs(x, residual, gain, groups, eps, scale_preserving):
+def _empty_outputs(x, residual, gain, groups, eps, scale_preserving, backend):
     v = empty_result(x) if residual is not None else x.new_empty(0)
     return empty_result(x), v, gain.new_empty(x.shape[0], 4 * groups + 1)
 
 
-def _forward(x, residual, gain, groups, eps, scale_preserving):
-    z, v, statistics = _empty_outputs(x, residual, gain, groups, eps, scale_preserving)
+def _forward(x, residual, gain, groups, eps, scale_preserving, backend):
+    z, v, statistics = _empty_outputs(x, residual, gain, groups, eps, scale_preserving, backend)
     last = is_channels_last(z)
     x = in_layout(x, last)
     if residual is not None:
         residual = in_layout(residual, last)
-    cpu.gelu_norm(cpu.FORWARD, x, gain.contiguous(), groups, eps, scale_preserving, last, statistics=statistics,
-                  out=z, residual=residual, sum=v)
+    kernels(backend).gelu_norm(FORWARD, x, gain.contiguous(), groups, eps, scale_preserving, last,
+                               statistics=statistics, out=z, residual=residual, sum=v)
     return z, v, statistics
 
 
-def _empty_gradients(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain):
+def _empty_gradients(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain, backend):
     return empty_result(v), gain.new_empty(gain.shape[0] if with_gain else 0)
 
 
-def _backward(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain):
+def _backward(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain, backend):
     out = empty_result(v)
     last = is_channels_last(out)
     v, grad = in_layout(v, last), in_layout(grad, last)
     source = None if source is None else in_layout(source, last)
     shares = gain.new_empty(v.shape[0], gain.shape[0]) if with_gain else None
-    cpu.gelu_norm(cpu.BACKWARD, v, gain.contiguous(), groups, eps, scale_preserving, last, statistics=statistics,
-                  out=out, grad=grad, source=source, gain_grad=shares)
+    kernels(backend).gelu_norm(BACKWARD, v, gain.contiguous(), groups, eps, scale_preserving, last,
+                               statistics=statistics, out=out, grad=grad, source=source, gain_grad=shares)
     return out, shares.sum(0) if with_gain else gain.new_empty(0)
 
 
-def _empty_tangents(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain):
+def _empty_tangents(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain, backend):
     return empty_result(v), empty_result(v), gain.new_empty(gain.shape[0] if with_gain else 0)
 
 
-def _tangent(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain):
+def _tangent(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain, backend):
     """Return (zdot, source, dgain): the gradients of <g_v, tangent> by grad, v and gain."""
     zdot = empty_result(v)
     source = torch.empty_like(zdot)
     last = is_channels_last(zdot)
     v, grad, tangent = (in_layout(t, last) for t in (v, grad, tangent))
     shares = gain.new_empty(v.shape[0], gain.shape[0]) if with_gain else None
-    cpu.gelu_norm(cpu.TANGENT, v, gain.contiguous(), groups, eps, scale_preserving, last, statistics=statistics,
-                  out=source, grad=grad, tangent=tangent, tangent_out=zdot, gain_grad=shares)
+    kernels(backend).gelu_norm(TANGENT, v, gain.contiguous(), groups, eps, scale_preserving, last,
+                               statistics=statistics, out=source, grad=grad, tangent=tangent, tangent_out=zdot,
+                               gain_grad=shares)
     return zdot, source, shares.sum(0) if with_gain else gain.new_empty(0)
 
 
 for _name, _kernel, _fake in (("", _forward, _empty_outputs), ("_backward", _backward, _empty_gradients),
                               ("_tangent", _tangent, _empty_tangents)):
-    LIBRARY.impl(f"gelu_group_norm{_name}", _kernel, "CPU")
-    torch.library.register_fake(f"cdn_kernels::gelu_group_norm{_name}", _fake, lib=LIBRARY)
+    register(f"gelu_group_norm{_name}", _kernel, _fake)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ for _name, _kernel, _fake in (("", _forward, _empty_outputs), ("_backward", _bac
 
 
 def _save_forward(ctx, inputs, output):
-    x, residual, gain, *ctx.options = inputs
+    x, residual, gain, *ctx.options, ctx.backend = inputs
     _, v, statistics = output
     ctx.added = residual is not None
     ctx.save_for_backward(v if ctx.added else x, statistics, gain)
@@ -145,15 +149,16 @@ def _save_forward(ctx, inputs, output):
 
 def _forward_derivatives(ctx, g_z, g_v, g_statistics):
     if g_z is None:
-        return g_v, g_v if ctx.added else None, None, None, None, None
+        return g_v, g_v if ctx.added else None, None, None, None, None, None
     v, statistics, gain = ctx.saved_tensors
     with_gain = asked_for(ctx, 2, missing=not ctx.added)
-    g, g_gain = torch.ops.cdn_kernels.gelu_group_norm_backward(v, statistics, gain, g_z, g_v, *ctx.options, with_gain)
-    return g, g if ctx.added else None, g_gain if with_gain else None, None, None, None
+    g, g_gain = torch.ops.cdn_kernels.gelu_group_norm_backward(v, statistics, gain, g_z, g_v, *ctx.options, with_gain,
+                                                               ctx.backend)
+    return g, g if ctx.added else None, g_gain if with_gain else None, None, None, None, None
 
 
 def _save_backward(ctx, inputs, output):
-    v, statistics, gain, grad, source, *ctx.options, ctx.with_gain = inputs
+    v, statistics, gain, grad, source, *ctx.options, ctx.with_gain, ctx.backend = inputs
     ctx.has_source = source is not None
     ctx.save_for_backward(v, statistics, gain, grad)
     ctx.set_materialize_grads(False)
@@ -168,15 +173,16 @@ def _backward_derivatives(ctx, t, t_gain):
     by_v = by_gain = by_grad = None
     if t is not None:
         with_gain = asked_for(ctx, 2)
-        by_grad, by_v, by_gain = ops.gelu_group_norm_tangent(v, statistics, gain, grad, t, *ctx.options, with_gain)
+        by_grad, by_v, by_gain = ops.gelu_group_norm_tangent(v, statistics, gain, grad, t, *ctx.options, with_gain,
+                                                                ctx.backend)
         by_gain = by_gain if with_gain else None
     if t_gain is not None and ctx.with_gain:
         # z is linear in the gain: g_gain is z with the gain t_gain, against the gradient.
-        more_grad = ops.gelu_group_norm(v, None, t_gain, *ctx.options)[0]
-        more_v, _ = ops.gelu_group_norm_backward(v, statistics, t_gain, grad, None, *ctx.options, False)
+        more_grad = ops.gelu_group_norm(v, None, t_gain, *ctx.options, ctx.backend)[0]
+        more_v, _ = ops.gelu_group_norm_backward(v, statistics, t_gain, grad, None, *ctx.options, False, ctx.backend)
         by_grad = more_grad if by_grad is None else by_grad + more_grad
         by_v = more_v if by_v is None else by_v + more_v
-    return by_v, None, by_gain, by_grad, t if ctx.has_source else None, None, None, None, None
+    return by_v, None, by_gain, by_grad, t if ctx.has_source else None, None, None, None, None, None
 
 
 torch.library.register_autograd("cdn_kernels::gelu_group_norm", _forward_derivatives, setup_context=_save_forward,

@@ -7,16 +7,17 @@ adjoint ``sample_scale``. Images stay in their storage type; values are float32 
 import torch
 
 from .. import reference
-from ..backends import cpu
+from ..backends.dispatch import kernels
+from ..backends.interface import DOT, MEAN, SCALE, SPREAD
 from ..reference import compute_dtype
-from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, resolve_untransformed
+from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, register, resolve_untransformed
 from .conv import conv2d
 
-LIBRARY.define("channel_mean(Tensor h) -> Tensor")
-LIBRARY.define("channel_spread(Tensor values, Tensor like) -> Tensor")
-LIBRARY.define("sample_square(Tensor e) -> Tensor")
-LIBRARY.define("sample_dot(Tensor a, Tensor b) -> Tensor")
-LIBRARY.define("sample_scale(Tensor a, Tensor values) -> Tensor")
+LIBRARY.define("channel_mean(Tensor h, str backend) -> Tensor")
+LIBRARY.define("channel_spread(Tensor values, Tensor like, str backend) -> Tensor")
+LIBRARY.define("sample_square(Tensor e, str backend) -> Tensor")
+LIBRARY.define("sample_dot(Tensor a, Tensor b, str backend) -> Tensor")
+LIBRARY.define("sample_scale(Tensor a, Tensor values, str backend) -> Tensor")
 
 
 def channel_mean(h, *, impl="auto"):
@@ -24,7 +25,7 @@ def channel_mean(h, *, impl="auto"):
 
     Args:
         h: [B, C, H, W] with at least one pixel; float32, float64, bfloat16 or float16.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         [B, C] in float32 (float64 for float64). Differentiable to any order.
@@ -34,9 +35,10 @@ def channel_mean(h, *, impl="auto"):
         RuntimeError: the chosen impl cannot run here.
     """
     _check_images("h", h)
-    if resolve_untransformed("channel_mean", impl, h) == "reference":
+    backend = resolve_untransformed("channel_mean", impl, h)
+    if backend == "reference":
         return reference.channel_mean(h)
-    return torch.ops.cdn_kernels.channel_mean(h)
+    return torch.ops.cdn_kernels.channel_mean(h, backend)
 
 
 def energy(features, maps, *, impl="auto"):
@@ -45,7 +47,7 @@ def energy(features, maps, *, impl="auto"):
     Args:
         features: list of [B, C_l, H_l, W_l].
         maps: list of 1x1 filters A_l [E_l, C_l, 1, 1].
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "triton".
 
     Returns:
         q [B] in float32 (float64 for float64). Differentiable to any order.
@@ -58,9 +60,11 @@ def energy(features, maps, *, impl="auto"):
         raise ValueError(f"maps must be one per feature image, {len(features)}, got {len(maps)}")
     for h in features:
         _check_images("features", h)
-    if resolve_untransformed("energy", impl, features[0]) == "reference":
+    backend = resolve_untransformed("energy", impl, features[0])
+    if backend == "reference":
         return reference.energy(features, maps)
-    terms = [torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl)) for h, weight in zip(features, maps)]
+    terms = [torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl), backend)
+             for h, weight in zip(features, maps)]
     return torch.stack(terms).sum(0)
 
 
@@ -79,7 +83,7 @@ def _values(h, *shape):
     return torch.empty(shape, dtype=compute_dtype(h.dtype), device=h.device)
 
 
-def _empty_means(h):
+def _empty_means(h, backend):
     return _values(h, *h.shape[:2])
 
 
@@ -87,71 +91,81 @@ def _empty_sums(e, *_):
     return _values(e, e.shape[0])
 
 
-def _channel_mean(h):
-    values, last = _empty_means(h), is_channels_last(h)
-    cpu.pool(cpu.MEAN, h.shape, last, values, a=in_layout(h, last))
+def _channel_mean(h, backend):
+    values, last = _empty_means(h, backend), is_channels_last(h)
+    kernels(backend).pool(MEAN, h.shape, last, values, a=in_layout(h, last))
     return values
 
 
-def _channel_spread(values, like):
+def _channel_spread(values, like, backend):
     out = empty_result(like)
-    cpu.pool(cpu.SPREAD, out.shape, is_channels_last(out), values.contiguous(), out=out)
+    kernels(backend).pool(SPREAD, out.shape, is_channels_last(out), values.contiguous(), out=out)
     return out
 
 
-def _sample_dot(a, b):
+def _sample_dot(a, b, backend):
     values, last = _empty_sums(a), is_channels_last(a)
-    cpu.pool(cpu.DOT, a.shape, last, values, a=in_layout(a, last), b=in_layout(b, last))
+    kernels(backend).pool(DOT, a.shape, last, values, a=in_layout(a, last), b=in_layout(b, last))
     return values
 
 
-def _sample_scale(a, values):
+def _sample_scale(a, values, backend):
     out = empty_result(a)
     last = is_channels_last(out)
-    cpu.pool(cpu.SCALE, a.shape, last, values.contiguous(), a=in_layout(a, last), out=out)
+    kernels(backend).pool(SCALE, a.shape, last, values.contiguous(), a=in_layout(a, last), out=out)
     return out
 
 
 for _name, _kernel, _fake in (
         ("channel_mean", _channel_mean, _empty_means),
-        ("channel_spread", _channel_spread, lambda values, like: empty_result(like)),
-        ("sample_square", lambda e: _sample_dot(e, e), _empty_sums),
+        ("channel_spread", _channel_spread, lambda values, like, backend: empty_result(like)),
+        ("sample_square", lambda e, backend: _sample_dot(e, e, backend), _empty_sums),
         ("sample_dot", _sample_dot, _empty_sums),
-        ("sample_scale", _sample_scale, lambda a, values: empty_result(a))):
-    LIBRARY.impl(_name, _kernel, "CPU")
-    torch.library.register_fake(f"cdn_kernels::{_name}", _fake, lib=LIBRARY)
+        ("sample_scale", _sample_scale, lambda a, values, backend: empty_result(a))):
+    register(_name, _kernel, _fake)
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _save_like(ctx, inputs, output):
     # Only shape, dtype and layout of the images matter: a saved tensor would keep them alive.
-    h = inputs[-1]
+    *_, h, ctx.backend = inputs
     ctx.like = (h.shape, h.dtype, h.device, torch.channels_last if is_channels_last(h) else torch.contiguous_format)
 
 
 def _mean_derivative(ctx, g):
     shape, dtype, device, layout = ctx.like
     like = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
-    return torch.ops.cdn_kernels.channel_spread(g, like)
+    return torch.ops.cdn_kernels.channel_spread(g, like, ctx.backend), None
 
 
 def _dot_derivatives(ctx, g):
     a, b = ctx.saved_tensors
-    return torch.ops.cdn_kernels.sample_scale(b, g), torch.ops.cdn_kernels.sample_scale(a, g)
+    ops = torch.ops.cdn_kernels
+    return ops.sample_scale(b, g, ctx.backend), ops.sample_scale(a, g, ctx.backend), None
 
 
 def _scale_derivatives(ctx, t):
     a, values = ctx.saved_tensors
-    return torch.ops.cdn_kernels.sample_scale(t, values), torch.ops.cdn_kernels.sample_dot(a, t)
+    ops = torch.ops.cdn_kernels
+    return ops.sample_scale(t, values, ctx.backend), ops.sample_dot(a, t, ctx.backend), None
+
+
+def _spread_derivative(ctx, t):
+    return torch.ops.cdn_kernels.channel_mean(t, ctx.backend), None, None
+
+
+def _square_derivative(ctx, g):
+    return torch.ops.cdn_kernels.sample_scale(ctx.saved_tensors[0], 2 * g, ctx.backend), None
 
 
 for _name, _derivatives, _setup in (
         ("channel_mean", _mean_derivative, _save_like),
-        ("channel_spread", lambda ctx, t: (torch.ops.cdn_kernels.channel_mean(t), None), _save_like),
-        ("sample_square", lambda ctx, g: torch.ops.cdn_kernels.sample_scale(ctx.saved_tensors[0], 2 * g), _save),
+        ("channel_spread", _spread_derivative, _save_like),
+        ("sample_square", _square_derivative, _save),
         ("sample_dot", _dot_derivatives, _save),
         ("sample_scale", _scale_derivatives, _save)):
     torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

@@ -14,8 +14,8 @@ def score(log_density, y, *, create_graph=False, impl="auto"):
         log_density: a function or module from samples [B, ...] to one value per sample [B].
         y: samples [B, ...].
         create_graph: keep the graph, so that the score can be differentiated again.
-        impl: what runs the library's operations inside log_density, where these leave it open: "auto", "reference" or
-            "cpu".
+        impl: what runs the library's operations inside log_density, where these leave it open: "auto",
+            "reference", "cpu" or "triton".
 
     Returns:
         s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.

@@ -11,7 +11,7 @@ def derivatives(function, inputs, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def direction(like):
-        values = torch.randn(like.shape, generator=generator, dtype=torch.float64).bfloat16()
+        values = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").bfloat16()
         # Where the input is channels last, so is the direction, as it would be inside a network.
         return torch.empty_like(like).copy_(values)
 

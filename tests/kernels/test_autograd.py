@@ -144,7 +144,7 @@ def op_samples():
     torch.manual_seed(0)
     x, r, g, t = (torch.randn(2, 4, 3, 5, requires_grad=True) for _ in range(4))
     gain, weight = torch.rand(4, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
-    statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True)[2]
+    statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
     return [
         (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g, t)), (OPS.gelu_backward, (x, g, None)),
         (OPS.conv2d_gelu, (x, weight, 2, True)), (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
@@ -160,15 +160,15 @@ def op_samples():
 @pytest.mark.parametrize("index", range(12))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
-    torch.library.opcheck(op, arguments)
+    torch.library.opcheck(op, (*arguments, "cpu"))
 
 
 def test_second_order_ops_pass_opcheck():
     x, g, t = (torch.randn(2, 4, 3, 5) for _ in range(3))
     gain = torch.rand(4)
-    statistics = OPS.gelu_group_norm(x, None, gain, 2, 0.1, True)[2]
-    torch.library.opcheck(OPS.gelu_tangent, (x, g, t))
-    torch.library.opcheck(OPS.gelu_group_norm_tangent, (x, statistics, gain, g, t, 2, 0.1, True, True))
+    statistics = OPS.gelu_group_norm(x, None, gain, 2, 0.1, True, "cpu")[2]
+    torch.library.opcheck(OPS.gelu_tangent, (x, g, t, "cpu"))
+    torch.library.opcheck(OPS.gelu_group_norm_tangent, (x, statistics, gain, g, t, 2, 0.1, True, True, "cpu"))
 
 
 X, W = torch.ones(2, 4, 3, 3), torch.ones(6, 4, 3, 3)

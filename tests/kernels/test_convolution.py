@@ -186,9 +186,9 @@ def test_results_have_the_layout_of_the_input(monkeypatch, engine):
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 32, 6, 6).bfloat16().contiguous(memory_format=layout)
         weight = torch.randn(32, 32, 3, 3).bfloat16()
-        y = convolve.forward(x, weight, 1)
-        for result in (y, *convolve.forward_gelu(x, weight, 2, True), convolve.by_input(y, weight, x.shape, 1),
-                       convolve.by_weight(x, y, 3, 1)):
+        y = convolve.forward(x, weight, 1, "cpu")
+        for result in (y, *convolve.forward_gelu(x, weight, 2, True, "cpu"),
+                       convolve.by_input(y, weight, x.shape, 1, "cpu"), convolve.by_weight(x, y, 3, 1, "cpu")):
             assert result.is_contiguous(memory_format=layout)
 
 

@@ -23,17 +23,13 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ULPS = 8
 
 
-def available():
-    return cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1]
-
-
 def raw_normals(shape, dtype=torch.float32, **options):
     eps = torch.empty(shape, dtype=dtype)
     cpu.add_noise(None, None, eps, *SIGNED, **options)
     return eps
 
 
-@pytest.mark.parametrize("capability", available())
+@pytest.mark.parametrize("capability", cpu.USABLE)
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])
 def test_words_are_equal_bit_for_bit(capability, stream):
     for batch, blocks in ((1, 1), (3, 5), (2, 33), (40, 1)):
@@ -59,7 +55,7 @@ def test_float32_normals_are_as_exact_as_the_reference():
 def test_variants_give_the_same_bits(dtype):
     x, real = torch.randn(3, 2101).to(dtype), reference.compute_dtype(dtype)
     sigma, results = torch.rand(3, dtype=real), []
-    for capability in available():
+    for capability in cpu.USABLE:
         y = torch.empty_like(x)
         cpu.add_noise(x, sigma, y, *SIGNED, capability=capability)
         results.append(y)
@@ -197,16 +193,16 @@ def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
 def test_add_noise_is_a_proper_operation(x):
     x = x.detach().requires_grad_()
     sigma = torch.rand(x.shape[0], requires_grad=True)
-    torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, 3))
-    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, 3))
+    torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, 3, "cpu"))
+    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, 3, "cpu"))
 
 
 def test_factories_are_proper_operations():
     device = torch.device("cpu")
     torch.library.opcheck(torch.ops.cdn_kernels.standard_normal.default,
-                          ([2, 3, 4, 4], 5, 6, torch.float32, device, torch.channels_last))
+                          ([2, 3, 4, 4], 5, 6, torch.float32, device, torch.channels_last, "cpu"))
     torch.library.opcheck(torch.ops.cdn_kernels.sample_sigma.default,
-                          (5, "uniform", 0.1, 1.0, 0.0, 5, 6, torch.float64, device))
+                          (5, "uniform", 0.1, 1.0, 0.0, 5, 6, torch.float64, device, "cpu"))
 
 
 def test_compiles_without_a_graph_break_and_once_for_all_steps():
@@ -267,7 +263,7 @@ X = torch.zeros(2, 3)
     (lambda: sample_noise(X, NoiseLevels(), X), TypeError, "noise must be a Noise.* got a tensor"),
     (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
     (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
-    (lambda: sample_noise(X, 1.0, KEY, impl="cuda"), ValueError, "auto, reference, cpu, got 'cuda'"),
+    (lambda: sample_noise(X, 1.0, KEY, impl="cuda"), ValueError, "auto, reference, cpu, triton, got 'cuda'"),
     (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),
     (lambda: standard_normal((), KEY), ValueError, r"shape must be \[B, ...\]"),
     (lambda: standard_normal((2, 3), 5), TypeError, "noise must be a Noise"),

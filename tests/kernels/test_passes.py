@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
 from cdn_kernels import reference
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, interface
 
 from oracle import assert_as_exact_as_eager, derivatives
 
@@ -65,7 +65,7 @@ def test_gelu_is_as_exact_as_eager(dtype, scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("capability", cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1])
+@pytest.mark.parametrize("capability", cpu.USABLE)
 def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(dtype, capability):
     u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     value, first, second, ones = (torch.ones_like(u) for _ in range(4))
@@ -139,7 +139,7 @@ def test_non_finite_samples_stay_alone():
 # ------------------------------------------------------------------------------------------------------------
 
 
-def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), **options):
+def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), backend=cpu, **options):
     """Run the three sweeps into buffers with a margin on either side; return (buffers, margins intact)."""
     torch.manual_seed(0)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -158,10 +158,11 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
     v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
     statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
     shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
-    cpu.gelu_norm(cpu.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
-    cpu.gelu_norm(cpu.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options)
-    cpu.gelu_norm(cpu.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t, tangent_out=zdot,
-                  gain_grad=more, **options)
+    backend.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
+    backend.gelu_norm(interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares,
+                      **options)
+    backend.gelu_norm(interface.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t,
+                      tangent_out=zdot, gain_grad=more, **options)
     intact = all(bool((b[:margin].isnan() & b[-margin:].isnan()).all()) for b in buffers)
     return [b[margin:-margin] for b in buffers], intact
 
@@ -170,7 +171,7 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
 def test_every_output_is_written_and_nothing_else(shape, groups, dtype, last):
-    for capability in cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1]:
+    for capability in cpu.USABLE:
         results, intact = run_all_sweeps(shape, groups, last, dtype, capability=capability)
         assert intact and all(not r.isnan().any() for r in results)
 
@@ -184,7 +185,7 @@ def test_threads_do_not_change_the_result(last):
 @pytest.mark.parametrize("last", [False, True])
 def test_processors_agree(last):
     best, _ = run_all_sweeps((2, 24, 7, 5), 3, last)
-    for capability in cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY)]:
+    for capability in cpu.USABLE[:-1]:
         for a, b in zip(best, run_all_sweeps((2, 24, 7, 5), 3, last, capability=capability)[0]):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
@@ -195,4 +196,5 @@ def test_unknown_numbers_are_refused_by_the_library():
         cpu.gelu(7, x, None, None, x, None)
     for groups, eps in ((3, 0.1), (0, 0.1), (2, 0.0), (2, float("nan"))):
         with pytest.raises(RuntimeError, match="refused"):
-            cpu.gelu_norm(cpu.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17), out=x)
+            cpu.gelu_norm(interface.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17),
+                          out=x)

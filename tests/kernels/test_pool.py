@@ -5,7 +5,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
 from cdn_kernels import reference
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, interface
 
 from oracle import assert_as_exact_as_eager
 
@@ -26,8 +26,10 @@ def test_every_op_passes_numerical_checks(layout):
     a, b = (images((2, 3, 4, 2), torch.float64, layout).requires_grad_() for _ in range(2))
     values, means = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (2, (2, 3)))
     for op, inputs in ((OPS.channel_mean, (a,)), (OPS.sample_square, (a,)), (OPS.sample_dot, (a, b)),
-                       (OPS.sample_scale, (a, values)), (lambda v: OPS.channel_spread(v, b.detach()), (means,))):
-        assert gradcheck(op, inputs) and gradgradcheck(op, inputs)
+                       (OPS.sample_scale, (a, values)),
+                       (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,))):
+        function = lambda *inputs: op(*inputs, "cpu")
+        assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 
 
 @layouts
@@ -35,7 +37,7 @@ def test_every_op_passes_numerical_checks(layout):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_means_and_energies_are_as_exact_as_eager(layout, dtype, shape):
     h = images(shape, dtype, layout)
-    for op in (cdn_kernels.channel_mean, lambda h, impl: OPS.sample_square(h) if impl == "cpu" else
+    for op in (cdn_kernels.channel_mean, lambda h, impl: OPS.sample_square(h, impl) if impl == "cpu" else
                h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2))):
         assert_as_exact_as_eager(lambda h: op(h, impl="cpu"), lambda h: reference.channel_mean(h)
                                  if op is cdn_kernels.channel_mean else op(h, impl="eager"), [h])
@@ -56,14 +58,13 @@ def test_energy_is_as_exact_as_eager(layout, dtype):
 def test_every_output_is_written_whatever_the_processor_and_threads(shape, dtype, last):
     a = images(shape, dtype, torch.channels_last if last else torch.contiguous_format)
     real, results = reference.compute_dtype(dtype), []
-    capabilities = cpu.CAPABILITIES[:cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1]
-    for options in [dict(capability=c) for c in capabilities] + [dict(threads=n) for n in (1, 3)]:
+    for options in [dict(capability=c) for c in cpu.USABLE] + [dict(threads=n) for n in (1, 3)]:
         values, means = torch.full(shape[:1], float("nan"), dtype=real), torch.full(shape[:2], float("nan"), dtype=real)
         scaled, spread = torch.full_like(a, float("nan")), torch.full_like(a, float("nan"))
-        cpu.pool(cpu.DOT, shape, last, values, a=a, b=a, **options)
-        cpu.pool(cpu.MEAN, shape, last, means, a=a, **options)
-        cpu.pool(cpu.SCALE, shape, last, values, a=a, out=scaled, **options)
-        cpu.pool(cpu.SPREAD, shape, last, means, out=spread, **options)
+        cpu.pool(interface.DOT, shape, last, values, a=a, b=a, **options)
+        cpu.pool(interface.MEAN, shape, last, means, a=a, **options)
+        cpu.pool(interface.SCALE, shape, last, values, a=a, out=scaled, **options)
+        cpu.pool(interface.SPREAD, shape, last, means, out=spread, **options)
         results.append([values, means, scaled, spread])
     for result in results:
         for tensor, other in zip(result, results[-1]):
@@ -78,7 +79,7 @@ def test_registration_passes_opcheck(index):
     values, means = torch.randn(2, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     op, arguments = [(OPS.channel_mean, (a,)), (OPS.channel_spread, (means, b.detach())), (OPS.sample_square, (a,)),
                      (OPS.sample_dot, (a, b)), (OPS.sample_scale, (a, values))][index]
-    torch.library.opcheck(op, arguments)
+    torch.library.opcheck(op, (*arguments, "cpu"))
 
 
 @pytest.mark.parametrize("call, message", [

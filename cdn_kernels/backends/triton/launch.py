@@ -1,0 +1,32 @@
+"""Run a kernel on the device of its tensors, and the sizes that suit it."""
+import torch
+import triton
+import triton.language as tl
+
+
+def launch(kernel, programs, *arguments, num_warps=4, **constants):
+    """Run a kernel once for every program of a grid; the first argument is a tensor.
+
+    Nothing waits for the device, no kernel uses atomics, and no configuration is searched for: the same input gives the
+    same bits.
+    """
+    if 0 in programs:
+        return
+    with torch.cuda.device_of(arguments[0]):
+        kernel[programs](*arguments, num_warps=num_warps, enable_fp_fusion=False, **constants)
+
+
+def power_of_two(n):
+    """Return the smallest power of two that is n or more."""
+    return triton.next_power_of_2(n)
+
+
+def check_sample(size):
+    """Raise ValueError unless the elements of one sample can be counted in 32 bits; a batch may have more."""
+    if size >= 1 << 31:
+        raise ValueError(f"the triton kernels take samples of less than 2**31 values, got {size}")
+
+
+def computing_type(x):
+    """Return the type of Triton that arithmetic with the elements of a tensor is done in."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
