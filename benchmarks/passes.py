@@ -18,7 +18,7 @@ import torch
 
 import cdn_kernels
 from cdn_kernels import reference
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, interface
 
 from .paired import measure, ratio
 
@@ -65,7 +65,7 @@ def gelu_passes(shape, dtype, layout):
     gain, shares = torch.rand(channels, dtype=real) + 0.5, torch.empty(shape[:2], dtype=real)
     statistics, scratch = (torch.empty(shape[0], 4 * groups + 1, dtype=real) for _ in range(2))
     common = (gain, groups, EPS, True, layout == torch.channels_last)
-    cpu.gelu_norm(cpu.FORWARD, x, *common, statistics=statistics, out=out)
+    cpu.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=out)
 
     def gelu(sweep, *others, written):
         run = lambda: cpu.gelu(sweep, x, *(others + (None, None))[:2], *(written + [None])[:2])
@@ -73,9 +73,9 @@ def gelu_passes(shape, dtype, layout):
 
     def norm(sweep, written, residual=None, source=None, **inputs):
         # A pass over v = x + residual would find other statistics than those kept for x.
-        kept = scratch if sweep == cpu.FORWARD else statistics
+        kept = scratch if sweep == interface.FORWARD else statistics
         run = lambda: cpu.gelu_norm(sweep, x, *common, statistics=kept, residual=residual, source=source,
-                                    gain_grad=None if sweep == cpu.FORWARD else shares, **written, **inputs)
+                                    gain_grad=None if sweep == interface.FORWARD else shares, **written, **inputs)
 
         def expected():
             v = x if residual is None else x + residual
@@ -89,17 +89,17 @@ def gelu_passes(shape, dtype, layout):
                     [], expected)
 
     return {
-        "gelu forward": gelu(cpu.FORWARD, written=[out]),
-        "gelu backward": gelu(cpu.BACKWARD, grad, written=[out]),
-        "gelu backward, source": Pass(lambda: cpu.gelu(cpu.BACKWARD, x, grad, other, out, None), [x, grad, other],
-                                      [out], [], lambda: [derivatives(reference.gelu, x, cpu.BACKWARD, grad)[0]
+        "gelu forward": gelu(interface.FORWARD, written=[out]),
+        "gelu backward": gelu(interface.BACKWARD, grad, written=[out]),
+        "gelu backward, source": Pass(lambda: cpu.gelu(interface.BACKWARD, x, grad, other, out, None), [x, grad, other],
+                                      [out], [], lambda: [derivatives(reference.gelu, x, interface.BACKWARD, grad)[0]
                                                           + other.double()]),
-        "gelu tangent": gelu(cpu.TANGENT, grad, other, written=[out, more]),
-        "norm forward": norm(cpu.FORWARD, dict(out=out)),
-        "norm forward, residual": norm(cpu.FORWARD, dict(out=out, sum=more), residual=grad),
-        "norm backward": norm(cpu.BACKWARD, dict(out=out), grad=grad),
-        "norm backward, source": norm(cpu.BACKWARD, dict(out=out), source=other, grad=grad),
-        "norm tangent": norm(cpu.TANGENT, dict(out=out, tangent_out=more), grad=grad, tangent=other),
+        "gelu tangent": gelu(interface.TANGENT, grad, other, written=[out, more]),
+        "norm forward": norm(interface.FORWARD, dict(out=out)),
+        "norm forward, residual": norm(interface.FORWARD, dict(out=out, sum=more), residual=grad),
+        "norm backward": norm(interface.BACKWARD, dict(out=out), grad=grad),
+        "norm backward, source": norm(interface.BACKWARD, dict(out=out), source=other, grad=grad),
+        "norm tangent": norm(interface.TANGENT, dict(out=out, tangent_out=more), grad=grad, tangent=other),
     }
 
 
@@ -107,11 +107,11 @@ def derivatives(function, x, sweep, grad=None, tangent=None):
     """Return [f(x)], [its gradient along grad], or the gradients of <that, tangent> by [x, grad], in float64."""
     x = x.double().requires_grad_()
     value = function(x)
-    if sweep == cpu.FORWARD:
+    if sweep == interface.FORWARD:
         return [value.detach()]
     grad = grad.double().requires_grad_()
     first, = torch.autograd.grad(value, x, grad, create_graph=True)
-    if sweep == cpu.BACKWARD:
+    if sweep == interface.BACKWARD:
         return [first.detach()]
     return list(torch.autograd.grad(first, (x, grad), tangent.double()))
 
@@ -128,13 +128,13 @@ def pool_passes(shape, dtype, layout):
         return lambda: cpu.pool(kind, shape, layout == torch.channels_last, values, **tensors)
 
     return {
-        "pool dot": Pass(pool(cpu.DOT, found, a=a, b=b), [a, b], [], [found],
+        "pool dot": Pass(pool(interface.DOT, found, a=a, b=b), [a, b], [], [found],
                          lambda: [(a.double() * b.double()).sum((1, 2, 3)) / pixels]),
-        "pool scale": Pass(pool(cpu.SCALE, given, a=a, out=out), [a], [out], [],
+        "pool scale": Pass(pool(interface.SCALE, given, a=a, out=out), [a], [out], [],
                            lambda: [a.double() * given.double().view(-1, 1, 1, 1) / pixels]),
-        "pool mean": Pass(pool(cpu.MEAN, found_means, a=a), [a], [], [found_means],
+        "pool mean": Pass(pool(interface.MEAN, found_means, a=a), [a], [], [found_means],
                           lambda: [a.double().mean((2, 3))]),
-        "pool spread": Pass(pool(cpu.SPREAD, given_means, out=out), [], [out], [],
+        "pool spread": Pass(pool(interface.SPREAD, given_means, out=out), [], [out], [],
                             lambda: [(given_means.double() / pixels)[..., None, None].expand(shape)]),
     }
 

@@ -69,8 +69,8 @@ def test_gelu_is_as_exact_as_eager(dtype, scale):
 def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(dtype, capability):
     u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     value, first, second, ones = (torch.ones_like(u) for _ in range(4))
-    cpu.gelu(cpu.FORWARD, u, None, None, value, None, capability=capability)
-    cpu.gelu(cpu.TANGENT, u, ones, ones, second, first, capability=capability)
+    cpu.gelu(interface.FORWARD, u, None, None, value, None, capability=capability)
+    cpu.gelu(interface.TANGENT, u, ones, ones, second, first, capability=capability)
     x = u.double()
     phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
     near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
