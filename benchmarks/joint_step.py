@@ -2,15 +2,17 @@
 
     python -m benchmarks.joint_step [--width 64] [--batch 64] [--precision bf16] [--threads N] [--json FILE]
 
-All cases run in turn, in one process, on the same images and noise, after their losses have been found equal. "six
-units" are the convolutions of a joint step alone: forward, input gradient and weight gradient of every layer, twice.
-Peak memory is that of a process of its own per case, above what it takes before the first step.
+All cases run in turn, each in a process of its own, on the same images and noise, after their losses have been found
+equal. The fused ones reuse freed memory, as cdn.train --fused does; eager ones run as PyTorch comes. "six units" are the
+convolutions of a joint step alone, by torch: forward, input gradient and weight gradient of every layer, twice. Peak
+memory is what a step adds to its process.
 """
 import argparse
 import json
 import multiprocessing
 import os
 import platform
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -98,25 +100,40 @@ RATIOS = [("eager", "fused"), ("eager, contiguous", "fused"), ("fused", "eager, 
           ("fused", "six units"), ("score, eager", "score, fused")]
 
 
-def peak_memory(name, args):
-    """Return the bytes by which two runs of a case raise the peak memory of a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, (name, args))
+class Worker:
+    """A case in a process of its own, which waits until it is called; a context manager."""
+
+    def __init__(self, name, args):
+        self.name, self.peak_bytes = name, 0
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, name, args), daemon=True)
+
+    def __enter__(self):
+        self.process.start()
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+
+    def __call__(self):
+        self.pipe.send(None)
+        while not self.pipe.poll(1):
+            if not self.process.is_alive():
+                raise SystemExit(f"the process of the case {self.name!r} ended with {self.process.exitcode}")
+        value, self.peak_bytes = self.pipe.recv()
+        return value
 
 
-def _peak_memory(name, args):
-    _set_up(args)
+def _serve(pipe, name, args):
+    torch.set_num_threads(args.threads)
+    if "fused" in name or args.keep_pages:
+        cdn_kernels.keep_pages()
     step = CASES[name](args)
     before = _high_water()
-    for _ in range(2):
-        step()
-    return _high_water() - before
-
-
-def _set_up(args):
-    torch.set_num_threads(args.threads)
-    if args.keep_pages:
-        cdn_kernels.keep_pages()
+    while True:
+        pipe.recv()
+        pipe.send((step(), _high_water() - before))
 
 
 def _high_water():
@@ -136,18 +153,17 @@ def main(argv=None):
     parser.add_argument("--yardstick", action="store_true", help="plain norm and linear head")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--keep-pages", action="store_true", help="reuse freed memory, as cdn.train --fused does")
-    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory")
+    parser.add_argument("--keep-pages", action="store_true", help="let eager PyTorch reuse freed memory, too")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args(argv)
-    _set_up(args)
-    cases = {name: make(args) for name, make in CASES.items()}
-    for slow, fast in (("eager", "fused"), ("score, eager", "score, fused")):
-        a, b = cases[slow](), cases[fast]()
-        if abs(a - b) > TOLERANCE[args.precision] * abs(a):
-            raise SystemExit(f"no comparison: {slow} gives {a}, {fast} {b}")
-    times = measure(cases, args.rounds)
-    memory = {} if args.no_memory else {name: peak_memory(name, args) for name in ("eager", "fused")}
+    with ExitStack() as stack:
+        cases = {name: stack.enter_context(Worker(name, args)) for name in CASES}
+        for slow, fast in (("eager", "fused"), ("score, eager", "score, fused")):
+            a, b = cases[slow](), cases[fast]()
+            if abs(a - b) > TOLERANCE[args.precision] * abs(a):
+                raise SystemExit(f"no comparison: {slow} gives {a}, {fast} {b}")
+        times = measure(cases, args.rounds)
+        memory = {name: worker.peak_bytes for name, worker in cases.items()}
     result = dict(
         options={name: str(value) for name, value in vars(args).items()}, capability=cpu.CAPABILITY,
         processor=platform.processor() or platform.machine(), cores=os.cpu_count(), torch=torch.__version__,
@@ -158,9 +174,8 @@ def main(argv=None):
         print(f"  {name:<26} {sorted(values)[len(values) // 2]:8.3f} s")
     for name, (median, low, high) in result["ratios"].items():
         print(f"  {name:<46} {median:6.2f}  ({low:.2f} to {high:.2f})")
-    if memory:
-        print(f"  peak memory, fused / eager: {memory['fused'] / 2**20:.0f} / {memory['eager'] / 2**20:.0f} MiB = "
-              f"{memory['fused'] / max(memory['eager'], 1):.2f}")
+    print(f"  peak memory, fused / eager: {memory['fused'] / 2**20:.0f} / {memory['eager'] / 2**20:.0f} MiB = "
+          f"{memory['fused'] / max(memory['eager'], 1):.2f}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

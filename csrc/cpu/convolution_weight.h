@@ -65,12 +65,11 @@ public:
             for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
                 const float* from = sums + part * sum_ + (output * job_.taps() + tap) * part_;
                 std::uint16_t* to = job_.out + (output * job_.taps() + tap) * job_.inputs + part * part_;
-                for (std::int64_t i = 0; i < channels; ++i) {
-                    float total = from[i];
-                    for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
-                        total += from[chunk * parts_ * sum_ + i];
-                    to[i] = Bfloat16::store(total);
-                }
+                float total[kPart];
+                for (std::int64_t i = 0; i < channels; ++i) total[i] = from[i];
+                for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
+                    for (std::int64_t i = 0; i < channels; ++i) total[i] += from[chunk * parts_ * sum_ + i];
+                for (std::int64_t i = 0; i < channels; ++i) to[i] = Bfloat16::store(total[i]);
             }
         }
     }
