@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from . import reference
 from .backends.dispatch import check_impl, using
 from .ops.common import transformed
+from .ops.foreign import graph_leaves
 from .ops.torch_functions import FirstOrderFunctions
 from .phases import phase
 
@@ -63,7 +64,7 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
     as_stored = torch.autocast(y.device.type, enabled=False)
     with using(impl), torch.inference_mode(False), torch.enable_grad():
-        y = reference.differentiable(y, keep=True)
+        given, y = y, reference.differentiable(y, keep=True)
         with phase("forward"), nullcontext() if impl == "reference" else functions:
             outputs = network(y)
             value = density(outputs)
@@ -74,8 +75,17 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
         total = loss(outputs, score)
         _check_loss(total)
         with phase("backward"), as_stored:
-            total.backward()
+            _accumulate(total, None if y is given else y)
     return Step(total.detach(), tree_map_only(torch.Tensor, torch.Tensor.detach, outputs), score.detach())
+
+
+def _accumulate(total, hidden):
+    """Run the backward pass to all leaves but a hidden one, which nobody else has seen."""
+    if hidden is None:
+        return total.backward()
+    leaves = [leaf for leaf in graph_leaves(total) if leaf is not hidden]
+    if leaves:
+        total.backward(inputs=leaves)
 
 
 def _default_density(outputs):

@@ -98,7 +98,7 @@ class _Block:
         if not isinstance(out, torch.Tensor):
             raise TypeError(f"foreign: {self} must return one tensor, got {type(out).__name__}")
         known = {id(leaf) for leaf in leaves}
-        for leaf in _graph_leaves(out):
+        for leaf in graph_leaves(out):
             if id(leaf) not in known:
                 raise ValueError(f"foreign: {self} uses a tensor of shape {list(leaf.shape)} that requires grad and is "
                                  "not among its inputs; pass it, or make it a parameter of a module")
@@ -147,7 +147,7 @@ def _random_numbers_again(states):
             generator.set_state(state)
 
 
-def _graph_leaves(out):
+def graph_leaves(out):
     """Yield the leaves that require grad in the graph of a tensor."""
     nodes, seen = [out.grad_fn], set()
     while nodes:

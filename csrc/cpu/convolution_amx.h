@@ -16,6 +16,8 @@ struct TileEngine {
     static constexpr bool kRowsOfPairs = true;
     using Session = typename Tiles::Session;
 
+    static void round(const float* from, std::uint16_t* to) { round_row<kColumns>(from, to); }
+
     // Two by two sums in tiles 0 to 3; tiles 4 and 5 hold rows of a, 6 and 7 columns of b.
     static void multiply(const TileProduct& p) {
         // Operands are loaded in whole tiles: the scratch behind the last row has to be there, its content is unused.

@@ -174,13 +174,15 @@ private:
     void store(const float* tile, int rows, std::int64_t columns, std::int64_t place, std::int64_t distance) const {
         for (int row = 0; row < rows; ++row, tile += kColumns, place += distance) {
             std::uint16_t rounded[kColumns];
-            for (std::int64_t i = 0; i < kColumns; ++i) rounded[i] = Bfloat16::store(tile[i]);
+            Engine::round(tile, rounded);
             if (job_.out) std::memcpy(job_.out + place, rounded, columns * sizeof(*rounded));
             if (!job_.activation) continue;
             // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
             std::uint16_t active[kColumns];
+            float values[kColumns];
             for (std::int64_t i = 0; i < kColumns; ++i)
-                active[i] = Bfloat16::store(gelu<true>(Bfloat16::load(rounded[i])).value);
+                values[i] = gelu<true>(Bfloat16::load(rounded[i])).value;
+            Engine::round(values, active);
             std::memcpy(job_.activation + place, active, columns * sizeof(*active));
         }
     }

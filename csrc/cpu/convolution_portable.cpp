@@ -23,6 +23,8 @@ struct Engine {
                 }
     }
 
+    static void round(const float* from, std::uint16_t* to) { round_row<kColumns>(from, to); }
+
     static float dot(Pair a, Pair b) {
         return bit_cast<float>(a << 16) * bit_cast<float>(b << 16)
             + bit_cast<float>(a & 0xffff0000) * bit_cast<float>(b & 0xffff0000);

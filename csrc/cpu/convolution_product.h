@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "storage.h"
+
 namespace cdn {
 
 using Pair = std::uint32_t;  // two bfloat16
@@ -25,5 +27,11 @@ struct TileProduct {
     int rows, columns;   // up to the engine's kRows and kColumns; the tile may get more of either
     float* tile;
 };
+
+// Round the columns of a row of a tile, for engines without an instruction for that.
+template <int columns>
+static inline void round_row(const float* from, std::uint16_t* to) {
+    for (int i = 0; i < columns; ++i) to[i] = Bfloat16::store(from[i]);
+}
 
 }  // namespace cdn

@@ -151,6 +151,25 @@ def test_frozen_parameters_get_nothing(make):
     assert gradients(mine)[0] is None
 
 
+def test_nothing_is_computed_for_a_network_without_parameters_to_train():
+    network = library().requires_grad_(False)
+    with torch.profiler.profile() as profile:
+        step = cdn_kernels.score_matching_step(network, samples(torch.float32), joint)
+    assert step.loss.isfinite() and gradients(network) == [None] * len(list(network.parameters()))
+    assert not any("conv2d_weight" in event.key or "tangent" in event.key for event in profile.key_averages())
+
+
+def test_the_gradient_of_samples_that_need_none_is_left_out():
+    network = library()
+    calls = []
+    for y in (samples(torch.float32), samples(torch.float32).requires_grad_()):
+        with torch.profiler.profile() as profile:
+            cdn_kernels.score_matching_step(network, y, joint)
+        calls.append(sum(e.count for e in profile.key_averages() if "convolution_backward" in e.key or
+                         "conv2d_input" in e.key))
+    assert calls[0] < calls[1]
+
+
 def test_hooks_fire_once_a_step():
     network, fired = mixed().double(), []
     weight = network[0].weight
