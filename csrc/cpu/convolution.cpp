@@ -29,8 +29,6 @@ private:
     std::int64_t size_ = 0;
 };
 
-std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 }  // namespace
 
 int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, std::int64_t batch,
@@ -39,7 +37,8 @@ int cdn_conv2d(int kind, const void* first, const void* second, void* out, void*
     const ConvolutionKernels* kernels = find_engine(engine);
     if (!kernels || kind < CDN_CONV_FORWARD || kind > CDN_CONV_WEIGHT || threads < 1) return 1;
     if (batch < 1 || height < 1 || width < 1 || inputs < 1 || outputs < 1 || stride < 1) return 1;
-    if (size < 1 || size > 7 || size % 2 == 0 || (!out && (kind != CDN_CONV_FORWARD || !activation))) return 1;
+    if (size < 1 || size > kLargestFilter || size % 2 == 0) return 1;
+    if (!out && (kind != CDN_CONV_FORWARD || !activation)) return 1;
     const ConvolutionJob job{kind, static_cast<const std::uint16_t*>(first), static_cast<const std::uint16_t*>(second),
                              static_cast<std::uint16_t*>(out), static_cast<std::uint16_t*>(activation), batch, height,
                              width, inputs, outputs, size, stride};
@@ -47,7 +46,7 @@ int cdn_conv2d(int kind, const void* first, const void* second, void* out, void*
     constexpr std::int64_t kSerial = 1 << 22;
     if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kSerial) threads = 1;
     const ConvolutionPlan plan = kernels->plan(job, threads);
-    const std::int64_t shared = round_up(plan.shared), scratch = round_up(plan.scratch);
+    const std::int64_t shared = round_up(plan.shared, 64), scratch = round_up(plan.scratch, 64);
     static thread_local Workspace workspace;
     char* memory = workspace.take(shared + threads * scratch);
     if (!memory) return 2;

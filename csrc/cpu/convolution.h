@@ -7,6 +7,12 @@
 
 namespace cdn {
 
+// Static, as all that variants share: each needs code of its own.
+static inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+static inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
+
+constexpr std::int64_t kLargestFilter = 7;
+
 // y = w * x, [batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs], with
 // zero padding of size / 2; filters are [outputs, size, size, inputs]. See cdn_conv2d.
 struct ConvolutionJob {
@@ -18,8 +24,8 @@ struct ConvolutionJob {
 
     std::int64_t padding() const { return size / 2; }
     std::int64_t taps() const { return size * size; }
-    std::int64_t out_height() const { return (height + stride - 1) / stride; }
-    std::int64_t out_width() const { return (width + stride - 1) / stride; }
+    std::int64_t out_height() const { return divide_up(height, stride); }
+    std::int64_t out_width() const { return divide_up(width, stride); }
 };
 
 // A convolution runs in three stages with barriers between them, each cut into units that can run in any order on any
@@ -27,7 +33,7 @@ struct ConvolutionJob {
 // the order of summation of an element does not.
 struct ConvolutionPlan {
     std::int64_t pack_units, multiply_units, add_units;
-    std::int64_t shared, scratch;  // bytes of workspace, common and for every thread, aligned to 64
+    std::int64_t shared, scratch;  // bytes of workspace, common and for every thread; both will be aligned to 64
 };
 
 struct ConvolutionKernels {

@@ -17,11 +17,7 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return divide_up(a, b) * b; }
-
 constexpr std::int64_t kScratch = 384 << 10;  // bytes of packed samples that stay in the second-level cache
-constexpr int kMostTaps = 49;                 // filters up to 7x7
 
 template <typename Engine>
 class ImageConvolution {
@@ -134,7 +130,7 @@ private:
     // The outputs at (y, x) modulo the steps.
     void phase(const Pair* panels, const Pair* scratch, std::int64_t start, std::int64_t count, std::int64_t block,
                std::int64_t first_y, std::int64_t first_x) const {
-        Stretch stretches[kMostTaps];
+        Stretch stretches[kLargestFilter * kLargestFilter];
         std::int64_t taps = 0;
         const std::int64_t padding = job_.padding(), step = steps();
         for (std::int64_t ky = 0; ky < job_.size; ++ky)

@@ -18,7 +18,7 @@ class WeightGradient {
     static constexpr std::int64_t kColumns = Engine::kColumns, kChunk = 32;
     static constexpr std::int64_t kPart = 2 * kColumns;  // input channels of a unit
     static constexpr std::int64_t kManyParts = 8;
-    static constexpr std::int64_t kMostStretches = 1024;
+    static constexpr std::int64_t kPlaces = 1024;  // of a band, unless a single row has more
 
 public:
     explicit WeightGradient(const ConvolutionJob& job) : job_(job) {
@@ -37,7 +37,7 @@ public:
         const auto fits = [&](std::int64_t band) {
             const std::int64_t image = (band - 1) * job.stride + job.size;
             return (band * gradient_row + image * image_row) * std::int64_t{sizeof(Pair)} <= 2 * kScratch &&
-                band * job.out_width() <= kMostStretches;
+                band * job.out_width() <= kPlaces;
         };
         while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
         window_ = (band_ - 1) * job.stride + job.size;
@@ -47,11 +47,11 @@ public:
 
     ConvolutionPlan plan() const {
         const std::int64_t sums = parts_ * (separate_ ? chunks_ : 1);
-        return {0, sums, job_.outputs, round_up(sums * sum_ * sizeof(float), 64),
-                (gradient_ + image_) * std::int64_t{sizeof(Pair)}};
+        return {0, sums, job_.outputs, sums * sum_ * std::int64_t{sizeof(float)},
+                (stretches() + gradient_ + image_) * std::int64_t{sizeof(Pair)}};
     }
 
-    void multiply(float* sums, Pair* scratch, std::int64_t unit) const {
+    void multiply(float* sums, void* scratch, std::int64_t unit) const {
         const std::int64_t part = unit % parts_, chunk = unit / parts_;
         float* sum = sums + unit * sum_;
         if (separate_) return add_chunk(sum, scratch, part, chunk, true);
@@ -75,9 +75,16 @@ public:
     }
 
 private:
+    // The room for the stretches of a band, in pairs; what follows is aligned to 64 bytes.
+    std::int64_t stretches() const {
+        return round_up(band_ * job_.out_width() * std::int64_t{sizeof(Stretch)}, 64) / std::int64_t{sizeof(Pair)};
+    }
+
     // Add the sum over a chunk to another, or begin a new one.
-    void add_chunk(float* sum, Pair* scratch, std::int64_t part, std::int64_t chunk, bool begin) const {
-        Pair *gradient = scratch, *image = scratch + gradient_;
+    void add_chunk(float* sum, void* scratch, std::int64_t part, std::int64_t chunk, bool begin) const {
+        Stretch* places = static_cast<Stretch*>(scratch);
+        Pair* gradient = static_cast<Pair*>(scratch) + stretches();
+        Pair* image = gradient + gradient_;
         std::int64_t packed = 0;  // rows of the image, which lie in a ring
         for (std::int64_t first = 0; first < job_.out_height(); first += band_) {
             const std::int64_t last = std::min(first + band_, job_.out_height());
@@ -87,7 +94,7 @@ private:
                 pack_image(image, chunk, part, packed);
             for (std::int64_t ky = 0; ky < job_.size; ++ky)
                 for (std::int64_t kx = 0; kx < job_.size; ++kx)
-                    add_tap(sum, gradient, image, part, first, last, ky, kx, begin && first == 0);
+                    add_tap(sum, places, gradient, image, part, first, last, ky, kx, begin && first == 0);
         }
     }
 
@@ -157,9 +164,8 @@ private:
         }
     }
 
-    void add_tap(float* sum, const Pair* gradient, const Pair* image, std::int64_t part, std::int64_t first,
-                 std::int64_t last, std::int64_t ky, std::int64_t kx, bool begin) const {
-        Stretch stretches[kMostStretches];
+    void add_tap(float* sum, Stretch* stretches, const Pair* gradient, const Pair* image, std::int64_t part,
+                 std::int64_t first, std::int64_t last, std::int64_t ky, std::int64_t kx, bool begin) const {
         std::int64_t count = 0;
         const std::int64_t width = job_.out_width();
         for (std::int64_t y = first; y < last; ++y) {
@@ -210,17 +216,16 @@ struct Convolution {
     static void run(const ConvolutionJob& job, int threads, int stage, void* shared, void* scratch,
                     std::int64_t first, std::int64_t last) {
         [[maybe_unused]] const typename Engine::Session session;
-        Pair* own = static_cast<Pair*>(scratch);
         if (job.kind == CDN_CONV_WEIGHT) {
             const WeightGradient<Engine> gradient(job);
             for (std::int64_t unit = first; unit < last; ++unit)
-                stage == 1 ? gradient.multiply(static_cast<float*>(shared), own, unit)
+                stage == 1 ? gradient.multiply(static_cast<float*>(shared), scratch, unit)
                            : gradient.add(static_cast<const float*>(shared), unit);
         } else {
             const ImageConvolution<Engine> image(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
                 stage == 0 ? image.pack(static_cast<Pair*>(shared), unit)
-                           : image.multiply(static_cast<const Pair*>(shared), own, unit);
+                           : image.multiply(static_cast<const Pair*>(shared), static_cast<Pair*>(scratch), unit);
         }
     }
 };

@@ -27,10 +27,11 @@ def usable(engine):
 ENGINES = [engine for engine in cpu.ENGINES if cpu.MISSING is None and usable(engine)]
 engines = pytest.mark.parametrize("engine", ENGINES)
 # (B, I, O, H, W), size of the filters, stride: single pixels, odd channels, tiles along rows and across samples, more
-# samples than a chunk, every phase of a stride, filters larger than the image, more than one block and part.
+# samples than a chunk, every phase of a stride, filters larger than the image, more than one block and part, long rows.
 CASES = [((2, 3, 8, 5, 7), 3, 1), ((3, 24, 24, 32, 32), 3, 1), ((9, 16, 40, 4, 4), 3, 1), ((35, 8, 33, 4, 4), 3, 2),
          ((1, 20, 12, 33, 17), 3, 2), ((2, 64, 96, 8, 9), 1, 2), ((33, 70, 33, 3, 3), 3, 1), ((5, 6, 10, 1, 1), 3, 2),
-         ((4, 8, 8, 9, 9), 5, 3), ((2, 8, 8, 4, 4), 7, 1), ((3, 2, 130, 6, 40), 3, 1)]
+         ((4, 8, 8, 9, 9), 5, 3), ((2, 8, 8, 4, 4), 7, 1), ((3, 2, 130, 6, 40), 3, 1),
+         ((2, 2, 3, 2, 3000), 3, 1)]
 cases = pytest.mark.parametrize("shape, size, stride", CASES, ids=str)
 MAPS = (cpu.CONV_FORWARD, cpu.CONV_INPUT, cpu.CONV_WEIGHT)
 MARGIN = 64
@@ -192,8 +193,8 @@ def test_results_have_the_layout_of_the_input(monkeypatch, engine):
             assert result.is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("options", [dict(engine=None), dict(engine="portable", size=2), dict(engine="portable", size=9),
-                                     dict(engine="portable", stride=0)])
+@pytest.mark.parametrize("options", [dict(engine=None), dict(engine="portable", size=2),
+                                     dict(engine="portable", size=9), dict(engine="portable", stride=0)])
 def test_the_library_refuses_what_it_has_no_code_for(options):
     size, stride = options.get("size", 3), options.get("stride", 1)
     x = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
