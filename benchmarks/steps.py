@@ -1,0 +1,121 @@
+"""The joint training step that is timed: of this library, of eager PyTorch, and the parts that they have in common."""
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cdn
+import cdn_kernels
+
+LEVELS = cdn_kernels.NoiseLevels()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on: a GradResNet, a batch of random images and a precision.
+
+    Attributes:
+        width, depth: of the network (18 or 34 layers).
+        batch, side: images [batch, 3, side, side].
+        precision: "float32", or "bf16" under autocast.
+        yardstick: plain norm and linear head, which every framework has, instead of the defaults of cdn.train.
+        device: "cpu" or "cuda".
+    """
+
+    width: int = 64
+    depth: int = 18
+    batch: int = 64
+    side: int = 32
+    precision: str = "bf16"
+    yardstick: bool = False
+    device: str = "cpu"
+
+    def model(self):
+        """Build the network, with the same weights at every call."""
+        torch.manual_seed(0)
+        build = {18: cdn.gradresnet18, 34: cdn.gradresnet34}[self.depth]
+        return build(width=self.width, **dict(norm="plain", head="linear") if self.yardstick else {}).to(self.device)
+
+    def data(self):
+        """Draw images [B, 3, side, side] in [0, 1] and labels [B], the same at every call."""
+        torch.manual_seed(1)
+        x, labels = torch.rand(self.batch, 3, self.side, self.side), torch.randint(0, 10, (self.batch,))
+        return x.to(self.device), labels.to(self.device)
+
+    def autocast(self):
+        """Return the context that a forward of this precision runs in."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def __str__(self):
+        kind = "plain norm, linear head, " if self.yardstick else ""
+        return (f"GradResNet-{self.depth}, width {self.width}, {kind}{self.batch} images of {self.side}x{self.side}, "
+                f"{self.precision}")
+
+
+class Step:
+    """A training step without the optimizer: forward, score, and backward through both.
+
+    Args:
+        problem: what to train on.
+        impl: what runs the library's operations; "reference" is eager PyTorch with double backward.
+        layout: memory format of weights and images.
+        denoising: weight of the denoising term; without it, this is a step of a classifier.
+    """
+
+    def __init__(self, problem, impl="reference", layout=torch.channels_last, denoising=1.0):
+        self.problem, self.impl, self.denoising = problem, impl, denoising
+        self.model = problem.model().to(memory_format=layout)
+        x, self.labels = problem.data()
+        self.x = x.contiguous(memory_format=layout)
+
+    def __call__(self):
+        """Run a step; return its loss and leave its gradient in ``.grad`` of the parameters."""
+        self.model.zero_grad()
+        with self.problem.autocast():
+            loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0),
+                                     denoising_weight=self.denoising, impl=self.impl)
+        return float(loss)
+
+    def result(self):
+        """Return the gradient of the last step as one vector, parameter by parameter, float32 on the CPU."""
+        return torch.cat([p.grad.float().cpu().contiguous().flatten() for p in self.model.parameters()])
+
+
+class Score(Step):
+    """The score alone, without a graph."""
+
+    def __call__(self):
+        with self.problem.autocast(), cdn_kernels.using(self.impl):
+            self.score = cdn.score(self.model, self.x)
+        return float(self.score[0, 0, 0, 0])
+
+    def result(self):
+        """Return the last score as one vector."""
+        return self.score.float().cpu().contiguous().flatten()
+
+
+class SixUnits(TorchDispatchMode):
+    """The convolutions of a joint step, twice forward, input and weight gradient, by PyTorch and nothing between them."""
+
+    def __init__(self, problem):
+        super().__init__()
+        self.calls, self.flops, self.cuda = [], 0, problem.device == "cuda"
+        step = Step(problem)
+        with self, torch.no_grad(), cdn_kernels.using("reference"), problem.autocast():
+            step.model(step.x)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            self.calls.append((torch.randn_like(args[0]), torch.randn_like(args[1]), torch.randn_like(out), args[3:]))
+            self.flops += 6 * 2 * out.numel() * args[1][0].numel()
+        return out
+
+    def __call__(self):
+        """Run them."""
+        for x, weight, g, options in self.calls:
+            for _ in range(2):
+                torch.ops.aten.convolution(x, weight, None, *options)
+                torch.ops.aten.convolution_backward(g, x, weight, None, *options, [True, True, False])
+        if self.cuda:
+            torch.cuda.synchronize()
