@@ -1,6 +1,7 @@
 """The joint training step that is timed: of this library, of eager PyTorch, and the parts that they have in common."""
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -8,6 +9,9 @@ import cdn
 import cdn_kernels
 
 LEVELS = cdn_kernels.NoiseLevels()
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+# By how much gradients of two implementations may differ, of their norm: what rounding does.
+TOLERANCE = {"float32": 1e-3, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,11 @@ class Score(Step):
 
 
 class SixUnits(TorchDispatchMode):
-    """The convolutions of a joint step, twice forward, input and weight gradient, by PyTorch and nothing between them."""
+    """The convolutions of a joint step alone, by PyTorch: forward, input and weight gradient of each layer, twice."""
 
     def __init__(self, problem):
         super().__init__()
-        self.calls, self.flops, self.cuda = [], 0, problem.device == "cuda"
+        self.calls, self.flops = [], 0
         step = Step(problem)
         with self, torch.no_grad(), cdn_kernels.using("reference"), problem.autocast():
             step.model(step.x)
@@ -117,5 +121,27 @@ class SixUnits(TorchDispatchMode):
             for _ in range(2):
                 torch.ops.aten.convolution(x, weight, None, *options)
                 torch.ops.aten.convolution_backward(g, x, weight, None, *options, [True, True, False])
-        if self.cuda:
-            torch.cuda.synchronize()
+
+
+def agreement(library, precision):
+    """Return the gate of :class:`.harness.paired.Paired`: does a peer's ``result()`` equal
+    the library's?
+
+    Peers may bring a wider ``tolerance``, which their docstring explains. What does not do the same thing, named in
+    parentheses, is not compared.
+    """
+    expected = None
+
+    def agree(name, peer):
+        nonlocal expected
+        if name.startswith("("):
+            return None
+        if expected is None:
+            library()
+            expected = library.result()
+        tolerance = getattr(peer.factory, "tolerance", TOLERANCE[precision])
+        found = peer.result()
+        error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        return None if error <= tolerance else f"gradients differ by {error:.2g} of their norm, {tolerance:g} allowed"
+
+    return agree

@@ -1,0 +1,97 @@
+"""Options, the fixture ``paired``, and the table at the end of ``pytest benchmarks/ --benchmark-only``."""
+from contextlib import ExitStack
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from .harness import machine
+from .harness.ceilings import Work
+from .harness.paired import Paired, Settings
+from .harness.table import table
+from .harness.workers import Worker
+from .steps import DTYPES, agreement
+
+_RESULTS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("benchmarks of cdn")
+    group.addoption("--full", action="store_true", help="the whole grid of shapes, dtypes and layouts, and peers that "
+                    "compile for minutes at full size")
+    group.addoption("--smoke", action="store_true", help="tiny tensors and two rounds: only to see that all runs")
+    group.addoption("--rounds", type=int, help="rounds of every case (default: what fits --seconds, at least 6)")
+    group.addoption("--seconds", type=float, default=2.0, help="what the rounds of a case may take (default: 2)")
+    group.addoption("--threads", type=int, help="threads of the CPU (default: those of torch)")
+    group.addoption("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.stash[_RESULTS] = []
+    # Its table shows the library's times only; ours takes its place.
+    config.option.benchmark_quiet = True
+    if config.option.threads:
+        torch.set_num_threads(config.option.threads)
+
+
+@pytest.fixture(scope="session")
+def settings(pytestconfig):
+    options = pytestconfig.option
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Settings(device, options.rounds, options.seconds, options.smoke, options.full)
+
+
+@pytest.fixture
+def paired(benchmark, settings, request):
+    torch.manual_seed(0)
+    command = f'pytest "{request.node.nodeid}" --benchmark-only'
+    runner = Paired(benchmark, settings, command + " --full" * settings.full)
+    yield runner
+    if runner.result and runner.result.seconds:
+        request.config.stash[_RESULTS].append(vars(runner.result))
+
+
+@pytest.fixture
+def compare(paired, settings):
+    """Return a function (case, problem, step, peers, units) that times steps, each in a process of its own.
+
+    The library's is step(problem, impl=...), peers are (factory, arguments, ..., options) by name, and units the
+    convolutions whose operations are the floor.
+    """
+
+    def run(case, problem, step, peers, units=None, **facts):
+        with ExitStack() as stack:
+            start = lambda *args, **options: stack.enter_context(Worker(*args, **options))
+            library = start(step, problem, impl=settings.library, keep_pages=True)
+            peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
+            work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
+            paired(f"{case}: {problem}", ("this library", library), peers, work, 
+                   agreement(library, problem.precision), operation=case, **asdict(problem), **facts)
+
+    return run
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases marked ``full`` unless they are asked for."""
+    if not config.option.full:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["cdn"] = machine.describe("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    results = config.stash[_RESULTS]
+    if not results:
+        return
+    terminalreporter.section("this library and its peers")
+    for line in table(results):
+        terminalreporter.write_line(line)
+    about = results[0]["machine"]
+    terminalreporter.write_line("")
+    terminalreporter.write_line(f"{about['device']}, {about['threads']} threads, {about['capability']}, torch "
+                                f"{about['torch']}, Python {about['python']}; medians of ratios within a round and the "
+                                "interval that holds the true one with 95 % probability")

@@ -1,0 +1,35 @@
+"""Say what was measured on: hardware, versions, threads."""
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import cdn_kernels
+from cdn_kernels.backends import cpu
+
+
+def describe(device):
+    """Return what identifies a measurement, ready for JSON."""
+    return dict(
+        device=torch.cuda.get_device_name() if device == "cuda" else processor(), threads=torch.get_num_threads(),
+        cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), torch=torch.__version__,
+        triton=_version("triton"), cuda=torch.version.cuda, cdn=cdn_kernels.__version__,
+        capability=cpu.CAPABILITY, convolutions=cpu.ENGINE)
+
+
+def processor():
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,175 @@
+"""The fixture ``paired``: a case of this library among its peers and floors, in one series of rounds.
+
+pytest-benchmark alone times one function in a loop of its own, minutes apart from the next, which the noise of a shared
+machine defeats. Here its fixture times the library, and what it calls between two of its rounds is all the others.
+"""
+import itertools
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from ..steps import Problem
+from . import machine
+from .memory import peak_bytes
+from .timing import FEWEST_ROUNDS, schedule, summarize
+from .workers import Refused, Worker
+
+_MOST_ROUNDS = 51
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options of the command say, see conftest.py."""
+
+    device: str
+    rounds: int | None
+    seconds: float
+    smoke: bool
+    full: bool
+
+    @property
+    def library(self):
+        """The impl that is judged."""
+        return "triton" if self.device == "cuda" else "cpu"
+
+    def shape(self, shape):
+        """Return [B, C, H, W], tiny in a smoke test."""
+        batch, channels, *sides = shape
+        return (2, channels, *(min(side, 6) for side in sides)) if self.smoke else shape
+
+    def problem(self, **options):
+        """Return a :class:`benchmarks.steps.Problem`, tiny in a smoke test."""
+        tiny = dict(width=8, batch=2, side=8) if self.smoke else {}
+        return Problem(device=self.device, **options | tiny)
+
+
+@dataclass
+class Result:
+    """What a case has shown; its fields are the extra_info of pytest-benchmark.
+
+    Attributes:
+        case: what was done, in words.
+        facts: operation, order, dtype, layout, shape and the like.
+        seconds: by implementation, one per round; the first is the library.
+        ratios: by peer, how many times as long as the library it takes: a Ratio.
+        floor: what the slowest of its yardsticks needs for the same work, and the Ratio of the library to that.
+        peak_bytes: by implementation, or None where not measured.
+        refused: by peer, why it did not take part.
+        machine: hardware and versions.
+        command: what measures this case again.
+    """
+
+    case: str
+    facts: dict
+    seconds: dict = field(default_factory=dict)
+    ratios: dict = field(default_factory=dict)
+    floor: dict = field(default_factory=dict)
+    peak_bytes: dict = field(default_factory=dict)
+    refused: dict = field(default_factory=dict)
+    machine: dict = field(default_factory=dict)
+    command: str = ""
+
+
+class Paired:
+    """Time a case of this library and its peers.
+
+    Args:
+        benchmark: the fixture of pytest-benchmark.
+        settings: a Settings.
+        command: what to say about how to repeat this.
+    """
+
+    def __init__(self, benchmark, settings, command):
+        self.benchmark, self.settings, self.command = benchmark, settings, command
+        self.result = None
+
+    def __call__(self, case, library, peers, work=None, agree=None, **facts):
+        """Time them, and leave the Result in ``result`` and in extra_info.
+
+        Args:
+            case: what is done, in words.
+            library: (name, function without arguments or a :class:`.workers.Worker`).
+            peers: such functions by name. One that raises Refused is listed with its reason.
+            work: a :class:`.ceilings.Work` that gives the floor.
+            agree: a function (name of a peer, the peer) that returns None, or in words how its values differ from the
+                library's. A peer with other values is not timed.
+            facts: for the record.
+
+        Raises:
+            Refused: by the library itself.
+        """
+        name, function = library
+        device = self.settings.device
+        result = self.result = Result(case, facts, machine=machine.describe(device), command=self.command)
+        cases = {name: function}
+        result.peak_bytes[name] = _peak(function, device)
+        for peer, other in peers.items():
+            try:
+                result.peak_bytes[peer] = _peak(other, device)
+                difference = agree and agree(peer, other)
+                if difference:
+                    raise Refused(f"no comparison: {difference}")
+                cases[peer] = other
+            except Refused as refusal:
+                result.peak_bytes.pop(peer, None)
+                result.refused[peer] = str(refusal)
+        yardsticks = work.yardsticks(device) if work else {}
+        cases |= {key: yardstick for key, (yardstick, _) in yardsticks.items()}
+        times = self._time(name, {key: _finished(run, device) for key, run in cases.items()})
+        if times:
+            self._evaluate(times, name, {key: share for key, (_, share) in yardsticks.items()})
+        self.benchmark.extra_info.update(vars(result))
+
+    def _time(self, library, cases):
+        """Return seconds by name, one per round; nothing where pytest-benchmark is switched off."""
+        for run in cases.values():
+            run()
+        if self.benchmark.disabled:
+            self.benchmark(cases[library])
+            return None
+        start = time.perf_counter()
+        for run in cases.values():
+            run()
+        rounds = self._rounds(time.perf_counter() - start)
+        times = {name: [] for name in cases}
+
+        def run(name):
+            start = time.perf_counter()
+            cases[name]()
+            times[name].append(time.perf_counter() - start)
+
+        order = (name for turn, name in schedule(cases, rounds) if turn)
+        others = lambda: [run(name) for name in itertools.takewhile(lambda name: name != library, order)] and None
+        self.benchmark.pedantic(run, (library,), setup=others, rounds=rounds)
+        others()
+        return times
+
+    def _rounds(self, seconds):
+        """Return how many rounds of so many seconds to take."""
+        fewest = 2 if self.settings.smoke else FEWEST_ROUNDS
+        return self.settings.rounds or max(fewest, min(_MOST_ROUNDS, round(self.settings.seconds / seconds)))
+
+    def _evaluate(self, times, library, shares):
+        own, result = times[library], self.result
+        floors = [max(t / share for t, share in zip(row, shares.values()))
+                  for row in zip(*(times[name] for name in shares))]
+        if floors:
+            result.floor = dict(seconds=statistics.median(floors), yardsticks=list(shares),
+                                ratio=summarize([a / b for a, b in zip(own, floors)]))
+        result.seconds = {name: values for name, values in times.items() if name not in shares}
+        result.ratios = {name: summarize([a / b for a, b in zip(values, own)])
+                         for name, values in result.seconds.items() if name != library}
+
+
+def _finished(case, device):
+    """Return a function that has not returned before the device is done."""
+    if device != "cuda" or isinstance(case, Worker):
+        return case
+    return lambda: (case(), torch.cuda.synchronize())
+
+
+def _peak(case, device):
+    case()  # what compiles does so at its first call
+    return case.peak_bytes(device) if isinstance(case, Worker) else peak_bytes(case, device)

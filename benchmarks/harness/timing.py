@@ -1,0 +1,75 @@
+"""Compare functions on a noisy machine: in turn, in random order, by the medians of ratios within a round."""
+import math
+import random
+import statistics
+import time
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+# Fewer rounds than this cannot bound a median with that confidence.
+FEWEST_ROUNDS = 6
+
+
+class Ratio(NamedTuple):
+    """A median of ratios, and an interval that holds the true one with a probability of CONFIDENCE.
+
+    The interval is that of the sign test, between two of the sorted ratios: it assumes nothing about how the noise is
+    distributed. With fewer rounds than FEWEST_ROUNDS it reaches from the smallest to the largest, and promises less.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def seen(self):
+        """Whether there is a difference at all, beyond the noise."""
+        return not self.low <= 1 <= self.high
+
+    def __str__(self):
+        spread = f"({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f} {spread}" if self.seen else f"no difference seen {spread}"
+
+
+def summarize(values):
+    """Return the Ratio of the values that the rounds gave."""
+    ordered, n = sorted(values), len(values)
+    # How many values at either end the interval leaves out: as many as chance puts there too rarely to matter.
+    outside = 0
+    while 2 * sum(math.comb(n, i) for i in range(outside + 2)) <= (1 - CONFIDENCE) * 2**n:
+        outside += 1
+    return Ratio(statistics.median(ordered), ordered[outside], ordered[-1 - outside])
+
+
+def ratio(times, slow, fast):
+    """Return the Ratio of two cases of what :func:`measure` found."""
+    return summarize([a / b for a, b in zip(times[slow], times[fast])])
+
+
+def measure(cases, rounds, seed=0, clock=time.perf_counter):
+    """Time every case once per round, in random order, after one round that does not count.
+
+    Args:
+        cases: functions without arguments, by name; done when they return.
+        rounds: how often.
+        seed: of the order.
+        clock: a function that returns seconds.
+
+    Returns:
+        Seconds by name, one per round.
+    """
+    times = {name: [] for name in cases}
+    for turn, name in schedule(cases, rounds, seed):
+        start = clock()
+        cases[name]()
+        if turn:
+            times[name].append(clock() - start)
+    return times
+
+
+def schedule(cases, rounds, seed=0):
+    """Yield (round, name) for a round 0 and those that count, each in a random order of its own."""
+    order = random.Random(seed)
+    for turn in range(rounds + 1):
+        for name in order.sample(list(cases), len(cases)):
+            yield turn, name

@@ -1,0 +1,91 @@
+"""Run a case in a process of its own: nothing of another is in its memory, its allocator or its threads."""
+import contextlib
+import multiprocessing
+
+import torch
+
+import cdn_kernels
+
+from .memory import peak_bytes
+
+
+class Refused(Exception):
+    """A case cannot run here; the message says why."""
+
+
+class Worker:
+    """A case in another process, which waits until it is called; a context manager.
+
+    Args:
+        factory: a class or function that a new process can import; what it returns is called for every run, and
+            says by ``result()`` what the last run found.
+        args, options: for the factory.
+        keep_pages: reuse freed memory, as ``cdn.train --fused`` does.
+
+    Raises:
+        Refused: by the first use, if the factory or the first run raises an error; with its message.
+        RuntimeError: the process ended.
+    """
+
+    def __init__(self, factory, *args, keep_pages=False, **options):
+        self.factory = factory
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        call = factory, args, options
+        self.process = context.Process(target=_serve, args=(theirs, call, keep_pages, torch.get_num_threads()),
+                                       daemon=True)
+
+    def __enter__(self):
+        self.process.start()
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.join()
+
+    def __call__(self):
+        """Run the case once; return what it returns."""
+        return self._ask("run")
+
+    def result(self):
+        """Return what the last run found."""
+        return self._ask("result")
+
+    def peak_bytes(self, device):
+        """Run the case once; return its peak memory, see :func:`.memory.peak_bytes`."""
+        return self._ask("memory", device)
+
+    def _ask(self, *request):
+        try:
+            self.pipe.send(request)
+            while not self.pipe.poll(1):
+                if not self.process.is_alive():
+                    raise EOFError
+            kind, value = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"the process of {self.factory.__name__} ended with {self.process.exitcode}") from None
+        if kind == "refused":
+            raise Refused(value)
+        return value
+
+
+def _serve(pipe, call, keep_pages, threads):
+    torch.set_num_threads(threads)
+    if keep_pages:
+        cdn_kernels.keep_pages()
+    case = None
+    while True:
+        request, *args = pipe.recv()
+        try:
+            if case is None:
+                factory, positional, options = call
+                case = factory(*positional, **options)
+                case()
+            answer = {"run": case, "result": lambda: case.result().numpy(),
+                      "memory": lambda device: peak_bytes(case, device)}[request](*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            pipe.send(("answer", answer))
+        except Exception as error:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(("refused", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,74 @@
+"""The library's own convolutions against PyTorch's, map by map, on the layers of GradResNet-18 at width 64."""
+import pytest
+import torch
+
+import cdn_kernels
+from cdn_kernels.backends import cpu
+from cdn_kernels.ops import convolve
+
+from .harness.ceilings import Work
+from .operations import agreement
+
+full = pytest.mark.full
+MAPS = {"forward": cpu.CONV_FORWARD, "by the input": cpu.CONV_INPUT, "by the filters": cpu.CONV_WEIGHT}
+# (inputs, outputs, side of the image, side of the filters, stride)
+LAYERS = [(64, 64, 32, 3, 1), (128, 128, 16, 3, 1), (256, 256, 8, 3, 1), (512, 512, 4, 3, 1), (64, 128, 32, 3, 2),
+          (128, 256, 16, 3, 2), (256, 512, 8, 3, 2), (64, 128, 32, 1, 2), (128, 256, 16, 1, 2), (256, 512, 8, 1, 2)]
+BATCH = 64
+NHWC = dict(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layer", [pytest.param(layer, marks=() if layer[-1] == 1 else full, id=(
+    "{}-{}-side{}-{}x{}-stride{}".format(*layer[:4], layer[3], layer[4]))) for layer in LAYERS])
+@pytest.mark.parametrize("name", MAPS)
+def test_convolution(paired, settings, name, layer):
+    if settings.device != "cpu" or cpu.ENGINE is None:
+        pytest.skip("the library's own convolutions need a CPU with AVX-512 BF16 or AMX")
+    inputs, outputs, side, size, stride = layer
+    x = torch.randn(settings.shape((BATCH, inputs, side, side))).bfloat16().contiguous(**NHWC)
+    weight = (torch.randn(outputs, inputs, size, size) / size / inputs**0.5).bfloat16().contiguous(**NHWC)
+    g = torch.randn_like(convolve.empty_forward(x, weight, stride, "cpu"))
+    options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
+
+    def own():
+        first, second, like = {"forward": (x, weight, g), "by the input": (g, weight, x),
+                               "by the filters": (x, g, weight)}[name]
+        out = torch.empty_like(like)
+        cpu.conv2d(MAPS[name], first, second, out, (x.shape, weight.shape), stride)
+        return [out]
+
+    def torchs():
+        if name == "forward":
+            return [torch.ops.aten.convolution(x, weight, None, *options)]
+        mask = [name == "by the input", name == "by the filters", False]
+        return [t for t in torch.ops.aten.convolution_backward(g, x, weight, None, *options, mask) if t is not None]
+
+    work = Work(2 * g.numel() * weight[0].numel(), dtype=torch.bfloat16)
+    paired(f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, bf16",
+           ("this library", own), {"PyTorch": torchs}, work, agreement(own, 0.01), operation="convolution",
+           map=name, layer=layer)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_network_of_torch(paired, settings, precision):
+    """score_matching_step on a network of torch.nn.Conv2d: first derivatives only, against double backward."""
+    torch.manual_seed(0)
+    shape = settings.shape((32, 64, 32, 32))
+    channels = [3] + [shape[1]] * 4
+    layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.GELU()) for a, b in zip(channels, channels[1:])]
+    network = torch.nn.Sequential(*sum(layers, ()), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                  torch.nn.Linear(shape[1], 10)).to(settings.device, **NHWC)
+    y = torch.rand(shape[0], 3, *shape[2:], device=settings.device).contiguous(**NHWC)
+    loss = lambda outputs, score: 1e4 * score.square().mean() + outputs.square().mean()
+
+    def step(impl):
+        network.zero_grad()
+        with torch.autocast(settings.device, torch.bfloat16, enabled=precision == "bf16"):
+            cdn_kernels.score_matching_step(network, y, loss, impl=impl)
+        return [torch.cat([p.grad.flatten() for p in network.parameters()])]
+
+    library = lambda: step("auto")
+    paired(f"score_matching_step, a network of torch.nn.Conv2d: {tuple(y.shape)}, {precision}",
+           ("this library", library), {"eager double backward": lambda: step("reference")},
+           agree=agreement(library, {"float32": 1e-4, "bf16": 5e-2}[precision]), operation="torch.nn.Conv2d",
+           precision=precision)

@@ -1,0 +1,47 @@
+"""The training step, the heart of the library, against what a user would run instead; and the score alone."""
+import pytest
+import torch
+
+from .peers import PEERS
+from .steps import DTYPES, Score, SixUnits, Step
+
+PROBLEMS = {
+    "bf16": dict(),
+    "float32": dict(precision="float32"),
+    "yardstick": dict(yardstick=True),
+    "batch16": dict(batch=16),
+    "batch256": dict(batch=256),
+    "width32": dict(width=32),
+    "depth34": dict(depth=34),
+    "side64": dict(batch=32, side=64),
+}
+problems = pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ("bf16", "float32") else pytest.mark.full) for name in PROBLEMS])
+precisions = pytest.mark.parametrize("precision", DTYPES)
+sizes = pytest.mark.parametrize("size", ["small", pytest.param("default", marks=pytest.mark.full)])
+EAGER = {"eager, channels last": {}, "eager, contiguous": dict(layout=torch.contiguous_format)}
+
+
+@problems
+def test_joint_step(compare, settings, name):
+    problem = settings.problem(**PROBLEMS[name])
+    peers = {name: (Step, problem, options) for name, options in EAGER.items()}
+    compare("joint step", problem, Step, peers | {
+        "(eager step of a classifier)": (Step, problem, dict(denoising=0.0)),
+        "(its convolutions alone, by PyTorch)": (SixUnits, problem, {})}, SixUnits(problem))
+
+
+@sizes
+@precisions
+def test_every_peer(compare, settings, precision, size):
+    """All that could take the place of the library's step, on the network that every framework has."""
+    small = dict(width=32, batch=32) if size == "small" else {}
+    problem = settings.problem(precision=precision, yardstick=True, **small)
+    peers = {name: (Step, problem, options) for name, options in EAGER.items()}
+    compare("joint step, all peers", problem, Step, peers | {name: (peer, problem, {}) for name, peer in PEERS.items()})
+
+
+@problems
+def test_score(compare, settings, name):
+    problem = settings.problem(**PROBLEMS[name])
+    compare("score", problem, Score, {name: (Score, problem, options) for name, options in EAGER.items()})

@@ -1,0 +1,37 @@
+"""Every pass between convolutions against a copy of as many bytes: "times the floor" is how far from memory it is."""
+import math
+
+import pytest
+import torch
+
+from cdn_kernels.backends import dispatch
+
+from .harness.ceilings import Work
+from .operations import LAYOUTS
+from .passes import difference, passes
+from .steps import DTYPES
+
+MIB = 2**20
+SMALL = (3, 64, 32, 32)
+NAMES = [
+    "gelu forward", "gelu backward", "gelu backward, source", "gelu tangent", "norm forward", "norm forward, residual",
+    "norm backward", "norm backward, source", "norm tangent", "pool dot", "pool scale", "pool mean", "pool spread",
+    "add noise", "denoising error", "denoising gradient"]
+
+
+@pytest.mark.parametrize("layout", [pytest.param(n, marks=() if n == "channels last" else pytest.mark.full)
+                                    for n in LAYOUTS])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_pass(paired, settings, name, dtype, layout):
+    kernels = dispatch.kernels(settings.library)
+    make = lambda shape: passes(kernels, shape, DTYPES[dtype], LAYOUTS[layout], settings.device)[name]
+    wrong = difference(make(settings.shape(SMALL)))
+    assert not wrong, f"{name}: no measurement: {wrong}"
+    # Tensors of 128 MiB each, larger than any cache.
+    image = math.prod(SMALL[1:]) * DTYPES[dtype].itemsize
+    case = make(settings.shape((128 * MIB // image, *SMALL[1:])))
+    bytes_ = sum(t.nbytes for t in case.reads + case.writes)
+    size = bytes_ / len(case.reads + case.writes) / MIB
+    paired(f"{name}: {size:.0f} MiB a tensor, {dtype}, {layout}", ("this library", case.run), {}, Work(bytes=bytes_),
+           operation=name, dtype=dtype, layout=layout)

@@ -1,0 +1,19 @@
+"""Time and peak memory of the joint step against batch, width, depth and size of the images, for the plots."""
+import pytest
+
+from .steps import SixUnits, Step
+
+# The middle, and what is varied around it. Without --full, the batch only.
+MIDDLE = dict(width=32, batch=64, side=32, depth=18)
+AXES = {"batch": (8, 16, 32, 64, 128, 256, 512), "width": (16, 32, 64, 128), "depth": (18, 34),
+        "side": (16, 32, 64, 96)}
+DEFAULT = {("batch", 8), ("batch", 32), ("batch", 128), ("batch", 512)}
+
+
+@pytest.mark.parametrize("axis, value", [
+    pytest.param(axis, value, marks=() if (axis, value) in DEFAULT else pytest.mark.full, id=f"{axis}{value}")
+    for axis, values in AXES.items() for value in values])
+def test_scaling(compare, settings, axis, value):
+    problem = settings.problem(**MIDDLE | {axis: value})
+    compare(f"scaling with {axis}", problem, Step, {"eager, channels last": (Step, problem, {})}, SixUnits(problem),
+            axis=axis, value=value)
