@@ -26,14 +26,14 @@ def _python(code):
 def test_import(paired):
     """A process that imports the kernels and ends, against one that imports torch."""
     paired("a process: import cdn_kernels", ("this library", _python("import cdn_kernels")),
-           {"(import torch)": _python("import torch")}, operation="import")
+           {"(import torch)": _python("import torch")}, memory=False, operation="import")
 
 
 def test_first_step(paired, settings):
     """A process that does one joint step: loading, compiling if any, and what allocators and libraries do first."""
     code = lambda impl: FIRST_STEP.format(threads=torch.get_num_threads(), device=settings.device, impl=impl)
     paired("a process: one joint step, width 32, batch 16", ("this library", _python(code(settings.library))),
-           {"eager, channels last": _python(code("reference"))}, operation="first step")
+           {"eager, channels last": _python(code("reference"))}, memory=False, operation="first step")
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -45,11 +45,11 @@ def test_overhead(paired, settings, order):
 
     def many(function):
         sweep = Sweep(function, inputs, order, torch.channels_last)
-        return lambda: [sweep() for _ in range(calls)] and None
+        return lambda: [sweep() for _ in range(calls)]
 
     paired(f"{calls} calls of conv + GELU on a pixel, {order}",
            ("this library", many(lambda *inputs: operation.library(*inputs, impl=settings.library))),
-           {"eager": many(operation.plain)}, operation="overhead", order=order, calls=calls)
+           {"eager": many(operation.plain)}, memory=False, operation="overhead", order=order, calls=calls)
 
 
 @pytest.mark.full
@@ -65,4 +65,4 @@ def test_build(paired):
             subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True,
                            capture_output=True, env={"CDN_CPU": "1", "PATH": "/usr/bin:/bin"})
 
-    paired("building the extension", ("this library", build), {}, operation="build")
+    paired("building the extension", ("this library", build), {}, memory=False, operation="build")

@@ -34,4 +34,4 @@ def test_pass(paired, settings, name, dtype, layout):
     bytes_ = sum(t.nbytes for t in case.reads + case.writes)
     size = bytes_ / len(case.reads + case.writes) / MIB
     paired(f"{name}: {size:.0f} MiB a tensor, {dtype}, {layout}", ("this library", case.run), {}, Work(bytes=bytes_),
-           operation=name, dtype=dtype, layout=layout)
+           operation="pass", name=name, dtype=dtype, layout=layout)

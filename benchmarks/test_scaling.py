@@ -15,5 +15,5 @@ DEFAULT = {("batch", 8), ("batch", 32), ("batch", 128), ("batch", 512)}
     for axis, values in AXES.items() for value in values])
 def test_scaling(compare, settings, axis, value):
     problem = settings.problem(**MIDDLE | {axis: value})
-    compare(f"scaling with {axis}", problem, Step, {"eager, channels last": (Step, problem, {})}, SixUnits(problem),
+    compare("scaling", problem, Step, {"eager, channels last": (Step, problem, {})}, SixUnits(problem),
             axis=axis, value=value)

@@ -1,7 +1,9 @@
 """Say what was measured on: hardware, versions, threads."""
+import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -16,7 +18,18 @@ def describe(device):
         device=torch.cuda.get_device_name() if device == "cuda" else processor(), threads=torch.get_num_threads(),
         cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), torch=torch.__version__,
         triton=_version("triton"), cuda=torch.version.cuda, cdn=cdn_kernels.__version__,
-        capability=cpu.CAPABILITY, convolutions=cpu.ENGINE)
+        capability=cpu.CAPABILITY, convolutions=cpu.ENGINE, commit=commit())
+
+
+@functools.cache
+def commit():
+    """Return the commit of this checkout, "-dirty" if it was changed since; None without git or history."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
+                              cwd=Path(__file__).parent, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def processor():

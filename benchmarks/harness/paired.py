@@ -79,13 +79,14 @@ class Paired:
         benchmark: the fixture of pytest-benchmark.
         settings: a Settings.
         command: what to say about how to repeat this.
+        clock: a function that returns seconds.
     """
 
-    def __init__(self, benchmark, settings, command):
-        self.benchmark, self.settings, self.command = benchmark, settings, command
+    def __init__(self, benchmark, settings, command, clock=time.perf_counter):
+        self.benchmark, self.settings, self.command, self.clock = benchmark, settings, command, clock
         self.result = None
 
-    def __call__(self, case, library, peers, work=None, agree=None, **facts):
+    def __call__(self, case, library, peers, work=None, agree=None, memory=True, **facts):
         """Time them, and leave the Result in ``result`` and in extra_info.
 
         Args:
@@ -95,6 +96,7 @@ class Paired:
             work: a :class:`.ceilings.Work` that gives the floor.
             agree: a function (name of a peer, the peer) that returns None, or in words how its values differ from the
                 library's. A peer with other values is not timed.
+            memory: whether to measure it; a case that starts processes has none of its own.
             facts: for the record.
 
         Raises:
@@ -104,10 +106,10 @@ class Paired:
         device = self.settings.device
         result = self.result = Result(case, facts, machine=machine.describe(device), command=self.command)
         cases = {name: function}
-        result.peak_bytes[name] = _peak(function, device)
+        result.peak_bytes[name] = _peak(function, device, memory)
         for peer, other in peers.items():
             try:
-                result.peak_bytes[peer] = _peak(other, device)
+                result.peak_bytes[peer] = _peak(other, device, memory)
                 difference = agree and agree(peer, other)
                 if difference:
                     raise Refused(f"no comparison: {difference}")
@@ -129,19 +131,23 @@ class Paired:
         if self.benchmark.disabled:
             self.benchmark(cases[library])
             return None
-        start = time.perf_counter()
+        start = self.clock()
         for run in cases.values():
             run()
-        rounds = self._rounds(time.perf_counter() - start)
+        rounds = self._rounds(self.clock() - start)
         times = {name: [] for name in cases}
 
         def run(name):
-            start = time.perf_counter()
+            start = self.clock()
             cases[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(self.clock() - start)
 
         order = (name for turn, name in schedule(cases, rounds) if turn)
-        others = lambda: [run(name) for name in itertools.takewhile(lambda name: name != library, order)] and None
+
+        def others():
+            for name in itertools.takewhile(lambda name: name != library, order):
+                run(name)
+
         self.benchmark.pedantic(run, (library,), setup=others, rounds=rounds)
         others()
         return times
@@ -170,6 +176,8 @@ def _finished(case, device):
     return lambda: (case(), torch.cuda.synchronize())
 
 
-def _peak(case, device):
+def _peak(case, device, memory):
     case()  # what compiles does so at its first call
+    if not memory:
+        return None
     return case.peak_bytes(device) if isinstance(case, Worker) else peak_bytes(case, device)

@@ -1,8 +1,7 @@
-"""Compare functions on a noisy machine: in turn, in random order, by the medians of ratios within a round."""
+"""Compare on a noisy machine: in turn, in random order, by medians of ratios within a round."""
 import math
 import random
 import statistics
-import time
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
@@ -39,32 +38,6 @@ def summarize(values):
     while 2 * sum(math.comb(n, i) for i in range(outside + 2)) <= (1 - CONFIDENCE) * 2**n:
         outside += 1
     return Ratio(statistics.median(ordered), ordered[outside], ordered[-1 - outside])
-
-
-def ratio(times, slow, fast):
-    """Return the Ratio of two cases of what :func:`measure` found."""
-    return summarize([a / b for a, b in zip(times[slow], times[fast])])
-
-
-def measure(cases, rounds, seed=0, clock=time.perf_counter):
-    """Time every case once per round, in random order, after one round that does not count.
-
-    Args:
-        cases: functions without arguments, by name; done when they return.
-        rounds: how often.
-        seed: of the order.
-        clock: a function that returns seconds.
-
-    Returns:
-        Seconds by name, one per round.
-    """
-    times = {name: [] for name in cases}
-    for turn, name in schedule(cases, rounds, seed):
-        start = clock()
-        cases[name]()
-        if turn:
-            times[name].append(clock() - start)
-    return times
 
 
 def schedule(cases, rounds, seed=0):

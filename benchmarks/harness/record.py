@@ -1,0 +1,44 @@
+"""Read what ``pytest benchmarks/ --benchmark-json FILE`` wrote."""
+import json
+from typing import NamedTuple
+
+from .timing import Ratio
+
+
+class Record(NamedTuple):
+    """A run of the benchmarks.
+
+    Attributes:
+        date: of the run, ISO 8601.
+        machine: hardware and versions, see :func:`.machine.describe`.
+        results: by the name of the test, dicts with the fields of :class:`.paired.Result`.
+    """
+
+    date: str
+    machine: dict
+    results: dict
+
+    def of(self, operation):
+        """Return the results of an operation, in order."""
+        return [result for result in self.results.values() if result["facts"]["operation"] == operation]
+
+
+def read(path):
+    """Return the Record in a file.
+
+    Raises:
+        SystemExit: no such file, or one that the benchmarks did not write.
+    """
+    try:
+        run = json.loads(path.read_text())
+        benchmarks = {b["fullname"]: b["extra_info"] for b in run["benchmarks"]}
+        date, machine = run["datetime"], run["machine_info"]["cdn"]
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SystemExit(f"{path}: not what pytest benchmarks/ --benchmark-json wrote") from None
+    for result in benchmarks.values():
+        result["ratios"] = {name: Ratio(*ratio) for name, ratio in result.get("ratios", {}).items()}
+        if result.get("floor"):
+            result["floor"]["ratio"] = Ratio(*result["floor"]["ratio"])
+    return Record(date, machine, {name: r for name, r in benchmarks.items() if r.get("seconds")})

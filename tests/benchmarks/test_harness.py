@@ -1,0 +1,141 @@
+"""The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as real ones."""
+import random
+
+import pytest
+import torch
+
+from benchmarks.harness.memory import peak_bytes
+from benchmarks.harness.paired import Paired, Settings
+from benchmarks.harness.timing import Ratio, summarize
+from benchmarks.harness.workers import Refused, Worker
+
+
+class Machine:
+    """A clock, and functions that move it on by times that drift, jump and jitter."""
+
+    def __init__(self, seed):
+        self.now, self.random = 0.0, random.Random(seed)
+
+    def function(self, seconds):
+        def run():
+            busy = 1.5 if self.now % 7 < 2 else 1.0  # a neighbour, for seconds at a time
+            spike = 3.0 if self.random.random() < 0.05 else 1.0
+            self.now += seconds * busy * spike * self.random.lognormvariate(0, 0.1)
+        return run
+
+
+class Benchmark:
+    """What the harness uses of pytest-benchmark's fixture."""
+
+    disabled = False
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, target, args, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            target(*args)
+
+
+def settings(rounds):
+    return Settings(device="cpu", rounds=rounds, seconds=1.0, smoke=False, full=False)
+
+
+def compare(seconds, seed, rounds=15):
+    """Return what a comparison of a library that takes a second with a peer finds."""
+    machine = Machine(seed)
+    paired = Paired(Benchmark(), settings(rounds), "", clock=lambda: machine.now)
+    paired("case", ("library", machine.function(1.0)), {"peer": machine.function(seconds)})
+    return paired.result.ratios["peer"]
+
+
+def test_identical_implementations_measure_one_within_the_stated_spread():
+    found = [compare(1.0, seed) for seed in range(300)]
+    assert sum(ratio.seen for ratio in found) <= 0.06 * len(found)  # a confidence of 95 %
+    assert abs(sorted(ratio.median for ratio in found)[150] - 1) < 0.02
+
+
+def test_a_slower_peer_is_detected():
+    found = [compare(1.3, seed) for seed in range(300)]
+    assert sum(ratio.seen and ratio.median > 1 for ratio in found) >= 0.98 * len(found)
+    assert sum(ratio.low <= 1.3 <= ratio.high for ratio in found) >= 0.92 * len(found)
+
+
+def test_a_slowed_library_is_detected():
+    found = [compare(1 / 1.3, seed) for seed in range(100)]
+    assert sum(ratio.seen and ratio.median < 1 for ratio in found) >= 98
+
+
+def test_the_interval_is_that_of_the_sign_test():
+    values = [float(i) for i in range(1, 10)]
+    assert summarize(values) == Ratio(5.0, 2.0, 8.0)  # 2 (1 + 9) / 2^9 = 3.9 %; one more would be 18 %
+    assert summarize(values[:6]) == Ratio(3.5, 1.0, 6.0)
+    assert summarize([2.0]) == Ratio(2.0, 2.0, 2.0)
+
+
+def test_a_difference_hidden_by_noise_is_not_printed_as_a_ratio():
+    assert str(Ratio(1.07, 0.94, 1.2)) == "no difference seen (0.94 to 1.20)"
+    assert str(Ratio(1.07, 1.02, 1.2)) == "1.07 (1.02 to 1.20)"
+
+
+def test_every_case_runs_once_a_round_in_changing_order():
+    calls = []
+    paired = Paired(Benchmark(), settings(20), "")
+    paired("case", ("library", lambda: calls.append("library")), {"peer": lambda: calls.append("peer")}, memory=False)
+    counted = calls[-40:]
+    rounds = [tuple(counted[i:i + 2]) for i in range(0, 40, 2)]
+    assert set(rounds) == {("library", "peer"), ("peer", "library")}
+
+
+def test_a_peer_with_other_values_is_not_timed():
+    paired = Paired(Benchmark(), settings(3), "")
+    paired("case", ("library", lambda: None), {"wrong": lambda: None, "right": lambda: None}, memory=False,
+           agree=lambda name, peer: "values differ" if name == "wrong" else None)
+    assert paired.result.refused == {"wrong": "no comparison: values differ"}
+    assert set(paired.result.ratios) == {"right"}
+
+
+class Doubling:
+    """A case for another process."""
+
+    def __init__(self, value):
+        if value < 0:
+            raise RuntimeError("value must be positive")
+        self.value = value
+
+    def __call__(self):
+        self.value *= 2
+        return self.value
+
+    def result(self):
+        return torch.tensor([self.value])
+
+
+def test_a_worker_runs_and_answers():
+    with Worker(Doubling, 1.0) as worker:
+        first = worker()
+        assert worker() == 2 * first and worker.result().tolist() == [2 * first]
+
+
+def test_a_worker_says_why_it_refuses():
+    with Worker(Doubling, -1.0) as worker, pytest.raises(Refused, match="RuntimeError: value must be positive"):
+        worker()
+
+
+def test_a_dead_worker_is_an_error():
+    with Worker(Doubling, 1.0) as worker:
+        worker()
+        worker.process.kill()
+        with pytest.raises(RuntimeError, match="the process of Doubling ended"):
+            worker()
+
+
+def test_peak_memory_counts_what_is_gone_again():
+    size = 64 * 2**20
+
+    def allocate():
+        torch.ones(size, dtype=torch.uint8)
+
+    peak = peak_bytes(allocate)
+    assert peak is None or size <= peak < 1.5 * size
