@@ -62,7 +62,8 @@ class Worker:
                 if not self.process.is_alive():
                     raise EOFError
             kind, value = self.pipe.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
+            self.process.join(10)
             raise RuntimeError(f"the process of {self.factory.__name__} ended with {self.process.exitcode}") from None
         if kind == "refused":
             raise Refused(value)
