@@ -160,15 +160,12 @@ def _resumed_settings(run, arguments):
 
 
 def _announce_fused(device):
-    from cdn_kernels.info import describe, require_cpu
-    if device.type != "cpu":
-        raise CDNError("--fused: the fused kernels so far run on CPUs only, use --device cpu or leave --fused out")
+    from cdn_kernels.backends.dispatch import OPERATIONS, fused_backend
     try:
-        require_cpu()
+        backend = fused_backend(device)
     except RuntimeError as error:
         raise CDNError(f"--fused: {error}") from None
-    for operation, backend in describe("cpu"):
-        print(f"{operation}: {'fused, ' + backend if backend != 'reference' else 'reference'}")
+    print(f"fused, by the {backend} kernels: {', '.join(OPERATIONS)}")
 
 
 if __name__ == "__main__":

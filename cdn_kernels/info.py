@@ -15,8 +15,8 @@ CONVOLUTIONS = {
 }
 
 
-def describe(impl="auto"):
-    """List what runs each operation on float32 tensors of the CPU, as pairs (operation, backend).
+def describe(impl="auto", device=_CPU):
+    """List what runs each operation on float32 tensors of a device, as pairs (operation, backend).
 
     An operation for which impl has no kernel yet is listed with "reference"; what cannot be loaded is too.
 
@@ -24,23 +24,12 @@ def describe(impl="auto"):
         ValueError: an unknown impl.
     """
     check_impl(impl)
-    backends = AUTOMATIC["cpu"] if impl == "auto" else () if impl == "reference" else (impl,)
-    return [(operation, _fastest(operation, backends)) for operation in OPERATIONS]
+    backends = AUTOMATIC[device.type] if impl == "auto" else () if impl == "reference" else (impl,)
+    return [(operation, _fastest(operation, backends, device)) for operation in OPERATIONS]
 
 
-def fused_operations(impl="auto"):
-    """List the operations that describe() does not leave to the reference."""
-    return [operation for operation, backend in describe(impl) if backend != "reference"]
-
-
-def require_cpu():
-    """Raise RuntimeError, with the reason, unless the compiled CPU library is loaded."""
-    if cpu.MISSING:
-        raise RuntimeError(cpu.MISSING)
-
-
-def _fastest(operation, backends):
-    usable = (b for b in backends if why_not(operation, b, _CPU, torch.float32) is None)
+def _fastest(operation, backends, device):
+    usable = (b for b in backends if why_not(operation, b, device, torch.float32) is None)
     return next(usable, "reference")
 
 
@@ -65,8 +54,9 @@ def main():
         print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
     print(f"  triton      {_triton()}\n")
     width = max(map(len, OPERATIONS))
-    print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  runs on")
-    for operation, backend in describe():
+    device = torch.device("cuda") if torch.cuda.is_available() else _CPU
+    print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  on {device.type} runs")
+    for operation, backend in describe("auto", device):
         kernels = ("reference", *OPERATIONS[operation])
         marks = [("yes" if name in kernels else "-").ljust(len(name)) for name in IMPLEMENTATIONS[1:]]
         print(f"{operation:{width}}  {'  '.join(marks)}  {backend}")

@@ -4,6 +4,7 @@ import copy
 import torch
 
 from cdn_kernels import Noise
+from cdn_kernels.backends.dispatch import fused_backend
 from cdn_kernels.phases import phase
 
 from ..data import augment, batch_indices, channel_mean
@@ -30,10 +31,11 @@ class Trainer:
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
         self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
-        # The fused kernels run fastest channels last, torch's convolutions on a CPU contiguous.
-        self.layout = torch.channels_last if settings.fused else torch.contiguous_format
+        # The fused kernels and GPUs run fastest channels last, torch's convolutions on a CPU contiguous.
+        last = settings.fused or device.type == "cuda"
+        self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
-        self.impl = "cpu" if settings.fused else "reference"
+        self.impl = fused_backend(device) if settings.fused else "reference"
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)

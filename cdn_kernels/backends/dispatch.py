@@ -97,6 +97,20 @@ def why_not(operation, backend, device, dtype):
     return _CAN_USE[backend](device, dtype)
 
 
+def fused_backend(device):
+    """Return the backend whose kernels run a network on a device.
+
+    Raises:
+        RuntimeError: none can; the message says why.
+    """
+    reasons = [f"there are no kernels for devices of type {device.type}"]
+    for backend in AUTOMATIC.get(device.type, ()):
+        reasons = [r for r in (why_not(operation, backend, device, torch.float32) for operation in OPERATIONS) if r]
+        if not reasons:
+            return backend
+    raise RuntimeError(reasons[0])
+
+
 def kernels(backend):
     """Return the module with the kernels of a backend, all of which offer the functions of cpu.py.
 

@@ -115,8 +115,8 @@ def test_auto_falls_back_and_warns_once(monkeypatch):
     with pytest.raises(RuntimeError, match="impl='cpu' cannot run: it was not built"):
         sample_noise(x, 0.5, Noise(1), impl="cpu")
     with pytest.raises(RuntimeError, match="it was not built"):
-        info.require_cpu()
-    assert info.fused_operations("cpu") == []
+        dispatch.fused_backend(torch.device("cpu"))
+    assert {backend for _, backend in info.describe("cpu")} == {"reference"}
     dispatch._warn_missing.cache_clear()
 
 
@@ -124,7 +124,10 @@ def test_the_table_of_operations(capsys):
     assert dict(info.describe("reference")) == dict.fromkeys(dispatch.OPERATIONS, "reference")
     if not cpu.MISSING:
         assert ("sample_noise", "cpu") in info.describe("cpu")
-        assert set(info.fused_operations()) == set(dispatch.OPERATIONS)
+        assert {backend for _, backend in info.describe()} == {"cpu"}
+        assert dispatch.fused_backend(torch.device("cpu")) == "cpu"
+    with pytest.raises(RuntimeError, match="no kernels for devices of type meta"):
+        dispatch.fused_backend(torch.device("meta"))
     with pytest.raises(ValueError, match="impl must be one of"):
         info.describe("magic")
     info.main()

@@ -8,6 +8,7 @@ from cdn import train as command
 from cdn.errors import CDNError, DataError
 from cdn.training.recipe import learning_rate
 from cdn.training.settings import Settings
+from cdn_kernels.backends import cpu
 
 TINY = ["--width", "8", "--steps", "8", "--batch-size", "16", "--evaluations", "1", "--device", "cpu"]
 
@@ -76,11 +77,8 @@ def test_profile_reports_phases_and_changes_nothing(tmp_path, capsys):
 
 
 def test_fused_draws_the_same_noise(tmp_path, capsys):
-    from cdn_kernels.info import require_cpu
-    try:
-        require_cpu()
-    except RuntimeError as error:
-        pytest.skip(f"the compiled kernels are not here: {error}")
+    if cpu.MISSING:
+        pytest.skip(cpu.MISSING)
     run("--out", tmp_path / "plain")
     run("--out", tmp_path / "fused", "--fused")
     assert "fused" in capsys.readouterr().out
