@@ -8,6 +8,7 @@ Where several files have the same case, the last one counts.
 import argparse
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from .harness.plots import scaling_plots
 from .harness.record import Record, read
@@ -16,6 +17,24 @@ from .harness.table import bytes_text, seconds_text
 LESSONS = Path(__file__).parent / "lessons.md"
 EAGER = "eager, channels last", "eager, contiguous"
 CLASSIFIER, UNITS = "(eager step of a classifier)", "(its convolutions alone, by PyTorch)"
+
+
+class Section(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+        title, text: what stands over it.
+        file, options: of the command that gives it.
+        operations: whose results are its rows.
+        columns: functions from a result to a cell, by title; a cell may be empty.
+    """
+
+    title: str
+    file: str
+    options: str
+    text: str
+    operations: list
+    columns: dict
 
 
 def main(argv=None):
@@ -47,17 +66,22 @@ def page(record, pictures, command):
 <!-- Written by: {command} -->
 Written by `{command}`, not by hand.
 
-{about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels
-({about["convolutions"] or "PyTorch's"} convolutions), torch {about["torch"]}, Python {about["python"]}, {record.date[:10]}, commit
-`{about["commit"]}`. A case is run in turn with its peers, in random order, after their values were found equal; given are
-medians of the ratios within a round, and in brackets the interval that holds the true median with 95 % probability
-(the sign test's). Where it includes 1, no difference was seen. Peak memory is what a call takes beyond what was held
-before. A floor is what a large matrix product or a copy needs, in the same rounds, for the same operations or bytes.
-Each table names the command that gives it; `--full` adds what its default leaves out."""]
-    for title, text, operations, columns in SECTIONS:
-        results = [result for operation in operations for result in record.of(operation)]
+{about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels,
+{about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]}, {record.date[:10]},
+commit `{about["commit"]}`.
+
+A case is run in turn with its peers, in random order, after their values were found equal. Given are medians of the
+ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
+where it includes 1, no difference was seen. "Times the library" is how many times as long a peer takes. Peak memory is
+what a call takes beyond what was held before. The floor is what a large matrix product or a copy needs, in the same
+rounds, for the same operations or bytes. Each table names the command that gives it; `--full` adds what the default
+leaves out. Peers in brackets do not do the same thing, and were not checked for equal values."""]
+    for section in SECTIONS:
+        results = [result for operation in section.operations for result in record.of(operation)]
         if results:
-            parts.append(f"## {title}\n\n{text}\n\n" + _table(results, columns))
+            command = f"`pytest benchmarks/{section.file} --benchmark-only {section.options}".strip() + "`"
+            text = [f"## {section.title}", section.text, command, _table(results, section.columns)]
+            parts.append("\n\n".join(filter(None, text)))
     for name, file in pictures.items():
         parts.append(f"![{name}](images/{file})")
     if LESSONS.exists():
@@ -121,32 +145,28 @@ def _each(result):
 
 
 _BOTH_EAGER = {f"{name} / library": _ratio(name) for name in EAGER}
+_PEERS = {"times the library": _each}
+_COSTS = {"library / floor": _floor, "library": _median(), "memory, library / eager": _memory}
 SECTIONS = [
-    ("The training step", "`pytest benchmarks/test_joint_step.py --benchmark-only -k test_joint_step --full`\n\nCross-entropy "
-     "and denoising score matching, without the optimizer.", ["joint step"], _BOTH_EAGER | {
-         "library / eager classifier": _ratio(CLASSIFIER, inverse=True),
-         "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True), "library / floor": _floor,
-         "library": _median(), "memory, library / eager": _memory}),
-    ("What one would run instead", "`pytest benchmarks/test_joint_step.py --benchmark-only -k test_every_peer`\n\nThe same step "
-     "with plain norm and linear head, times the library's; what each peer is: `benchmarks/peers/`.",
-     ["joint step, all peers"], {"library": _median(), "times the library": _each}),
-    ("The score alone", "`pytest benchmarks/test_joint_step.py --benchmark-only -k test_score --full`", ["score"],
-     _BOTH_EAGER | {"library": _median(), "memory, library / eager": _memory}),
-    ("Operations by order of differentiation", "`pytest benchmarks/test_operations.py --benchmark-only`\n\n\"Backward\" includes "
-     "the forward, \"double backward\" both.", ["conv + GELU", "residual + GELU + norm",
-                                                "residual + GELU + scale-preserving norm", "noise", "residual"],
-     {"times the library": _each, "library / floor": _floor, "library": _median()}),
-    ("Convolutions", "`pytest benchmarks/test_convolutions.py --benchmark-only --full`", ["convolution", "torch.nn.Conv2d"],
-     {"times the library": _each, "library / floor": _floor, "library": _median()}),
-    ("Passes between convolutions", "`pytest benchmarks/test_passes.py --benchmark-only --full`\n\nThe share of a copy's "
-     "bandwidth, on tensors larger than the cache.", ["pass"], {"share of the copy": _share, "library": _median()}),
-    ("A whole epoch", "`pytest benchmarks/test_epoch.py --benchmark-only`", ["epoch"],
-     {"times the library": _each, "library": _median(), "memory, library / eager": _memory}),
-    ("Cold costs", "`pytest benchmarks/test_cold.py --benchmark-only --full`", ["import", "first step", "overhead", "build"],
-     {"times the library": _each, "library": _median()}),
-    ("Scaling", "`pytest benchmarks/test_scaling.py --benchmark-only --full`", ["scaling"],
-     {"eager / library": _ratio(EAGER[0]), "library / floor": _floor, "library": _median(), "an image": _per_image,
-      "memory, library / eager": _memory}),
+    Section("The training step", "test_joint_step.py", "-k test_joint_step --full",
+            "Cross-entropy and denoising score matching, without the optimizer.", ["joint step"],
+            _BOTH_EAGER | {"library / eager classifier": _ratio(CLASSIFIER, inverse=True),
+                           "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True)} | _COSTS),
+    Section("What one would run instead", "test_joint_step.py", "-k test_every_peer",
+            "The same step with plain norm and linear head. What each peer is: `benchmarks/peers/`.",
+            ["joint step, all peers"], _PEERS | _COSTS),
+    Section("The score alone", "test_joint_step.py", "-k test_score --full", "", ["score"], _BOTH_EAGER | _COSTS),
+    Section("Operations by order of differentiation", "test_operations.py", "",
+            "\"Backward\" includes the forward, \"double backward\" both.",
+            ["conv + GELU", "residual + GELU + norm", "residual + GELU + scale-preserving norm", "noise", "residual"],
+            _PEERS | _COSTS),
+    Section("Convolutions", "test_convolutions.py", "--full", "", ["convolution", "torch.nn.Conv2d"], _PEERS | _COSTS),
+    Section("Passes between convolutions", "test_passes.py", "--full", "On tensors larger than the cache.", ["pass"],
+            {"share of a copy's bandwidth": _share, "library": _median()}),
+    Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
+    Section("Cold costs", "test_cold.py", "--full", "", ["import", "first step", "overhead", "build"], _PEERS | _COSTS),
+    Section("Scaling", "test_scaling.py", "--full", "", ["scaling"],
+            {"eager / library": _ratio(EAGER[0]), "an image": _per_image} | _COSTS),
 ]
 
 

@@ -40,9 +40,10 @@ class Settings:
         return (2, channels, *(min(side, 6) for side in sides)) if self.smoke else shape
 
     def problem(self, **options):
-        """Return a :class:`benchmarks.steps.Problem`, tiny in a smoke test."""
+        """Return a :class:`benchmarks.steps.Problem` that employs the device, or a tiny one in a smoke test."""
+        usual = dict(batch=512) if self.device == "cuda" else {}
         tiny = dict(width=8, batch=2, side=8) if self.smoke else {}
-        return Problem(device=self.device, **options | tiny)
+        return Problem(device=self.device, **usual | options | tiny)
 
 
 @dataclass

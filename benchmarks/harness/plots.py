@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 
 from cdn.evaluation.style import BLUE, GREY, ORANGE, save, tidy
 
-_LABELS = {"batch": "images in a batch", "width": "width of the network", "depth": "layers", "side": "side of the images"}
+_LABELS = {"batch": "images in a batch", "width": "width of the network", "depth": "layers",
+           "side": "side of the images"}
 
 
 def scaling_plots(results_of, folder):

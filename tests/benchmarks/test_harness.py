@@ -1,4 +1,4 @@
-"""The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as real ones."""
+"""The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as ours."""
 import random
 
 import pytest
