@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_report --out DIR --only train --data-dir DATA     train on CIFAR-10, with both baselines
 
 Every stage is a command of its own that prints as it goes and leaves its log and its JSON in DIR. One that fails is
-named in the table at the end, and the others run. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the checkout
-need not be installed.
+named in the table at the end, and the others run. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the
+checkout need not be installed.
 """
 import argparse
 import json

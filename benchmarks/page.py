@@ -67,8 +67,8 @@ def page(record, pictures, command):
 Written by `{command}`, not by hand.
 
 {about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels,
-{about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]}, {record.date[:10]},
-commit `{about["commit"]}`.
+{about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]},
+{record.date[:10]}, commit `{about["commit"]}`.
 
 A case is run in turn with its peers, in random order, after their values were found equal. Given are medians of the
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);

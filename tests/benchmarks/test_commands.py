@@ -22,8 +22,8 @@ def run(tmp_path_factory):
     if cpu.MISSING is not None:
         pytest.skip(cpu.MISSING)
     file = tmp_path_factory.mktemp("run") / "run.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--smoke", "--threads", "1", "--device",
-               "cpu", "--benchmark-json", str(file), "-k", QUICK, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--smoke", "--threads", "1",
+               "--device", "cpu", "--benchmark-json", str(file), "-k", QUICK, "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout, file
