@@ -60,6 +60,16 @@ def _scales(statistics, group, exists, GROUPS: tl.constexpr):
             tl.load(statistics + 3 * GROUPS + group, mask=exists, other=0.0), tl.load(statistics + 4 * GROUPS))
 
 
+@triton.jit
+def _saved(statistics, gain, group, exists, channel, used, GROUPS: tl.constexpr, BUNDLE: tl.constexpr,
+           LANES: tl.constexpr):
+    """Load what a sweep after the first starts from: (pivot and mean of places, r, k, s, the gains of places)."""
+    pivot, mean = _centre(statistics, group, exists, GROUPS)
+    r, k, s = _scales(statistics, group, exists, GROUPS)
+    gains = tl.load(gain + channel, mask=used, other=0.0)
+    return of_places(pivot, BUNDLE, LANES), of_places(mean, BUNDLE, LANES), r, k, s, gains
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Forward
 # ------------------------------------------------------------------------------------------------------------
@@ -219,10 +229,7 @@ def backward(v, grad, source, gain, statistics, out, gain_grad, sums, scalars, P
         sums += sample * CHUNKS * 2 * CHANNELS
         scalars += sample * 2 * GROUPS
     statistics += sample * (4 * GROUPS + 1)
-    pivot, mean = _centre(statistics, group, exists, GROUPS)
-    r, k, s = _scales(statistics, group, exists, GROUPS)
-    pivot_c, mean_c = of_places(pivot, BUNDLE, LANES), of_places(mean, BUNDLE, LANES)
-    gains = tl.load(gain + channel, mask=used, other=0.0)
+    pivot_c, mean_c, r, k, s, gains = _saved(statistics, gain, group, exists, channel, used, GROUPS, BUNDLE, LANES)
 
     if PHASE == WHOLE or PHASE == SUM:
         g_sums = tl.zeros([ROWS, BUNDLE * LANES], REAL)
@@ -314,10 +321,7 @@ def tangent(v, grad, dot, gain, statistics, out, tangent_out, gain_grad, sums, s
         sums += sample * CHUNKS * 5 * CHANNELS
         scalars += sample * 8 * GROUPS
     statistics += sample * (4 * GROUPS + 1)
-    pivot, mean = _centre(statistics, group, exists, GROUPS)
-    r, k, s = _scales(statistics, group, exists, GROUPS)
-    pivot_c, mean_c = of_places(pivot, BUNDLE, LANES), of_places(mean, BUNDLE, LANES)
-    gains = tl.load(gain + channel, mask=used, other=0.0)
+    pivot_c, mean_c, r, k, s, gains = _saved(statistics, gain, group, exists, channel, used, GROUPS, BUNDLE, LANES)
 
     if PHASE == WHOLE or PHASE == SUM:
         g_sums = tl.zeros([ROWS, BUNDLE * LANES], REAL)
