@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-def launch(kernel, programs, *arguments, num_warps=4, **constants):
+def launch(kernel, programs, *arguments, num_warps=4, num_stages=3, **constants):
     """Run a kernel once for every program of a grid; the first argument is a tensor.
 
     Nothing waits for the device, no kernel uses atomics, and no configuration is searched for: the same input gives the
@@ -13,7 +13,7 @@ def launch(kernel, programs, *arguments, num_warps=4, **constants):
     if 0 in programs:
         return
     with torch.cuda.device_of(arguments[0]):
-        kernel[programs](*arguments, num_warps=num_warps, enable_fp_fusion=False, **constants)
+        kernel[programs](*arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False, **constants)
 
 
 def power_of_two(n):

@@ -1,4 +1,4 @@
-"""What the kernels compute with: GELU and its derivatives, loading and storing.
+"""What the kernels compute with: GELU and its derivatives, products of matrices, loading and storing.
 
 GELU is that of csrc/gelu.h, with the same polynomial for the tail and the exponential of the hardware. Kernels are
 compiled without fused multiply-adds but those written here, so that phi of a value is the same number wherever it is
@@ -70,3 +70,24 @@ def rounded(value, dtype: tl.constexpr):
 def store(pointer, offsets, value, mask):
     """Store a value of the computing type."""
     tl.store(pointer + offsets, rounded(value, pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def product(a, b, sums, PRECISION: tl.constexpr):
+    """Return sums + a b, of matrices; PRECISION is what tensor cores may make of float32: "ieee" or "tf32"."""
+    if _INTERPRETED:  # which would multiply bfloat16 as integers
+        a, b = a.to(sums.dtype), b.to(sums.dtype)
+    return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
+
+
+def _bound(n):
+    """Return the bound of a loop; the interpreter's numbers are arrays of one, which Python does not count to."""
+    return n.handle.data.item() if isinstance(n, tl.tensor) else n
+
+
+@triton.jit
+def _same(n):
+    return n
+
+
+bound = _bound if INTERPRETED else _same
