@@ -6,6 +6,7 @@ import torch
 from . import __version__
 from .backends import cpu, triton
 from .backends.dispatch import AUTOMATIC, IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
+from .backends.triton.convolution_choice import chosen
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -37,7 +38,8 @@ def _triton():
     reason = triton.can_use_triton(torch.device("cpu" if triton.INTERPRETED else "cuda"), torch.float32)
     if reason:
         return f"not available: {reason}"
-    return "available, interpreted on the CPU" if triton.INTERPRETED else f"available on {torch.cuda.get_device_name()}"
+    where = ", interpreted on the CPU" if triton.INTERPRETED else f" on {torch.cuda.get_device_name()}"
+    return f"available{where}\n              convolutions: {chosen()}"
 
 
 def main():

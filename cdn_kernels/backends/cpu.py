@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from ..noise import LAWS
-from .interface import TYPES
+from .interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
 
 INTERFACE = 7  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
-CONV_FORWARD, CONV_INPUT, CONV_WEIGHT = range(3)  # the three maps of a convolution
 
 _SIGNATURES = {
     "cdn_interface": (),
@@ -181,6 +180,22 @@ def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=
     _check(LIBRARY.cdn_conv2d(kind, *map(_address, (first, second, out, activation)), batch, height, width, inputs,
                               outputs, size, stride, threads or torch.get_num_threads(),
                               ENGINES.index(engine or ENGINE)))
+
+
+def conv2d_is_faster(kind, x, shape, stride, activation):
+    """Tell whether conv2d was measured to be faster than torch's convolution (python -m benchmarks.convolution).
+
+    Args:
+        kind, shape, stride: as for :func:`conv2d`.
+        x: any tensor of the dtype of the convolution.
+        activation: whether GELU follows.
+    """
+    (_, inputs, _, _), (outputs, _, size, _) = shape
+    if ENGINE is None or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
+        return False
+    return {CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
+            CONV_INPUT: stride > 1 and inputs > 16 or inputs % 32 == 0,
+            CONV_WEIGHT: size > 1 and inputs > 16}[kind]
 
 
 def random_words(batch, blocks, seed, offset, stream, capability=None):

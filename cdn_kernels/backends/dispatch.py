@@ -12,8 +12,8 @@ from .triton import can_use_triton
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 
-# Every operation of the library, and the backends that have kernels for it. Convolutions of the triton backend are
-# torch's; what it adds to them is the order of calls.
+# Every operation of the library, and the backends that have kernels for it. Convolutions of any backend are torch's
+# where its own are not faster; what it adds to them is the order of calls.
 OPERATIONS = {
     "sample_noise": ("cpu", "triton"),
     "standard_normal": ("cpu", "triton"),

@@ -1,29 +1,30 @@
 """The three maps of a convolution on tensors: by our own kernels where they are faster, else by torch's.
 
-Our own belong to the cpu backend and take bfloat16, channels last, where the processor has dot products or matrices
-of it. What is faster was measured (python -m benchmarks.convolution).
+Our own take images stored channels last. Where they are faster was measured, and every backend knows it
+(conv2d_is_faster).
 """
 import torch
 
-from ..backends import cpu
+from ..backends.dispatch import kernels
+from ..backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from .common import in_layout, is_channels_last
 
 
 def forward(x, weight, stride, backend):
     """Return u = weight * x, [B, O, ceil(H / stride), ceil(W / stride)]."""
-    if _runs_here(backend, x, weight, weight.shape[-1]) and (stride > 1 or weight.shape[0] % 32 == 0):
-        out = empty_forward(x, weight, stride, backend)
-        return _run(cpu.CONV_FORWARD, x, weight, out, (x.shape, weight.shape), stride)
+    shapes = x.shape, weight.shape
+    if _runs_here(CONV_FORWARD, x, weight, shapes, stride, backend):
+        return _run(CONV_FORWARD, x, weight, empty_forward(x, weight, stride, backend), shapes, stride, backend)
     return torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
 
 
 def forward_gelu(x, weight, stride, keep, backend):
     """Return (phi(u), u) with u = weight * x, which is None unless it is kept."""
-    if _runs_here(backend, x, weight, weight.shape[-1]):
+    shapes = x.shape, weight.shape
+    if _runs_here(CONV_FORWARD, x, weight, shapes, stride, backend, activation=True):
         out = empty_forward(x, weight, stride, backend)
         u = torch.empty_like(out) if keep else None
-        cpu.conv2d(cpu.CONV_FORWARD, in_layout(x, True), in_layout(weight, True), u, (x.shape, weight.shape), stride,
-                   activation=out)
+        _run(CONV_FORWARD, x, weight, u, shapes, stride, backend, activation=out)
         return out, u
     u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
     return torch.ops.cdn_kernels.gelu(u, backend), u if keep else None
@@ -33,16 +34,18 @@ def by_input(grad, weight, shape, stride, backend):
     """Return the gradient by x [B, I, H, W], the shape, from that by u."""
     # Of an argument that is not asked for, only the shape and the layout count; its memory is never touched.
     x = empty_by_input(grad, weight, shape, stride, backend)
-    if _runs_here(backend, grad, weight, weight.shape[-1]) and (stride > 1 and shape[1] > 16 or shape[1] % 32 == 0):
-        return _run(cpu.CONV_INPUT, grad, weight, x, (shape, weight.shape), stride)
+    shapes = shape, weight.shape
+    if _runs_here(CONV_INPUT, grad, weight, shapes, stride, backend):
+        return _run(CONV_INPUT, grad, weight, x, shapes, stride, backend)
     return _backward(grad, x, weight, stride, (True, False))[0]
 
 
 def by_weight(x, grad, size, stride, backend):
     """Return the gradient by the filters [O, I, size, size] from that by u."""
     weight = empty_by_weight(x, grad, size, stride, backend)
-    if _runs_here(backend, x, grad, size) and size > 1 and x.shape[1] > 16:
-        return _run(cpu.CONV_WEIGHT, x, grad, weight, (x.shape, weight.shape), stride)
+    shapes = x.shape, weight.shape
+    if _runs_here(CONV_WEIGHT, x, grad, shapes, stride, backend):
+        return _run(CONV_WEIGHT, x, grad, weight, shapes, stride, backend)
     return _backward(grad, x, weight, stride, (False, True))[1]
 
 
@@ -62,9 +65,9 @@ def empty_by_weight(x, grad, size, stride, backend):
     return _template(x, grad, (grad.shape[1], x.shape[1], size, size))
 
 
-def _runs_here(backend, x, other, size):
-    return (backend == "cpu" and cpu.ENGINE is not None and x.dtype == torch.bfloat16
-            and size <= cpu.LARGEST_FILTER and _channels_last(x, other) and 0 not in (*x.shape, *other.shape))
+def _runs_here(kind, first, second, shapes, stride, backend, activation=False):
+    return (_channels_last(first, second) and 0 not in (*first.shape, *second.shape)
+            and kernels(backend).conv2d_is_faster(kind, first, shapes, stride, activation))
 
 
 def _channels_last(x, other):
@@ -72,8 +75,8 @@ def _channels_last(x, other):
     return is_channels_last(x) or is_channels_last(other)
 
 
-def _run(kind, first, second, out, shapes, stride):
-    cpu.conv2d(kind, in_layout(first, True), in_layout(second, True), out, shapes, stride)
+def _run(kind, first, second, out, shapes, stride, backend, **options):
+    kernels(backend).conv2d(kind, in_layout(first, True), in_layout(second, True), out, shapes, stride, **options)
     return out
 
 

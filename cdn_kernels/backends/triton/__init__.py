@@ -5,8 +5,9 @@ With the environment variable TRITON_INTERPRET=1 they run on the CPU, slowly, to
 
 Tested by the interpreter and compiled for sm_80 and sm_90; not yet measured on a GPU. Limitations: kernels are compiled
 once for every shape of a sample; a sample has less than 2**31 values, and the scale-preserving norm at most 4096
-channels; convolutions are those of torch. float16 ends at 65504, and what is beyond becomes infinite, as in eager
-PyTorch: nothing is looked at, for that would wait for the device.
+channels; convolutions are those of torch where our own have not been measured to be faster (convolution_choice.py).
+float16 ends at 65504, and what is beyond becomes infinite, as in eager PyTorch: nothing is looked at, for that would
+wait for the device.
 """
 import importlib.util
 import os
