@@ -37,21 +37,21 @@ MAPS = (cpu.CONV_FORWARD, cpu.CONV_INPUT, cpu.CONV_WEIGHT)
 MARGIN = 64
 
 
-def nhwc(*shape, fill=None):
-    """Return bfloat16 images stored channels last in the middle of a larger buffer of NaN: (images, buffer)."""
+def nhwc(*shape, fill=None, dtype=torch.bfloat16):
+    """Return images stored channels last in the middle of a larger buffer of NaN: (images, buffer)."""
     batch, channels, height, width = shape
-    buffer = torch.full((batch * channels * height * width + 2 * MARGIN,), float("nan"), dtype=torch.bfloat16)
+    buffer = torch.full((batch * channels * height * width + 2 * MARGIN,), float("nan"), dtype=dtype)
     images = buffer[MARGIN:-MARGIN].view(batch, height, width, channels).permute(0, 3, 1, 2)
     if fill is not None:
         images.copy_(fill)
     return images, buffer
 
 
-def problem(shape, size, stride, seed=0):
-    """Return the operands of the three maps and the shapes of x and the filters."""
+def problem(shape, size, stride, seed=0, dtype=torch.bfloat16):
+    """Return the operands of the three maps, with tensors like their results, and the shapes of x and the filters."""
     batch, inputs, outputs, height, width = shape
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: nhwc(*shape, fill=torch.randn(shape, generator=generator))[0]
+    draw = lambda *shape: nhwc(*shape, fill=torch.randn(shape, generator=generator, device="cpu"), dtype=dtype)[0]
     x, weight = draw(batch, inputs, height, width), draw(outputs, inputs, size, size)
     g = draw(batch, outputs, -(-height // stride), -(-width // stride))
     operands = {cpu.CONV_FORWARD: (x, weight, g), cpu.CONV_INPUT: (g, weight, x), cpu.CONV_WEIGHT: (x, g, weight)}
@@ -68,9 +68,8 @@ def run(kind, shape, size, stride, **options):
     return out
 
 
-def exact(kind, shape, size, stride):
+def exact(kind, operands, size, stride):
     """Return the result in float64 and the same with the absolute values of the operands, which bounds rounding."""
-    operands, (image, filters) = problem(shape, size, stride)
     first, second, like = (t.double() for t in operands[kind])
 
     def convolve(first, second):
@@ -89,7 +88,7 @@ def exact(kind, shape, size, stride):
 @pytest.mark.parametrize("kind", MAPS)
 def test_every_engine_is_as_exact_as_one_rounding(engine, shape, size, stride, kind):
     out = run(kind, shape, size, stride, engine=engine)
-    truth, absolute = exact(kind, shape, size, stride)
+    truth, absolute = exact(kind, problem(shape, size, stride)[0], size, stride)
     # Float32 sums of n terms of either sign err by about sqrt(n) roundings of 2^-24, at most n; then one of 2^-9.
     bound = 2.0**-8 * truth.abs() + 2.0**-18 * absolute
     assert ((out.double() - truth).abs() <= bound).all()
@@ -141,7 +140,7 @@ def test_infinity_and_nan_stay_where_they_belong(engine, kind):
     first[1, 2, 4, 4] = float("nan")
     out, _ = nhwc(*like.shape)
     cpu.conv2d(kind, first, second, out, shapes, stride, engine=engine)
-    truth = exact(kind, shape, size, stride)[0]
+    truth = exact(kind, problem(shape, size, stride)[0], size, stride)[0]
     mask = torch.zeros_like(truth, dtype=torch.bool)
     if kind == cpu.CONV_WEIGHT:
         mask[:, 2] = True
@@ -158,7 +157,7 @@ def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, si
     batch = min(batch, 1 + 20000 // (inputs * height * width))  # imitations are slow
     shape = batch, inputs, outputs, height, width
     out = run(kind, shape, size, stride, engine=engine, threads=threads)
-    truth, absolute = exact(kind, shape, size, stride)
+    truth, absolute = exact(kind, problem(shape, size, stride)[0], size, stride)
     assert ((out.double() - truth).abs() <= 2.0**-8 * truth.abs() + 2.0**-18 * absolute).all()
 
 

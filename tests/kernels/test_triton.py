@@ -21,12 +21,13 @@ CUDA = torch.device("cuda")
 
 
 @needs_triton
-def test_kernels_agree_with_the_reference():
+@pytest.mark.parametrize("file", ["triton_kernels.py", "triton_convolution.py"])
+def test_kernels_agree_with_the_reference(file):
     here = Path(__file__).parent
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which deterministic algorithms need
     if backend.can_use_triton(CUDA, torch.float32):
         environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py"],
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
                           env=environment, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 

@@ -14,7 +14,8 @@ from triton.compiler import ASTSource
 
 from cdn_kernels.backends.triton import operations  # noqa: F401, which imports the modules below
 
-MODULES = [sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in ("gelu", "noise", "norm", "pool")]
+MODULES = [sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in (
+    "convolution", "gelu", "noise", "norm", "pool")]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
             torch.int32: "*i32"}
@@ -28,6 +29,7 @@ class Launch:
     arguments: tuple
     constants: dict
     num_warps: int
+    num_stages: int
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Compiled:
     shared: int  # bytes
     wide_loads: int  # of 16 bytes
     wide_stores: int
+    wide_copies: int  # of 16 bytes to shared memory, while the program computes
     ptx: str
 
 
@@ -47,8 +50,8 @@ def recorded():
     """Give a list, and let the backend's functions append to it what they would launch, instead of running it."""
     launches = []
 
-    def record(kernel, programs, *arguments, num_warps=4, **constants):
-        launches.append(Launch(kernel, arguments, constants, num_warps))
+    def record(kernel, programs, *arguments, num_warps=4, num_stages=3, **constants):
+        launches.append(Launch(kernel, arguments, constants, num_warps, num_stages))
 
     originals = [module.launch for module in MODULES]
     for module in MODULES:
@@ -75,13 +78,14 @@ def compile_launch(launch, capability):
             if signature[name] == "i32" and value % 16 == 0:
                 attributes[index,] = [["tt.divisibility", 16]]
     signature.update(dict.fromkeys(launch.constants, "constexpr"))
-    options = {"num_warps": launch.num_warps, "enable_fp_fusion": False}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": False}
     source = ASTSource(launch.kernel, signature, constants, attributes)
     result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = _usage(result.asm["cubin"])
     ptx = result.asm["ptx"]
     wide = [len(re.findall(rf"{kind}\.global[.\w:]*\.(?:v4\.b32|v2\.b64)", ptx)) for kind in ("ld", "st")]
-    return Compiled(registers, stack, result.metadata.shared, *wide, ptx)
+    copies = len(re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10, ", ptx))
+    return Compiled(registers, stack, result.metadata.shared, *wide, copies, ptx)
 
 
 def _usage(cubin):

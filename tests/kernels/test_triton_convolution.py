@@ -1,0 +1,134 @@
+"""Our own convolutions in Triton: when they run, and what they compile to for GPUs that need not be there."""
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cdn_kernels import info
+from cdn_kernels.backends import triton as backend
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.triton import convolution_choice as choice
+
+from test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  # noqa: F401, a fixture
+
+# ------------------------------------------------------------------------------------------------------------
+# When they run
+# ------------------------------------------------------------------------------------------------------------
+
+
+def runs(batch=8, kind=CONV_FORWARD, activation=True, dtype=BF16):
+    x = SimpleNamespace(device=CUDA, is_cuda=True, dtype=dtype)
+    return choice.conv2d_is_faster(kind, x, ((batch, 64, 32, 32), (64, 64, 3, 3)), 2, activation)
+
+
+def test_what_was_measured_decides(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU")
+    monkeypatch.setattr(choice, "CHOICE", "measured")
+    assert not runs()
+    monkeypatch.setitem(choice.FASTER, "a GPU", {("forward_gelu", "bfloat16", 64, 64, 3, 2): 8 * 16 * 16})
+    assert runs() and not runs(batch=7)
+    assert not runs(activation=False) and not runs(kind=CONV_INPUT, activation=False) and not runs(dtype=FP32)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "another GPU")
+    assert not runs()
+
+
+def test_the_environment_decides(monkeypatch, capsys):
+    monkeypatch.setattr(choice, "FASTER", {})
+    for name, expected in (("own", "our own"), ("torch", "those of torch"), ("measured", "not measured on this")):
+        monkeypatch.setattr(choice, "CHOICE", name)
+        assert runs() == (name == "own") and expected in choice.chosen()
+    monkeypatch.setattr(backend, "can_use_triton", lambda *_: None)
+    monkeypatch.setattr(backend, "INTERPRETED", True)
+    info.main()
+    assert "not measured on this" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Compiled code
+# ------------------------------------------------------------------------------------------------------------
+
+IMAGES, FILTERS = (CONV_FORWARD, CONV_INPUT), (CONV_WEIGHT,)
+EVERY = IMAGES + FILTERS
+# (maps, dtype, (B, I, O, side), size, stride): every tile in every map that uses it.
+LAYERS = [(EVERY, BF16, (64, 64, 64, 32), 3, 1), (EVERY, BF16, (512, 128, 256, 16), 3, 2),
+          (IMAGES, BF16, (64, 24, 24, 32), 3, 1), (IMAGES, BF16, (64, 256, 512, 8), 1, 2),
+          (EVERY, BF16, (512, 3, 64, 32), 3, 1), (EVERY, FP32, (64, 64, 64, 32), 3, 1),
+          (IMAGES, FP32, (64, 24, 24, 32), 3, 2), (EVERY, FP32, (64, 3, 65, 32), 3, 1),
+          (EVERY, FP64, (64, 64, 64, 32), 3, 2)]
+TF32 = EVERY, FP32, (64, 64, 64, 32), 3, 1
+
+
+def launches(maps, dtype, shape, size, stride):
+    """Return what the maps of a layer would launch, with all that can follow a product."""
+    from triton_compile import operations, recorded
+
+    batch, inputs, outputs, side = shape
+    rows = -(-side // stride)
+    x, y = empty(batch, inputs, side, side, dtype=dtype), empty(batch, outputs, rows, rows, dtype=dtype)
+    weight = empty(outputs, inputs, size, size, dtype=dtype)
+    operands = {CONV_FORWARD: (x, weight, y), CONV_INPUT: (y, weight, x), CONV_WEIGHT: (x, y, weight)}
+    with recorded() as result:
+        for kind in maps:
+            first, second, out = operands[kind]
+            more = {CONV_FORWARD: dict(added=out, activation=out), CONV_INPUT: dict(u=out, added=out)}.get(kind, {})
+            operations.conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
+    return result
+
+
+def kind_of(launch):
+    return {True: CONV_INPUT, False: CONV_FORWARD, None: CONV_WEIGHT}[launch.constants.get("BACK")]
+
+
+def tile_of(launch):
+    from cdn_kernels.backends.triton.convolution_tiles import Tile
+
+    return Tile(*(launch.constants[f"BLOCK_{d}"] for d in "MNK"), launch.num_warps, launch.num_stages)
+
+
+@compiles
+def test_every_tile_is_compiled_below():
+    from cdn_kernels.backends.triton.convolution_tiles import RAGGED, TILES
+
+    used = {(kind_of(launch), layer[1].itemsize, tile_of(launch)) for layer in LAYERS for launch in launches(*layer)
+            if "BLOCK_M" in launch.constants}
+    for key, choices in TILES.items():
+        assert all((*key, tile) in used for _, _, tile in choices)
+    for size, choices in RAGGED.items():
+        assert all(any((kind, size, tile) in used for kind in EVERY) for _, _, tile in choices)
+
+
+@compiles
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("layer, precision", [*((layer, "ieee") for layer in LAYERS), (TF32, "tf32")], ids=str)
+def test_convolutions_compile_to_what_they_should(monkeypatch, layer, precision, capability):
+    from triton_compile import compile_launch
+
+    _, dtype, (_, inputs, outputs, _), *_ = layer
+    recorded = launches(*layer)
+    for launch in recorded:
+        if "PRECISION" in launch.constants:
+            launch.constants["PRECISION"] = precision
+        kernel = compile_launch(launch, capability)
+        tensor = len(re.findall(r"\bwgmma\.mma_async\.sync|\bmma\.sync", kernel.ptx))
+        print(f"{launch.kernel.__name__} {launch.constants.get('BACK', '')}: {launch.num_warps} warps, "
+              f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared, {tensor} "
+              f"tensor instructions, 16 bytes: {kernel.wide_copies} copies, {kernel.wide_loads} loads, "
+              f"{kernel.wide_stores} stores")
+        assert kernel.stack == 0
+        # What a program may have on every GPU from compute capability 8.0.
+        assert kernel.registers * 32 * launch.num_warps <= 65536 and kernel.shared <= 99 * 1024
+        assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", kernel.ptx)
+        if "BLOCK_M" not in launch.constants:
+            continue
+        assert (tensor > 0) == (dtype != FP32 or precision == "tf32")
+        if dtype.itemsize == 2:
+            assert ("wgmma.mma_async.sync" in kernel.ptx) == (capability == 90)
+        whole = inputs * dtype.itemsize % 16 == 0 and outputs * dtype.itemsize % 16 == 0
+        if whole and precision == "ieee":
+            tile, stages = tile_of(launch), launch.num_stages - 1
+            copied = (tile.rows + tile.columns) * tile.depth * dtype.itemsize // (16 * 32 * launch.num_warps)
+            # Both operands, once in the loop and once for every stage before it; nothing is copied in smaller pieces.
+            assert kernel.wide_copies == len(re.findall(r"cp\.async\.c[ag]", kernel.ptx)) == copied * (stages + 1)
+            images = sum(isinstance(a, torch.Tensor) and a.dim() == 4 for a in launch.arguments[2:])
+            assert kernel.wide_stores + kernel.wide_loads >= images
