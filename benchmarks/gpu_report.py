@@ -41,10 +41,10 @@ class Stage(NamedTuple):
     default: bool = True
 
 
-def _benchmark(name):
+def _benchmark(name, *options):
     return lambda args: [
         "-m", "pytest", "-q", f"benchmarks/{name}.py", "--benchmark-only", "--device", "cuda", "--seconds",
-        str(args.seconds), "--benchmark-json", str(args.out / f"{name}.json")]
+        str(args.seconds), "--benchmark-json", str(args.out / f"{name}.json"), *options]
 
 
 def _train(run, *options):
@@ -56,11 +56,13 @@ RUNS = {"joint": [], "classification": ["--objective", "classification"],
         "denoiser": ["--model", "denoiser18", "--clean-share", "0"]}
 STAGES = {
     "info": Stage(lambda args: ["-m", "cdn_kernels.info"], "what runs here"),
-    "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py"],
+    "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py",
+                                 "triton_convolution.py"],
                    "the kernels against the reference, all orders", "tests/kernels"),
     "passes": Stage(_benchmark("test_passes"), "bandwidth of every pass, as a share of a copy's"),
     "step": Stage(_benchmark("test_joint_step"), "the joint step and the score against all peers"),
     "operations": Stage(_benchmark("test_operations"), "every operation, by order"),
+    "convolutions": Stage(_benchmark("test_convolutions", "--full"), "our own convolutions against PyTorch's"),
     "scaling": Stage(_benchmark("test_scaling"), "time and memory against the batch", default=False),
     **{f"train-{name}": Stage(_train(name, *options), f"CIFAR-10: {name}", default=False)
        for name, options in RUNS.items()},

@@ -3,18 +3,20 @@ import pytest
 import torch
 
 import cdn_kernels
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, dispatch
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.ops import convolve
 
 from .harness.ceilings import Work
 from .operations import agreement
 
 full = pytest.mark.full
-MAPS = {"forward": cpu.CONV_FORWARD, "by the input": cpu.CONV_INPUT, "by the filters": cpu.CONV_WEIGHT}
+MAPS = {"forward": CONV_FORWARD, "forward, GELU": CONV_FORWARD, "by the input": CONV_INPUT,
+        "by the filters": CONV_WEIGHT}
 # (inputs, outputs, side of the image, side of the filters, stride)
 LAYERS = [(64, 64, 32, 3, 1), (128, 128, 16, 3, 1), (256, 256, 8, 3, 1), (512, 512, 4, 3, 1), (64, 128, 32, 3, 2),
           (128, 256, 16, 3, 2), (256, 512, 8, 3, 2), (64, 128, 32, 1, 2), (128, 256, 16, 1, 2), (256, 512, 8, 1, 2)]
-BATCH = 64
+BATCH = {"cpu": 64, "cuda": 512}
 NHWC = dict(memory_format=torch.channels_last)
 
 
@@ -22,24 +24,28 @@ NHWC = dict(memory_format=torch.channels_last)
     "{}-{}-side{}-{}x{}-stride{}".format(*layer[:4], layer[3], layer[4]))) for layer in LAYERS])
 @pytest.mark.parametrize("name", MAPS)
 def test_convolution(paired, settings, name, layer):
-    if settings.device != "cpu" or cpu.ENGINE is None:
+    if settings.library == "cpu" and cpu.ENGINE is None:
         pytest.skip("the library's own convolutions need a CPU with AVX-512 BF16 or AMX")
     inputs, outputs, side, size, stride = layer
-    x = torch.randn(settings.shape((BATCH, inputs, side, side))).bfloat16().contiguous(**NHWC)
-    weight = (torch.randn(outputs, inputs, size, size) / size / inputs**0.5).bfloat16().contiguous(**NHWC)
-    g = torch.randn_like(convolve.empty_forward(x, weight, stride, "cpu"))
+    draw = lambda *shape: torch.randn(shape, device=settings.device).bfloat16().contiguous(**NHWC)
+    x = draw(*settings.shape((BATCH[settings.device], inputs, side, side)))
+    weight = draw(outputs, inputs, size, size) / size / inputs**0.5
+    g = torch.randn_like(convolve.empty_forward(x, weight, stride, settings.library))
     options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
 
     def own():
-        first, second, like = {"forward": (x, weight, g), "by the input": (g, weight, x),
-                               "by the filters": (x, g, weight)}[name]
-        out = torch.empty_like(like)
-        cpu.conv2d(MAPS[name], first, second, out, (x.shape, weight.shape), stride)
-        return [out]
+        kind = MAPS[name]
+        first, second, like = {CONV_FORWARD: (x, weight, g), CONV_INPUT: (g, weight, x),
+                               CONV_WEIGHT: (x, g, weight)}[kind]
+        out, activation = torch.empty_like(like), torch.empty_like(like) if "GELU" in name else None
+        dispatch.kernels(settings.library).conv2d(kind, first, second, out, (x.shape, weight.shape), stride,
+                                                  activation=activation)
+        return [out] if activation is None else [out, activation]
 
     def torchs():
-        if name == "forward":
-            return [torch.ops.aten.convolution(x, weight, None, *options)]
+        if MAPS[name] == CONV_FORWARD:
+            u = torch.ops.aten.convolution(x, weight, None, *options)
+            return [u, torch.ops.cdn_kernels.gelu(u, settings.library)] if "GELU" in name else [u]
         mask = [name == "by the input", name == "by the filters", False]
         return [t for t in torch.ops.aten.convolution_backward(g, x, weight, None, *options, mask) if t is not None]
 

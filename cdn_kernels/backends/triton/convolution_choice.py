@@ -10,7 +10,8 @@ import torch
 CHOICE = os.environ.get("CDN_TRITON_CONVOLUTIONS", "measured")
 MAPS = ("forward", "input", "weight")  # by the numbers of ../interface.py
 # {name of a device: {(map, dtype, inputs, outputs, size of the filters, stride): pixels of y in a batch, at least}},
-# where the map is one of MAPS or "forward_gelu", as in ("forward_gelu", "bfloat16", 64, 64, 3, 1).
+# where the map is one of MAPS or "forward_gelu", as in ("forward_gelu", "bfloat16", 64, 64, 3, 1). Measured by
+# pytest benchmarks/test_convolutions.py --benchmark-only --full --device cuda
 FASTER = {}
 
 LARGEST_TILE = 128  # pixels
