@@ -39,8 +39,8 @@ def to_images(source, filters, u, added, out, activation, total, BACK: tl.conste
               BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr):
     """Write y from x, or x from y (BACK), as out = phi'(u) product + added, rounded, and activation = phi(out).
 
-    All but source and filters may be None. Programs are tiles of BLOCK_M of the total pixels of y and BLOCK_N channels,
-    and one for each phase of x.
+    u, added, out and activation may be None. Programs are tiles of BLOCK_M of the total pixels of y and BLOCK_N
+    channels, and one for each phase of x.
     """
     K: tl.constexpr = OUTPUTS if BACK else INPUTS  # channels of the source, which has HEIGHT_K x WIDTH_K pixels
     N: tl.constexpr = INPUTS if BACK else OUTPUTS  # and of the result
