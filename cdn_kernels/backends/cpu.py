@@ -183,7 +183,7 @@ def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=
 
 
 def conv2d_is_faster(kind, x, shape, stride, activation):
-    """Tell whether conv2d was measured to be faster than torch's convolution (python -m benchmarks.convolution).
+    """Tell whether conv2d was measured to be faster than torch's convolution (benchmarks/test_convolutions.py).
 
     Args:
         kind, shape, stride: as for :func:`conv2d`.
