@@ -11,7 +11,7 @@ class Compiled(Functional):
     """The functional gradient, ``grad_and_value`` of a loss with ``grad`` inside, in one compiled graph.
 
     Static shapes, channels last, one graph without breaks. The noise is drawn outside, see :class:`Functional`.
-    The first call compiles, in one to three minutes on a CPU. Of the convolutions, see :mod:`.unrolled`.
+    The first call compiles, in minutes on a CPU. Of the convolutions, see :mod:`.unrolled`.
 
     Args:
         problem: see :class:`Step`.

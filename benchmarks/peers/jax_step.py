@@ -36,23 +36,22 @@ class Jax(Functional):
                                "'jax[cuda12]'") from error
         from .jax_network import joint_loss
         self.jax, self.device = jax, jax.devices("gpu" if problem.device == "cuda" else "cpu")[0]
-        self.weights = {name: jax.device_put(_channels_last(parameter).cpu().numpy(), self.device)
-                        for name, parameter in self.parameters().items()}
-        self.mean = jax.device_put(self.model.mean.permute(0, 2, 3, 1).cpu().numpy(), self.device)
-        self.classes = jax.device_put(self.labels.cpu().numpy(), self.device)
+        self.weights = {name: self.copy(_channels_last(p)) for name, p in self.parameters().items()}
+        mean, labels = self.copy(self.model.mean.permute(0, 2, 3, 1)), self.copy(self.labels)
         config, half = self.model.config, problem.precision == "bf16"
         self.step = jax.jit(jax.value_and_grad(
-            lambda weights, *data: joint_loss(config, half, weights, self.mean, *data, self.classes)))
+            lambda weights, *data: joint_loss(config, half, weights, mean, *data, labels)))
 
     def __call__(self):
-        y, sigma, eps = (self.jax.dlpack.from_dlpack(t.contiguous()) for t in self.rows(*self.draw()))
-        loss, self.gradient = self.jax.block_until_ready(self.step(self.weights, y, sigma, eps))
+        y, sigma, eps = self.draw()
+        data = (y.permute(0, 2, 3, 1), sigma, eps.permute(0, 2, 3, 1))  # channels last are contiguous like this
+        loss, self.gradient = self.jax.block_until_ready(
+            self.step(self.weights, *map(self.jax.dlpack.from_dlpack, data)))
         return float(loss)
 
-    @staticmethod
-    def rows(y, sigma, eps):
-        """View images with channels last, as JAX takes them."""
-        return y.permute(0, 2, 3, 1), sigma, eps.permute(0, 2, 3, 1)
+    def copy(self, tensor):
+        """Copy a tensor of torch to an array of JAX."""
+        return self.jax.device_put(tensor.cpu().numpy(), self.device)
 
     def result(self):
         """Return the gradient in the order and layout of the torch model."""
@@ -61,5 +60,5 @@ class Jax(Functional):
 
 
 def _channels_last(parameter):
-    """View filters [O, I, H, W] as [H, W, I, O]; other parameters stay."""
+    """Return filters [O, I, H, W] as [H, W, I, O], and other parameters as they are."""
     return (parameter.permute(2, 3, 1, 0) if parameter.dim() == 4 else parameter).contiguous()

@@ -17,7 +17,7 @@ class CompiledNetwork(Functional):
 
     def __init__(self, problem):
         super().__init__(problem)
-        self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
+        self.network = torch.compile(self.model, dynamic=False, fullgraph=True)
         try:
             self()
         except RuntimeError as error:
@@ -27,19 +27,12 @@ class CompiledNetwork(Functional):
         self.model.zero_grad()
         y, sigma, eps = self.draw()
         with cdn_kernels.using("reference"):
-            loss = self.joint(y.requires_grad_(), sigma, eps)
+            loss = _joint_loss(self.problem, self.network, self.labels, y.requires_grad_(), sigma, eps)
             loss.backward()
         return float(loss)
 
-    def joint(self, y, sigma, eps):
-        """Return the loss, with a graph."""
-        with self.problem.autocast():
-            logits = self.forward(y)
-        score, = torch.autograd.grad(logits.logsumexp(1).sum(), y, create_graph=True)
-        return F.cross_entropy(logits, self.labels) + reference.denoising_loss(score, sigma, eps)
 
-
-class CompiledStep(CompiledNetwork):
+class CompiledStep(Functional):
     """The plain step compiled as a whole, both calls of torch.autograd.grad in one graph.
 
     Needs ``torch._dynamo.config.trace_autograd_ops``, which PyTorch names in its refusal to trace them and leaves off.
@@ -49,19 +42,26 @@ class CompiledStep(CompiledNetwork):
     """
 
     def __init__(self, problem):
-        Functional.__init__(self, problem)
+        super().__init__(problem)
         if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
             raise RuntimeError(f"torch {torch.__version__} cannot trace torch.autograd.grad")
-        self.forward, self.names = self.model, [name for name, _ in self.model.named_parameters()]
         self.step = torch.compile(self.gradient, dynamic=False, fullgraph=True)
 
     def __call__(self):
         y, sigma, eps = self.draw()
         with cdn_kernels.using("reference"), torch._dynamo.config.patch(trace_autograd_ops=True):
             gradient, loss = self.step(y.requires_grad_(), sigma, eps)
-        return self.keep(dict(zip(self.names, gradient)), loss)
+        return self.keep(dict(zip(self.parameters(), gradient)), loss)
 
     def gradient(self, y, sigma, eps):
         """Return (the gradient, parameter by parameter, and the loss)."""
-        loss = self.joint(y, sigma, eps)
+        loss = _joint_loss(self.problem, self.model, self.labels, y, sigma, eps)
         return torch.autograd.grad(loss, list(self.model.parameters())), loss.detach()
+
+
+def _joint_loss(problem, network, labels, y, sigma, eps):
+    """Return cross-entropy plus denoising score matching, as one writes it down first."""
+    with problem.autocast():
+        logits = network(y)
+    score, = torch.autograd.grad(logits.logsumexp(1).sum(), y, create_graph=True)
+    return F.cross_entropy(logits, labels) + reference.denoising_loss(score, sigma, eps)

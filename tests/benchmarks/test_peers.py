@@ -69,10 +69,10 @@ def test_forward_over_reverse_is_exact(yardstick):
     assert error(found, exact) <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_JAX, reason="JAX is not installed (extra peers)")
-@pytest.mark.parametrize("precision, yardstick", [
-    ("float32", True), *(pytest.param(*case, marks=pytest.mark.slow)
-                         for case in (("float32", False), ("bf16", True), ("bf16", False)))])
+@both
+@pytest.mark.parametrize("precision", TINY)
 def test_jax(precision, yardstick):
     check("JAX", precision, yardstick)
 
