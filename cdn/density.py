@@ -23,7 +23,7 @@ def log_prob(model, y, *, create_graph=False):
         [B]. Not a calibrated likelihood: score matching says little about the relative weight of distant modes.
     """
     with torch.set_grad_enabled(create_graph):
-        return _density(model)(y).logsumexp(1)
+        return ops.logsumexp(_density(model)(y))
 
 
 def score(model, y, label=None, *, create_graph=False):
@@ -43,7 +43,7 @@ def score(model, y, label=None, *, create_graph=False):
     """
     model = _density(model)
     if label is None:
-        return ops.score(lambda y: model(y).logsumexp(1), y, create_graph=create_graph)
+        return ops.score(lambda y: ops.logsumexp(model(y)), y, create_graph=create_graph)
     classes = model.config["num_classes"]
     label = torch.as_tensor(label, device=y.device)
     if label.is_floating_point() or label.dim() > 1 or (label.dim() == 1 and len(label) != len(y)):

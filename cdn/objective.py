@@ -71,7 +71,7 @@ def _value(model, objective):
         with phase("forward"):
             output = model(y)
         with phase("score"):
-            score = ops.input_gradient("joint_loss", output.logsumexp(1), y, create_graph=keep_graph)
+            score = ops.input_gradient("joint_loss", ops.logsumexp(output), y, create_graph=keep_graph)
     return objective(output, score)
 
 

@@ -104,6 +104,25 @@ def energy(features, maps):
     return torch.stack(terms).sum(0)
 
 
+def logsumexp(logits):
+    """Compute ``log sum_c exp(logits_c)`` with derivatives that stay exact beside a large common offset.
+
+    PyTorch's own backward is ``exp(logits - result)``, which sums to 1 only as well as the result is rounded. Logits
+    that are log-densities of images reach thousands, where float32 rounds by 1e-4, and in second derivatives that error
+    multiplies large terms that nearly cancel: parameter gradients of a GradResNet were off by two percent. Here the
+    largest logit is taken out as a constant first, which changes no derivative of any order.
+
+    Args:
+        logits: [B, C].
+
+    Returns:
+        [B].
+    """
+    largest = logits.detach().amax(1, keepdim=True)
+    offset = torch.where(largest.isfinite(), largest, 0)
+    return (logits - offset).logsumexp(1) + offset[:, 0]
+
+
 def score(log_density, y, *, create_graph=False):
     """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
 

@@ -43,7 +43,7 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
             any other stays a constant.
         loss: a function of (outputs, score) that returns the scalar to differentiate; the score has the shape of y.
         log_density: a function from the outputs to one log-density per sample, [B], whose gradient is the score.
-            By default outputs [B] themselves, or the logsumexp of outputs [B, C].
+            By default outputs [B] themselves, or :func:`cdn_kernels.logsumexp` of outputs [B, C].
         impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
             (then torch's convolutions, too, are left to its double backward) or "cpu".
 
@@ -90,7 +90,7 @@ def _accumulate(total, hidden):
 
 def _default_density(outputs):
     if isinstance(outputs, torch.Tensor) and outputs.dim() in (1, 2):
-        return outputs if outputs.dim() == 1 else outputs.logsumexp(1)
+        return outputs if outputs.dim() == 1 else reference.logsumexp(outputs)
     got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     raise ValueError("score_matching_step: without log_density, network must return log-densities [B] or logits "
                      f"[B, C], got {got}")

@@ -48,14 +48,14 @@ class FiniteDifference(Functional):
         y, sigma, eps = self.draw()
         with cdn_kernels.using("reference"):
             logits = self.logits(self.parameters(), y.requires_grad_())
-            score, = torch.autograd.grad(logits.logsumexp(1).sum(), y)
+            score, = torch.autograd.grad(reference.logsumexp(logits).sum(), y)
             direction, denoising = grad_and_value(reference.denoising_loss)(score, sigma, eps)
             length = direction.square().mean((1, 2, 3)).sqrt()
             # Images without noise have no direction, and take part in the cross-entropy only.
             step = torch.where(length > 0, self.relative_step * sigma / length, 1.0)
             shift = reference.expand(step, y) * direction
             both = self.logits(dict(self.model.named_parameters()), torch.cat([y.detach() + shift, y.detach() - shift]))
-            ahead, behind = both.logsumexp(1).chunk(2)
+            ahead, behind = reference.logsumexp(both).chunk(2)
             entropy = F.cross_entropy(both, self.labels.repeat(2))
             ((ahead - behind) @ (0.5 / step) + entropy).backward()
             return float(denoising + F.cross_entropy(logits.detach(), self.labels))

@@ -42,7 +42,7 @@ class Functional(Step):
     def log_density(self, parameters, y):
         """Return (log-densities summed over the batch, logits)."""
         logits = self.logits(parameters, y)
-        return logits.logsumexp(1).sum(), logits
+        return reference.logsumexp(logits).sum(), logits
 
     def loss(self, parameters, y, sigma, eps):
         """Return cross-entropy plus denoising score matching; autocast covers the forward alone, as in the library."""

@@ -63,5 +63,5 @@ def _joint_loss(problem, network, labels, y, sigma, eps):
     """Return cross-entropy plus denoising score matching, as one writes it down first."""
     with problem.autocast():
         logits = network(y)
-    score, = torch.autograd.grad(logits.logsumexp(1).sum(), y, create_graph=True)
+    score, = torch.autograd.grad(reference.logsumexp(logits).sum(), y, create_graph=True)
     return F.cross_entropy(logits, labels) + reference.denoising_loss(score, sigma, eps)

@@ -139,3 +139,22 @@ def test_denoising_residual_is_the_error_of_tweedies_denoiser():
     torch.testing.assert_close(ops.denoising_loss(s, sigma, eps), residual[[0, 2]].square().mean())
     assert float(ops.denoising_loss(s, 0 * sigma, eps)) == 0
     assert float(ops.denoising_loss(0 * s, sigma, eps)) == pytest.approx(float(eps[[0, 2]].square().mean()))
+
+
+def test_logsumexp_has_the_derivatives_of_torchs():
+    logits = (3 * torch.randn(5, 4, dtype=torch.float64)).requires_grad_()
+    assert gradcheck(ops.logsumexp, logits) and gradgradcheck(ops.logsumexp, logits)
+    torch.testing.assert_close(ops.logsumexp(logits), logits.logsumexp(1))
+
+
+@pytest.mark.parametrize("offset", [-1e4, 0.0, 1e4])
+def test_the_gradient_of_logsumexp_sums_to_one(offset):
+    logits = (torch.randn(64, 10) + offset).requires_grad_()
+    gradient, = torch.autograd.grad(ops.logsumexp(logits).sum(), logits)
+    assert (gradient.sum(1) - 1).abs().max() < 1e-6
+
+
+def test_logsumexp_of_infinities_is_torchs():
+    inf = float("inf")
+    logits = torch.tensor([[-inf, -inf], [inf, 0.0], [-inf, 2.0], [float("nan"), 0.0]])
+    torch.testing.assert_close(ops.logsumexp(logits), logits.logsumexp(1), equal_nan=True)
