@@ -110,7 +110,7 @@ CDN_HOST_DEVICE void fetch(Element* image, std::int64_t first, std::int64_t leng
     constexpr std::int64_t kLine = 64 / sizeof(Element), kAhead = 2048 / sizeof(Element);
     if (!image) return;
     for (std::int64_t i = 0; i < length; i += kLine)
-        __builtin_prefetch(image + first + kAhead + i, !std::is_const_v<Element>, 2);
+        __builtin_prefetch(image + first + kAhead + i, !std::is_const_v<Element>, 3);
 }
 
 template <bool channels_last>
