@@ -24,17 +24,35 @@ CDN_HOST_DEVICE float multiply_add(float a, float b, float c) {
 }
 CDN_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b + c; }
 
-// Where both tails are told from 0: farther out, they stay what they are there, below 1e-34.
+// Where both tails are told from 0: farther out, they stay what they are there or smaller, below 1e-34.
 CDN_HOST_DEVICE float farthest(float) { return 13.0f; }
 CDN_HOST_DEVICE double farthest(double) { return 40.0; }
 
+// What is left to tell apart a number from a pack of them (cpu/pack.h).
+CDN_HOST_DEVICE float magnitude(float u) { return std::fabs(u); }
+CDN_HOST_DEVICE double magnitude(double u) { return std::fabs(u); }
+CDN_HOST_DEVICE float at_most(float a, float limit) { return limit < a ? limit : a; }
+CDN_HOST_DEVICE double at_most(double a, double limit) { return limit < a ? limit : a; }
+// max(u, 0), by integers: they order like floats, and have an instruction for it that floats with NaN lack.
+CDN_HOST_DEVICE float positive_part(float u) {
+    const std::int32_t bits = bit_cast<std::int32_t>(u);
+    return bit_cast<float>(bits > 0 ? bits : 0);
+}
+CDN_HOST_DEVICE double positive_part(double u) { return u > 0 ? u : 0; }
+CDN_HOST_DEVICE float by_sign(float u, float negative, float positive) { return u < 0 ? negative : positive; }
+CDN_HOST_DEVICE double by_sign(double u, double negative, double positive) { return u < 0 ? negative : positive; }
+// a 2^-n, n in the lowest bits of another number.
+CDN_HOST_DEVICE float halve(float a, float times) {
+    return bit_cast<float>(bit_cast<std::uint32_t>(a) - (bit_cast<std::uint32_t>(times) << 23));
+}
+
 // exp(-a^2/2) for 0 <= a <= 13, as 2^-n exp(r/2) with |r| <= ln 2. Adding 3 2^22 rounds to the integer n and leaves
 // it in the lowest bits.
-template <bool brief>
-CDN_HOST_DEVICE float bell(float a) {
-    const float square = a * a, magic = 0x1.8p23f;
-    const float shifted = multiply_add(square, 0x1.715476p-1f, magic), n = shifted - magic;
-    float p, r;
+template <bool brief, typename Real>
+CDN_HOST_DEVICE Real bell(Real a) {
+    const float magic = 0x1.8p23f;
+    const Real square = a * a, shifted = multiply_add(square, 0x1.715476p-1f, magic), n = shifted - magic;
+    Real p, r;
     if constexpr (brief) {
         r = multiply_add(n, 0x1.62e43p+0f, -square);
         p = 0.00025977095356211066f;
@@ -43,7 +61,7 @@ CDN_HOST_DEVICE float bell(float a) {
         p = multiply_add(p, r, 0.1249980702996254f);
     } else {
         // n times the first part of 2 ln 2 is exact, and so is the difference. What a * a lost is put back.
-        const float lost = multiply_add(a, a, -square);
+        const Real lost = multiply_add(a, a, -square);
         r = multiply_add(n, 0x1.7f7d1cp-19f, multiply_add(n, 0x1.62e4p+0f, -square)) - lost;
         p = 2.1593961719190702e-05f;
         p = multiply_add(p, r, 0.00026152143254876137f);
@@ -53,17 +71,17 @@ CDN_HOST_DEVICE float bell(float a) {
     }
     p = multiply_add(p, r, 0.5f);
     p = multiply_add(p, r, 1.0f);
-    return bit_cast<float>(bit_cast<std::uint32_t>(p) - (bit_cast<std::uint32_t>(shifted) << 23));
+    return halve(p, shifted);
 }
 template <bool>
 CDN_HOST_DEVICE double bell(double a) { return ::exp(a * a * -0.5); }
 
-// Phi(-a) for 0 <= a <= 13, given e = exp(-a^2/2).
-template <bool brief>
-CDN_HOST_DEVICE float tail(float a, float e) {
+// Phi(-a) for a >= 0, given e = exp(-a^2/2).
+template <bool brief, typename Real>
+CDN_HOST_DEVICE Real tail(Real a, Real e) {
     if constexpr (brief) {
-        const float t = 3.8125f / (3.8125f + a);
-        float p = -0.07088417559862137f;
+        const Real t = 3.8125f / (3.8125f + a);
+        Real p = -0.07088417559862137f;
         p = multiply_add(p, t, 0.21433144807815552f);
         p = multiply_add(p, t, -0.08921543508768082f);
         p = multiply_add(p, t, 0.15644970536231995f);
@@ -72,8 +90,8 @@ CDN_HOST_DEVICE float tail(float a, float e) {
         p = multiply_add(p, t, 0.10446226596832275f);
         return e * (t * p);
     } else {
-        const float t = 3.75f / (3.75f + a);
-        float p = 0.030272865667939186f;
+        const Real t = 3.75f / (3.75f + a);
+        Real p = 0.030272865667939186f;
         p = multiply_add(p, t, -0.1384868174791336f);
         p = multiply_add(p, t, 0.20164258778095245f);
         p = multiply_add(p, t, -0.10002262890338898f);
@@ -88,13 +106,6 @@ CDN_HOST_DEVICE float tail(float a, float e) {
 template <bool>
 CDN_HOST_DEVICE double tail(double a, double) { return 0.5 * ::erfc(a * 0.70710678118654752440); }
 
-// max(u, 0), by integers: they order like floats, and have an instruction for it that floats with NaN lack.
-CDN_HOST_DEVICE float positive_part(float u) {
-    const std::int32_t bits = bit_cast<std::int32_t>(u);
-    return bit_cast<float>(bits > 0 ? bits : 0);
-}
-CDN_HOST_DEVICE double positive_part(double u) { return u > 0 ? u : 0; }
-
 template <typename Real>
 struct Gelu {
     Real value, first, second;
@@ -103,12 +114,12 @@ struct Gelu {
 // brief: u has 16 bits, so that its square is exact, and the result need not be.
 template <bool brief, typename Real>
 CDN_HOST_DEVICE Gelu<Real> gelu(Real u) {
-    const Real size = std::fabs(u), far = farthest(u);
-    const Real a = far < size ? far : size;  // NaN stays NaN
-    const Real e = bell<brief>(a), below = tail<brief>(a, e);
+    const Real size = magnitude(u), a = at_most(size, farthest(u));
+    const Real e = bell<brief>(a), below = tail<brief>(size, e);
     const Real density = e * Real(0.39894228040143267794);
     const Real slope = below - a * density;  // phi'(-a)
-    return {multiply_add(-a, below, positive_part(u)), u < 0 ? slope : Real(1) - slope, density * (Real(2) - a * a)};
+    const Real bend = multiply_add(below, Real(0), 2 - a * a);  // NaN with u, which a may not be
+    return {multiply_add(-a, below, positive_part(u)), by_sign(u, slope, 1 - slope), density * bend};
 }
 
 }  // namespace cdn

@@ -12,8 +12,8 @@ import torch
 from ..noise import LAWS
 from .interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
 
-INTERFACE = 7  # CDN_INTERFACE of the csrc/api.h that this file was written for
-CAPABILITIES = ("scalar", "avx2", "avx512")
+INTERFACE = 8  # CDN_INTERFACE of the csrc/api.h that this file was written for
+CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
 

@@ -17,12 +17,29 @@ namespace {
 
 using namespace cdn;
 
+// What bfloat16 instructions the processor has, whether or not they can be used.
+struct Bfloat16Units {
+    bool avx512 = false, amx_tile = false, amx = false;
+
+    Bfloat16Units() {
+#ifdef CDN_X86
+        unsigned a, b, c, d, b1, c1, d1, more = 0;
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        if (a >= 1) __cpuid_count(7, 1, more, b1, c1, d1);
+        avx512 = more >> 5 & 1;
+        amx_tile = d >> 24 & 1;
+        amx = d >> 22 & 1;
+#endif
+    }
+};
+
+// The best capability of the processor.
 int supported() {
 #ifdef CDN_X86
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CDN_SCALAR;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return CDN_AVX512;
+        return Bfloat16Units().avx512 ? CDN_AVX512_BFLOAT16 : CDN_AVX512;
     return CDN_AVX2;
 #endif
     return CDN_SCALAR;
@@ -30,7 +47,7 @@ int supported() {
 
 // Tell whether the environment's CDN_CPU_CAPABILITY names a capability.
 bool asked_for(int capability) {
-    const char* names[] = {"scalar", "avx2", "avx512"};
+    const char* names[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
     const char* wanted = std::getenv("CDN_CPU_CAPABILITY");
     return wanted && std::strcmp(wanted, names[capability]) == 0;
 }
@@ -41,22 +58,6 @@ int choose() {
         if (asked_for(capability)) return capability;
     return best;
 }
-
-// What bfloat16 instructions the processor has, whether or not they can be used.
-struct Bfloat16Units {
-    bool avx512 = false, amx_tile = false, amx = false;
-
-    Bfloat16Units() {
-#ifdef CDN_X86
-        unsigned a, b, c, d, b1, c1, d1, more = 0;
-        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-        if (a >= 1) __cpuid_count(7, 1, more, b1, c1, d1);
-        avx512 = supported() == CDN_AVX512 && (more >> 5 & 1);
-        amx_tile = d >> 24 & 1;
-        amx = d >> 22 & 1;
-#endif
-    }
-};
 
 // Ask the operating system for the tiles of AMX, whose state it has to save; once for the process.
 bool permitted_tiles() {
@@ -69,13 +70,14 @@ bool permitted_tiles() {
 }
 
 bool has_engine(int engine) {
+    static const int best = supported();
     static const Bfloat16Units units;
     switch (engine) {
         case CDN_PORTABLE:
         case CDN_AMX_EMULATED: return true;
-        case CDN_AVX512_BF16: return units.avx512;
+        case CDN_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AMX: {
-            static const bool usable = units.amx_tile && units.amx && supported() == CDN_AVX512 && permitted_tiles();
+            static const bool usable = units.amx_tile && units.amx && best >= CDN_AVX512 && permitted_tiles();
             return usable;
         }
     }
@@ -109,6 +111,7 @@ const Variant* cdn::find(int capability) {
 #ifdef CDN_X86
         {&avx2::noise, &avx2::passes},
         {&avx512::noise, &avx512::passes},
+        {&avx512::noise, &avx512bf16::passes},
 #endif
     };
     return capability < 0 || capability > best ? nullptr : &variants[capability];
@@ -136,7 +139,9 @@ int cdn_capability() {
 
 int cdn_conv_engine() {
     // All capabilities are without engines, so asking for one excludes them.
-    static const int engine = asked_for(CDN_AVX512) || cdn_capability() < CDN_AVX512 ? CDN_NO_ENGINE
+    static const bool excluded =
+        asked_for(CDN_AVX512) || asked_for(CDN_AVX512_BFLOAT16) || cdn_capability() < CDN_AVX512;
+    static const int engine = excluded ? CDN_NO_ENGINE
         : has_engine(CDN_AMX) ? CDN_AMX : has_engine(CDN_AVX512_BF16) ? CDN_AVX512_BF16 : CDN_NO_ENGINE;
     return engine;
 }

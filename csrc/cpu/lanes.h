@@ -1,7 +1,7 @@
 // Vectors of 32-bit words, as wide as the processor that a file is compiled for.
 //
-// Compilers vectorize everything else here by themselves, but not the 32 x 32 -> 64 bit products of Philox,
-// which cost twice the time without these instructions.
+// Compilers vectorize the rest of the noise by themselves, but not the 32 x 32 -> 64 bit products of Philox, which cost
+// twice the time without these instructions.
 #pragma once
 
 #include "../philox.h"

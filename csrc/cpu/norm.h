@@ -10,12 +10,11 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "../gelu.h"
-#include "runs.h"
+#include "rows.h"
 #include "storage.h"
 #include "variants.h"
 
@@ -26,17 +25,16 @@ template <typename Storage, bool channels_last>
 struct Norm {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
-    using Walk = Runs<channels_last>;
-    using Row = std::vector<Real>;  // one value per channel or group, or per element of a run
+    using Row = Line<Real>;  // one value per channel or group, or per element of a row
 
     const NormJob& job;
-    const Walk walk{job.channels, job.pixels};
-    const std::int64_t size = walk.size;
+    const Rows<channels_last> rows{job.channels, job.pixels};
+    const std::int64_t size = rows.size;
     const std::int64_t group_channels = job.channels / job.groups;
     const double count = static_cast<double>(group_channels * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
     // Of the sample that is being worked on: forward, b - pivot; backward, c and then phi'.
-    const std::unique_ptr<Real[]> kept{new Real[job.sweep == CDN_TANGENT ? 0 : size * (1 + job.sweep)]};
+    mutable Row kept = Row(job.sweep == CDN_TANGENT ? 0 : size * (1 + job.sweep));
 
     // The statistics of a sample, as they lie in memory.
     struct Statistics {
@@ -57,13 +55,13 @@ struct Norm {
         else tangent(sample);
     }
 
-    // Give each place in a run the value(channel, group) of its channel.
+    // Give each place in a row the value(channel, group) of its channel.
     template <typename F>
     Row spread(F value) const {
-        Row row(walk.width);
+        Row row(rows.width);
         for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
             for (std::int64_t last = c + group_channels; c < last; ++c) row[c] = value(c, g);
-        for (std::int64_t first = job.channels; first < walk.width; first += job.channels)
+        for (std::int64_t first = job.channels; first < rows.width; first += job.channels)
             std::copy_n(row.begin(), job.channels, row.begin() + first);
         return row;
     }
@@ -89,40 +87,37 @@ struct Norm {
         const Element* residual = at(static_cast<const Element*>(job.residual), sample);
         Element* sum = at(static_cast<Element*>(job.sum), sample);
         Element* z = at(static_cast<Element*>(job.out), sample);
-        Real* const values = kept.get();
+        Real* const values = kept.data();
         const Statistics st = statistics(sample);
-        const auto add = [&](std::int64_t i) {
-            return Storage::store(Storage::load(x[i]) + Storage::load(residual[i]));
-        };
         // Summing differences from one value of each group keeps the digits of a small variance beside a large mean,
         // and makes the variance of a constant group exactly 0.
         for (std::int64_t g = 0; g < job.groups; ++g) {
             const std::int64_t i = g * group_channels * (channels_last ? 1 : job.pixels);
-            st.pivot[g] = gelu<Storage::brief>(Storage::load(residual ? add(i) : x[i])).value;
+            const Real first = Storage::load(x[i]);
+            const Real v = residual ? Storage::load(Storage::store(first + Storage::load(residual[i]))) : first;
+            st.pivot[g] = gelu<Storage::brief>(v).value;
         }
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
-        Sums<Real, 1, channels_last> total(walk);
+        Sums<Storage, 1, channels_last> total(rows);
         const auto read = [&](auto with_residual) {
-            const auto element = [&](std::int64_t i, std::int64_t c, auto sum_of) {
-                Element v;
-                if constexpr (with_residual) sum[i] = v = add(i);
-                else v = x[i];
-                values[i] = gelu<Storage::brief>(Storage::load(v)).value - pivot[c];
-                sum_of(0) += values[i];
-            };
-            // GELU leaves the memory idle, which writing z does not.
-            total.add(element, [&](std::int64_t first, std::int64_t length) {
-                constexpr std::int64_t kLine = 64 / sizeof(Element);
-                for (std::int64_t i = first; i < first + length; i += kLine) __builtin_prefetch(z + i, 1);
-            });
+            total.add([&](auto at) {
+                auto v = at.load(x);
+                if constexpr (with_residual) {
+                    at.store(sum, v + at.load(residual));
+                    v = at.load(sum);
+                }
+                const auto b = gelu<Storage::brief>(v).value - at.of(pivot);
+                at.keep(values, b);
+                at.add(0, b);
+            }, x, residual, sum, z);
         };
         residual ? read(std::true_type{}) : read(std::false_type{});
         const Row means = group_means(total.row(0));
         const Row mean = spread([&](auto, auto g) { return means[g]; });
-        Sums<Real, 1, channels_last> squares(walk);
-        squares.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
-            const Real centred = values[i] - mean[c];
-            sum_of(0) = multiply_add(centred, centred, sum_of(0));
+        Sums<Storage, 1, channels_last> squares(rows);
+        squares.add([&](auto at) {
+            const auto centred = at.kept(values) - at.of(mean);
+            at.add(0, centred, centred);
         });
         const Row variance = group_means(squares.row(0));
         const Real eps = static_cast<Real>(job.eps);
@@ -137,8 +132,8 @@ struct Norm {
             st.k[g] = st.s[0] == 0 ? Real(0) : variance[g] * inverse;
         }
         const Row scale = spread([&](auto c, auto g) { return gain[c] * st.s[0] * st.r[g]; });
-        walk.each([&](std::int64_t i, std::int64_t c) {
-            z[i] = Storage::store(scale[c] * (values[i] - mean[c]));
+        rows.template each<Storage>([&](auto at) {
+            at.store(z, at.of(scale) * (at.kept(values) - at.of(mean)));
         });
     }
 
@@ -149,27 +144,28 @@ struct Norm {
         const Element* a = at(static_cast<const Element*>(job.grad), sample);
         const Element* source = at(static_cast<const Element*>(job.source), sample);
         Element* out = at(static_cast<Element*>(job.out), sample);
-        Real *const values = kept.get(), *const firsts = values + size;
+        Real *const values = kept.data(), *const firsts = values + size;
         const Statistics st = statistics(sample);
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
-        Sums<Real, 2, channels_last> sums(walk);  // of a and a c
-        sums.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
-            const Real grad = Storage::load(a[i]);
-            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
-            values[i] = phi.value - pivot[c] - mean[c];
-            firsts[i] = phi.first;
-            sum_of(0) += grad;
-            sum_of(1) = multiply_add(grad, values[i], sum_of(1));
-        });
+        Sums<Storage, 2, channels_last> sums(rows);  // of a and a c
+        sums.add([&](auto at) {
+            const auto grad = at.load(a);
+            const auto phi = gelu<Storage::brief>(at.load(v));
+            const auto centred = phi.value - at.of(pivot) - at.of(mean);
+            at.keep(values, centred);
+            at.keep(firsts, phi.first);
+            at.add(0, grad);
+            at.add(1, grad, centred);
+        }, v, a, source, out);
         gain_gradient(sample, sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
-            walk.each([&](std::int64_t i, std::int64_t c) {
-                const Real g_b = multiply_add(from.of_centred[c], values[i],
-                                              multiply_add(from.of_grad[c], Storage::load(a[i]), from.constant[c]));
+            rows.template each<Storage>([&](auto at) {
+                const auto g_b = from.apply(at, at.load(a), at.kept(values));
                 // At s = 0 every coefficient is 0.
-                out[i] = Storage::store(multiply_add(firsts[i], g_b, with_source ? Storage::load(source[i]) : Real(0)));
+                if constexpr (with_source) at.store(out, multiply_add(at.kept(firsts), g_b, at.load(source)));
+                else at.store(out, at.kept(firsts) * g_b);
             });
         };
         source ? write(std::true_type{}) : write(std::false_type{});
@@ -180,6 +176,11 @@ struct Norm {
         Row of_grad, constant, of_centred;
         Row mq, be;  // per group: mean q and mean(q xh), q = gain g_z
         Real Q = 0;  // mean over groups of k be
+
+        template <typename Place, typename Number>
+        Number apply(const Place& at, Number grad, Number centred) const {
+            return multiply_add(at.of(of_centred), centred, multiply_add(at.of(of_grad), grad, at.of(constant)));
+        }
 
         Coefficients(const Norm& norm, const Statistics& st, const double* sum_g, const double* sum_gc) {
             std::vector<double> weighted(norm.job.channels), projected(norm.job.channels);
@@ -223,17 +224,17 @@ struct Norm {
         if (s == 0) return dead(sample, zdot, source);
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
-        Sums<Real, 5, channels_last> sums(walk);  // of g, g c, bdot, bdot c, g bdot
-        sums.add([&](std::int64_t i, std::int64_t c, auto sum_of) {
-            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
-            const Real g = Storage::load(grad[i]), centred = phi.value - pivot[c] - mean[c];
-            const Real bdot = phi.first * Storage::load(vdot[i]);
-            sum_of(0) += g;
-            sum_of(1) = multiply_add(g, centred, sum_of(1));
-            sum_of(2) += bdot;
-            sum_of(3) = multiply_add(bdot, centred, sum_of(3));
-            sum_of(4) = multiply_add(g, bdot, sum_of(4));
-        });
+        Sums<Storage, 5, channels_last> sums(rows);  // of g, g c, bdot, bdot c, g bdot
+        sums.add([&](auto at) {
+            const auto phi = gelu<Storage::brief>(at.load(v));
+            const auto g = at.load(grad), centred = phi.value - at.of(pivot) - at.of(mean);
+            const auto bdot = phi.first * at.load(vdot);
+            at.add(0, g);
+            at.add(1, g, centred);
+            at.add(2, bdot);
+            at.add(3, bdot, centred);
+            at.add(4, g, bdot);
+        }, v, grad, vdot);
         const Coefficients from(*this, st, sums.row(0), sums.row(1));
         const Row mb = group_means(sums.row(2));
         Row al = group_means(sums.row(3));
@@ -275,18 +276,18 @@ struct Norm {
         const Row c_grad = spread([&](auto c, auto g) { return gain[c] * e_grad[g]; });
         const Row c_constant = spread([&](auto, auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
         const Row c_centred = spread([&](auto, auto g) { return e_centred[g]; });
-        walk.each([&](std::int64_t i, std::int64_t c) {
-            const Gelu<Real> phi = gelu<Storage::brief>(Storage::load(v[i]));
-            const Real g = Storage::load(grad[i]), dot = Storage::load(vdot[i]);
-            const Real centred = phi.value - pivot[c] - mean[c], bdot = phi.first * dot;
-            const Real g_b = multiply_add(from.of_centred[c], centred,
-                                          multiply_add(from.of_grad[c], g, from.constant[c]));
-            const Real e = multiply_add(
-                c_bdot[c], bdot, multiply_add(c_grad[c], g, multiply_add(c_centred[c], centred, c_constant[c])));
-            zdot[i] = Storage::store(
-                multiply_add(z_bdot[c], bdot, multiply_add(z_centred[c], centred, z_constant[c])));
-            source[i] = Storage::store(multiply_add(phi.first, e, phi.second * dot * g_b));
-        });
+        rows.template each<Storage>([&](auto at) {
+            const auto phi = gelu<Storage::brief>(at.load(v));
+            const auto g = at.load(grad), dot = at.load(vdot);
+            const auto centred = phi.value - at.of(pivot) - at.of(mean), bdot = phi.first * dot;
+            const auto g_b = from.apply(at, g, centred);
+            const auto e = multiply_add(
+                at.of(c_bdot), bdot,
+                multiply_add(at.of(c_grad), g, multiply_add(at.of(c_centred), centred, at.of(c_constant))));
+            at.store(zdot, multiply_add(at.of(z_bdot), bdot,
+                                        multiply_add(at.of(z_centred), centred, at.of(z_constant))));
+            at.store(source, multiply_add(phi.first, e, phi.second * dot * g_b));
+        }, zdot, source);
         if (job.gain_grad) {
             Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
             for (std::int64_t g = 0, c = 0; g < job.groups; ++g)

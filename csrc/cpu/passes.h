@@ -9,32 +9,27 @@ namespace {
 
 template <typename Storage>
 void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
-    using Real = typename Storage::Real;
     using Element = typename Storage::Element;
-    const auto* u = static_cast<const Element*>(job.u);
-    const auto* grad = static_cast<const Element*>(job.grad);
-    const auto* other = static_cast<const Element*>(job.other);
-    auto* out = static_cast<Element*>(job.out);
-    auto* tangent_out = static_cast<Element*>(job.tangent_out);
-    const auto at = [](const Element* p, std::int64_t i) { return Storage::load(p[i]); };
+    const auto* u = static_cast<const Element*>(job.u) + first;
+    const auto* grad = static_cast<const Element*>(job.grad) + first;
+    const auto* other = static_cast<const Element*>(job.other) + first;
+    auto* out = static_cast<Element*>(job.out) + first;
+    auto* tangent_out = static_cast<Element*>(job.tangent_out) + first;
+    const auto each = [&](auto f) { Rows<false>{1, last - first}.template each<Storage>(f); };
     if (job.sweep == CDN_FORWARD) {
-        CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i) out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).value);
-    } else if (job.sweep == CDN_BACKWARD && !other) {
-        CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i)
-            out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).first * at(grad, i));
+        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).value); });
+    } else if (job.sweep == CDN_BACKWARD && !job.other) {
+        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad)); });
     } else if (job.sweep == CDN_BACKWARD) {
-        CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i)
-            out[i] = Storage::store(gelu<Storage::brief>(at(u, i)).first * at(grad, i) + at(other, i));
+        each([&](auto at) {
+            at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad) + at.load(other));
+        });
     } else {
-        CDN_INDEPENDENT
-        for (std::int64_t i = first; i < last; ++i) {
-            const Gelu<Real> phi = gelu<Storage::brief>(at(u, i));
-            tangent_out[i] = Storage::store(phi.first * at(other, i));
-            out[i] = Storage::store(phi.second * (at(grad, i) * at(other, i)));
-        }
+        each([&](auto at) {
+            const auto phi = gelu<Storage::brief>(at.load(u));
+            at.store(tangent_out, phi.first * at.load(other));
+            at.store(out, phi.second * (at.load(grad) * at.load(other)));
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../gelu.h"
-#include "runs.h"
+#include "rows.h"
 #include "storage.h"
 #include "variants.h"
 
@@ -16,7 +16,7 @@ struct Pool {
 
     const PoolJob& job;
     const std::int64_t size = job.channels * job.pixels;
-    const Runs<channels_last> walk{job.channels, job.pixels};
+    const Rows<channels_last> rows{job.channels, job.pixels};
 
     const Element* first(std::int64_t sample) const { return static_cast<const Element*>(job.a) + sample * size; }
     const Element* second(std::int64_t sample) const { return static_cast<const Element*>(job.b) + sample * size; }
@@ -35,10 +35,8 @@ struct Pool {
     // values[sample] = sum a b / pixels
     void dot(std::int64_t sample) const {
         const Element *a = first(sample), *b = second(sample);
-        Sums<Real, 1, channels_last> sums(walk);
-        sums.add([&](std::int64_t i, std::int64_t, auto sum_of) {
-            sum_of(0) = multiply_add(Storage::load(a[i]), Storage::load(b[i]), sum_of(0));
-        });
+        Sums<Storage, 1, channels_last> sums(rows);
+        sums.add([&](auto at) { at.add(0, at.load(a), at.load(b)); });
         double sum = 0;
         for (std::int64_t c = 0; c < job.channels; ++c) sum += sums.row(0)[c];
         values()[sample] = static_cast<Real>(sum / static_cast<double>(job.pixels));
@@ -49,14 +47,14 @@ struct Pool {
         const Element* a = first(sample);
         Element* out = image(sample);
         const Real factor = values()[sample] / static_cast<Real>(job.pixels);
-        walk.each([&](std::int64_t i, std::int64_t) { out[i] = Storage::store(Storage::load(a[i]) * factor); });
+        rows.template each<Storage>([&](auto at) { at.store(out, at.load(a) * factor); });
     }
 
     // values[sample, channel] = mean over pixels of a
     void mean(std::int64_t sample) const {
         const Element* a = first(sample);
-        Sums<Real, 1, channels_last> sums(walk);
-        sums.add([&](std::int64_t i, std::int64_t, auto sum_of) { sum_of(0) += Storage::load(a[i]); });
+        Sums<Storage, 1, channels_last> sums(rows);
+        sums.add([&](auto at) { at.add(0, at.load(a)); });
         Real* out = values() + sample * job.channels;
         for (std::int64_t c = 0; c < job.channels; ++c)
             out[c] = static_cast<Real>(sums.row(0)[c] / static_cast<double>(job.pixels));
@@ -66,10 +64,10 @@ struct Pool {
     void spread(std::int64_t sample) const {
         const Real* in = values() + sample * job.channels;
         Element* out = image(sample);
-        std::vector<Real> row(walk.width);
-        for (std::int64_t i = 0; i < walk.width; ++i)
+        Line<Real> row(rows.width);
+        for (std::int64_t i = 0; i < rows.width; ++i)
             row[i] = in[i % job.channels] / static_cast<Real>(job.pixels);
-        walk.each([&](std::int64_t i, std::int64_t c) { out[i] = Storage::store(row[c]); });
+        rows.template each<Storage>([&](auto at) { at.store(out, at.of(row)); });
     }
 };
 

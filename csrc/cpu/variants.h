@@ -75,5 +75,6 @@ struct Passes {
 namespace scalar { extern const NoiseKernels noise; extern const Passes passes; }
 namespace avx2 { extern const NoiseKernels noise; extern const Passes passes; }
 namespace avx512 { extern const NoiseKernels noise; extern const Passes passes; }
+namespace avx512bf16 { extern const Passes passes; }
 
 }  // namespace cdn
