@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -62,10 +63,13 @@ class BuildLibrary(build_ext):
         threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
         common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
         noise = list(filter(self.accepts, NOISE_FLAGS))
-        objects = []
-        for source in ext.sources:
+
+        def compiled(source):
             own = VARIANTS.get(variant(source), []) + (noise if Path(source).stem.startswith("noise_") else [])
-            objects += self.compiler.compile([source], self.build_temp, macros, extra_postargs=common + own)
+            return self.compiler.compile([source], self.build_temp, macros, extra_postargs=common + own)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = sum(pool.map(compiled, ext.sources), [])
         self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=threading,
                                          target_lang="c++")
 
