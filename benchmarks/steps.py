@@ -124,8 +124,7 @@ class SixUnits(TorchDispatchMode):
 
 
 def agreement(library, precision):
-    """Return the gate of :class:`.harness.paired.Paired`: does a peer's ``result()`` equal
-    the library's?
+    """Return the gate of :class:`.harness.paired.Paired`: does a peer's ``result()`` equal the library's?
 
     Peers may bring a wider ``tolerance``, which their docstring explains. What does not do the same thing, named in
     parentheses, is not compared.
@@ -139,7 +138,7 @@ def agreement(library, precision):
         if expected is None:
             library()
             expected = library.result()
-        tolerance = getattr(peer.factory, "tolerance", TOLERANCE[precision])
+        tolerance = peer.tolerance() or TOLERANCE[precision]
         found = peer.result()
         error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
         return None if error <= tolerance else f"gradients differ by {error:.2g} of their norm, {tolerance:g} allowed"

@@ -28,7 +28,7 @@ class Worker:
     """
 
     def __init__(self, factory, *args, keep_pages=False, **options):
-        self.factory = factory
+        self.name = getattr(factory, "__name__", str(factory))
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         call = factory, args, options
@@ -51,6 +51,10 @@ class Worker:
         """Return what the last run found."""
         return self._ask("result")
 
+    def tolerance(self):
+        """Return how far its result may be from others', where the case says so; else None."""
+        return self._ask("tolerance")
+
     def peak_bytes(self, device):
         """Run the case once; return its peak memory, see :func:`.memory.peak_bytes`."""
         return self._ask("memory", device)
@@ -64,7 +68,7 @@ class Worker:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionError):
             self.process.join(10)
-            raise RuntimeError(f"the process of {self.factory.__name__} ended with {self.process.exitcode}") from None
+            raise RuntimeError(f"the process of {self.name} ended with {self.process.exitcode}") from None
         if kind == "refused":
             raise Refused(value)
         return value
@@ -83,6 +87,7 @@ def _serve(pipe, call, keep_pages, threads):
                 case = factory(*positional, **options)
                 case()
             answer = {"run": case, "result": lambda: case.result().numpy(),
+                      "tolerance": lambda: getattr(case, "tolerance", None),
                       "memory": lambda device: peak_bytes(case, device)}[request](*args)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

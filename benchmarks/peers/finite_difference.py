@@ -25,8 +25,8 @@ class FiniteDifference(Functional):
     added at both points, which costs nothing; its mean differs from that at y by the order of h^2.
 
     Error of the gradient against float64 (width 32, 8 images of 32x32, at initialization), and that of eager double
-    backward: in float32 7e-6 and 4e-6 with plain norm and linear head, 3e-3 and 2e-2 with the defaults; in bf16, where
-    the rounding of both points is much the same and the rest averages out, 3e-2 and 4e-2, and 1.1e-1 and 7e-2. A
+    backward: in float32 7e-6 and 4e-6 with plain norm and linear head, 6e-4 and 2e-5 with the defaults; in bf16, where
+    the rounding of both points is much the same and the rest averages out, 3e-2 and 4e-2, and 1e-1 and 5e-2. A
     rougher network needs a smaller step: nothing here checks that the step is still small enough after training.
 
     Args:
