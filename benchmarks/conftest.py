@@ -65,6 +65,8 @@ def compare(paired, settings):
             start = lambda *args, **options: stack.enter_context(Worker(*args, **options))
             library = start(step, problem, impl=settings.library, keep_pages=True)
             peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
+            for worker in (library, *peers.values()):
+                worker.prepare()
             work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
             paired(f"{case}: {problem}", ("this library", library), peers, work, 
                    agreement(library, problem.precision), operation=case, **asdict(problem), **facts)

@@ -32,6 +32,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         call = factory, args, options
+        self.unread = 0  # answers that nobody has waited for
         self.process = context.Process(target=_serve, args=(theirs, call, keep_pages, torch.get_num_threads()),
                                        daemon=True)
 
@@ -42,6 +43,11 @@ class Worker:
     def __exit__(self, *error):
         self.process.kill()
         self.process.join()
+
+    def prepare(self):
+        """Begin the first run without waiting for it: what has to compile does so beside the others."""
+        self.pipe.send(("run",))
+        self.unread += 1
 
     def __call__(self):
         """Run the case once; return what it returns."""
@@ -61,14 +67,20 @@ class Worker:
 
     def _ask(self, *request):
         try:
+            while self.unread:
+                self.unread -= 1
+                self._answer()
             self.pipe.send(request)
-            while not self.pipe.poll(1):
-                if not self.process.is_alive():
-                    raise EOFError
-            kind, value = self.pipe.recv()
+            return self._answer()
         except (EOFError, ConnectionError):
             self.process.join(10)
             raise RuntimeError(f"the process of {self.name} ended with {self.process.exitcode}") from None
+
+    def _answer(self):
+        while not self.pipe.poll(1):
+            if not self.process.is_alive():
+                raise EOFError
+        kind, value = self.pipe.recv()
         if kind == "refused":
             raise Refused(value)
         return value
