@@ -73,8 +73,8 @@ Written by `{command}`, not by hand.
 A case is run in turn with its peers, in random order, after their values were found equal. Given are medians of the
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
 where it includes 1, no difference was seen. "Times the library" is how many times as long a peer takes. Peak memory is
-what a call takes beyond what was held before. The floor is what a large matrix product or a copy needs, in the same
-rounds, for the same operations or bytes. Each table names the command that gives it; `--full` adds what the default
+what a call takes beyond what was held before. The floor is what the same operations take in a large matrix product or a
+convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the command that gives it; `--full` adds what the default
 leaves out. Peers in brackets do not do the same thing, and were not checked for equal values."""]
     for section in SECTIONS:
         results = [result for operation in section.operations for result in record.of(operation)]

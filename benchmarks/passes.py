@@ -30,16 +30,17 @@ class Pass(NamedTuple):
     expected: Callable
 
 
-def passes(kernels, shape, dtype, layout, device="cpu"):
-    """Return the passes of a backend's kernels over feature images of a shape, and over as many bytes of noisy images.
+def make_pass(name, kernels, shape, dtype, layout, device="cpu"):
+    """Return one of NAMES over feature images of a shape, or over as many bytes of noisy images.
 
     Args:
         kernels: a module with the functions of cdn_kernels.backends.cpu.
     """
-    noisy = (max(1, math.prod(shape) // (IMAGE_CHANNELS * shape[2] * shape[3])), IMAGE_CHANNELS, *shape[2:])
+    build = next(build for build, names in NAMES.items() if name in names)
+    if build is noise_passes:
+        shape = (max(1, math.prod(shape) // (IMAGE_CHANNELS * shape[2] * shape[3])), IMAGE_CHANNELS, *shape[2:])
     with torch.device(device):
-        return (gelu_passes(kernels, shape, dtype, layout) | pool_passes(kernels, shape, dtype, layout)
-                | noise_passes(kernels, noisy, dtype, layout))
+        return build(kernels, shape, dtype, layout)[name]
 
 
 def images(number, shape, dtype, layout):
@@ -147,6 +148,14 @@ def noise_passes(kernels, shape, dtype, layout):
             lambda: kernels.denoising(x, sigma, 0, 0, channels, factors=factors, gradient=y), [x], [y], [],
             lambda: [2 * per_image(factors * sigma) * residual() / math.prod(shape[1:])]),
     }
+
+
+NAMES = {
+    gelu_passes: ["gelu forward", "gelu backward", "gelu backward, source", "gelu tangent", "norm forward",
+                  "norm forward, residual", "norm backward", "norm backward, source", "norm tangent"],
+    pool_passes: ["pool dot", "pool scale", "pool mean", "pool spread"],
+    noise_passes: ["add noise", "denoising error", "denoising gradient"],
+}
 
 
 def difference(case):

@@ -8,24 +8,20 @@ from cdn_kernels.backends import dispatch
 
 from .harness.ceilings import Work
 from .operations import LAYOUTS
-from .passes import difference, passes
+from .passes import NAMES, difference, make_pass
 from .steps import DTYPES
 
 MIB = 2**20
 SMALL = (3, 64, 32, 32)
-NAMES = [
-    "gelu forward", "gelu backward", "gelu backward, source", "gelu tangent", "norm forward", "norm forward, residual",
-    "norm backward", "norm backward, source", "norm tangent", "pool dot", "pool scale", "pool mean", "pool spread",
-    "add noise", "denoising error", "denoising gradient"]
 
 
 @pytest.mark.parametrize("layout", [pytest.param(n, marks=() if n == "channels last" else pytest.mark.full)
                                     for n in LAYOUTS])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sum(NAMES.values(), []))
 def test_pass(paired, settings, name, dtype, layout):
     kernels = dispatch.kernels(settings.library)
-    make = lambda shape: passes(kernels, shape, DTYPES[dtype], LAYOUTS[layout], settings.device)[name]
+    make = lambda shape: make_pass(name, kernels, shape, DTYPES[dtype], LAYOUTS[layout], settings.device)
     wrong = difference(make(settings.shape(SMALL)))
     assert not wrong, f"{name}: no measurement: {wrong}"
     # Tensors of 128 MiB each, larger than any cache.

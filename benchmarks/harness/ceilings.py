@@ -1,10 +1,12 @@
-"""What the machine allows, measured in the same rounds as what is judged by it: a copy and a matrix product."""
+"""What the machine allows, measured in the same rounds as what is judged by it: products and copies."""
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-# Of the matrices of the product: large enough for the full rate, small enough for many rounds.
+# Large enough for the full rate, small enough for many rounds: the side of the matrices, and [B, C, H, W] of the images.
 _SIDE = {"cpu": 1536, "cuda": 8192}
+_IMAGES = {"cpu": (64, 128, 16, 16), "cuda": (512, 256, 16, 16)}
 
 
 class Work(NamedTuple):
@@ -24,12 +26,25 @@ class Work(NamedTuple):
         """Return {name: (function, share)}: what to time, and how much of this work it does."""
         found = {}
         if self.flops:
-            product = Product(self.dtype, device)
-            found["matrix product"] = (product, product.flops / self.flops)
+            for name, kind in (("matrix product", Product), ("convolution", Convolution)):
+                case = kind(self.dtype, device)
+                found[name] = case, case.flops / self.flops
         if self.bytes:
             copy = Copy(self.bytes // 2, device)
-            found["copy"] = (copy, copy.bytes / self.bytes)
+            found["copy"] = copy, copy.bytes / self.bytes
         return found
+
+
+def floor(seconds, shares):
+    """Return what a Work takes at least: its products as the faster of two do them, or its bytes, whichever is slower.
+
+    Args:
+        seconds: of its yardsticks, by name.
+        shares: how much of the work each does.
+    """
+    needed = {name: seconds[name] / share for name, share in shares.items()}
+    copy = needed.pop("copy", 0.0)
+    return max(copy, min(needed.values(), default=0.0))
 
 
 class Product:
@@ -42,6 +57,20 @@ class Product:
 
     def __call__(self):
         torch.mm(self.a, self.b)
+
+
+class Convolution:
+    """A 3x3 convolution of PyTorch's, channels last; for some dtypes and processors faster than its matrix product."""
+
+    def __init__(self, dtype, device="cpu"):
+        place = dict(memory_format=torch.channels_last)
+        channels = _IMAGES[device][1]
+        self.x = torch.randn(_IMAGES[device], device=device).to(dtype).contiguous(**place)
+        self.weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype).contiguous(**place)
+        self.flops = 2 * self.x.numel() * self.weight[0].numel()
+
+    def __call__(self):
+        F.conv2d(self.x, self.weight, padding=1)
 
 
 class Copy:

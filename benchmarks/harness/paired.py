@@ -12,6 +12,7 @@ import torch
 
 from ..steps import Problem
 from . import machine
+from .ceilings import floor
 from .memory import peak_bytes
 from .timing import FEWEST_ROUNDS, schedule, summarize
 from .workers import Refused, Worker
@@ -127,8 +128,6 @@ class Paired:
 
     def _time(self, library, cases):
         """Return seconds by name, one per round; nothing where pytest-benchmark is switched off."""
-        for run in cases.values():
-            run()
         if self.benchmark.disabled:
             self.benchmark(cases[library])
             return None
@@ -160,8 +159,7 @@ class Paired:
 
     def _evaluate(self, times, library, shares):
         own, result = times[library], self.result
-        floors = [max(t / share for t, share in zip(row, shares.values()))
-                  for row in zip(*(times[name] for name in shares))]
+        floors = [floor(dict(zip(shares, row)), shares) for row in zip(*(times[name] for name in shares))]
         if floors:
             result.floor = dict(seconds=statistics.median(floors), yardsticks=list(shares),
                                 ratio=summarize([a / b for a, b in zip(own, floors)]))
@@ -178,7 +176,7 @@ def _finished(case, device):
 
 
 def _peak(case, device, memory):
+    if isinstance(case, Worker) and memory:
+        return case.peak_bytes(device)  # which runs it once before
     case()  # what compiles does so at its first call
-    if not memory:
-        return None
-    return case.peak_bytes(device) if isinstance(case, Worker) else peak_bytes(case, device)
+    return peak_bytes(case, device) if memory else None

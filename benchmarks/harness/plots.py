@@ -40,7 +40,7 @@ def _plot(axis, results):
         memory.plot([v for v, _ in shown], [max(1, (r["peak_bytes"][name] or 0) / 2**20) for _, r in shown], "o-",
                     color=color, label=name)
     time.plot(values, [result["floor"]["seconds"] for result in results], ":", color=GREY,
-              label="floor: its operations in a matrix product")
+              label="floor: its operations at the best rate")
     for panel, label in ((time, "seconds a step"), (memory, "peak memory, MiB")):
         panel.set(xscale="log", yscale="log")
         panel.set_xticks(values, map(str, values))

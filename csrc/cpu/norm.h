@@ -28,7 +28,7 @@ struct Norm {
     using Row = Line<Real>;  // one value per channel or group, or per element of a row
 
     const NormJob& job;
-    const Rows<channels_last> rows{job.channels, job.pixels};
+    const Rows<channels_last> rows{job.channels, job.pixels, sizeof(typename Storage::Element)};
     const std::int64_t size = rows.size;
     const std::int64_t group_channels = job.channels / job.groups;
     const double count = static_cast<double>(group_channels * job.pixels);

@@ -15,21 +15,23 @@ void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
     const auto* other = static_cast<const Element*>(job.other) + first;
     auto* out = static_cast<Element*>(job.out) + first;
     auto* tangent_out = static_cast<Element*>(job.tangent_out) + first;
-    const auto each = [&](auto f) { Rows<false>{1, last - first}.template each<Storage>(f); };
+    const auto each = [&](auto f, auto... images) {
+        Rows<false>{1, last - first, sizeof(Element)}.template each<Storage>(f, images...);
+    };
     if (job.sweep == CDN_FORWARD) {
-        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).value); });
+        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).value); }, u, out);
     } else if (job.sweep == CDN_BACKWARD && !job.other) {
-        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad)); });
+        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad)); }, u, grad, out);
     } else if (job.sweep == CDN_BACKWARD) {
         each([&](auto at) {
             at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad) + at.load(other));
-        });
+        }, u, grad, other, out);
     } else {
         each([&](auto at) {
             const auto phi = gelu<Storage::brief>(at.load(u));
             at.store(tangent_out, phi.first * at.load(other));
             at.store(out, phi.second * (at.load(grad) * at.load(other)));
-        });
+        }, u, grad, other, out, tangent_out);
     }
 }
 

@@ -16,7 +16,7 @@ struct Pool {
 
     const PoolJob& job;
     const std::int64_t size = job.channels * job.pixels;
-    const Rows<channels_last> rows{job.channels, job.pixels};
+    const Rows<channels_last> rows{job.channels, job.pixels, sizeof(typename Storage::Element)};
 
     const Element* first(std::int64_t sample) const { return static_cast<const Element*>(job.a) + sample * size; }
     const Element* second(std::int64_t sample) const { return static_cast<const Element*>(job.b) + sample * size; }

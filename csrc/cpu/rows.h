@@ -118,6 +118,7 @@ struct Rows {
     static constexpr std::int64_t kRow = 64;  // what a row aims at: a few vectors, so that a block is a few lines
 
     std::int64_t channels, pixels;
+    std::int64_t bytes;  // of an element
     const std::int64_t size = channels * pixels;
     // The elements of a row. Channels last it takes 2^n pixels, so that few lengths are left that fill no vectors.
     const std::int64_t columns = channels_last ? channels * tile() : part();
@@ -131,10 +132,11 @@ struct Rows {
         while (2 * tile * channels <= kRow && 2 * tile <= pixels) tile *= 2;
         return tile;
     }
-    // Of a channel, a few vectors, of which all parts of a pack find one.
+    // Of a channel, a cache line, so that lines are met in their order, or less where all parts of a pack must find
+    // one; in another order, processors guess wrongly what is read next.
     std::int64_t part() const {
         const std::int64_t least = kLanes * kParts;
-        return pixels < least ? pixels : std::min(pixels / least * kLanes, kRow / 2);
+        return pixels < least ? pixels : std::min(pixels / least * kLanes, std::max<std::int64_t>(64 / bytes, kLanes));
     }
 
     // Call f with the place of every element of the sample. Of `images`, what lies ahead is fetched.

@@ -90,7 +90,7 @@ def test_rubbish_is_refused_with_a_sentence(tmp_path, content, sentence):
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 def test_a_wrong_pass_is_seen():
-    case = passes.passes(cpu, (2, 16, 5, 5), torch.float32, torch.channels_last)["gelu tangent"]
+    case = passes.make_pass("gelu tangent", cpu, (2, 16, 5, 5), torch.float32, torch.channels_last)
     assert passes.difference(case) is None
     wrong = case._replace(run=lambda: (case.run(), case.writes[0][:1, :1, :1, :1].add_(1)))
     assert "off by" in passes.difference(wrong)
