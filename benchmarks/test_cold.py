@@ -29,6 +29,7 @@ def test_import(paired):
            {"(import torch)": _python("import torch")}, memory=False, operation="import")
 
 
+@pytest.mark.full
 def test_first_step(paired, settings):
     """A process that does one joint step: loading, compiling if any, and what allocators and libraries do first."""
     code = lambda impl: FIRST_STEP.format(threads=torch.get_num_threads(), device=settings.device, impl=impl)

@@ -7,7 +7,7 @@ from .steps import SixUnits, Step
 MIDDLE = dict(width=32, batch=64, side=32, depth=18)
 AXES = {"batch": (8, 16, 32, 64, 128, 256, 512), "width": (16, 32, 64, 128), "depth": (18, 34),
         "side": (16, 32, 64, 96)}
-DEFAULT = {("batch", 8), ("batch", 32), ("batch", 128)}
+DEFAULT = {("batch", 8), ("batch", 32), ("batch", 64)}
 
 
 @pytest.mark.parametrize("axis, value", [

@@ -52,7 +52,7 @@ def compare(seconds, seed, rounds=25):
 
 def test_identical_implementations_measure_one_within_the_stated_spread():
     found = [compare(1.0, seed) for seed in range(300)]
-    assert sum(ratio.seen for ratio in found) <= 0.06 * len(found)  # a confidence of 95 %
+    assert sum(ratio.seen for ratio in found) <= 0.08 * len(found)  # 5 %, and the luck of 300 draws
     assert abs(sorted(ratio.median for ratio in found)[150] - 1) < 0.02
 
 
