@@ -55,13 +55,9 @@ def main(argv=None):
         if key[0] != case:
             case = key[0]
             print(f"\n{case}")
-        print(f"  {key[1]:<38} {_text(a):<24} {_text(b):<24} x{b.median / a.median:.2f}  {word}".rstrip())
+        print(f"  {key[1]:<38} {a.digits:<24} {b.digits:<24} x{b.median / a.median:.2f}  {word}".rstrip())
     print(f"\n{len(shared)} comparisons: {counts['gained']} gained, {counts['LOST']} lost, {counts['']} within the "
           f"spread; {len(before) - len(shared)} only in {args.old}, {len(after) - len(shared)} only in {args.new}")
-
-
-def _text(ratio):
-    return "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
 
 
 if __name__ == "__main__":

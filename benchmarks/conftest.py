@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from .harness import machine
+from .harness.agreement import agreement
 from .harness.ceilings import Work
 from .harness.paired import Paired, Settings
 from .harness.table import table
 from .harness.workers import Worker
-from .steps import DTYPES, agreement
+from .steps import DTYPES, TOLERANCE
 
 _RESULTS = pytest.StashKey[list]()
 
@@ -35,11 +36,14 @@ def pytest_configure(config):
         torch.set_num_threads(config.option.threads)
 
 
+def _device(config):
+    return config.option.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(scope="session")
 def settings(pytestconfig):
     options = pytestconfig.option
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Settings(device, options.rounds, options.seconds, options.smoke, options.full)
+    return Settings(_device(pytestconfig), options.rounds, options.seconds, options.smoke, options.full)
 
 
 @pytest.fixture
@@ -68,8 +72,8 @@ def compare(paired, settings):
             for worker in (library, *peers.values()):
                 worker.prepare()
             work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
-            paired(f"{case}: {problem}", ("this library", library), peers, work, 
-                   agreement(library, problem.precision), operation=case, **asdict(problem), **facts)
+            paired(f"{case}: {problem}", ("this library", library), peers, work,
+                   agreement(library, TOLERANCE[problem.precision]), operation=case, **asdict(problem), **facts)
 
     return run
 
@@ -82,7 +86,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["cdn"] = machine.describe("cuda" if torch.cuda.is_available() else "cpu")
+    machine_info["cdn"] = machine.describe(_device(config))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -106,19 +106,3 @@ class Sweep:
 
 # How many convolutions of first order each order is made of: six units for double backward.
 UNITS = {"forward": 1, "backward": 3, "double backward": 6}
-
-
-def agreement(library, tolerance):
-    """Return the gate of :class:`.harness.paired.Paired` for functions that return lists of tensors."""
-    expected = [t.detach().double() for t in library()]
-
-    def agree(name, peer):
-        if name.startswith("("):
-            return None
-        for a, b in zip(expected, peer(), strict=True):
-            error = float((b.detach().double() - a).norm() / a.norm())
-            if not error <= tolerance:
-                return f"values differ by {error:.2g} of their norm, {tolerance:g} allowed"
-        return None
-
-    return agree

@@ -113,19 +113,17 @@ def _ratio(peer, inverse=False):
         if peer not in result["ratios"]:
             return ""
         ratio = result["ratios"][peer]
-        if inverse and ratio.seen:
-            return "{:.2f} ({:.2f} to {:.2f})".format(1 / ratio.median, 1 / ratio.high, 1 / ratio.low)
-        return str(ratio)
+        # Where no difference is seen, the interval is that of the peer's times, as everywhere.
+        return str(ratio.inverse() if inverse and ratio.seen else ratio)
     return cell
 
 
 def _floor(result):
-    return "{:.2f} ({:.2f} to {:.2f})".format(*result["floor"]["ratio"]) if result["floor"] else ""
+    return result["floor"]["ratio"].digits if result["floor"] else ""
 
 
 def _share(result):
-    median, low, high = result["floor"]["ratio"]
-    return f"{1 / median:.2f} ({1 / high:.2f} to {1 / low:.2f})"
+    return result["floor"]["ratio"].inverse().digits
 
 
 def _per_image(result):

@@ -1,7 +1,6 @@
 """The joint training step that is timed: of this library, of eager PyTorch, and the parts that they have in common."""
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -121,26 +120,3 @@ class SixUnits(TorchDispatchMode):
             for _ in range(2):
                 torch.ops.aten.convolution(x, weight, None, *options)
                 torch.ops.aten.convolution_backward(g, x, weight, None, *options, [True, True, False])
-
-
-def agreement(library, precision):
-    """Return the gate of :class:`.harness.paired.Paired`: does a peer's ``result()`` equal the library's?
-
-    Peers may bring a wider ``tolerance``, which their docstring explains. What does not do the same thing, named in
-    parentheses, is not compared.
-    """
-    expected = None
-
-    def agree(name, peer):
-        nonlocal expected
-        if name.startswith("("):
-            return None
-        if expected is None:
-            library()
-            expected = library.result()
-        tolerance = peer.tolerance() or TOLERANCE[precision]
-        found = peer.result()
-        error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-        return None if error <= tolerance else f"gradients differ by {error:.2g} of their norm, {tolerance:g} allowed"
-
-    return agree

@@ -7,8 +7,8 @@ from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.ops import convolve
 
+from .harness.agreement import agreement
 from .harness.ceilings import Work
-from .operations import agreement
 
 full = pytest.mark.full
 MAPS = {"forward": CONV_FORWARD, "forward, GELU": CONV_FORWARD, "by the input": CONV_INPUT,

@@ -8,8 +8,9 @@ from cdn.data import load_dataset
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 
+from .harness.agreement import agreement
 from .harness.workers import Worker
-from .steps import agreement
+from .steps import TOLERANCE
 
 
 class Epoch:
@@ -46,5 +47,5 @@ def test_epoch(paired, settings, precision):
             Worker(Epoch, steps, settings.device, keep_pages=fused, fused=fused, precision=precision))
         library = start(True)
         paired(f"an epoch of cdn.train on digits, {precision}", ("this library, --fused", library),
-               {"eager, --no-fused": start(False)}, agree=agreement(library, precision), operation="epoch",
+               {"eager, --no-fused": start(False)}, agree=agreement(library, TOLERANCE[precision]), operation="epoch",
                precision=precision)

@@ -5,9 +5,10 @@ import torch
 import cdn_kernels
 from cdn_kernels import reference
 
+from .harness.agreement import agreement
 from .harness.ceilings import Work
 from .harness.workers import Refused
-from .operations import KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep, agreement
+from .operations import KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
 from .steps import DTYPES
 
 full = pytest.mark.full

@@ -56,7 +56,8 @@ class Result:
         facts: operation, order, dtype, layout, shape and the like.
         seconds: by implementation, one per round; the first is the library.
         ratios: by peer, how many times as long as the library it takes: a Ratio.
-        floor: what the slowest of its yardsticks needs for the same work, and the Ratio of the library to that.
+        floor: what its yardsticks need for the same work, see :func:`.ceilings.floor`, and the Ratio of the library to
+            that.
         peak_bytes: by implementation, or None where not measured.
         refused: by peer, why it did not take part.
         machine: hardware and versions.
@@ -142,7 +143,7 @@ class Paired:
             cases[name]()
             times[name].append(self.clock() - start)
 
-        order = (name for turn, name in schedule(cases, rounds) if turn)
+        order = schedule(cases, rounds)
 
         def others():
             for name in itertools.takewhile(lambda name: name != library, order):

@@ -42,7 +42,7 @@ def _rows(result):
         floor = result["floor"]
         yield ("  " + name, seconds_text(statistics.median(seconds)),
                str(Ratio(*result["ratios"][name])) if place else "",
-               "{:.2f} ({:.2f} to {:.2f})".format(*floor["ratio"]) if floor and not place else "",
+               Ratio(*floor["ratio"]).digits if floor and not place else "",
                bytes_text(result["peak_bytes"].get(name)))
     if result["floor"]:
         floor = result["floor"]

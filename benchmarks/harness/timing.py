@@ -26,8 +26,16 @@ class Ratio(NamedTuple):
         return not self.low <= 1 <= self.high
 
     def __str__(self):
-        spread = f"({self.low:.2f} to {self.high:.2f})"
-        return f"{self.median:.2f} {spread}" if self.seen else f"no difference seen {spread}"
+        return self.digits if self.seen else f"no difference seen ({self.low:.2f} to {self.high:.2f})"
+
+    @property
+    def digits(self):
+        """The median and the interval, whether or not they differ from 1."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    def inverse(self):
+        """Return the Ratio the other way round."""
+        return Ratio(1 / self.median, 1 / self.high, 1 / self.low)
 
 
 def summarize(values):
@@ -41,8 +49,7 @@ def summarize(values):
 
 
 def schedule(cases, rounds, seed=0):
-    """Yield (round, name) for a round 0 and those that count, each in a random order of its own."""
+    """Yield the names of cases round by round, each round in a random order of its own."""
     order = random.Random(seed)
-    for turn in range(rounds + 1):
-        for name in order.sample(list(cases), len(cases)):
-            yield turn, name
+    for _ in range(rounds):
+        yield from order.sample(list(cases), len(cases))
