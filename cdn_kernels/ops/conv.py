@@ -108,11 +108,15 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(first, second)
 
 
-def _conv2d_derivatives(ctx, g):
-    x, weight = ctx.saved_tensors
+def _by_both(ctx, x, weight, g):
+    """Return the gradients by x and by the filters from that by u, as far as they are asked for."""
     ops = torch.ops.cdn_kernels
     return (ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None)
+            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None)
+
+
+def _conv2d_derivatives(ctx, g):
+    return *_by_both(ctx, *ctx.saved_tensors, g), None, None
 
 
 def _save_gelu(ctx, inputs, output):
@@ -127,13 +131,11 @@ def _save_gelu(ctx, inputs, output):
 
 def _conv2d_gelu_derivatives(ctx, g_out, g_u):
     x, weight, u = ctx.saved_tensors
-    ops = torch.ops.cdn_kernels
     _, backend = ctx.options
-    g = g_u if g_out is None else ops.gelu_backward(u, g_out, g_u, backend)
+    g = g_u if g_out is None else torch.ops.cdn_kernels.gelu_backward(u, g_out, g_u, backend)
     if g is None:
         return None, None, None, None, None
-    return (ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
+    return *_by_both(ctx, x, weight, g), None, None, None
 
 
 def _conv2d_input_derivatives(ctx, t):

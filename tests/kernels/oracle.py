@@ -1,6 +1,8 @@
 """Compare a kernel with the float64 reference at every order, with tolerances derived from eager's own errors."""
 import torch
 
+import cdn_kernels
+
 
 def derivatives(function, inputs, seed=0):
     """Return the value of a function of tensors, its first and its second derivatives, along fixed directions.
@@ -47,3 +49,15 @@ def assert_as_exact_as_eager(kernel, eager, inputs, ulps=1):
         # For float64 eager is the truth itself, and its own error unknown: some ten roundings deep on either side.
         bound = 50 * eps * scale if own.dtype == torch.float64 else 2 * (allowed + ulps * eps * scale)
         assert error <= bound, (order, error, allowed, eps * scale)
+
+
+def maps_of_convolutions(monkeypatch, kernels, impl, inputs, stride, **options):
+    """Check conv2d and conv2d_gelu at all orders; return the set of maps that the kernels of a backend ran for them."""
+    calls = []
+    kernel = kernels.conv2d
+    monkeypatch.setattr(kernels, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
+    for name in ("conv2d", "conv2d_gelu"):
+        op = getattr(cdn_kernels, name)
+        assert_as_exact_as_eager(lambda *a: op(*a, stride, impl=impl), lambda *a: op(*a, stride, impl="reference"),
+                                 inputs, **options)
+    return set(calls)

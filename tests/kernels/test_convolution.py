@@ -9,7 +9,7 @@ from cdn_kernels import reference
 from cdn_kernels.backends import cpu
 from cdn_kernels.ops import convolve
 
-from oracle import assert_as_exact_as_eager
+from oracle import maps_of_convolutions
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -167,14 +167,8 @@ def test_operations_use_them_at_every_order(monkeypatch, size, stride):
     monkeypatch.setattr(cpu, "ENGINE", cpu.ENGINE or "portable")
     x = torch.randn(3, 32, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(32, 32, size, size) / size / 32**0.5).bfloat16()
-    calls = []
-    kernel = cpu.conv2d
-    monkeypatch.setattr(cpu, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
-    for name in ("conv2d", "conv2d_gelu"):
-        op = getattr(cdn_kernels, name)
-        assert_as_exact_as_eager(lambda *a: op(*a, stride, impl="cpu"), lambda *a: op(*a, stride, impl="reference"),
-                                 (x, weight))
-    assert set(calls) == (set(MAPS) if size > 1 else {cpu.CONV_FORWARD, cpu.CONV_INPUT})
+    maps = maps_of_convolutions(monkeypatch, cpu, "cpu", (x, weight), stride)
+    assert maps == (set(MAPS) if size > 1 else {cpu.CONV_FORWARD, cpu.CONV_INPUT})
     with torch.no_grad():
         inference = cdn_kernels.conv2d_gelu(x, weight, stride, impl="cpu")
     assert torch.equal(inference, cdn_kernels.conv2d_gelu(x.requires_grad_(), weight, stride, impl="cpu"))
