@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from .harness import machine
+from cdn_kernels import machine
+
 from .harness.agreement import agreement
 from .harness.ceilings import Work
 from .harness.paired import Paired, Settings

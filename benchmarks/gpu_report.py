@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import torch
 
+from cdn_kernels import machine
+
 from . import page
-from .harness import machine
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ["--data", "cifar10", "--precision", "bf16", "--batch-size", "512", "--fused", "--device", "cuda"]

@@ -5,14 +5,12 @@ import math
 import sys
 from pathlib import Path
 
-from cdn_kernels.noise import NoiseLevels
-
 from .cli import add_runtime_arguments, pick_device, positive_int, run_command
-from .data import load_dataset
-from .errors import CDNError, CheckpointError
+from .errors import CDNError
 from .evaluation import evaluate, predict, reliability_picture
 from .model import DirectDenoiser
-from .store import load_run, write_atomically
+from .runs import open_run
+from .store import write_atomically
 
 SIGMAS = (15, 25, 50)
 DESCRIPTION = """\
@@ -29,14 +27,14 @@ def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
     out = args.out or args.run / "evaluation.json"
-    model, config = load_run(args.run, pick_device(args.device))
+    run = open_run(args.run, pick_device(args.device), args.data_dir)
     if not out.absolute().parent.is_dir():
         raise CDNError(f"{out}: its folder does not exist")
-    split, levels = _test_split(config, args)
+    model, split = run.model, run.dataset.test
     options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
-    report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=levels, with_ssim=True,
+    report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=run.levels, with_ssim=True,
                       progress=sys.stderr.isatty(), **options)
-    print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {config['data']['name']}")
+    print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
     # JSON knows no infinity and no nan.
     finite = {key: value for key, value in report.items() if value is not None and math.isfinite(value)}
@@ -70,26 +68,6 @@ def table(report, sigmas=SIGMAS):
         if report[key] is not None:
             lines.append(f"{name:<20}{report[key]:>10.4f}   {remark}".rstrip())
     return "\n".join(lines)
-
-
-def _test_split(config, args):
-    try:
-        data, training, classes = config["data"], config["training"], tuple(config["classes"])
-        law = training.get("sigma_law", "log-uniform")
-        levels = NoiseLevels(law, training["sigma_low"], training["sigma_high"])
-        name, folder, size = data["name"], args.data_dir or data["data_dir"], data["image_size"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{args.run}: config.json lacks or misstates what an evaluation needs: "
-                              f"{error}") from None
-    dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
-    if dataset.classes != classes:
-        raise CDNError(f"{args.run}: was trained on {len(classes)} classes, {_few(classes)}, "
-                       f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}")
-    return dataset.test, levels
-
-
-def _few(names):
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _parser():

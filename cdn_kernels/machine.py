@@ -8,16 +8,20 @@ from pathlib import Path
 
 import torch
 
-import cdn_kernels
-from cdn_kernels.backends import cpu
+from . import __version__
+from .backends import cpu
 
 
 def describe(device):
-    """Return what identifies a measurement, ready for JSON."""
+    """Return what identifies a measurement, ready for JSON.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
     return dict(
         device=torch.cuda.get_device_name() if device == "cuda" else processor(), threads=torch.get_num_threads(),
         cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), torch=torch.__version__,
-        triton=_version("triton"), cuda=torch.version.cuda, cdn=cdn_kernels.__version__,
+        triton=_version("triton"), cuda=torch.version.cuda, cdn=__version__,
         capability=cpu.CAPABILITY, convolutions=cpu.ENGINE, commit=commit())
 
 

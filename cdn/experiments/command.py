@@ -1,0 +1,148 @@
+"""What every experiment shares: its options, the run it opens, and the folder that its figures and pictures go to."""
+import argparse
+import datetime
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from cdn_kernels import machine
+
+from ..cli import add_runtime_arguments, pick_device, positive_int, whole_number
+from ..errors import CDNError
+from ..evaluation.style import save
+from ..runs import open_run
+from ..store import write_atomically
+
+REPORT = "report.json"
+
+
+def make_parser(name, doc, *, limit, batch_size=256):
+    """Return the parser of an experiment, with the options that all of them have.
+
+    Args:
+        name: of its module in :mod:`cdn.experiments`, and of the folder it writes by default.
+        doc: its module docstring, which ``--help`` shows.
+        limit: default number of test images.
+        batch_size: default number of images per forward.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m cdn.experiments.{name}", description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(experiment=name)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    parser.add_argument("--out", metavar="FOLDER", type=Path,
+                        help=f"where {REPORT} and the pictures go; what is there is replaced (default: RUN/{name})")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: that of the training)")
+    parser.add_argument("--limit", metavar="N", type=positive_int, default=limit,
+                        help="use the first N test images (default: %(default)s)")
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=batch_size,
+                        help="images per forward (default: %(default)s)")
+    parser.add_argument("--seed", metavar="N", type=whole_number, default=0,
+                        help="of all that is drawn at random (default: %(default)s)")
+    add_runtime_arguments(parser)
+    return parser
+
+
+class Experiment:
+    """One execution of an experiment: its run, its clock, and its results.
+
+    Args:
+        args: what :func:`make_parser` parsed.
+
+    Attributes:
+        run: the :class:`cdn.runs.Run`; ``model`` and ``device`` are short for its model and where that is.
+
+    Raises:
+        CDNError: the run or its data cannot be read, or the output folder cannot be made.
+    """
+
+    def __init__(self, args):
+        self.args, self.start = args, time.perf_counter()
+        self.device = pick_device(args.device)
+        self.run = open_run(args.run, self.device, args.data_dir)
+        self.model = self.run.model
+        self.out = args.out or args.run / args.experiment
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CDNError(f"--out: {self.out} cannot be made a folder: {error.strerror}") from None
+
+    @property
+    def progress(self):
+        """Whether to draw progress bars: only where a person watches."""
+        return sys.stderr.isatty()
+
+    def test_images(self, limit=None, *, exact=False):
+        """Return the first test images, float32 [N, C, H, W] in [0, 1], and their labels [N], on the device.
+
+        Args:
+            limit: how many; None for ``--limit``.
+            exact: only images that exist losslessly, as PSNR needs.
+        """
+        return self.images(self.run.dataset.test, limit or self.args.limit, exact=exact)
+
+    def images(self, split, limit, *, exact=False):
+        """Return the first images of a split, as :meth:`test_images` does."""
+        indices = (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit]
+        images, labels = split.load(indices)
+        return images.to(self.device).float().div(255), labels.to(self.device)
+
+    def save_figure(self, figure, name="picture.png"):
+        """Write a matplotlib figure into the output folder."""
+        save(figure, self.out / name)
+        print(f"wrote {self.out / name}")
+
+    def write(self, results):
+        """Write ``report.json``: the results, and all it takes to repeat them.
+
+        Args:
+            results: a dict of what JSON can hold; numbers that are not finite become null.
+        """
+        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+        report = dict(
+            experiment=self.args.experiment, command=shlex.join(["python", "-m", *_command()]), options=options,
+            model=self.run.config["model"], data=self.run.dataset.name, machine=machine.describe(self.device.type),
+            date=datetime.date.today().isoformat(), seconds=round(time.perf_counter() - self.start, 1),
+            results=finite(results))
+        write_atomically(self.out / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        print(f"wrote {self.out / REPORT}")
+
+
+def text_table(header, rows):
+    """Return a table as Markdown, which a terminal shows well too.
+
+    Args:
+        header: names of the columns.
+        rows: lists of cells: strings as they are, floats with 4 significant digits, None as a dash.
+    """
+    cells = [[_cell(value) for value in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join(text.ljust(width) if i == 0 else text.rjust(width)
+                               for i, (text, width) in enumerate(zip(row, widths))) + " |" for row in cells]
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def finite(value):
+    """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _command():
+    """Return the module and the arguments of this process, as after ``python -m``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]

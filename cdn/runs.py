@@ -1,0 +1,63 @@
+"""A trained run, opened: its model, the data it was trained on, and the noise levels of its training."""
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cdn_kernels import NoiseLevels
+
+from .data import Dataset, load_dataset
+from .errors import CDNError, CheckpointError
+from .store import load_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`open_run` found in a run folder.
+
+    Attributes:
+        path: the run folder.
+        model: in evaluation mode, on the device that was asked for; ``model.classes`` are the names of its classes.
+        config: the content of ``config.json``.
+        dataset: the data of the training, :class:`cdn.data.Dataset`.
+        levels: the noise levels of the training.
+    """
+
+    path: Path
+    model: nn.Module
+    config: dict
+    dataset: Dataset
+    levels: NoiseLevels
+
+
+def open_run(path, device="cpu", data_dir=None):
+    """Open a run folder for measurements.
+
+    Args:
+        path: the run folder.
+        device: where to put the model.
+        data_dir: folder of the data; None for that of the training.
+
+    Raises:
+        CheckpointError: no run folder, or a damaged one.
+        DataError: data that cannot be read.
+        CDNError: data of other classes than those of the training.
+    """
+    path = Path(path)
+    model, config = load_run(path, device)
+    try:
+        data, training, classes = config["data"], config["training"], tuple(config["classes"])
+        levels = NoiseLevels(training.get("sigma_law", "log-uniform"), training["sigma_low"], training["sigma_high"])
+        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: config.json lacks or misstates what its data and noise levels are: "
+                              f"{error}") from None
+    dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
+    if dataset.classes != classes:
+        raise CDNError(f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "
+                       f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}")
+    return Run(path, model, config, dataset, levels)
+
+
+def _few(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
