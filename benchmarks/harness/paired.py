@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cdn_kernels import machine
+
 from ..steps import Problem
-from . import machine
 from .ceilings import floor
 from .memory import peak_bytes
 from .timing import FEWEST_ROUNDS, schedule, summarize
