@@ -43,13 +43,27 @@ def main(argv=None):
     parser.add_argument("runs", type=Path, nargs="+", metavar="JSON")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args(argv)
-    records = [read(path) for path in args.runs]
-    merged = Record(records[-1].date, records[-1].machine, {k: v for r in records for k, v in r.results.items()})
+    merged = merge([read(path) for path in args.runs])
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     pictures = scaling_plots(merged.of, args.out / "images")
     text = page(merged, pictures, f"python -m benchmarks.page {' '.join(map(str, args.runs))}")
     (args.out / "performance.md").write_text(text)
     print(f"{args.out / 'performance.md'}: {len(merged.results)} cases, {len(pictures)} plots")
+
+
+def merge(records):
+    """Return one Record of several; its machine's commit names those of all results.
+
+    Raises:
+        SystemExit: records of different machines or versions.
+    """
+    last = records[-1].machine
+    for key in last.keys() - {"commit"}:
+        if len({record.machine[key] for record in records}) > 1:
+            raise SystemExit(f"expected runs of one machine, got {key} {' and '.join(str(r.machine[key]) for r in records)}")
+    results = {name: result for record in records for name, result in record.results.items()}
+    commits = sorted({str(result["machine"]["commit"]) for result in results.values()})
+    return Record(records[-1].date, last | dict(commit="`, `".join(commits)), results)
 
 
 def page(record, pictures, command):
@@ -74,8 +88,9 @@ A case is run in turn with its peers, in random order, after their values were f
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
 where it includes 1, no difference was seen. "Times the library" is how many times as long a peer takes. Peak memory is
 what a call takes beyond what was held before. The floor is what the same operations take in a large matrix product or a
-convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the command that gives it; `--full` adds what the default
-leaves out. Peers in brackets do not do the same thing, and were not checked for equal values."""]
+convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the command
+that gives it; `--full` adds what the default leaves out. Peers in brackets do not do the same thing, and were not checked
+for equal values."""]
     for section in SECTIONS:
         results = [result for operation in section.operations for result in record.of(operation)]
         if results:

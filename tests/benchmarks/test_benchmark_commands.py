@@ -78,6 +78,20 @@ def test_a_change_beyond_the_spread_is_seen(run, tmp_path, capsys):
     assert f"{len(changed['ratios'])} lost" in capsys.readouterr().out
 
 
+def test_records_are_merged_only_from_one_machine(run, tmp_path):
+    other = json.loads(run[1].read_text())
+    first = other["benchmarks"][0]["extra_info"]
+    first["machine"]["commit"] = "0123456789ab"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    page.main([str(run[1]), str(tmp_path / "other.json"), "--out", str(tmp_path)])
+    text = (tmp_path / "performance.md").read_text()
+    assert "commit `0123456789ab`, `" in text and text.count(f"| {first['case']} |") == 1
+    other["machine_info"]["cdn"]["threads"] = 99
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match="expected runs of one machine, got threads"):
+        page.main([str(run[1]), str(tmp_path / "other.json"), "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("content, sentence", [(None, "cannot be read"), ("[]", "not what pytest"), ("x", "not what")])
 def test_rubbish_is_refused_with_a_sentence(tmp_path, content, sentence):
     file = tmp_path / "run.json"
