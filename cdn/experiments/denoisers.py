@@ -1,0 +1,236 @@
+"""Denoise without a class, with the true one and with a wrong one, and magnify what the class changes.
+
+    python -m cdn.experiments.denoisers runs/cifar10
+    python -m cdn.experiments.denoisers runs/digits --sigmas 25 50 100 --shown 100 --rows 8
+
+The wrong class is the most probable one that is not true. Prints, per noise level, the PSNR without a class and the paired
+differences that the true and the wrong class make, and how exactly the two identities of class-conditional denoising
+hold in float32 and in float64. Writes report.json, denoisers.png (images, and differences of denoisers beside the
+adversarial gradients that they equal) and gains.png (the differences of PSNR).
+"""
+import copy
+import math
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from tqdm import tqdm
+
+from cdn_kernels import Noise, standard_normal
+
+from ..analysis.conditional import adversarial_gradient, denoise_with_classes, difference_identity, mixture_identity
+from ..cli import positive_float, positive_int, run_command
+from ..errors import CDNError
+from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.grid import draw_grid, with_psnr
+from ..evaluation.metrics import psnr
+from ..evaluation.style import BLUE, GREY, ORANGE, tidy
+from ..model import GradResNet
+from .command import Experiment, make_parser, text_table
+
+# The identities cost a denoiser per class, in float64 too.
+IDENTITY_IMAGES = 8
+
+
+def main(argv=None):
+    """Run the command."""
+    args = _parser().parse_args(argv)
+    experiment = Experiment(args)
+    model, classes = experiment.model, experiment.run.dataset.classes
+    if not isinstance(model, GradResNet) or len(classes) < 2:
+        raise CDNError(f"{args.run}: expected a GradResNet of at least two classes, whose denoiser can be told a class, "
+                       f"got a {type(model).__name__} of {len(classes)}")
+    x, labels = experiment.test_images(exact=True)
+    if not len(x):
+        raise CDNError(f"{args.run}: PSNR needs images that exist losslessly, but the test images of "
+                       f"{experiment.run.dataset.name} are all marked as inexact")
+    noise = standard_normal(x.shape, Noise(args.seed, EVALUATION), device=x.device)
+    levels = {}
+    with tqdm(total=len(args.sigmas) * len(x), unit="image", leave=False, disable=not experiment.progress) as bar:
+        for grey in args.sigmas:
+            gains = measure(model, x, labels, noise, grey / 255, args.batch_size, args.precision, bar)
+            levels[f"{grey:g}"] = summarize(gains) | dict(
+                identities=identities(model, x[:IDENTITY_IMAGES], labels[:IDENTITY_IMAGES], noise[:IDENTITY_IMAGES],
+                                      grey / 255))
+    figure, magnification = picture(model, x[:args.rows], labels[:args.rows], noise[:args.rows], args.shown, classes,
+                                    args.magnification, args.precision)
+    print(f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}; differences of denoisers at sigma "
+          f"{args.shown:g}/255 are shown magnified {magnification:g} times")
+    print(gains_table(levels), identities_table(levels), sep="\n\n")
+    experiment.save_figure(figure, "denoisers.png")
+    experiment.save_figure(gains_picture(levels), "gains.png")
+    experiment.write(dict(images=len(x), magnification=magnification, sigma=levels))
+
+
+def measure(model, x, labels, noise, sigma, batch_size, precision="float32", bar=None):
+    """Return figures per image, each float64 [N] on the CPU, of denoising with and without a class.
+
+    Args:
+        model: a :class:`cdn.GradResNet`.
+        x, noise: clean images and unit noise [N, C, H, W].
+        labels: int64 [N].
+        sigma: noise level in the units of the images.
+        batch_size, precision: of the forwards.
+        bar: a tqdm bar to advance by the number of images.
+
+    Returns:
+        A dict: ``psnr_noisy``, ``psnr_unconditional``, ``psnr_true``, ``psnr_wrong`` in dB, ``error`` and
+        ``error_true`` (mean squared errors of D(y) and D(y, c)), ``moved`` (mean square of D(y, c) - D(y)),
+        and ``right`` (bool: the most probable class is the true one).
+    """
+    parts = []
+    with evaluating(model, precision):
+        for clean, label, eps in zip(*(t.split(batch_size) for t in (x, labels, noise))):
+            y = clean + sigma * eps
+            denoised = denoise_with_classes(model, y, sigma, label)
+            square = lambda a, b: (a - b).double().square().flatten(1).mean(1)
+            part = dict(
+                psnr_noisy=psnr(y, clean), psnr_unconditional=psnr(denoised.unconditional, clean),
+                psnr_true=psnr(denoised.true, clean), psnr_wrong=psnr(denoised.wrong, clean),
+                error=square(denoised.unconditional, clean), error_true=square(denoised.true, clean),
+                moved=square(denoised.true, denoised.unconditional), right=denoised.posterior.argmax(1) == label)
+            parts.append({key: value.cpu() for key, value in part.items()})
+            if bar is not None:
+                bar.update(len(clean))
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def summarize(gains):
+    """Return means over images, and paired differences with their standard errors, of what :func:`measure` found.
+
+    If p(c | y) were exact, the true class would lower the mean squared error by exactly the mean square of
+    D(y, c) - D(y), by Pythagoras; ``exact_gain`` is that, and ``gain`` what it was lowered by, both as shares of the
+    error of D(y).
+    """
+    error, right = gains["error"], gains["right"]
+    return dict(
+        {key: float(gains[key].mean()) for key in gains if key.startswith("psnr")},
+        accuracy=float(right.double().mean()),
+        true=_paired(gains["psnr_true"] - gains["psnr_unconditional"]),
+        wrong=_paired(gains["psnr_wrong"] - gains["psnr_unconditional"]),
+        true_where_misclassified=_paired((gains["psnr_true"] - gains["psnr_unconditional"])[~right]),
+        gain=_paired((error - gains["error_true"]) / error.mean()),
+        exact_gain=_paired(gains["moved"] / error.mean()))
+
+
+def identities(model, x, labels, noise, sigma):
+    """Measure both identities in float32 and float64: {dtype: {identity: [maximum, relative]}}."""
+    results = {}
+    for name, twin in (("float32", model), ("float64", copy.deepcopy(model).double())):
+        with evaluating(twin, "float32"):
+            y = (x + sigma * noise).to(getattr(torch, name))
+            results[name] = dict(difference=list(difference_identity(twin, y, sigma, labels)),
+                                 mixture=list(mixture_identity(twin, y, sigma)))
+    return results
+
+
+def gains_table(levels):
+    """Return the PSNR per noise level and what classes change, as Markdown."""
+    header = ["sigma * 255", "accuracy", "noisy dB", "no class dB", "true class dB", "wrong class dB",
+              "true, misclassified dB", "error lowered by", "if exact, by"]
+    rows = []
+    for grey, level in levels.items():
+        rows.append([grey, f"{level['accuracy']:.1%}", f"{level['psnr_noisy']:.2f}",
+                     f"{level['psnr_unconditional']:.3f}",
+                     *(_with_error(level[key], "+.4f") for key in ("true", "wrong", "true_where_misclassified")),
+                     *(_with_error(level[key], ".3%") for key in ("gain", "exact_gain"))])
+    return text_table(header, rows)
+
+
+def identities_table(levels):
+    """Return how exactly the identities hold, as Markdown."""
+    names = dict(difference="D(y,c) - D(y) = sigma^2 grad log p(c|y)", mixture="sum_c p(c|y) D(y,c) = D(y)")
+    rows = [[f"{name}, sigma {grey}/255", *(f"{value:.1e}" for dtype in ("float32", "float64")
+                                            for value in level["identities"][dtype][key])]
+            for key, name in names.items() for grey, level in levels.items()]
+    return text_table(["identity", "float32 max", "relative", "float64 max", "relative"], rows)
+
+
+def picture(model, x, labels, noise, grey, classes, magnification=None, precision="float32"):
+    """Draw denoised images and their magnified differences around grey, one image per row.
+
+    Args:
+        model, precision: as for :func:`measure`.
+        x, labels, noise: the images to draw.
+        grey: noise level in grey levels of 255.
+        classes: their names.
+        magnification: of the differences; None for the round number that lets the wrong class fill the range.
+
+    Returns:
+        (figure, magnification).
+    """
+    sigma = grey / 255
+    y = x + sigma * noise
+    with evaluating(model, precision):
+        denoised = denoise_with_classes(model, y, sigma, labels)
+        gradients = [adversarial_gradient(model, y, label) for label in (labels, denoised.wrong_label)]
+    differences = [image - denoised.unconditional for image in (denoised.true, denoised.wrong)]
+    if magnification is None:
+        magnification = round_down(0.5 / max(float(differences[1].abs().flatten().quantile(0.995)), 1e-12))
+    shown = lambda change: 0.5 + magnification * change
+    named = lambda column, label: (*column[:2], [f"{classes[c]}, {caption}" for c, caption in
+                                                 zip(label.tolist(), column[2])])
+    probability = lambda label: [f"p = {p:.2g}" for p in denoised.posterior.gather(1, label[:, None])[:, 0].tolist()]
+    size = lambda change: [f"rms {255 * float(image.square().mean().sqrt()):.2g}/255" for image in change]
+    columns = [
+        [("clean", x, ())],
+        [with_psnr(f"σ = {grey:g}/255", y, x), with_psnr("no class", denoised.unconditional, x),
+         named(with_psnr("true class", denoised.true, x), labels),
+         named(with_psnr("wrong class", denoised.wrong, x), denoised.wrong_label)],
+        [(f"true − none\n× {magnification:g}", shown(differences[0]), size(differences[0])),
+         (f"wrong − none\n× {magnification:g}", shown(differences[1]), size(differences[1]))],
+        [(f"∇log p(true)\n× {magnification:g}σ²", shown(sigma**2 * gradients[0]), probability(labels)),
+         (f"∇log p(wrong)\n× {magnification:g}σ²", shown(sigma**2 * gradients[1]),
+          probability(denoised.wrong_label))]]
+    return draw_grid(columns, [classes[label] for label in labels.tolist()]), magnification
+
+
+def gains_picture(levels):
+    """Plot the paired differences of PSNR against the noise level, with two standard errors."""
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    greys = [float(grey) for grey in levels]
+    axes.axhline(0, color=GREY, linewidth=1)
+    for key, color, label in (("true", BLUE, "true class"), ("wrong", ORANGE, "most probable wrong class")):
+        mean, error = zip(*(level[key] for level in levels.values()))
+        axes.errorbar(greys, mean, [2 * e for e in error], fmt="o-", color=color, markersize=4, linewidth=1.4, capsize=3,
+                      label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(greys, [f"{grey:g}" for grey in greys])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes, title="What a class changes (± 2 standard errors)", xlabel="noise level σ (grey levels of 255)",
+         ylabel="PSNR, difference to no class (dB)")
+    return figure
+
+
+def round_down(value):
+    """Return the largest of 1, 2, 5, 10, 20, 50, ... (and their tenths, ...) that is at most a positive value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(step * power for step in (1, 2, 5) if step * power <= value)
+
+
+def _paired(differences):
+    """Return [mean, standard error]; nan where there are not enough images."""
+    return [float(differences.mean()), float(differences.std()) / math.sqrt(max(len(differences), 1))]
+
+
+def _with_error(pair, form):
+    return "-" if math.isnan(pair[0]) else f"{pair[0]:{form}} ± {pair[1]:{form.removeprefix('+')}}"
+
+
+def _parser():
+    parser = make_parser("denoisers", __doc__, limit=1000, batch_size=64)
+    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[15, 25, 50, 100],
+                        help="noise levels of the tables, in grey levels of 255 (default: 15 25 50 100)")
+    parser.add_argument("--shown", metavar="S", type=positive_float, default=50,
+                        help="noise level of denoisers.png, in grey levels of 255 (default: %(default)s)")
+    parser.add_argument("--rows", metavar="N", type=positive_int, default=6,
+                        help="images in denoisers.png, the first of the test split (default: %(default)s)")
+    parser.add_argument("--magnification", metavar="M", type=positive_float,
+                        help="of the differences (default: chosen so that those of the wrong class fill the range)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
