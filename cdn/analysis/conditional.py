@@ -86,7 +86,7 @@ def difference_identity(model, y, sigma, labels):
 
 
 def mixture_identity(model, y, sigma):
-    """Measure ``sum_c p(c | y) (D(y, c) - y) = D(y) - y``: both sides without y, which would hide what is left of it."""
+    """Measure ``sum_c p(c | y) D(y, c) = D(y)``, less y on both sides, whose size would hide the difference."""
     with torch.no_grad():
         posterior = model(y).softmax(1)
     mixture = sum(p.view(-1, 1, 1, 1) * denoise(model, y, sigma, c) for c, p in enumerate(posterior.unbind(1)))

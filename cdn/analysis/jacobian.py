@@ -1,15 +1,17 @@
 """The Jacobian of a denoiser: its products with vectors, its trace, its symmetry, its eigenpairs.
 
 ``D(y) = y + sigma^2 grad_y log p(y)`` is the gradient of ``|y|^2/2 + sigma^2 log p(y)``, so its Jacobian
-``J = I + sigma^2 H``, H the Hessian of log p, is symmetric. Around y the denoiser keeps the eigenvectors with eigenvalues near
-1 and suppresses those near 0 (Mohan et al., "Robust and interpretable blind image denoising via bias-free convolutional
-neural networks", 2020); the trace counts the kept ones, as an effective dimension. For the exact density
-``sigma^2 J = Cov(x | y)``, so ``sigma^2 tr J`` is the squared error to expect.
+``J = I + sigma^2 H``, H the Hessian of log p, is symmetric. Around y the denoiser keeps the eigenvectors with
+eigenvalues near 1 and suppresses those near 0 (Mohan et al., "Robust and interpretable blind image denoising via
+bias-free convolutional neural networks", 2020); the trace counts the kept ones, as an effective dimension. For the
+exact density ``sigma^2 J = Cov(x | y)``, so ``sigma^2 tr J`` is the squared error to expect, and J has no eigenvalue
+below 0. That need not hold for a learned one, nor for one that is blind to sigma: where all of the noise in y grows, it
+sees a higher noise level rather than more signal, which gives J an eigenvalue of about 2 along ``y - D(y)``.
 
-All products are with the transposed Jacobian, ``J^T v = grad_y <D(y), v>``: for a density one more backward pass through the
-graph of its score. That is second order at most, which every backend of the kernels supports, while the other
-product, ``torch.func.jvp`` of the score, needs forward-mode formulas that the fused kernels do not have. For a symmetric J
-there is no difference, and for any J the forms ``<u, J v> = <J^T u, v>`` need no other product.
+All products are with the transposed Jacobian, ``J^T v = grad_y <D(y), v>``: for a density one more backward pass
+through the graph of its score. That is second order at most, which every backend of the kernels supports, while the
+other product, ``torch.func.jvp`` of the score, needs forward-mode formulas that the fused kernels do not have. For a
+symmetric J there is no difference, and for any J the forms ``<u, J v> = <J^T u, v>`` need no other product.
 """
 import math
 from typing import NamedTuple

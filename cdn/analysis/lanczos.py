@@ -47,7 +47,8 @@ def extreme_eigenpairs(product, size, largest, smallest, *, generator, block=8, 
     Raises:
         ValueError: a number out of range, or products that are not finite.
 
-    Limitations: the operator must be symmetric, which is not checked. Two vectors [limit, n] are kept.
+    Limitations: the operator must be symmetric, which is not checked. Two float64 matrices [limit, n] are
+    kept.
     """
     wanted = largest + smallest
     if min(largest, smallest) < 0 or not wanted:

@@ -3,10 +3,10 @@
     python -m cdn.experiments.denoisers runs/cifar10
     python -m cdn.experiments.denoisers runs/digits --sigmas 25 50 100 --shown 100 --rows 8
 
-The wrong class is the most probable one that is not true. Prints, per noise level, the PSNR without a class and the paired
-differences that the true and the wrong class make, and how exactly the two identities of class-conditional denoising
-hold in float32 and in float64. Writes report.json, denoisers.png (images, and differences of denoisers beside the
-adversarial gradients that they equal) and gains.png (the differences of PSNR).
+The wrong class is the most probable one that is not true. Prints, per noise level, the PSNR without a class and the
+paired differences that the true and the wrong class make, and how exactly the two identities of class-conditional
+denoising hold in float32 and in float64. Writes report.json, denoisers.png (images, and differences of denoisers beside
+the adversarial gradients that they equal) and gains.png (the differences of PSNR).
 """
 import copy
 import math
@@ -38,8 +38,8 @@ def main(argv=None):
     experiment = Experiment(args)
     model, classes = experiment.model, experiment.run.dataset.classes
     if not isinstance(model, GradResNet) or len(classes) < 2:
-        raise CDNError(f"{args.run}: expected a GradResNet of at least two classes, whose denoiser can be told a class, "
-                       f"got a {type(model).__name__} of {len(classes)}")
+        raise CDNError(f"{args.run}: expected a GradResNet of at least two classes, whose denoiser can be told one, "
+                       f"got a {type(model).__name__} and {len(classes)}")
     x, labels = experiment.test_images(exact=True)
     if not len(x):
         raise CDNError(f"{args.run}: PSNR needs images that exist losslessly, but the test images of "
@@ -149,6 +149,8 @@ def identities_table(levels):
 def picture(model, x, labels, noise, grey, classes, magnification=None, precision="float32"):
     """Draw denoised images and their magnified differences around grey, one image per row.
 
+    Captions are PSNR in dB, what the class changes in it, the root mean square of differences, and p(c | y).
+
     Args:
         model, precision: as for :func:`measure`.
         x, labels, noise: the images to draw.
@@ -168,15 +170,15 @@ def picture(model, x, labels, noise, grey, classes, magnification=None, precisio
     if magnification is None:
         magnification = round_down(0.5 / max(float(differences[1].abs().flatten().quantile(0.995)), 1e-12))
     shown = lambda change: 0.5 + magnification * change
-    named = lambda column, label: (*column[:2], [f"{classes[c]}, {caption}" for c, caption in
-                                                 zip(label.tolist(), column[2])])
+    gain = lambda images: (psnr(images, x) - psnr(denoised.unconditional, x)).tolist()
+    named = lambda title, images, label: (
+        *with_psnr(title, images, x)[:2], [f"{classes[c]} {db:+.3f}" for c, db in zip(label.tolist(), gain(images))])
     probability = lambda label: [f"p = {p:.2g}" for p in denoised.posterior.gather(1, label[:, None])[:, 0].tolist()]
     size = lambda change: [f"rms {255 * float(image.square().mean().sqrt()):.2g}/255" for image in change]
     columns = [
         [("clean", x, ())],
         [with_psnr(f"σ = {grey:g}/255", y, x), with_psnr("no class", denoised.unconditional, x),
-         named(with_psnr("true class", denoised.true, x), labels),
-         named(with_psnr("wrong class", denoised.wrong, x), denoised.wrong_label)],
+         named("true class", denoised.true, labels), named("wrong class", denoised.wrong, denoised.wrong_label)],
         [(f"true − none\n× {magnification:g}", shown(differences[0]), size(differences[0])),
          (f"wrong − none\n× {magnification:g}", shown(differences[1]), size(differences[1]))],
         [(f"∇log p(true)\n× {magnification:g}σ²", shown(sigma**2 * gradients[0]), probability(labels)),
@@ -193,8 +195,8 @@ def gains_picture(levels):
     axes.axhline(0, color=GREY, linewidth=1)
     for key, color, label in (("true", BLUE, "true class"), ("wrong", ORANGE, "most probable wrong class")):
         mean, error = zip(*(level[key] for level in levels.values()))
-        axes.errorbar(greys, mean, [2 * e for e in error], fmt="o-", color=color, markersize=4, linewidth=1.4, capsize=3,
-                      label=label)
+        axes.errorbar(greys, mean, [2 * e for e in error], fmt="o-", color=color, markersize=4, linewidth=1.4,
+                      capsize=3, label=label)
     axes.set_xscale("log")
     axes.set_xticks(greys, [f"{grey:g}" for grey in greys])
     axes.xaxis.set_minor_locator(NullLocator())

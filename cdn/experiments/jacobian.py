@@ -3,11 +3,11 @@
     python -m cdn.experiments.jacobian runs/cifar10
     python -m cdn.experiments.jacobian runs/digits --sigmas 25 50 100 --image 3 --largest 8
 
-Per noise level: the trace (the effective dimension) by Hutchinson's estimate over the first test images, beside the loss that
-it predicts; the asymmetry in float32 and float64; and for one image the largest and smallest eigenpairs by block Lanczos
-iteration and, where the image is small enough, the whole spectrum from the dense Jacobian, which checks the rest. A direct
-denoiser has no symmetric Jacobian: it gets singular values instead of eigenpairs. Writes report.json, spectrum.png and,
-for a model of densities, eigenvectors.png.
+Per noise level: the trace (the effective dimension) by Hutchinson's estimate over the first test images, beside the
+loss that it predicts; the asymmetry in the precision of the run and in float64; and for one image the largest and
+smallest eigenpairs by block Lanczos iteration and, where the image is small enough, the whole spectrum from the dense
+Jacobian, which checks the rest. A direct denoiser has no symmetric Jacobian: it gets singular values instead of
+eigenpairs. Writes report.json, spectrum.png and, for a model of densities, eigenvectors.png.
 """
 import copy
 import math
@@ -42,12 +42,9 @@ def main(argv=None):
     model = experiment.model
     if isinstance(model, ResNet):
         raise CDNError(f"{args.run}: a ResNet only classifies, expected a model that denoises")
-    split = experiment.run.dataset.test
-    if args.image >= len(split):
-        raise CDNError(f"--image: expected one of the {len(split)} test images, 0 to {len(split) - 1}, got {args.image}")
     x, _ = experiment.test_images()
-    shown, label = experiment.images(split, args.image + 1)
-    shown, label = shown[-1:], experiment.run.dataset.classes[label[-1]]
+    shown, label = shown_image(experiment)
+    check_numbers(args, shown.numel())
     dense = not args.no_dense and shown.numel() <= DENSE_SIZE
     total = (args.probes * len(x) + dense * shown.numel()) * len(args.sigmas)
     results, pictures = {}, []
@@ -72,12 +69,32 @@ def main(argv=None):
     experiment.write(dict(images=len(x), size=shown.numel(), image=args.image, label=label, sigma=results))
 
 
+def shown_image(experiment):
+    """Return the image of ``--image``, [1, C, H, W] on the device, and the name of its class."""
+    split, index = experiment.run.dataset.test, experiment.args.image
+    if index >= len(split):
+        raise CDNError(f"--image: expected one of the {len(split)} test images, 0 to {len(split) - 1}, got {index}")
+    images, labels = split.load(torch.tensor([index]))
+    return images.to(experiment.device).float().div(255), experiment.run.dataset.classes[labels[0]]
+
+
+def check_numbers(args, size):
+    """Raise CDNError unless the numbers of probes and eigenpairs suit images of d = size values."""
+    if args.probes < 2:
+        raise CDNError(f"--probes: a standard error takes at least 2, got {args.probes}")
+    wanted = args.largest + args.smallest
+    if not wanted <= min(size, args.krylov):
+        raise CDNError(f"--largest and --smallest: expected at most {min(size, args.krylov)} eigenpairs together, "
+                       f"the smaller of d = {size} and --krylov {args.krylov}, got {wanted}")
+
+
 def dimension(model, x, sigma, args, bar=None):
     """Estimate the trace of the Jacobian over images x [N, C, H, W], and compare it with the denoising loss.
 
-    For the exact density, ``tr J / d`` is the expected denoising loss, the mean of ``(D(y) - x)^2 / sigma^2``. For any denoiser,
-    Stein's unbiased risk estimate ``mean (D(y) - y)^2 / sigma^2 - 1 + 2 tr J / d`` is (Stein, "Estimation of the mean of a
-    multivariate normal distribution", 1981): measured on the same noise, it has to agree with the loss but for chance.
+    For the exact density, ``tr J / d`` is the expected denoising loss, the mean of ``(D(y) - x)^2 / sigma^2``. For any
+    denoiser, Stein's unbiased risk estimate ``mean (D(y) - y)^2 / sigma^2 - 1 + 2 tr J / d`` is (Stein, "Estimation of
+    the mean of a multivariate normal distribution", 1981): measured on the same noise, it has to agree with the loss
+    but for chance, and tells whether the trace is right.
 
     Returns:
         A dict of [mean, standard error over images]: ``trace``, ``loss``, ``stein``, ``loss_minus_stein`` and
@@ -118,14 +135,14 @@ def spectrum(model, y, sigma, args, dense, bar=None):
     """Find the ends of the spectrum at one image y [1, C, H, W] and, if dense, all of it.
 
     Returns:
-        (results, D(y), :class:`cdn.analysis.lanczos.Eigenpairs` or None for a direct denoiser). The results are a dict of
-        ``largest`` and ``smallest`` eigenvalues, their largest ``residual`` and the ``products`` it took;
-        ``values``, all eigenvalues (of a direct denoiser: singular values), descending, the ``exact_trace`` that they
-        have with Hutchinson's estimate of the same image, [mean, standard error], and ``lanczos_error``, the largest
-        difference of the eigenvalues found both ways. None where there is nothing.
+        (results, D(y), :class:`cdn.analysis.lanczos.Eigenpairs` or None for a direct denoiser). The results are a dict
+        of ``largest`` and ``smallest`` eigenvalues, their largest ``residual``, the ``products`` it took, and
+        ``cosine`` of the first eigenvector and y - D(y); ``values``, all eigenvalues (of a direct denoiser: singular
+        values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
+        and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.
     """
-    found = dict.fromkeys(("largest", "smallest", "residual", "products", "values", "exact_trace", "hutchinson",
-                           "lanczos_error"))
+    found = dict.fromkeys(("largest", "smallest", "residual", "products", "cosine", "values", "exact_trace",
+                           "hutchinson", "lanczos_error"))
     pairs = None
     with evaluating(model, args.precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
@@ -134,7 +151,7 @@ def spectrum(model, y, sigma, args, dense, bar=None):
                                generator=torch.Generator().manual_seed(args.seed), limit=args.krylov)
             values = pairs.values.tolist()
             found.update(largest=values[:args.largest], smallest=values[args.largest:], products=pairs.products,
-                         residual=float(pairs.residuals.max()))
+                         residual=float(pairs.residuals.max()), cosine=_cosine(pairs.vectors[0], y - denoised))
         if dense:
             jacobian = matrix(model, y[0], sigma, batch_size=args.batch_size, bar=bar)
             probing = probe(Jacobian(model, y, sigma), max(args.probes, 32), Noise(args.seed, PROBES))
@@ -157,7 +174,8 @@ def dimension_table(results):
         trace, error = result["trace"]
         loss, _ = result["loss"]
         per_value = loss - result["loss_minus_trace"][0]
-        rows.append([grey, f"{trace:.1f} ± {error:.1f}", f"{result['probe_error']:.1f}", f"{per_value:.4f}", f"{loss:.4f}",
+        rows.append([grey, f"{trace:.1f} ± {error:.1f}", f"{result['probe_error']:.1f}", f"{per_value:.4f}",
+                     f"{loss:.4f}",
                      *("{:+.4f} ± {:.4f}".format(*result[key]) for key in ("loss_minus_stein", "loss_minus_trace")),
                      f"{result['asymmetry']:.1e}", f"{result['asymmetry_float64']:.1e}"])
     return text_table(header, rows)
@@ -165,11 +183,12 @@ def dimension_table(results):
 
 def spectrum_table(results):
     """Return the ends of the spectrum and their checks per noise level, as Markdown."""
-    header = ["sigma * 255", "largest", "smallest", "residual", "products", "Lanczos - dense", "exact trace", "Hutchinson"]
+    header = ["sigma * 255", "largest", "smallest", "residual", "products", "cosine of the first to y - D(y)",
+              "Lanczos - dense", "exact trace", "Hutchinson"]
     few = lambda values: None if values is None else " ".join(f"{value:.3f}" for value in values)
     small = lambda value: None if value is None else f"{value:.1e}"
     rows = [[grey, few(result["largest"]), few(result["smallest"]), small(result["residual"]), result["products"],
-             small(result["lanczos_error"]), result["exact_trace"],
+             result["cosine"], small(result["lanczos_error"]), result["exact_trace"],
              result["hutchinson"] and "{:.1f} ± {:.1f}".format(*result["hutchinson"])]
             for grey, result in results.items()]
     return text_table(header, rows)
@@ -221,8 +240,15 @@ def spectrum_picture(results, size):
     right.set_xticks(greys, [f"{grey:g}" for grey in greys])
     right.xaxis.set_minor_locator(NullLocator())
     right.legend(frameon=False, fontsize=8)
-    tidy(right, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)", ylabel="dimensions")
+    tidy(right, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)",
+         ylabel="dimensions")
     return figure
+
+
+def _cosine(a, b):
+    """Return the cosine of the angle between two directions, which have no sign."""
+    a, b = a.flatten(), b.flatten().to(a)
+    return abs(float(a @ b)) / float(a.norm() * b.norm())
 
 
 def _mean(values):

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import cdn
+import cdn_kernels
 from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe, row_product
 
 SHAPE, SIGMA = (1, 4, 5), 0.4
@@ -125,7 +126,10 @@ def test_the_product_is_the_derivative_along_a_direction():
     model, y, v = cdn.gradresnet_small(3, 1, width=8).double(), image(2), image(2)
     energy = lambda y: model(y).logsumexp(1).sum()
     _, tangent = torch.func.jvp(torch.func.grad(energy), (y,), (v,))
-    close(Jacobian(model, y, SIGMA).transposed_product(v), v + SIGMA**2 * tangent, 1e-9)
+    for impl in ("auto", "reference"):
+        with cdn_kernels.using(impl):
+            product = Jacobian(model, y, SIGMA).transposed_product(v)
+        close(product, v + SIGMA**2 * tangent, 1e-9)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

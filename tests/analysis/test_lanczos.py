@@ -14,8 +14,8 @@ def symmetric(values, seed=0):
 
 
 def find(matrix, largest, smallest, **options):
-    generator = torch.Generator().manual_seed(0)
-    return extreme_eigenpairs(lambda rows: rows @ matrix, len(matrix), largest, smallest, generator=generator, **options)
+    return extreme_eigenpairs(lambda rows: rows @ matrix, len(matrix), largest, smallest,
+                              generator=torch.Generator().manual_seed(0), **options)
 
 
 def check(pairs, matrix, expected, tolerance):

@@ -31,7 +31,8 @@ def run(folder, out, *options):
 
 def test_matrix_free_and_dense_jacobian_agree(trained):
     model, y = trained
-    dense = torch.autograd.functional.jacobian(lambda y: cdn.denoise(model, y, SIGMA, create_graph=True), y).view(64, 64)
+    denoise = lambda y: cdn.denoise(model, y, SIGMA, create_graph=True)
+    dense = torch.autograd.functional.jacobian(denoise, y).view(64, 64)
     scale = float(dense.abs().max())
     torch.testing.assert_close(matrix(model, y[0], SIGMA), dense, rtol=0, atol=1e-11 * scale)
     assert float((dense - dense.T).abs().max()) < 1e-11 * scale
@@ -51,7 +52,7 @@ def test_the_command_on_a_density(digits_run, tmp_path, capsys):
     for level in results["sigma"].values():
         assert level["asymmetry"] < 1e-5 and level["asymmetry_float64"] < 1e-13
         assert len(level["values"]) == 64 and len(level["largest"]) == 6 and len(level["smallest"]) == 3
-        assert level["residual"] < 1e-5 and level["lanczos_error"] < 1e-5
+        assert level["residual"] < 1e-5 and level["lanczos_error"] < 1e-5 and 0.5 < level["cosine"] <= 1
         assert abs(sum(level["values"]) - level["exact_trace"]) < 1e-4
         trace, error = level["hutchinson"]
         assert abs(trace - level["exact_trace"]) < 4 * error
@@ -75,11 +76,11 @@ def test_seeds_and_batches(digits_run, tmp_path):
 
 def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(tmp_path, capsys):
     folder = tmp_path / "run"
-    train.main(["--out", str(folder), "--model", "denoiser-small", "--width", "8", "--steps", "60", "--evaluations", "1",
-                "--device", "cpu"])
+    train.main(["--out", str(folder), "--model", "denoiser-small", "--width", "8", "--steps", "60",
+                "--evaluations", "1", "--device", "cpu"])
     results = run(folder, tmp_path / "out", "--limit", "100", "--sigmas", "50", "--image", "1")["sigma"]["50"]
     assert "is not symmetric" in capsys.readouterr().out
-    assert results["asymmetry"] > 1e-3 and abs(results["asymmetry"] - results["asymmetry_float64"]) < results["asymmetry"]
+    assert results["asymmetry"] > 1e-3 and results["asymmetry_float64"] > 1e-3
     assert results["largest"] is None and results["values"][-1] >= 0
     difference, error = results["loss_minus_stein"]
     assert abs(difference) < 4 * error
@@ -87,7 +88,7 @@ def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(tmp_path, capsy
 
 
 def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
-    """A denoiser at half of the noise level that its trace is taken at."""
+    """The check of the trace against the measured loss sees products that are a fifth too small."""
     model = cdn.load(digits_run)
     images, _ = load_dataset("digits").test.load(torch.arange(200))
     args = SimpleNamespace(precision="float32", probes=4, seed=0, batch_size=100)
@@ -101,6 +102,11 @@ def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
 def test_refusals(digits_run, tmp_path):
     with pytest.raises(CDNError, match="--image: expected one of the .* test images, 0 to .*, got 100000"):
         run(digits_run, tmp_path, "--image", "100000")
+    with pytest.raises(CDNError, match="--probes: .* at least 2, got 1"):
+        run(digits_run, tmp_path, "--probes", "1")
+    for options in (("--largest", "62"), ("--krylov", "8")):
+        with pytest.raises(CDNError, match="expected at most .* eigenpairs together"):
+            run(digits_run, tmp_path, *options)
     with pytest.raises(SystemExit):
         run(digits_run, tmp_path, "--sigmas", "-5")
     folder = tmp_path / "run"
