@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from cdn_kernels import score as gradient
 
 from ..density import denoise
+from ..evaluation.evaluate import evaluating
+from ..evaluation.metrics import psnr
 
 
 class Denoised(NamedTuple):
@@ -54,6 +56,59 @@ def denoise_with_classes(model, y, sigma, labels):
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
     return Denoised(denoise(model, y, sigma), denoise(model, y, sigma, labels), denoise(model, y, sigma, wrong), wrong,
                     logits.softmax(1))
+
+
+class ClassGains(NamedTuple):
+    """What classes change in N denoised images, each [N] on the CPU.
+
+    Attributes:
+        psnr_noisy, psnr_unconditional, psnr_true, psnr_wrong: of y, D(y), and D(y, c) for the true and the most
+            probable wrong class, float64 in dB.
+        error, error_true: mean squared errors of D(y) and of D(y, c) for the true class, float64.
+        moved: mean square of D(y, c) - D(y) for the true class, float64.
+        right: whether the most probable class is the true one, bool.
+    """
+
+    psnr_noisy: torch.Tensor
+    psnr_unconditional: torch.Tensor
+    psnr_true: torch.Tensor
+    psnr_wrong: torch.Tensor
+    error: torch.Tensor
+    error_true: torch.Tensor
+    moved: torch.Tensor
+    right: torch.Tensor
+
+
+def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="float32", bar=None):
+    """Measure what the true and a wrong class change in denoised images.
+
+    Args:
+        model: a model of log-densities of at least two classes.
+        x: clean images [N, C, H, W] in [0, 1].
+        labels: their classes, int64 [N].
+        noise: unit noise, the shape of x.
+        sigma: noise level, a float in the units of the images.
+        batch_size: images per forward.
+        precision: "float32", or "bf16" for a forward under autocast.
+        bar: a tqdm bar to advance by the number of images.
+
+    Returns:
+        :class:`ClassGains`.
+    """
+    square = lambda a, b: (a - b).double().square().flatten(1).mean(1)
+    parts = []
+    with evaluating(model, precision):
+        for clean, label, eps in zip(*(values.split(batch_size) for values in (x, labels, noise))):
+            y = clean + sigma * eps
+            found = denoise_with_classes(model, y, sigma, label)
+            part = ClassGains(
+                psnr(y, clean), psnr(found.unconditional, clean), psnr(found.true, clean), psnr(found.wrong, clean),
+                square(found.unconditional, clean), square(found.true, clean), square(found.true, found.unconditional),
+                found.posterior.argmax(1) == label)
+            parts.append([values.cpu() for values in part])
+            if bar is not None:
+                bar.update(len(clean))
+    return ClassGains(*(torch.cat(values) for values in zip(*parts)))
 
 
 def adversarial_gradient(model, y, labels):

@@ -138,7 +138,7 @@ def matrix(model, y, sigma, label=None, batch_size=32, bar=None):
     for rows in torch.arange(y.numel()).split(batch_size):
         unit = torch.zeros(len(rows), y.numel())
         unit[torch.arange(len(rows)), rows] = 1
-        jacobian[rows] = product(unit).detach().to(jacobian)
+        jacobian[rows] = product(unit).to(jacobian)
         if bar is not None:
             bar.update(len(rows))
     return jacobian

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from cdn_kernels import Noise, standard_normal
 
-from ..analysis.conditional import adversarial_gradient, denoise_with_classes, difference_identity, mixture_identity
+from ..analysis.conditional import adversarial_gradient, class_gains, denoise_with_classes, difference_identity, \
+    mixture_identity
 from ..cli import positive_float, positive_int, run_command
 from ..errors import CDNError
 from ..evaluation.evaluate import EVALUATION, evaluating
@@ -48,7 +49,8 @@ def main(argv=None):
     levels = {}
     with tqdm(total=len(args.sigmas) * len(x), unit="image", leave=False, disable=not experiment.progress) as bar:
         for grey in args.sigmas:
-            gains = measure(model, x, labels, noise, grey / 255, args.batch_size, args.precision, bar)
+            gains = class_gains(model, x, labels, noise, grey / 255, batch_size=args.batch_size,
+                                precision=args.precision, bar=bar)
             levels[f"{grey:g}"] = summarize(gains) | dict(
                 identities=identities(model, x[:IDENTITY_IMAGES], labels[:IDENTITY_IMAGES], noise[:IDENTITY_IMAGES],
                                       grey / 255))
@@ -62,55 +64,19 @@ def main(argv=None):
     experiment.write(dict(images=len(x), magnification=magnification, sigma=levels))
 
 
-def measure(model, x, labels, noise, sigma, batch_size, precision="float32", bar=None):
-    """Return figures per image, each float64 [N] on the CPU, of denoising with and without a class.
-
-    Args:
-        model: a :class:`cdn.GradResNet`.
-        x, noise: clean images and unit noise [N, C, H, W].
-        labels: int64 [N].
-        sigma: noise level in the units of the images.
-        batch_size, precision: of the forwards.
-        bar: a tqdm bar to advance by the number of images.
-
-    Returns:
-        A dict: ``psnr_noisy``, ``psnr_unconditional``, ``psnr_true``, ``psnr_wrong`` in dB, ``error`` and
-        ``error_true`` (mean squared errors of D(y) and D(y, c)), ``moved`` (mean square of D(y, c) - D(y)),
-        and ``right`` (bool: the most probable class is the true one).
-    """
-    parts = []
-    with evaluating(model, precision):
-        for clean, label, eps in zip(*(t.split(batch_size) for t in (x, labels, noise))):
-            y = clean + sigma * eps
-            denoised = denoise_with_classes(model, y, sigma, label)
-            square = lambda a, b: (a - b).double().square().flatten(1).mean(1)
-            part = dict(
-                psnr_noisy=psnr(y, clean), psnr_unconditional=psnr(denoised.unconditional, clean),
-                psnr_true=psnr(denoised.true, clean), psnr_wrong=psnr(denoised.wrong, clean),
-                error=square(denoised.unconditional, clean), error_true=square(denoised.true, clean),
-                moved=square(denoised.true, denoised.unconditional), right=denoised.posterior.argmax(1) == label)
-            parts.append({key: value.cpu() for key, value in part.items()})
-            if bar is not None:
-                bar.update(len(clean))
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
 def summarize(gains):
-    """Return means over images, and paired differences with their standard errors, of what :func:`measure` found.
+    """Return means over images, and paired differences with their standard errors, of :class:`ClassGains`.
 
-    If p(c | y) were exact, the true class would lower the mean squared error by exactly the mean square of
-    D(y, c) - D(y), by Pythagoras; ``exact_gain`` is that, and ``gain`` what it was lowered by, both as shares of the
-    error of D(y).
+    Were the model exact, the true class would lower the mean squared error by the mean square of D(y, c) - D(y), by
+    Pythagoras; ``exact_gain`` is that, and ``gain`` what it was lowered by, both as shares of the error of D(y).
     """
-    error, right = gains["error"], gains["right"]
+    true, error = gains.psnr_true - gains.psnr_unconditional, gains.error.mean()
+    psnrs = ("psnr_noisy", "psnr_unconditional", "psnr_true", "psnr_wrong")
     return dict(
-        {key: float(gains[key].mean()) for key in gains if key.startswith("psnr")},
-        accuracy=float(right.double().mean()),
-        true=_paired(gains["psnr_true"] - gains["psnr_unconditional"]),
-        wrong=_paired(gains["psnr_wrong"] - gains["psnr_unconditional"]),
-        true_where_misclassified=_paired((gains["psnr_true"] - gains["psnr_unconditional"])[~right]),
-        gain=_paired((error - gains["error_true"]) / error.mean()),
-        exact_gain=_paired(gains["moved"] / error.mean()))
+        {key: float(getattr(gains, key).mean()) for key in psnrs},
+        accuracy=float(gains.right.double().mean()), true=_mean(true),
+        wrong=_mean(gains.psnr_wrong - gains.psnr_unconditional), true_where_misclassified=_mean(true[~gains.right]),
+        gain=_mean((gains.error - gains.error_true) / error), exact_gain=_mean(gains.moved / error))
 
 
 def identities(model, x, labels, noise, sigma):
@@ -139,11 +105,11 @@ def gains_table(levels):
 
 def identities_table(levels):
     """Return how exactly the identities hold, as Markdown."""
-    names = dict(difference="D(y,c) - D(y) = sigma^2 grad log p(c|y)", mixture="sum_c p(c|y) D(y,c) = D(y)")
-    rows = [[f"{name}, sigma {grey}/255", *(f"{value:.1e}" for dtype in ("float32", "float64")
-                                            for value in level["identities"][dtype][key])]
+    names = dict(difference="difference of denoisers, adversarial gradient", mixture="average over classes, D")
+    rows = [[name, grey, *(f"{value:.1e}" for dtype in ("float32", "float64")
+                           for value in level["identities"][dtype][key])]
             for key, name in names.items() for grey, level in levels.items()]
-    return text_table(["identity", "float32 max", "relative", "float64 max", "relative"], rows)
+    return text_table(["identity of", "sigma * 255", "float32 max", "relative", "float64 max", "relative"], rows)
 
 
 def picture(model, x, labels, noise, grey, classes, magnification=None, precision="float32"):
@@ -152,11 +118,13 @@ def picture(model, x, labels, noise, grey, classes, magnification=None, precisio
     Captions are PSNR in dB, what the class changes in it, the root mean square of differences, and p(c | y).
 
     Args:
-        model, precision: as for :func:`measure`.
+        model: a :class:`cdn.GradResNet`.
         x, labels, noise: the images to draw.
         grey: noise level in grey levels of 255.
         classes: their names.
-        magnification: of the differences; None for the round number that lets the wrong class fill the range.
+        magnification: of the differences; None for a round number at which three times the root mean square of
+            those of the wrong class about fills the range.
+        precision: "float32" or "bf16".
 
     Returns:
         (figure, magnification).
@@ -168,7 +136,7 @@ def picture(model, x, labels, noise, grey, classes, magnification=None, precisio
         gradients = [adversarial_gradient(model, y, label) for label in (labels, denoised.wrong_label)]
     differences = [image - denoised.unconditional for image in (denoised.true, denoised.wrong)]
     if magnification is None:
-        magnification = round_down(0.5 / max(float(differences[1].abs().flatten().quantile(0.995)), 1e-12))
+        magnification = round_down(0.5 / max(3 * float(differences[1].square().mean().sqrt()), 1e-12))
     shown = lambda change: 0.5 + magnification * change
     gain = lambda images: (psnr(images, x) - psnr(denoised.unconditional, x)).tolist()
     named = lambda title, images, label: (
@@ -212,9 +180,9 @@ def round_down(value):
     return max(step * power for step in (1, 2, 5) if step * power <= value)
 
 
-def _paired(differences):
-    """Return [mean, standard error]; nan where there are not enough images."""
-    return [float(differences.mean()), float(differences.std()) / math.sqrt(max(len(differences), 1))]
+def _mean(values):
+    """Return [mean, standard error] over images; nan where there are not enough of them."""
+    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]
 
 
 def _with_error(pair, form):

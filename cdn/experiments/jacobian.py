@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cdn_kernels import Noise, standard_normal
 
+from ..analysis.dimension import effective_dimension
 from ..analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..density import denoise
@@ -89,37 +90,16 @@ def check_numbers(args, size):
 
 
 def dimension(model, x, sigma, args, bar=None):
-    """Estimate the trace of the Jacobian over images x [N, C, H, W], and compare it with the denoising loss.
+    """Return means over images of what :func:`cdn.analysis.dimension.effective_dimension` found.
 
-    For the exact density, ``tr J / d`` is the expected denoising loss, the mean of ``(D(y) - x)^2 / sigma^2``. For any
-    denoiser, Stein's unbiased risk estimate ``mean (D(y) - y)^2 / sigma^2 - 1 + 2 tr J / d`` is (Stein, "Estimation of
-    the mean of a multivariate normal distribution", 1981): measured on the same noise, it has to agree with the loss
-    but for chance, and tells whether the trace is right.
-
-    Returns:
-        A dict of [mean, standard error over images]: ``trace``, ``loss``, ``stein``, ``loss_minus_stein`` and
-        ``loss_minus_trace`` (of the trace per dimension); ``probe_error``, the mean standard error of one image's
-        trace; and the mean ``asymmetry``.
+    A dict of [mean, standard error over images]: ``trace``, ``loss``, ``loss_minus_stein`` and ``loss_minus_trace`` (of
+    the trace per dimension); ``probe_error``, the mean standard error of one image's trace; and the mean ``asymmetry``.
     """
-    size = x[0].numel()
-    noise = standard_normal(x.shape, Noise(args.seed, EVALUATION), device=x.device)
-    probings, losses, residuals = [], [], []
-    with evaluating(model, args.precision):
-        for k, (clean, eps) in enumerate(zip(x.split(args.batch_size), noise.split(args.batch_size))):
-            y = clean + sigma * eps
-            jacobian = Jacobian(model, y, sigma)
-            probings.append(probe(jacobian, args.probes, Noise(args.seed, PROBES + k * args.probes)))
-            square = lambda a: (a.double() / sigma).square().flatten(1).mean(1)
-            losses.append(square(jacobian.denoised - clean))
-            residuals.append(square(jacobian.denoised - y))
-            if bar is not None:
-                bar.update(args.probes * len(clean))
-    trace, probe_error, asymmetry = (torch.cat(parts) for parts in zip(*probings))
-    loss, residual = torch.cat(losses), torch.cat(residuals)
-    stein = residual - 1 + 2 * trace / size
-    return dict(trace=_mean(trace), loss=_mean(loss), stein=_mean(stein), loss_minus_stein=_mean(loss - stein),
-                loss_minus_trace=_mean(loss - trace / size), probe_error=float(probe_error.mean()),
-                asymmetry=float(asymmetry.mean()))
+    found = effective_dimension(model, x, sigma, Noise(args.seed, EVALUATION), args.probes, Noise(args.seed, PROBES),
+                                batch_size=args.batch_size, precision=args.precision, bar=bar)
+    return dict(trace=_mean(found.trace), loss=_mean(found.loss), loss_minus_stein=_mean(found.loss - found.stein),
+                loss_minus_trace=_mean(found.loss - found.trace / x[0].numel()),
+                probe_error=float(found.trace_error.mean()), asymmetry=float(found.asymmetry.mean()))
 
 
 def asymmetry_in_float64(model, x, sigma, args):

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import cdn
-from cdn import train
-from cdn.analysis.conditional import adversarial_gradient, denoise_with_classes, difference_identity, mixture_identity
+from cdn import runs, train
+from cdn.analysis.conditional import adversarial_gradient, class_gains, denoise_with_classes, difference_identity, \
+    mixture_identity
+from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.experiments import denoisers
 from cdn.experiments.command import REPORT
@@ -56,9 +58,9 @@ def test_class_conditional_denoisers_of_a_gaussian_mixture(mixture):
 
 
 def test_the_true_class_is_worth_what_pythagoras_says(mixture):
-    """For an exact posterior the measured gain and the square of the difference of denoisers have one mean."""
+    """For an exact model the measured gain and the square of the difference of denoisers have one mean."""
     clean, labels, noise = sample(mixture, 20_000)
-    summary = denoisers.summarize(denoisers.measure(mixture, clean, labels, noise, SIGMA, 5000))
+    summary = denoisers.summarize(class_gains(mixture, clean, labels, noise, SIGMA, batch_size=5000))
     (gain, gain_error), (exact, exact_error) = summary["gain"], summary["exact_gain"]
     assert abs(gain - exact) < 4 * math.hypot(gain_error, exact_error) and exact > 20 * gain_error
     assert summary["true"][0] > 10 * summary["true"][1] and summary["wrong"][0] < -10 * summary["wrong"][1]
@@ -121,6 +123,17 @@ def test_results_depend_on_the_seed_and_not_on_the_batch_size(digits_run, tmp_pa
     first, same, other = (run(digits_run, tmp_path, *options, *more)["sigma"]["50"]
                           for more in ((), ("--batch-size", "13"), ("--seed", "1")))
     assert abs(first["psnr_true"] - same["psnr_true"]) < 1e-4 < abs(first["psnr_true"] - other["psnr_true"])
+
+
+def test_inexact_images_have_no_psnr(digits_run, tmp_path, monkeypatch):
+    def inexact(*args, **options):
+        dataset = load_dataset(*args, **options)
+        dataset.test.exact[:] = False
+        return dataset
+
+    monkeypatch.setattr(runs, "load_dataset", inexact)
+    with pytest.raises(CDNError, match="PSNR needs images that exist losslessly"):
+        run(digits_run, tmp_path)
 
 
 @pytest.mark.parametrize("model", ["resnet-small", "denoiser-small"])

@@ -1,6 +1,5 @@
 """The Jacobian of a trained denoiser: the command, and its figures against dense Jacobians."""
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 import cdn
 from cdn import train
+from cdn.analysis.dimension import effective_dimension
 from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from cdn.data import load_dataset
 from cdn.errors import CDNError
@@ -91,12 +91,16 @@ def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
     """The check of the trace against the measured loss sees products that are a fifth too small."""
     model = cdn.load(digits_run)
     images, _ = load_dataset("digits").test.load(torch.arange(200))
-    args = SimpleNamespace(precision="float32", probes=4, seed=0, batch_size=100)
-    right = jacobian.dimension(model, images.float() / 255, SIGMA, args)["loss_minus_stein"]
+
+    def deviation():
+        found = effective_dimension(model, images.float() / 255, SIGMA, cdn.Noise(1), 4, cdn.Noise(2), batch_size=100)
+        difference = found.loss - found.stein
+        return abs(float(difference.mean() / difference.std())) * len(images)**0.5
+
+    assert deviation() < 4
     product = Jacobian.transposed_product
     monkeypatch.setattr(Jacobian, "transposed_product", lambda self, v: 0.8 * product(self, v))
-    wrong = jacobian.dimension(model, images.float() / 255, SIGMA, args)["loss_minus_stein"]
-    assert abs(right[0]) < 4 * right[1] and abs(wrong[0]) > 4 * wrong[1]
+    assert deviation() > 4
 
 
 def test_refusals(digits_run, tmp_path):
