@@ -192,37 +192,46 @@ def eigenvectors_picture(pictures, largest):
 
 
 def spectrum_picture(results, size):
-    """Plot the spectrum of one image per noise level, and the effective dimension against the noise level."""
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Plot the spectrum of one image per noise level, if any of it is known, and the effective dimension."""
+    known = any(result["values"] or result["largest"] for result in results.values())
+    figure = Figure(figsize=(9.6 if known else 4.8, 3.8), layout="constrained")
+    *left, right = figure.subplots(1, 1 + known, squeeze=False)[0]
+    for axes in left:
+        _draw_spectrum(axes, results, size)
+    _draw_dimension(right, results, size)
+    return figure
+
+
+def _draw_spectrum(axes, results, size):
     for number, (grey, result) in enumerate(results.items()):
-        color = SEQUENCE[number % len(SEQUENCE)]
-        style = dict(color=color, label=f"σ = {grey}/255")
+        style = dict(color=SEQUENCE[number % len(SEQUENCE)], label=f"σ = {grey}/255")
         if result["values"] is not None:
-            left.plot(range(1, size + 1), result["values"], linewidth=1.6, **style)
+            axes.plot(range(1, size + 1), result["values"], linewidth=1.6, **style)
             style.pop("label")
         if result["largest"] is not None:
             ranks = [*range(1, len(result["largest"]) + 1), *range(size - len(result["smallest"]) + 1, size + 1)]
-            left.plot(ranks, result["largest"] + result["smallest"], "o", markersize=3, **style)
-    eigen = next(iter(results.values()))["largest"] is not None
-    left.axhline(0, color=GREY, linewidth=0.8)
-    left.set_xscale("log")
-    left.legend(frameon=False, fontsize=8)
-    tidy(left, title="Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else ""), xlabel="rank",
+            axes.plot(ranks, result["largest"] + result["smallest"], "o", markersize=3, **style)
+    eigen = any(result["largest"] for result in results.values())
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_xscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes, title="Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else ""), xlabel="rank",
          ylabel="eigenvalue" if eigen else "singular value")
+
+
+def _draw_dimension(axes, results, size):
     greys = [float(grey) for grey in results]
     trace, error = zip(*(result["trace"] for result in results.values()))
     loss = [size * result["loss"][0] for result in results.values()]
-    right.errorbar(greys, trace, [2 * e for e in error], fmt="o-", color=BLUE, markersize=4, capsize=3,
-                   label="trace (± 2 standard errors)")
-    right.plot(greys, loss, "s--", color=ORANGE, markersize=4, label=r"$|D(y) - x|^2 / σ^2$, equal if exact")
-    right.set(xscale="log", ylim=(0, None))
-    right.set_xticks(greys, [f"{grey:g}" for grey in greys])
-    right.xaxis.set_minor_locator(NullLocator())
-    right.legend(frameon=False, fontsize=8)
-    tidy(right, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)",
+    axes.errorbar(greys, trace, [2 * e for e in error], fmt="o-", color=BLUE, markersize=4, capsize=3,
+                  label="trace (± 2 standard errors)")
+    axes.plot(greys, loss, "s--", color=ORANGE, markersize=4, label="$|D(y) - x|^2 / σ^2$, equal if exact")
+    axes.set(xscale="log", ylim=(0, None))
+    axes.set_xticks(greys, [f"{grey:g}" for grey in greys])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)",
          ylabel="dimensions")
-    return figure
 
 
 def _cosine(a, b):

@@ -85,6 +85,8 @@ def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(tmp_path, capsy
     difference, error = results["loss_minus_stein"]
     assert abs(difference) < 4 * error
     assert (tmp_path / "out" / "spectrum.png").exists() and not (tmp_path / "out" / "eigenvectors.png").exists()
+    results = run(folder, tmp_path / "out", "--limit", "3", "--sigmas", "50", "--no-dense")["sigma"]["50"]
+    assert results["values"] is None and results["largest"] is None
 
 
 def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
