@@ -60,7 +60,9 @@ def main(argv=None):
             pictures.append((grey, y, denoised, pairs))
     print(f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}, d = {shown.numel()} values each, "
           f"{args.probes} probes per image; spectrum at test image {args.image} ({label})")
-    print(dimension_table(results), spectrum_table(results), sep="\n\n")
+    has_spectrum = dense or not isinstance(model, DirectDenoiser)
+    tables = [dimension_table, spectrum_table] if has_spectrum else [dimension_table]
+    print(*(table(results) for table in tables), sep="\n\n")
     if isinstance(model, DirectDenoiser):
         print("\nA direct denoiser is the gradient of nothing: its Jacobian is not symmetric and has no orthonormal "
               "eigenvectors.\nSingular values stand for eigenvalues, and eigenvectors.png is not drawn.")
