@@ -1,0 +1,1 @@
+"""What a trained model has learned, looked at from the inside."""

@@ -1,0 +1,153 @@
+"""What a class tells a denoiser, and adversarial gradients as differences of denoisers.
+
+For ``f(y)_c = log p(y, c)`` two identities hold exactly (Thiry & Guth, "Classification-denoising networks", 2024):
+``D(y, c) - D(y) = sigma^2 grad_y log p(c | y)``, so the direction that a gradient attack takes is a difference of two
+denoised images, and ``sum_c p(c | y) D(y, c) = D(y)``.
+"""
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from cdn_kernels import score as gradient
+
+from ..density import denoise
+from ..evaluation.evaluate import evaluating
+from ..evaluation.metrics import psnr
+
+
+class Denoised(NamedTuple):
+    """The three denoised versions of noisy images, each [B, C, H, W], and the classes that they were given.
+
+    Attributes:
+        unconditional: D(y).
+        true: D(y, c) for the true class.
+        wrong: D(y, c) for the most probable of the wrong classes.
+        wrong_label: that class, int64 [B].
+        posterior: p(c | y), [B, classes].
+    """
+
+    unconditional: torch.Tensor
+    true: torch.Tensor
+    wrong: torch.Tensor
+    wrong_label: torch.Tensor
+    posterior: torch.Tensor
+
+
+def denoise_with_classes(model, y, sigma, labels):
+    """Denoise without a class, with the true one, and with the most probable wrong one.
+
+    Args:
+        model: a model of log-densities of at least two classes.
+        y: noisy images [B, C, H, W].
+        sigma: noise level: a float, a 0-d tensor, or one value per image [B].
+        labels: the true classes, int64 [B].
+
+    Returns:
+        :class:`Denoised`.
+
+    Raises:
+        ValueError: fewer than two classes, or what :func:`cdn.denoise` refuses.
+    """
+    with torch.no_grad():
+        logits = model(y)
+    if logits.shape[1] < 2:
+        raise ValueError(f"model must know at least two classes to be wrong about one, got {logits.shape[1]}")
+    wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    return Denoised(denoise(model, y, sigma), denoise(model, y, sigma, labels), denoise(model, y, sigma, wrong), wrong,
+                    logits.softmax(1))
+
+
+class ClassGains(NamedTuple):
+    """What classes change in N denoised images, each [N] on the CPU.
+
+    Attributes:
+        psnr_noisy, psnr_unconditional, psnr_true, psnr_wrong: of y, D(y), and D(y, c) for the true and the most
+            probable wrong class, float64 in dB.
+        error, error_true: mean squared errors of D(y) and of D(y, c) for the true class, float64.
+        moved: mean square of D(y, c) - D(y) for the true class, float64.
+        right: whether the most probable class is the true one, bool.
+    """
+
+    psnr_noisy: torch.Tensor
+    psnr_unconditional: torch.Tensor
+    psnr_true: torch.Tensor
+    psnr_wrong: torch.Tensor
+    error: torch.Tensor
+    error_true: torch.Tensor
+    moved: torch.Tensor
+    right: torch.Tensor
+
+
+def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="float32", bar=None):
+    """Measure what the true and a wrong class change in denoised images.
+
+    Args:
+        model: a model of log-densities of at least two classes.
+        x: clean images [N, C, H, W] in [0, 1].
+        labels: their classes, int64 [N].
+        noise: unit noise, the shape of x.
+        sigma: noise level, a float in the units of the images.
+        batch_size: images per forward.
+        precision: "float32", or "bf16" for a forward under autocast.
+        bar: a tqdm bar to advance by the number of images.
+
+    Returns:
+        :class:`ClassGains`.
+    """
+    square = lambda a, b: (a - b).double().square().flatten(1).mean(1)
+    parts = []
+    with evaluating(model, precision):
+        for clean, label, eps in zip(*(values.split(batch_size) for values in (x, labels, noise))):
+            y = clean + sigma * eps
+            found = denoise_with_classes(model, y, sigma, label)
+            part = ClassGains(
+                psnr(y, clean), psnr(found.unconditional, clean), psnr(found.true, clean), psnr(found.wrong, clean),
+                square(found.unconditional, clean), square(found.true, clean), square(found.true, found.unconditional),
+                found.posterior.argmax(1) == label)
+            parts.append([values.cpu() for values in part])
+            if bar is not None:
+                bar.update(len(clean))
+    return ClassGains(*(torch.cat(values) for values in zip(*parts)))
+
+
+def adversarial_gradient(model, y, labels):
+    """Return ``grad_y log p(c | y)``, the shape of y, by a backward pass through the log-softmax.
+
+    Args:
+        model: a classifier.
+        y: images [B, C, H, W].
+        labels: int64 [B].
+    """
+    return gradient(lambda y: F.log_softmax(model(y), 1).gather(1, labels[:, None])[:, 0], y)
+
+
+class Mismatch(NamedTuple):
+    """How far two sides of an identity are apart.
+
+    Attributes:
+        maximum: largest difference of any value, in the units of the images.
+        relative: norm of the difference over that of the right-hand side, both over the whole batch.
+    """
+
+    maximum: float
+    relative: float
+
+
+def difference_identity(model, y, sigma, labels):
+    """Measure ``D(y, c) - D(y) = sigma^2 grad_y log p(c | y)``; arguments as for :func:`denoise_with_classes`."""
+    left = denoise(model, y, sigma, labels) - denoise(model, y, sigma)
+    return _mismatch(left, sigma**2 * adversarial_gradient(model, y, labels))
+
+
+def mixture_identity(model, y, sigma):
+    """Measure ``sum_c p(c | y) D(y, c) = D(y)``, less y on both sides, whose size would hide the difference."""
+    with torch.no_grad():
+        posterior = model(y).softmax(1)
+    mixture = sum(p.view(-1, 1, 1, 1) * denoise(model, y, sigma, c) for c, p in enumerate(posterior.unbind(1)))
+    return _mismatch(mixture - y, denoise(model, y, sigma) - y)
+
+
+def _mismatch(left, right):
+    difference = (left - right).double()
+    return Mismatch(float(difference.abs().max()), float(difference.norm() / right.double().norm()))
