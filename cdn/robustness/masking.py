@@ -2,8 +2,9 @@
 
 After the lists of Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of security" (2018), and Carlini
 et al., "On evaluating adversarial robustness" (2019). A model that shows none of these signs may still be weaker than
-measured; one that shows any of them is.
+measured; the curve of one that shows any of them is not to be believed.
 """
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -55,24 +56,27 @@ def masking_checks(model, x, labels, norm, radius, *, steps=50, restarts=4, quer
     if not right.any():
         raise ValueError("labels: expected some images that the model classifies rightly, found none")
     x, labels, gradient = x[right], labels[right], gradient[right]
-    options = dict(seed=seed, batch_size=batch_size)
-    ball = Ball(norm, radius)
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    white_box = ("apgd-ce", "apgd-dlr") if classes > 2 else ("apgd-ce",)
+    ball, everything = Ball(norm, radius), Ball(norm, diameter(norm, x.shape[1:]))
 
-    def left(ball, name, steps, starts=(0,)):
-        """Return the share of images that withstand every start."""
+    def left(ball, names, steps, restarts=(0,)):
+        """Return the share of images that withstand all attacks from all starts."""
         found = torch.zeros_like(labels, dtype=torch.bool)
-        for restart in starts:
+        for restart, name in product(restarts, names):
             rows = (~found).nonzero()[:, 0]
-            found[rows] = attack(model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, **options).found
+            found[rows] = attack(model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed,
+                                 batch_size=batch_size).found
         return 1 - float(found.double().mean())
 
-    single = left(ball, "apgd-ce", steps)
-    repeated = left(ball, "apgd-ce", steps, range(1, restarts + 1))
-    return [_gradients(gradient), _rise(model, x, labels, ball, steps, **options),
+    single = left(ball, white_box, steps)
+    repeated = left(ball, white_box, steps, range(1, restarts + 1))
+    return [_gradients(gradient), _rise(model, x, labels, ball, steps, seed, batch_size),
             _compare("more restarts leave no more images", f"{restarts} restarts", repeated, "1", single),
             _compare("gradients find at least what queries find", "gradients", single, f"{queries} queries",
-                     left(ball, "random-search", queries)),
-            _unbounded(left(Ball(norm, diameter(norm, x.shape[1:])), "pgd", steps))]
+                     left(ball, ["random-search"], queries)),
+            _unbounded(left(everything, ["pgd"], steps))]
 
 
 def _gradients(gradient):
@@ -80,7 +84,7 @@ def _gradients(gradient):
     return Verdict("no gradient is zero", zero == 0, f"zero for {zero:.1%}", [zero])
 
 
-def _rise(model, x, labels, ball, steps, *, seed, batch_size):
+def _rise(model, x, labels, ball, steps, seed, batch_size):
     """Compare the losses where climbs of no step, one, a few, and all of them end: the start is the same random one."""
     counts = sorted({0, 1, max(steps // 5, 1), steps})
     means = []
