@@ -116,7 +116,7 @@ class Experiment:
         Args:
             results: a dict of what JSON can hold; numbers that are not finite become null.
         """
-        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.args).items()}
+        options = json.loads(json.dumps(vars(self.args), default=str))  # paths, alone or in lists, become text
         report = dict(
             experiment=self.args.experiment, command=shlex.join(["python", "-m", *_command()]), options=options,
             model=self.run.config["model"], data=self.run.dataset.name, machine=machine.describe(self.device.type),

@@ -4,8 +4,8 @@
 
 Attacks the logits of every run on the same test images, without noise, within balls of rising radius and within [0, 1].
 An image counts as robust at a radius if none of the attacks, restarts and targets has fooled the model there or at a
-smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is. Prints and
-writes tables, report.json and picture.png (after figure 4 of arXiv 2410.03505), into a folder of the first run.
+smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is.
+Prints tables, and writes report.json and picture.png (after figure 4 of arXiv 2410.03505) into RUN/robustness.
 """
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def verdict_table(results, norms):
 
 
 def picture(results, norms, title):
-    """Draw robust accuracy against radius: one panel per norm, one line per run, with a standard error on either side."""
+    """Draw robust accuracy against radius: a panel per norm, a line per run, with a standard error on either side."""
     figure = Figure(figsize=(4.8 * len(norms), 3.8), layout="constrained")
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms):
         for number, (name, run) in enumerate(results["runs"].items()):
@@ -108,8 +108,8 @@ def _parse(argv):
     group.add_argument("--radii-l2", nargs="+", type=positive_float, default=DEFAULT_RADII["l2"], metavar="R",
                        help="in units where white is 1, over all values of an image (default: 0.1 0.25 0.5 1 2 4)")
     group.add_argument("--checks", metavar="N", type=whole_number, default=50,
-                       help="look for masked gradients on the first N images that are classified rightly, at the radius "
-                            "that about half of all withstand; 0 for not at all (default: %(default)s)")
+                       help="look for masked gradients on the first N images that are classified rightly, at the "
+                            "radius that about half of all withstand; 0 for not at all (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
 """The attacks: projected gradient descent, its automatic variant, and a random search that asks for no gradient.
 
-An attack is a function of a :class:`cdn.robustness.pursuit.Pursuit`, which evaluates its candidates and keeps the best; the
-images x [N, C, H, W] in [0, 1]; the :class:`cdn.robustness.ball.Ball` around them; a number of steps; and a
+An attack is a function of a :class:`cdn.robustness.pursuit.Pursuit`, which evaluates its candidates and keeps the best;
+the images x [N, C, H, W] in [0, 1]; the :class:`cdn.robustness.ball.Ball` around them; a number of steps; and a
 ``torch.Generator``. Each evaluates ``steps + 1`` candidates, the first of them random.
 """
 import math

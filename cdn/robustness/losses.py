@@ -1,9 +1,9 @@
 """What attacks climb: losses of logits, one per image, the larger the closer to being fooled.
 
 All are functions of differences of logits. The logits of a density share an offset of thousands, whose gradient is far
-larger than that of their differences: it has to cancel in the weights that a loss gives to the logits, not after rounding.
-Textbook cross-entropy fails there: its weights, ``softmax - onehot``, sum to zero only as well as softmax is rounded,
-and vanish where the model is sure of itself. That would hide adversarial images from the attack.
+larger than that of their differences: it has to cancel in the weights that a loss gives to the logits, not after
+rounding. Textbook cross-entropy fails there: its weights, ``softmax - onehot``, sum to zero only as well as softmax is
+rounded, and vanish where the model is sure of itself. That would hide adversarial images from the attack.
 """
 import torch
 import torch.nn.functional as F

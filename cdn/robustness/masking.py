@@ -12,7 +12,7 @@ import torch
 from . import attacks, losses
 from .ball import Ball, diameter
 from .pursuit import Pursuit
-from .sweep import attack
+from .curves import attack
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01

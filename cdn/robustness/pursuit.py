@@ -29,7 +29,8 @@ class Pursuit:
         self.batch_size, self.stop = batch_size, stop
         self.found = torch.zeros_like(labels, dtype=torch.bool)
         self.best, self.best_gradient = x.clone(), torch.zeros_like(x)
-        self.best_loss = self.last_loss = torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        self.best_loss = torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        self.last_loss = self.best_loss.clone()
 
     def __call__(self, y, gradient=True):
         """Evaluate one candidate per image.

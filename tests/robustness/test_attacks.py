@@ -133,7 +133,7 @@ def test_a_model_that_gives_nan_is_not_called_robust(greys):
 @pytest.mark.parametrize("change, message", [
     (dict(name="fgsm"), "attack: expected one of pgd, apgd-ce, .*got 'fgsm'"),
     (dict(steps=0), "steps: expected at least 1, got 0"),
-    (dict(x=torch.full((2, 1, 3, 3), 1.5)), r"x: expected floating-point images .* in \[0, 1\], got .* in \[1.5, 1.5\]"),
+    (dict(x=torch.full((2, 1, 3, 3), 1.5)), r"x: expected .* images .* in \[0, 1\], got .* in \[1.5, 1.5\]"),
     (dict(x=torch.zeros(2, 1, 3, 3, dtype=torch.uint8)), "x: expected floating-point images"),
     (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels: expected one int64 class per image, \[2\], got"),
     (dict(targets=torch.zeros(2)), "targets: expected one int64 class per image")])

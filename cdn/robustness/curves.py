@@ -92,8 +92,8 @@ def sweep(model, x, labels, norm, radii, names=("apgd-ce",), *, steps=50, restar
           batch_size=256, progress=False):
     """Attack images at rising radii, each until something has fooled it.
 
-    A ball holds all smaller ones, so an image that was fooled counts as fooled at every larger radius, and only those still
-    classified rightly are attacked again. Every attack, restart and target faces what those before it have left.
+    A ball holds all smaller ones, so an image that was fooled counts as fooled at every larger radius, and only those
+    still classified rightly are attacked again. Every attack, restart and target faces what those before it have left.
 
     Args:
         model, x, labels, steps, seed, batch_size: as for :func:`attack`.
