@@ -1,5 +1,6 @@
 """The frame of the experiments: options, reports, tables."""
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,14 @@ def test_exact_images_only(digits_run):
     exact, _ = trial.test_images(5, exact=True)
     every, _ = trial.test_images(8)
     assert torch.equal(exact, every[3:])
+
+
+def test_further_runs_share_the_images_of_the_first(digits_run):
+    trial = experiment(digits_run)
+    assert trial.open(digits_run).config == trial.run.config
+    trial.run = replace(trial.run, dataset=replace(trial.run.dataset, name="letters"))
+    with pytest.raises(CDNError, match=r"trained on digits, 10 classes of images \[1, 8, 8\], but .* on letters, 10"):
+        trial.open(digits_run)
 
 
 def test_a_folder_that_cannot_be_made(digits_run, tmp_path):
