@@ -71,6 +71,20 @@ class Experiment:
         except OSError as error:
             raise CDNError(f"--out: {self.out} cannot be made a folder: {error.strerror}") from None
 
+    def open(self, path):
+        """Open a further run, to be measured on the test images of the first.
+
+        Raises:
+            CDNError: it cannot be read, or was trained on images of another kind.
+        """
+        run = open_run(path, self.device, self.args.data_dir)
+        kinds = [(other.dataset.name, other.dataset.shape, other.dataset.classes) for other in (self.run, run)]
+        if kinds[0] != kinds[1]:
+            (name, shape, classes), (first_name, first_shape, first_classes) = kinds[1], kinds[0]
+            raise CDNError(f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
+                           f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}")
+        return run
+
     @property
     def progress(self):
         """Whether to draw progress bars: only where a person watches."""

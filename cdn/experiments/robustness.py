@@ -1,0 +1,160 @@
+"""Draw how many images a model still classifies rightly under attacks of growing strength, in L-infinity and in L2.
+
+    python -m cdn.experiments.robustness RUN [RUN ...] [--attack apgd-ce apgd-dlr] [--limit 500]
+
+Attacks the logits of every run on the same test images, without noise, within balls of rising radius and within [0, 1].
+An image counts as robust at a radius if none of the attacks, restarts and targets has fooled the model there or at a
+smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is. Prints and
+writes tables, report.json and picture.png (after figure 4 of arXiv 2410.03505), into a folder of the first run.
+"""
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..cli import positive_float, positive_int, run_command, whole_number
+from ..errors import CDNError
+from ..evaluation.evaluate import evaluating
+from ..evaluation.style import BLUE, ORANGE, SEQUENCE, tidy
+from ..model import DirectDenoiser
+from ..robustness import ATTACKS, NORMS, masking_checks, sweep
+from .command import Experiment, make_parser, text_table
+
+TITLES = dict(linf="L-infinity", l2="L2")
+# Radii are given and shown in these parts of the range from black to white.
+UNITS = dict(linf=255, l2=1)
+DEFAULT_RADII = dict(linf=(0.5, 1, 2, 4, 8, 16, 32, 64), l2=(0.05, 0.1, 0.25, 0.5, 1, 2, 4))
+COLORS = (BLUE, ORANGE, SEQUENCE[2], SEQUENCE[4], SEQUENCE[0])
+
+
+def main(argv=None):
+    """Run the command."""
+    experiment = Experiment(_parse(argv))
+    args = experiment.args
+    runs = _named([experiment.run, *map(experiment.open, args.others)])
+    for run in runs.values():
+        _check_classifies(run)
+    x, labels = experiment.test_images()
+    results = dict(images=len(x), runs={})
+    for name, run in runs.items():
+        with evaluating(run.model, args.precision):
+            try:
+                results["runs"][name] = {norm: _measure(run.model, x, labels, norm, experiment) for norm in args.norms}
+            except ValueError as error:
+                raise CDNError(f"{run.path}: {error}") from None
+    for norm in args.norms:
+        print(curve_table(results, norm), end="\n\n")
+    if args.checks:
+        print(verdict_table(results, args.norms), end="\n\n")
+    experiment.save_figure(picture(results, args.norms, _describe(args)))
+    experiment.write(results)
+
+
+def curve_table(results, norm):
+    """Return the robust accuracy of every run at every radius in one norm, as text."""
+    first, *_ = results["runs"].values()
+    unit = "/255" if UNITS[norm] == 255 else ""
+    header = [f"robust accuracy, {TITLES[norm]} radius", "0", *(f"{radius:g}{unit}" for radius in first[norm]["radii"])]
+    return text_table(header, [[name, *(f"{value:.1%}" for value in [run[norm]["clean"], *run[norm]["robust"]])]
+                               for name, run in results["runs"].items()])
+
+
+def verdict_table(results, norms):
+    """Return what the checks for gradient masking found, as text."""
+    rows = [[check["check"], TITLES[norm], f"{run[norm]['check_radius']:g}", name,
+             "yes" if check["passed"] else "NO", check["measured"]]
+            for norm in norms for name, run in results["runs"].items() for check in run[norm]["checks"]]
+    return text_table(["no sign of masked gradients if", "norm", "radius", "run", "holds", "measured"], rows)
+
+
+def picture(results, norms, title):
+    """Draw robust accuracy against radius: one panel per norm, one line per run, with a standard error on either side."""
+    figure = Figure(figsize=(4.8 * len(norms), 3.8), layout="constrained")
+    for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms):
+        for number, (name, run) in enumerate(results["runs"].items()):
+            radius = [0, *run[norm]["radii"]]
+            accuracy = torch.tensor([run[norm]["clean"], *run[norm]["robust"]])
+            error = (accuracy * (1 - accuracy) / results["images"]).sqrt()
+            color = COLORS[number % len(COLORS)]
+            axes.plot(radius, accuracy, "o-", color=color, markersize=3.5, linewidth=1.5, label=name)
+            axes.fill_between(radius, accuracy - error, accuracy + error, color=color, alpha=0.15, linewidth=0)
+        unit = "grey levels of 255" if UNITS[norm] == 255 else "white is 1"
+        tidy(axes, title=TITLES[norm], xlabel=f"radius ({unit})", ylabel="robust accuracy")
+        axes.set(xlim=(0, _end([run[norm] for run in results["runs"].values()])), ylim=(0, 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{title}, {results['images']} images", fontsize=10)
+    return figure
+
+
+def _parse(argv):
+    parser = make_parser("robustness", __doc__, limit=200)
+    parser.add_argument("others", metavar="RUN", nargs="*", type=Path,
+                        help="further runs on the same data, each of them one more curve")
+    group = parser.add_argument_group("attack")
+    group.add_argument("--attack", nargs="+", choices=ATTACKS, default=["apgd-ce", "apgd-dlr"], metavar="NAME",
+                       help=f"attacks to try in turn, of {', '.join(ATTACKS)} (default: apgd-ce apgd-dlr)")
+    group.add_argument("--steps", metavar="N", type=positive_int, default=50,
+                       help="steps of each attack (default: %(default)s)")
+    group.add_argument("--restarts", metavar="N", type=positive_int, default=1,
+                       help="random starts of each attack (default: %(default)s)")
+    group.add_argument("--targeted", metavar="K", type=whole_number, default=0,
+                       help="aim at each of the K most likely wrong classes in turn (default: 0, at none)")
+    group.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS), metavar="NORM",
+                       help="linf, l2 or both (default: both)")
+    group.add_argument("--radii-linf", nargs="+", type=positive_float, default=DEFAULT_RADII["linf"], metavar="R",
+                       help="in grey levels of 255 (default: 0.5 1 2 4 8 ... 64)")
+    group.add_argument("--radii-l2", nargs="+", type=positive_float, default=DEFAULT_RADII["l2"], metavar="R",
+                       help="in units where white is 1, over all values of an image (default: 0.05 0.1 0.25 ... 4)")
+    group.add_argument("--checks", metavar="N", type=whole_number, default=50,
+                       help="look for masked gradients on the first N images, at the radius of the curve that about half "
+                            "of them withstand; 0 for not at all (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def _measure(model, x, labels, norm, experiment):
+    """Return what JSON should hold of one run in one norm."""
+    args, unit = experiment.args, UNITS[norm]
+    radii = sorted(args.radii_linf if norm == "linf" else args.radii_l2)
+    options = dict(steps=args.steps, seed=args.seed, batch_size=args.batch_size)
+    curve = sweep(model, x, labels, norm, [radius / unit for radius in radii], args.attack, restarts=args.restarts,
+                  targeted=args.targeted, progress=experiment.progress, **options)
+    result = dict(radii=radii, clean=curve.clean_accuracy, robust=curve.robust_accuracy, checks=[])
+    if args.checks:
+        distance_to_half = [abs(accuracy - curve.clean_accuracy / 2) for accuracy in curve.robust_accuracy]
+        result["check_radius"] = radius = radii[distance_to_half.index(min(distance_to_half))]
+        verdicts = masking_checks(model, x[:args.checks], labels[:args.checks], norm, radius / unit, **options)
+        result["checks"] = [verdict._asdict() for verdict in verdicts]
+    return result
+
+
+def _named(runs):
+    """Return a dict of the runs by the names of their folders, or by their paths where names would be the same."""
+    names = [run.path.resolve().name for run in runs]
+    named = {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs)}
+    if len(named) < len(runs):
+        raise CDNError("RUN: expected different runs, got one of them twice")
+    return named
+
+
+def _check_classifies(run):
+    if isinstance(run.model, DirectDenoiser) or run.config["training"].get("objective") == "denoising":
+        raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to be fooled about")
+
+
+def _describe(args):
+    starts = f", {args.restarts} restarts" if args.restarts > 1 else ""
+    aim = f", aimed at {args.targeted} classes" if args.targeted else ""
+    return f"{' + '.join(args.attack)}, {args.steps} steps{starts}{aim}"
+
+
+def _end(curves):
+    """Return where the axis of radii may end: at the first where nothing is left of any curve, if there is one."""
+    radii = curves[0]["radii"]
+    gone = [radius for k, radius in enumerate(radii) if not any(curve["robust"][k] for curve in curves)]
+    return gone[0] if gone else radii[-1]
+
+
+if __name__ == "__main__":
+    run_command(main)

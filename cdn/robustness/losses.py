@@ -1,0 +1,71 @@
+"""What attacks climb: losses of logits, one per image, the larger the closer to being fooled.
+
+All are functions of differences of logits. The logits of a density share an offset of thousands, whose gradient is far
+larger than that of their differences: it has to cancel in the weights that a loss gives to the logits, not after rounding.
+Textbook cross-entropy fails there: its weights, ``softmax - onehot``, sum to zero only as well as softmax is rounded,
+and vanish where the model is sure of itself. That would hide adversarial images from the attack.
+"""
+import torch
+import torch.nn.functional as F
+
+from cdn_kernels.reference import logsumexp
+
+
+def cross_entropy(logits, labels, targets=None):
+    """Return the cross-entropy of the labels, or minus that of the targets, to full relative precision.
+
+    Args:
+        logits: [B, C].
+        labels: the true classes, int64 [B].
+        targets: None, or the classes to reach, int64 [B].
+
+    Returns:
+        [B], ``log(1 + sum_{c != y} exp(z_c - z_y))``.
+    """
+    if targets is not None:
+        return -cross_entropy(logits, targets)
+    return F.softplus(logsumexp(_leads(logits, labels)))
+
+
+def margin(logits, labels, targets=None):
+    """Return by how much the best wrong class leads the true one, or the target leads all others, in nats [B].
+
+    Arguments as for :func:`cross_entropy`.
+    """
+    if targets is not None:
+        return -margin(logits, targets)
+    return _leads(logits, labels).amax(1)
+
+
+def difference_of_logits_ratio(logits, labels, targets=None):
+    """Return the DLR loss of Croce & Hein, which neither a shift nor a positive factor of all logits changes.
+
+    After "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks" (2020),
+    equations 6 and 7, with ``z_(k)`` the k-th largest logit: ``(max_{c != y} z_c - z_y) / (z_(1) - z_(3))``; for a
+    target t ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)``.
+
+    Arguments as for :func:`cross_entropy`.
+
+    Returns:
+        [B]; 0 / 0 counts as 0.
+
+    Raises:
+        ValueError: fewer than 3 classes, or 4 with targets.
+    """
+    needed = 3 if targets is None else 4
+    if logits.shape[1] < needed:
+        raise ValueError(f"the DLR loss compares {needed} logits{' of a targeted attack' if needed == 4 else ''}, "
+                         f"got a model of {logits.shape[1]} classes")
+    largest = logits.topk(needed, dim=1).values
+    if targets is None:
+        lead, span = margin(logits, labels), largest[:, 0] - largest[:, 2]
+    else:
+        picked = logits.gather(1, torch.stack([targets, labels], 1))
+        lead, span = picked[:, 0] - picked[:, 1], largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
+    return lead / span.clamp(min=1e-30)
+
+
+def _leads(logits, labels):
+    """Return by how much each class leads the labeled one, and -inf for that itself, [B, C]."""
+    leads = logits - logits.gather(1, labels[:, None])
+    return leads.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)

@@ -1,0 +1,80 @@
+"""One attack on a batch, seen from its search: evaluate candidates, remember the best, stop where it has succeeded."""
+import torch
+
+from cdn_kernels.reference import score
+
+
+class Pursuit:
+    """Evaluate the candidates of an attack, and keep the best of each image.
+
+    Args:
+        model: a function from images [B, C, H, W] to logits [B, classes], differentiable if gradients are asked for.
+        x: images [N, C, H, W] in [0, 1].
+        labels: their true classes, int64 [N].
+        loss: one of :mod:`cdn.robustness.losses`.
+        targets: None, or the classes to reach, int64 [N].
+        batch_size: images per evaluation of the model.
+        stop: leave an image alone once it is fooled. The model sees only images that are still being chased, in full
+            batches, while the search itself works on the whole batch.
+
+    Attributes:
+        found: which images are fooled, bool [N]: predicted to be of another class than their label, or of their target.
+        best, best_loss, best_gradient: of each image the candidate of highest loss and what it gave. With ``stop``, the
+            first adversarial candidate takes the place of ``best`` whatever its loss.
+        last_loss: [N], of the latest candidate.
+    """
+
+    def __init__(self, model, x, labels, loss, *, targets=None, batch_size=256, stop=True):
+        self.model, self.labels, self.targets, self.loss = model, labels, targets, loss
+        self.batch_size, self.stop = batch_size, stop
+        self.found = torch.zeros_like(labels, dtype=torch.bool)
+        self.best, self.best_gradient = x.clone(), torch.zeros_like(x)
+        self.best_loss = self.last_loss = torch.full_like(x[:, 0, 0, 0], -torch.inf)
+
+    def __call__(self, y, gradient=True):
+        """Evaluate one candidate per image.
+
+        Args:
+            y: [N, C, H, W]; what is given for images that are left alone is not looked at.
+            gradient: whether to differentiate the loss.
+
+        Returns:
+            (loss [N], gradient [N, C, H, W] or None): images left alone keep their best loss, with gradient 0.
+
+        Raises:
+            ValueError: logits that are not finite.
+        """
+        chased = (~self.found if self.stop else torch.ones_like(self.found)).nonzero()[:, 0]
+        loss, gradients = self.best_loss.clone(), torch.zeros_like(y) if gradient else None
+        for rows in chased.split(self.batch_size) if len(chased) else ():
+            loss[rows], fooled, slope = self._evaluate(y[rows], rows, gradient)
+            better = (loss[rows] > self.best_loss[rows]) | (fooled if self.stop else False)
+            self.found[rows] |= fooled
+            kept = rows[better]
+            self.best[kept], self.best_loss[kept] = y[kept], loss[kept]
+            if gradient:
+                gradients[rows], self.best_gradient[kept] = slope, slope[better]
+        self.last_loss = loss.clone()
+        return loss, gradients
+
+    def _evaluate(self, y, rows, gradient):
+        loss = logits = slope = None
+
+        def objective(y):
+            nonlocal loss, logits
+            logits = self.model(y)
+            # Indexed in here, outside of any inference mode, whose tensors autograd does not take.
+            loss = self.loss(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+            return loss
+
+        if gradient:
+            slope = score(objective, y)
+        else:
+            with torch.no_grad():
+                objective(y)
+        if not logits.isfinite().all():
+            raise ValueError("model: expected finite logits, got infinite ones or nan: nothing can be said of its "
+                             "robustness")
+        predicted = logits.argmax(1)
+        fooled = predicted != self.labels[rows] if self.targets is None else predicted == self.targets[rows]
+        return loss.detach().to(self.best_loss), fooled, slope
