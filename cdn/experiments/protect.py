@@ -24,13 +24,12 @@ from ..cli import nonnegative_float, positive_float, positive_int, probability, 
 from ..errors import CDNError
 from ..evaluation.grid import draw_grid
 from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from ..model import DirectDenoiser, ResNet
+from ..model import DirectDenoiser
 from ..modes import evaluating
 from ..robustness.attacks import pgd
 from ..robustness.ball import NORMS, Ball
 from ..robustness.losses import cross_entropy
 from ..robustness.pursuit import Pursuit
-from ..runs import open_run
 from .command import Experiment, make_parser, text_table
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
@@ -43,7 +42,7 @@ def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
-    classifier = open_run(args.classifier, experiment.device, args.data_dir)
+    classifier = experiment.open(args.classifier)
     _check(experiment.run, classifier)
     x, labels = experiment.test_images()
     ball = Ball(args.norm, args.radius)
@@ -103,10 +102,12 @@ def _systems(experiment, classifier, args):
     if not isinstance(model, DirectDenoiser):
         reference, _ = experiment.images(experiment.run.dataset.train, REFERENCE)
         vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise(args.seed + 2))
-        systems |= {VOTE: (*randomized(vote), None), ITSELF: (model, model, model)}
+        systems[VOTE] = (*randomized(vote), None)
+    if experiment.run.config["training"].get("objective") == "joint":
+        systems[ITSELF] = (model, model, model)
     for name in args.systems or ():
         if name not in systems:
-            raise CDNError(f"--systems {name}: {experiment.run.path} has no log-density and no classes, only a denoiser")
+            raise CDNError(f"--systems {name}: {experiment.run.path} has no {'log-density' if name == VOTE else 'classes'}")
     return {name: systems[name] for name in systems if name in (args.systems or systems)}
 
 
@@ -156,13 +157,10 @@ def _images(x, fooling, protected, args):
 
 
 def _check(run, classifier):
-    if isinstance(run.model, ResNet):
-        raise CDNError(f"{run.path}: expected a model that denoises, got a ResNet, which only classifies")
-    if isinstance(classifier.model, DirectDenoiser):
-        raise CDNError(f"--classifier {classifier.path}: expected a model that classifies, got a direct denoiser")
-    if (run.dataset.name, run.dataset.classes) != (classifier.dataset.name, classifier.dataset.classes):
-        raise CDNError(f"--classifier {classifier.path}: was trained on {classifier.dataset.name}, but {run.path} on "
-                       f"{run.dataset.name}")
+    if run.config["training"].get("objective") == "classification":
+        raise CDNError(f"{run.path}: was trained to classify only, it cannot denoise")
+    if classifier.config["training"].get("objective") == "denoising":
+        raise CDNError(f"--classifier {classifier.path}: was trained to denoise only, it has no classes")
 
 
 def _parser():
