@@ -23,7 +23,7 @@ def pytest_addoption(parser):
                     "compile for minutes at full size")
     group.addoption("--smoke", action="store_true", help="tiny tensors and two rounds: only to see that all runs")
     group.addoption("--rounds", type=int, help="rounds of every case (default: what fits --seconds, at least 6)")
-    group.addoption("--seconds", type=float, default=2.0, help="what the rounds of a case may take (default: 2)")
+    group.addoption("--seconds", type=float, default=1.5, help="what the rounds of a case may take (default: 1.5)")
     group.addoption("--threads", type=int, help="threads of the CPU (default: those of torch)")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
 

@@ -66,4 +66,4 @@ def test_build(paired):
             subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True,
                            capture_output=True, env={"CDN_CPU": "1", "PATH": "/usr/bin:/bin"})
 
-    paired("building the extension", ("this library", build), {}, memory=False, operation="build")
+    paired("building the extension", ("this library", build), {}, memory=False, rounds=1, operation="build")

@@ -55,7 +55,7 @@ def test_convolution(paired, settings, name, layer):
            map=name, layer=layer)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=full), "bf16"])
 def test_network_of_torch(paired, settings, precision):
     """score_matching_step on a network of torch.nn.Conv2d: first derivatives only, against double backward."""
     torch.manual_seed(0)

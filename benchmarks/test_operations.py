@@ -1,6 +1,7 @@
 """Every operation, by order of differentiation, against eager and compiled PyTorch."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 import cdn_kernels
 from cdn_kernels import reference
@@ -8,7 +9,8 @@ from cdn_kernels import reference
 from .harness.agreement import agreement
 from .harness.ceilings import Work
 from .harness.workers import Refused
-from .operations import KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
+from .operations import EPS, GROUP_SIZE, KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
+from .peers import group_norms
 from .steps import DTYPES
 
 full = pytest.mark.full
@@ -27,13 +29,12 @@ names = pytest.mark.parametrize("name", [
     pytest.param(name, marks=full if name == "residual + GELU + norm" else ()) for name in OPERATIONS])
 
 
-def compiled(function):
-    """Return a function that compiles at its first call, and says why where it cannot."""
-    fast = torch.compile(function, fullgraph=True, dynamic=False)
+def refusing(sweep):
+    """Return a sweep whose exceptions say that it refuses: what others wrote need not do all that this library does."""
 
-    def call(*inputs):
+    def call():
         try:
-            return fast(*inputs)
+            return sweep()
         except Exception as error:
             raise Refused(str(error)) from error
 
@@ -57,7 +58,11 @@ def test_operation(paired, settings, name, order, dtype, shape, layout):
     peers = {f"eager, {other}": sweep(operation.plain, other) for other in LAYOUTS}
     # Compiled code refuses double backward; compiling the forward without a graph takes as long once more.
     if order == "backward" or order == "forward" and settings.full:
-        peers["compiled"] = sweep(compiled(operation.plain), layout)
+        fast = torch.compile(operation.plain, fullgraph=True, dynamic=False)
+        peers["compiled"] = refusing(sweep(fast, layout))
+    if name == "residual + GELU + norm" and settings.device == "cuda":
+        peers |= {name: refusing(sweep(_normalized_by(norm), layout))
+                  for name, norm in group_norms.installed(shape[1] // GROUP_SIZE).items()}
     work = Work(UNITS[order] * operation.flops(*library.inputs), library.bytes(), DTYPES[dtype])
     paired(f"{name}, {order}: {shape}, {dtype}, {layout}", ("this library", library), peers, work,
            agreement(library, TOLERANCE[dtype]), operation=name, order=order, dtype=dtype, layout=layout, shape=shape)
@@ -94,6 +99,11 @@ def test_residual(paired, settings, dtype, layout):
            ("this library", lambda: both(library)), {"eager, eps stored": lambda: both(plain)},
            Work(bytes=3 * score.nbytes), agreement(lambda: both(library), TOLERANCE[dtype]), operation="residual",
            order="backward", dtype=dtype, layout=layout, shape=tuple(score.shape))
+
+
+def _normalized_by(norm):
+    """Return residual + GELU + norm with the norm of another library."""
+    return lambda x, gain, residual: norm(F.gelu(x + residual), gain, EPS)
 
 
 def _images(settings, dtype, layout):

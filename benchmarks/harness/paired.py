@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cdn_kernels import machine
+
 from ..steps import Problem
-from . import machine
 from .ceilings import floor
 from .memory import peak_bytes
 from .timing import FEWEST_ROUNDS, schedule, summarize
@@ -89,7 +90,7 @@ class Paired:
         self.benchmark, self.settings, self.command, self.clock = benchmark, settings, command, clock
         self.result = None
 
-    def __call__(self, case, library, peers, work=None, agree=None, memory=True, **facts):
+    def __call__(self, case, library, peers, work=None, agree=None, memory=True, rounds=None, **facts):
         """Time them, and leave the Result in ``result`` and in extra_info.
 
         Args:
@@ -100,6 +101,7 @@ class Paired:
             agree: a function (name of a peer, the peer) that returns None, or in words how its values differ from the
                 library's. A peer with other values is not timed.
             memory: whether to measure it; a case that starts processes has none of its own.
+            rounds: how many, for a case that takes minutes.
             facts: for the record.
 
         Raises:
@@ -108,34 +110,47 @@ class Paired:
         name, function = library
         device = self.settings.device
         result = self.result = Result(case, facts, machine=machine.describe(device), command=self.command)
-        cases = {name: function}
-        result.peak_bytes[name] = _peak(function, device, memory)
+        cases, seconds = {name: function}, {}
+        result.peak_bytes[name], seconds[name] = self._warm_up(function, memory)
         for peer, other in peers.items():
             try:
-                result.peak_bytes[peer] = _peak(other, device, memory)
+                peak, seconds[peer] = self._warm_up(other, memory)
                 difference = agree and agree(peer, other)
                 if difference:
                     raise Refused(f"no comparison: {difference}")
-                cases[peer] = other
+                cases[peer], result.peak_bytes[peer] = other, peak
             except Refused as refusal:
-                result.peak_bytes.pop(peer, None)
+                seconds.pop(peer, None)
                 result.refused[peer] = str(refusal)
         yardsticks = work.yardsticks(device) if work else {}
-        cases |= {key: yardstick for key, (yardstick, _) in yardsticks.items()}
-        times = self._time(name, {key: _finished(run, device) for key, run in cases.items()})
+        for key, (yardstick, _) in yardsticks.items():
+            cases[key] = yardstick
+            _, seconds[key] = self._warm_up(yardstick, memory=False)
+        times = self._time(name, {key: _finished(run, device) for key, run in cases.items()},
+                           rounds or self._rounds(sum(seconds.values())))
         if times:
             self._evaluate(times, name, {key: share for key, (_, share) in yardsticks.items()})
         self.benchmark.extra_info.update(vars(result))
 
-    def _time(self, library, cases):
+    def _warm_up(self, case, memory):
+        """Run a case; return its peak memory, or None where that is not asked for, and the seconds of its last run."""
+        device = self.settings.device
+        if isinstance(case, Worker):
+            case.ready()
+        elif memory:
+            case()  # what compiles does so at its first call
+        start = self.clock()
+        if not memory:
+            case()
+            return None, self.clock() - start
+        peak = case.peak_bytes(device) if isinstance(case, Worker) else peak_bytes(case, device)
+        return peak, self.clock() - start
+
+    def _time(self, library, cases, rounds):
         """Return seconds by name, one per round; nothing where pytest-benchmark is switched off."""
         if self.benchmark.disabled:
             self.benchmark(cases[library])
             return None
-        start = self.clock()
-        for run in cases.values():
-            run()
-        rounds = self._rounds(self.clock() - start)
         times = {name: [] for name in cases}
 
         def run(name):
@@ -174,10 +189,3 @@ def _finished(case, device):
     if device != "cuda" or isinstance(case, Worker):
         return case
     return lambda: (case(), torch.cuda.synchronize())
-
-
-def _peak(case, device, memory):
-    if isinstance(case, Worker) and memory:
-        return case.peak_bytes(device)  # which runs it once before
-    case()  # what compiles does so at its first call
-    return peak_bytes(case, device) if memory else None

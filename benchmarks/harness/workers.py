@@ -45,9 +45,13 @@ class Worker:
         self.process.join()
 
     def prepare(self):
-        """Begin the first run without waiting for it: what has to compile does so beside the others."""
-        self.pipe.send(("run",))
+        """Begin a first run without waiting for it: what has to compile does so beside the others."""
+        self.pipe.send(("prepare",))
         self.unread += 1
+
+    def ready(self):
+        """Wait for the first run, or do it."""
+        self._ask("prepare")
 
     def __call__(self):
         """Run the case once; return what it returns."""
@@ -98,7 +102,7 @@ def _serve(pipe, call, keep_pages, threads):
                 factory, positional, options = call
                 case = factory(*positional, **options)
                 case()
-            answer = {"run": case, "result": lambda: case.result().numpy(),
+            answer = {"prepare": lambda: None, "run": case, "result": lambda: case.result().numpy(),
                       "tolerance": lambda: getattr(case, "tolerance", None),
                       "memory": lambda device: peak_bytes(case, device)}[request](*args)
             if torch.cuda.is_available():
