@@ -11,14 +11,12 @@ from cdn import train
 from cdn.certification import ABSTAIN, predict_smoothed, smoothing
 from cdn.certification.curves import certified_accuracy
 from cdn.certification.journal import Journal
-from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.robustness.attacks import pgd
 from cdn.robustness.ball import Ball
 from cdn.robustness.losses import cross_entropy
 from cdn.robustness.pursuit import Pursuit
 from cdn.runs import open_run
-from cdn_kernels import sample_noise
 
 import cdn.certify  # noqa: E402, isort: skip - must come after the name above has been taken
 command = sys.modules["cdn.certify"]
@@ -39,11 +37,12 @@ def test_the_function_keeps_its_name_when_the_command_is_imported(digits_run):
 def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
     opened = open_run(digits_run)
     sigma, model = 0.25, opened.model
-    images, _ = opened.dataset.test.load(torch.arange(12))
+    images, _ = opened.dataset.test.load(torch.arange(6))
     x = images.float() / 255
-    found = cdn.certify(model, x, sigma, 50, 1000, 0.001)
-    assert (found.label != ABSTAIN).sum() >= 8
-    smoothed = Randomized(lambda x, key: model(sample_noise(x, sigma, key)[0]), 8, seed=3)
+    found = cdn.certify(model, x, sigma, 50, 500, 0.001)
+    assert (found.label != ABSTAIN).sum() >= 4
+    eps = torch.randn(32, 1, 8, 8)
+    smoothed = lambda x: model(x + sigma * eps).softmax(1).mean(0, keepdim=True).log()
 
     def predict_attacked(scale):
         attacked = x.clone()
@@ -51,7 +50,7 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
             pursuit = Pursuit(smoothed, x[i:i + 1], found.label[i:i + 1], cross_entropy, stop=False)
             pgd(pursuit, x[i:i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
             attacked[i] = pursuit.best[0]
-        return predict_smoothed(model, attacked, sigma, 500, 0.001)
+        return predict_smoothed(model, attacked, sigma, 300, 0.001)
 
     inside, beyond = predict_attacked(0.999), predict_attacked(5)
     certified = found.label != ABSTAIN
