@@ -1,12 +1,12 @@
 """Certify the smoothed version of trained classifiers on test images.
 
-Randomized smoothing (Cohen, Rosenfeld & Kolter 2019): a majority vote under Gaussian noise, and the L2 radius within which
-no perturbation changes it, each right with probability 1 - alpha. Prints and draws certified accuracy against radius, and
-writes report.json. Every certified image is a row of certificates.jsonl at once: run again, the command goes on where it
-was interrupted, and skips what it finds there of the same weights, data and settings.
+Randomized smoothing (Cohen, Rosenfeld & Kolter 2019): a majority vote under Gaussian noise, and the L2 radius within
+which no perturbation changes it, each right with probability 1 - alpha. Prints and draws certified accuracy against
+radius, and writes report.json. Every certified image is a row of certificates.jsonl at once: run again, the command
+goes on where it was interrupted, and skips what it finds there of the same weights, data and settings.
 
 example:
-  python -m cdn.certify runs/cifar10 --against runs/resnet-plain runs/resnet-noise --limit 500 --n 10000 --precision bf16
+  python -m cdn.certify runs/cifar10 --against runs/resnet-plain runs/resnet-noise --n 10000 --precision bf16
 """
 import hashlib
 import sys
@@ -44,11 +44,10 @@ def main(argv=None):
                 bar.set_description(f"{name}, sigma {sigma:g}")
                 rows = certify_images(run, images, journal, sigma, args, bar)
                 results.append(_result(name, sigma, rows, labels, args))
-    print(f"{len(images)} test images of {experiment.run.dataset.name}, n0 {args.n0}, n {args.n}, alpha {args.alpha:g}: "
-          "certified accuracy (%) at L2 radii")
+    about = f"{len(images)} test images of {experiment.run.dataset.name}, n = {args.n}"
+    print(f"{about}, n0 = {args.n0}, alpha = {args.alpha:g}: certified accuracy (%) at L2 radii")
     print(text_table(*_table(results)))
-    experiment.save_figure(curves_figure(results, f"Certified accuracy, {len(images)} test images of "
-                                         f"{experiment.run.dataset.name}, n = {args.n}, α = {args.alpha:g}"))
+    experiment.save_figure(curves_figure(results, f"Certified accuracy, {about}, α = {args.alpha:g}"))
     experiment.write([{key: value for key, value in result.items() if key not in ("labels", "predicted", "radii")}
                       for result in results])
 
@@ -90,8 +89,8 @@ def _result(name, sigma, rows, labels, args):
         abstained=predicted.count(certification.ABSTAIN) / len(rows),
         certified_accuracy={f"{radius:g}": float(share) for radius, share in zip(args.radii, shares)},
         average_radius=sum(r for r, a, b in zip(radii, predicted, labels) if a == b) / len(rows),
-        samples_per_second=sum(draws) / sum(seconds), seconds=round(sum(seconds), 1), labels=labels, predicted=predicted,
-        radii=radii)
+        samples_per_second=sum(draws) / sum(seconds), seconds=round(sum(seconds), 1),
+        labels=labels, predicted=predicted, radii=radii)
 
 
 def _table(results):
@@ -127,7 +126,7 @@ def _parser():
     parser.add_argument("--n0", metavar="N", type=positive_int, default=50,
                         help="draws that guess the class (default: %(default)s)")
     parser.add_argument("--n", metavar="N", type=positive_int, default=500,
-                        help="draws that bound its probability; 100000 is usual where there is time (default: %(default)s)")
+                        help="draws that bound its probability; papers use 100000 (default: %(default)s)")
     parser.add_argument("--alpha", metavar="A", type=probability, default=0.001,
                         help="probability that a certificate is wrong (default: %(default)s)")
     parser.add_argument("--radii", metavar="R", type=nonnegative_float, nargs="+", default=RADII,

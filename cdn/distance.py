@@ -29,8 +29,8 @@ def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=No
 def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
     """Compare the denoising errors of two images, under the same noise, over noise levels.
 
-    After Ohayon et al., "Learning a distance measure from the information-estimation geometry of data" (arXiv 2510.02514).
-    With the error ``e_x = D(x + sigma eps, sigma) - x`` and the signal-to-noise ratio ``gamma = 1 / sigma^2``,
+    After Ohayon et al., "Learning a distance measure from the information-estimation geometry of data" (2025, arXiv
+    2510.02514). With ``e_x = D(x + sigma eps, sigma) - x`` and the signal-to-noise ratio ``gamma = 1 / sigma^2``,
 
         ``d(a, b)^2 = integral of E |e_a - e_b|^2 d gamma = integral of 2 sigma^-2 E |e_a - e_b|^2 d log sigma``,
 
@@ -66,8 +66,8 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
     offered.
     """
     if a.shape != b.shape or a.dim() != 4:
-        raise ValueError(f"similarity: expected two batches of images [B, C, H, W] of one shape, got {list(a.shape)} and "
-                         f"{list(b.shape)}")
+        raise ValueError("similarity: expected two batches of images [B, C, H, W] of one shape, "
+                         f"got {list(a.shape)} and {list(b.shape)}")
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")

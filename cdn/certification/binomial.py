@@ -28,8 +28,8 @@ def upper_tail(k, n, p):
 def lower_bound(k, n, alpha):
     """Return the lower bound of Clopper and Pearson (1934): with probability 1 - alpha or more, p is above it.
 
-    The p at which k or more successes in n draws would have the probability alpha; equal to the alpha quantile of a beta
-    distribution with parameters k and n - k + 1. One-sided, found by bisection to the last digits of a float.
+    The p at which k or more successes in n draws would have the probability alpha; equal to the alpha quantile of a
+    beta distribution with parameters k and n - k + 1. One-sided, found by bisection to the last digits of a float.
 
     Args:
         k: successes, 0 <= k <= n.

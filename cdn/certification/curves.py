@@ -28,7 +28,8 @@ def curves_figure(results, title):
     """Draw certified accuracy against radius: a panel per run with a curve per noise level, and all runs at their best.
 
     Args:
-        results: a list of dicts with ``run`` (a name), ``sigma``, and ``labels``, ``predicted`` and ``radii`` of its images.
+        results: a list of dicts with ``run`` (a name), ``sigma``, and ``labels``, ``predicted`` and ``radii`` of its
+            images.
         title: of the figure.
 
     Returns:

@@ -31,7 +31,8 @@ class Journal:
         except OSError as error:
             raise CDNError(f"{self.path}: cannot be read: {error.strerror}") from None
         except ValueError:
-            raise CDNError(f"{self.path}: line {number} is no row of results; move the file away to start anew") from None
+            raise CDNError(f"{self.path}: line {number} is no row of results; move the file away "
+                           "to start anew") from None
 
     def append(self, row):
         """Add a row and hand it to the operating system."""

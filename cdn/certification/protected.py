@@ -1,7 +1,7 @@
 """A classifier that was never trained on noise, behind a denoiser.
 
-After Salman, Sun, Yang, Kapoor & Kolter, "Denoised smoothing: a provable defense for pretrained classifiers" (2020): noise is
-added, a denoiser takes it away, the classifier sees what is left; smoothed, this is certified like any other
+After Salman, Sun, Yang, Kapoor & Kolter, "Denoised smoothing: a provable defense for pretrained classifiers" (2020):
+noise is added, a denoiser takes it away, the classifier sees what is left; smoothed, this is certified like any other
 classifier. Purification adds noise to drown a perturbation and takes it away in several steps, after Nie et al.,
 "Diffusion models for adversarial purification" (2022), here with few deterministic steps.
 """
@@ -19,12 +19,12 @@ class Protected(nn.Module):
     """Denoise noisy images, then classify them with a frozen classifier: logits [B, classes] for images [B, C, H, W].
 
     The forward expects images with noise of level sigma, as :func:`cdn.certify` at that sigma makes them. It can be
-    differentiated end to end by its input, through the score too, which adaptive attacks need; it keeps a graph where grad
-    mode is on and the input requires grad.
+    differentiated end to end by its input, through the score too, which adaptive attacks need; it keeps a graph where
+    grad mode is on and the input requires grad.
 
     Args:
-        classifier: any module that gives logits. Its parameters get no gradient and its modules stay in evaluation mode;
-            ``requires_grad`` is left as found.
+        classifier: any module that gives logits. Its parameters get no gradient and its modules stay in evaluation
+            mode; ``requires_grad`` is left as found.
         model: a model of log-densities or a :class:`cdn.DirectDenoiser`.
         sigma: the noise level, above 0.
         steps: of the denoising; 1 is denoised smoothing.
@@ -32,8 +32,8 @@ class Protected(nn.Module):
     Raises:
         ValueError: a model that does not denoise, a classifier without classes, or a number out of range.
 
-    Limitations: a blind denoiser moves an image without noise by far too much, for it takes sigma as said and its score as
-    that of a sharper density: add noise first.
+    Limitations: a blind denoiser moves an image without noise by far too much, for it takes sigma as said and its score
+    as that of a sharper density: add noise first.
     """
 
     def __init__(self, classifier, model, sigma, steps=1):
@@ -88,15 +88,15 @@ def classify_frozen(classifier, x):
 
 
 class LevelVote(nn.Module):
-    """Let a frozen classifier vote on images denoised from several noise levels, weighted by how typical each noisy image is.
+    """Let a frozen classifier vote on images denoised from several noise levels, by how typical each noisy image is.
 
     The generative reading of protection: at level k noise gives ``y_k = x + sigma_k eps_k``, and the classes get
 
         ``p(c | x) = sum_k w_k p(c | D(y_k)) / sum_k w_k``,  ``w_k = exp(-z_k^2 / 2)``,
         ``z_k = (log p(y_k) - m_k) / s_k``,
 
-    with m_k and s_k the mean and deviation of ``log p(y_k)`` over clean reference images at that level: w_k is, up to its
-    largest value, the density of the observed log p under a normal fit to clean images. The bare log p could not be
+    with m_k and s_k the mean and deviation of ``log p(y_k)`` over clean reference images at that level: w_k is, up to
+    its largest value, the density of the observed log p under a normal fit to clean images. The bare log p could not be
     the weight, for it falls with the level whatever the image; in z that cancels. A level at which image and noise look
     as those of the training speaks; one that sees something else keeps silent.
 

@@ -13,8 +13,8 @@ STRIDE = 64
 class Randomized(nn.Module):
     """Average the class probabilities of a randomized classifier over draws of its noise.
 
-    Every call draws anew, so that an attack on this module follows the expectation over noise (Athalye et al., "Obfuscated
-    gradients give a false sense of security", 2018) and cannot adapt to a few fixed draws.
+    Every call draws anew, so that an attack on this module follows the expectation over noise (Athalye et al.,
+    "Obfuscated gradients give a false sense of security", 2018) and cannot adapt to a few fixed draws.
 
     Args:
         classify: a function of images [B, C, H, W] and a :class:`cdn.Noise` key that returns logits [B, classes].

@@ -1,9 +1,9 @@
 """Randomized smoothing: a majority vote under Gaussian noise, and the L2 radius within which it provably stays.
 
-After Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing" (2019). The smoothed classifier
-``g(x) = argmax_c P(f(x + sigma eps) = c)`` of any base classifier f is constant within
-``sigma Phi^-1(p)`` of x in L2 (their theorem 1, with the second class bounded by 1 - p), where p bounds the probability of
-its top class from below. A classification-denoising network was trained on Gaussian noise, so it is its own base
+After Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing" (2019). The smoothed
+classifier ``g(x) = argmax_c P(f(x + sigma eps) = c)`` of any base classifier f is constant within
+``sigma Phi^-1(p)`` of x in L2 (their theorem 1, with the second class bounded by 1 - p), where p bounds the probability
+of its top class from below. A classification-denoising network was trained on Gaussian noise, so it is its own base
 classifier: one forward per sample. Images are in [0, 1], sigma and radii in the same units, radii over all values of an
 image.
 """
@@ -36,8 +36,8 @@ class Certificate(NamedTuple):
     Attributes:
         label: int64 [B], the certified class, or -1 where it abstains.
         radius: float64 [B], in L2 and in units of the images; 0 where it abstains.
-        lower: float64 [B], the lower confidence bound on the probability of the class that was guessed; 0 where sampling
-            stopped before it was known.
+        lower: float64 [B], the lower confidence bound on the probability of the class that was guessed; 0 where
+            sampling stopped before it was known.
         draws: int64 [B], forwards that it took, those of the guess included.
     """
 
@@ -56,8 +56,8 @@ def certify(model, x, sigma, n0=100, n=1000, alpha=0.001, *, batch_size=CHUNK, s
     image by itself.
 
     Sampling of an image stops where the remaining draws could not lift it from abstention: the verdict is the one that
-    all n draws would have given, so the guarantee stands. Nothing else stops it: a radius taken as soon as it looks large
-    enough would need a bound that holds at all times at once.
+    all n draws would have given, so the guarantee stands. Nothing else stops it: a radius taken as soon as it looks
+    large enough would need a bound that holds at all times at once.
 
     Args:
         model: a module that gives logits [B, classes] for images [B, C, H, W]: a :class:`cdn.GradResNet`, any other
@@ -86,8 +86,8 @@ def certify(model, x, sigma, n0=100, n=1000, alpha=0.001, *, batch_size=CHUNK, s
         raise ValueError(f"n0 must be at least 1, got {n0}")
     needed = fewest_for_majority(n, alpha)
     if needed is None:
-        warnings.warn(f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g} (1 / 2^{n} is not below it): every "
-                      "image will abstain", stacklevel=2)
+        warnings.warn(f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g}, for 1 / 2^{n} is not below "
+                      "it: every image will abstain", stacklevel=2)
     rows = []
     with torch.no_grad(), evaluating(model, precision), \
             tqdm(total=len(x) * (n0 + n), unit="sample", unit_scale=True, leave=False, disable=not progress) as bar:
@@ -101,10 +101,11 @@ def certify(model, x, sigma, n0=100, n=1000, alpha=0.001, *, batch_size=CHUNK, s
 
 
 def predict_smoothed(model, x, sigma, n=1000, alpha=0.001, *, batch_size=CHUNK, seed=0, first=0, precision="float32"):
-    """Return the class of the smoothed classifier for each image, int64 [B] on the CPU, or -1 where votes are too close.
+    """Return the class of the smoothed classifier for each image, int64 [B] on the CPU, or -1 where a vote is close.
 
-    PREDICT of Cohen et al. (2019), after Hung & Fithian: the top class is returned where an exact two-sided test rejects
-    equal odds of the two top classes; it is another than that of the smoothed classifier with probability alpha at most.
+    PREDICT of Cohen et al. (2019), after Hung & Fithian: the top class is returned where an exact two-sided test
+    rejects equal odds of the two top classes; it is another than that of the smoothed classifier with probability alpha
+    at most.
 
     Args, raises: as for :func:`certify`, with draws of its own.
     """
@@ -119,7 +120,7 @@ def predict_smoothed(model, x, sigma, n=1000, alpha=0.001, *, batch_size=CHUNK, 
 
 
 def largest_radius(sigma, n, alpha):
-    """Return the largest radius that n draws can certify: where all agree, ``sigma Phi^-1(alpha^(1/n))``; at least 0."""
+    """Return the radius certified where all n draws agree, ``sigma Phi^-1(alpha^(1/n))``, at least 0: none is larger."""
     return max(0.0, sigma * NormalDist().inv_cdf(lower_bound(n, n, alpha)))
 
 

@@ -1,10 +1,10 @@
 """Protect a classifier that was never trained on noise by the denoiser of a run, and attack what protects it.
 
-Noise of level --sigma is added, RUN takes it away, the frozen classifier sees what is left (denoised smoothing, Salman et
-al. 2020); "purified" takes it away in several steps; "vote over levels" denoises from several levels and weights each by how
-typical its log p(y) is of clean images. All are measured on clean images, on images that fool the bare classifier
-(transferred), and on images made for them: projected gradient descent through the denoiser, over fresh noise at every
-step. The bare classifier and the denoised one are also certified, beside RUN itself.
+Noise of level --sigma is added, RUN takes it away, the frozen classifier sees what is left (denoised smoothing, Salman
+et al. 2020); "purified" takes it away in several steps; "vote" denoises from several levels and weights
+each by how typical its log p(y) is of clean images. All are measured on clean images, on images that fool the bare
+classifier (transferred), and on images made for them: projected gradient descent through the denoiser, over fresh noise
+at every step. The bare classifier and the denoised one are also certified, beside RUN itself.
 
 example:
   python -m cdn.experiments.protect runs/cifar10 --classifier runs/resnet-plain --sigma 0.25 --radius 0.5
@@ -19,7 +19,7 @@ import cdn_kernels
 
 from ..certification import LevelVote, Protected, certify
 from ..certification.curves import certified_accuracy
-from ..certification.randomized import STRIDE, Randomized
+from ..certification.randomized import Randomized
 from ..cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from ..errors import CDNError
 from ..evaluation.grid import draw_grid
@@ -62,7 +62,7 @@ def main(argv=None):
     _print(experiment, results, args)
     experiment.save_figure(_picture(results, args))
     if DENOISED in systems:
-        images = _images(x[:ROWS], fooling, systems[DENOISED][2], args)
+        images = _images(x, fooling, systems[DENOISED][2], args)
         experiment.save_figure(images, "images.png")
     experiment.write(results)
 
@@ -107,17 +107,19 @@ def _systems(experiment, classifier, args):
         systems[ITSELF] = (model, model, model)
     for name in args.systems or ():
         if name not in systems:
-            raise CDNError(f"--systems {name}: {experiment.run.path} has no {'log-density' if name == VOTE else 'classes'}")
+            lack = "log-density" if name == VOTE else "classes"
+            raise CDNError(f"--systems {name}: {experiment.run.path} has no {lack}")
     return {name: systems[name] for name in systems if name in (args.systems or systems)}
 
 
 def _print(experiment, results, args):
-    print(f"{args.limit} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of radius "
-          f"{args.radius:g}: {args.attack_steps} steps, {args.eot} draws each; accuracy (%), certified at L2 radii")
+    print(f"{args.limit} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of "
+          f"radius {args.radius:g}, {args.attack_steps} steps, {args.eot} draws each: accuracy (%), certified at L2 radii")
     percent = lambda value: None if value is None else f"{100 * value:.1f}"
     radii = [f"{radius:g}" for radius in args.radii]
     rows = [[name, *(percent(result[key]) for key in ("clean", "transferred", "attacked")),
-             *(percent((result["certified"] or {}).get(radius)) for radius in radii)] for name, result in results.items()]
+             *(percent((result["certified"] or {}).get(radius)) for radius in radii)]
+            for name, result in results.items()]
     print(text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in radii)], rows))
 
 
@@ -125,8 +127,9 @@ def _picture(results, args):
     """Draw accuracies side by side, and certified accuracy against radius."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for k, (key, label, color) in enumerate([("clean", "clean", GREY), ("transferred", "images that fool it alone", BLUE),
-                                             ("attacked", "images made for each", ORANGE)]):
+    kinds = [("clean", "clean", GREY), ("transferred", "images that fool it alone", BLUE),
+             ("attacked", "images made for each", ORANGE)]
+    for k, (key, label, color) in enumerate(kinds):
         bars = left.bar([place + 0.27 * (k - 1) for place in range(len(results))],
                         [100 * result[key] for result in results.values()], 0.25, color=color, label=label)
         left.bar_label(bars, fmt="%.0f", fontsize=7)
@@ -137,8 +140,8 @@ def _picture(results, args):
     for name, color in zip((ALONE, DENOISED, ITSELF), SEQUENCE[::2]):
         shares = results.get(name, {}).get("certified")
         if shares:
-            right.plot(args.radii, [100 * shares[f"{radius:g}"] for radius in args.radii], "o-", color=color, label=name,
-                       markersize=4)
+            values = [100 * shares[f"{radius:g}"] for radius in args.radii]
+            right.plot(args.radii, values, "o-", color=color, label=name, markersize=4)
             right.legend(frameon=False, fontsize=8)
     tidy(right, title=f"certified accuracy (%), σ = {args.sigma:g}", xlabel="radius (L2, images in [0, 1])")
     right.set_ylim(0, 101)
@@ -147,8 +150,9 @@ def _picture(results, args):
 
 def _images(x, fooling, protected, args):
     """Draw clean images, those made for the classifier alone and behind the denoiser, and what it then sees."""
-    columns = []
-    for title, images in (("clean", x), ("for it alone", fooling[ALONE][:ROWS]), ("for it denoised", fooling[DENOISED][:ROWS])):
+    columns, made = [], {"clean": x, "for it alone": fooling[ALONE], "for it denoised": fooling[DENOISED]}
+    for title, images in made.items():
+        images = images[:ROWS]
         noisy, _ = cdn_kernels.sample_noise(images, args.sigma, cdn_kernels.Noise(args.seed))
         with torch.no_grad():
             seen = protected.purify(noisy)
@@ -175,8 +179,10 @@ def _parser():
     add("--norm", choices=NORMS, default="l2", help="of the attacks (default: %(default)s)")
     add("--radius", metavar="R", type=nonnegative_float, default=0.5, help="of the attacks (default: %(default)s)")
     add("--attack-steps", metavar="N", type=positive_int, default=10, help="of gradient ascent (default: %(default)s)")
-    add("--eot", metavar="N", type=positive_int, default=2, help="draws of noise per step of an attack (default: %(default)s)")
-    add("--draws", metavar="N", type=positive_int, default=16, help="draws of noise per decision (default: %(default)s)")
+    add("--eot", metavar="N", type=positive_int, default=2,
+        help="draws of noise per step of an attack (default: %(default)s)")
+    add("--draws", metavar="N", type=positive_int, default=16,
+        help="draws of noise per decision (default: %(default)s)")
     add("--n0", metavar="N", type=positive_int, default=20, help="draws that guess a class (default: %(default)s)")
     add("--n", metavar="N", type=positive_int, default=200, help="draws that certify it (default: %(default)s)")
     add("--alpha", metavar="A", type=probability, default=0.001,

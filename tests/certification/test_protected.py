@@ -53,7 +53,8 @@ def test_the_classifier_is_frozen():
 @pytest.mark.parametrize("variance", [0.01, 0.5])
 def test_many_steps_follow_the_flow_of_a_gaussian(monkeypatch, variance):
     """The deterministic flow from level sigma to 0 scales a Gaussian's values by sqrt(s / (s + sigma^2))."""
-    monkeypatch.setattr(protected, "denoise", lambda model, y, level, create_graph: y * variance / (variance + level**2))
+    denoise = lambda model, y, level, create_graph: y * variance / (variance + level**2)
+    monkeypatch.setattr(protected, "denoise", denoise)
     module = cdn.Protected(classifier(), density(), SIGMA)
     y = torch.randn(2, 2, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(module.purify(y), y * variance / (variance + SIGMA**2))
@@ -99,7 +100,7 @@ def test_the_vote_has_a_gradient_through_weights_and_denoisers():
     (lambda: cdn.Protected(classifier(), density(), 0.0), "sigma must be a number above 0, got 0.0"),
     (lambda: cdn.Protected(classifier(), density(), SIGMA, steps=0), "steps must be at least 1, got 0"),
     (lambda: cdn.Protected(classifier(), density(), SIGMA).purify(torch.rand(1, 2, 4, 4), 0), "steps must be"),
-    (lambda: LevelVote(classifier(), density(), [], torch.rand(3, 2, 4, 4), cdn.Noise(0)), "sigmas must name at least one"),
+    (lambda: LevelVote(classifier(), density(), [], torch.rand(3, 2, 4, 4), cdn.Noise(0)), "sigmas must name at least"),
     (lambda: LevelVote(classifier(), density(), [0.1], torch.rand(1, 2, 4, 4), cdn.Noise(0)), "at least 2 reference")])
 def test_bad_input_gets_a_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -9,7 +9,8 @@ from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.experiments import protect
 
-FAST = ["--device", "cpu", "--limit", "24", "--attack-steps", "4", "--draws", "4", "--n0", "5", "--n", "30", "--steps", "2"]
+FAST = ["--device", "cpu", "--limit", "24", "--attack-steps", "4", "--draws", "4", "--n0", "5", "--n", "30",
+        "--steps", "2"]
 
 
 @pytest.fixture(scope="module")
