@@ -43,7 +43,7 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
 
         ``d(a, b)^2 = (a - b)^T [(S + low^2)^-1 - (S + high^2)^-1] (a - b)``,
 
-    the Mahalanobis distance ``(a - b)^T S^-1 (a - b)`` as low goes to 0 and high to infinity.
+    the square of the Mahalanobis distance, ``(a - b)^T S^-1 (a - b)``, as low goes to 0 and high to infinity.
 
     Args:
         denoiser: a function of noisy images [N, C, H, W] and noise levels [N] that returns denoised images.
@@ -60,10 +60,9 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
     Raises:
         ValueError: shapes that differ, or a number out of range.
 
-    Limitations: what lies outside [low, high] is left out. The paper integrates from gamma = 0, here one starts at
-    1 / high^2, which leaves out at most ``|a - b|^2 / high^2``. Its formula and its equality with the Mahalanobis
-    distance were checked against the authors' published code; its generalization by a function of the integrand is not
-    offered.
+    Limitations: what lies outside [low, high] is left out. The original integrates from gamma = 0, here one starts at
+    1 / high^2, which leaves out at most ``|a - b|^2 / high^2`` for Gaussian images. The formula is that of the authors'
+    published code; the paper itself was not at hand. Its generalization by a function of the integrand is not offered.
     """
     if a.shape != b.shape or a.dim() != 4:
         raise ValueError("similarity: expected two batches of images [B, C, H, W] of one shape, "

@@ -120,7 +120,7 @@ def predict_smoothed(model, x, sigma, n=1000, alpha=0.001, *, batch_size=CHUNK, 
 
 
 def largest_radius(sigma, n, alpha):
-    """Return the radius certified where all n draws agree, ``sigma Phi^-1(alpha^(1/n))``, at least 0: none is larger."""
+    """Return the radius where all n draws agree, ``sigma Phi^-1(alpha^(1/n))`` or 0: no certificate can exceed it."""
     return max(0.0, sigma * NormalDist().inv_cdf(lower_bound(n, n, alpha)))
 
 

@@ -59,7 +59,9 @@ def main(argv=None):
                 results[name] = dict(
                     clean=share(x), transferred=share(fooling[ALONE]), attacked=share(fooling[name]),
                     certified=None if smoothed is None else certified(smoothed, x, labels, args))
-    _print(experiment, results, args)
+    print(f"{len(x)} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of "
+          f"radius {args.radius:g}, {args.attack_steps} steps of {args.eot} draws: accuracy (%), certified at L2 radii")
+    print(_table(results, args.radii))
     experiment.save_figure(_picture(results, args))
     if DENOISED in systems:
         images = _images(x, fooling, systems[DENOISED][2], args)
@@ -112,15 +114,13 @@ def _systems(experiment, classifier, args):
     return {name: systems[name] for name in systems if name in (args.systems or systems)}
 
 
-def _print(experiment, results, args):
-    print(f"{args.limit} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of "
-          f"radius {args.radius:g}, {args.attack_steps} steps, {args.eot} draws each: accuracy (%), certified at L2 radii")
+def _table(results, radii):
     percent = lambda value: None if value is None else f"{100 * value:.1f}"
-    radii = [f"{radius:g}" for radius in args.radii]
+    radii = [f"{radius:g}" for radius in radii]
     rows = [[name, *(percent(result[key]) for key in ("clean", "transferred", "attacked")),
              *(percent((result["certified"] or {}).get(radius)) for radius in radii)]
             for name, result in results.items()]
-    print(text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in radii)], rows))
+    return text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in radii)], rows)
 
 
 def _picture(results, args):
