@@ -39,9 +39,9 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
     sigma, model = 0.25, opened.model
     images, _ = opened.dataset.test.load(torch.arange(6))
     x = images.float() / 255
-    found = cdn.certify(model, x, sigma, 50, 500, 0.001)
+    found = cdn.certify(model, x, sigma, 20, 300, 0.001)
     assert (found.label != ABSTAIN).sum() >= 4
-    eps = torch.randn(32, 1, 8, 8)
+    eps = torch.randn(16, 1, 8, 8)
     smoothed = lambda x: model(x + sigma * eps).softmax(1).mean(0, keepdim=True).log()
 
     def predict_attacked(scale):
@@ -50,7 +50,7 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
             pursuit = Pursuit(smoothed, x[i:i + 1], found.label[i:i + 1], cross_entropy, stop=False)
             pgd(pursuit, x[i:i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
             attacked[i] = pursuit.best[0]
-        return predict_smoothed(model, attacked, sigma, 300, 0.001)
+        return predict_smoothed(model, attacked, sigma, 200, 0.001)
 
     inside, beyond = predict_attacked(0.999), predict_attacked(5)
     certified = found.label != ABSTAIN
