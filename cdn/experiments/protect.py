@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import cdn_kernels
 
-from ..certification import LevelVote, Protected, certify
+from ..certification import LevelVote, Protected, certify, largest_radius
 from ..certification.curves import certified_accuracy
 from ..certification.randomized import Randomized
 from ..cli import nonnegative_float, positive_float, positive_int, probability, run_command
@@ -35,7 +35,7 @@ from .command import Experiment, make_parser, text_table
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
 # Clean training images that tell the vote what is typical, and rows of images.png.
 REFERENCE, ROWS = 256, 8
-RADII = (0, 0.25, 0.5, 0.75, 1)
+RADII = (0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def main(argv=None):
@@ -84,11 +84,12 @@ def accuracy(model, x, labels, batch_size):
 
 
 def certified(model, x, labels, args):
-    """Return certified accuracies by radius."""
+    """Return certified accuracies by radius, None where the draws cannot reach it."""
     found = certify(model, x, args.sigma, args.n0, args.n, args.alpha, batch_size=args.batch_size, seed=args.seed,
                     precision=args.precision)
     shares = certified_accuracy(labels.cpu().numpy(), found.label.numpy(), found.radius.numpy(), args.radii)
-    return {f"{radius:g}": float(share) for radius, share in zip(args.radii, shares)}
+    reach = largest_radius(args.sigma, args.n, args.alpha)
+    return {f"{radius:g}": float(share) if radius <= reach else None for radius, share in zip(args.radii, shares)}
 
 
 def _systems(experiment, classifier, args):
@@ -138,10 +139,10 @@ def _picture(results, args):
     left.set_ylim(0, 119)
     left.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     for name, color in zip((ALONE, DENOISED, ITSELF), SEQUENCE[::2]):
-        shares = results.get(name, {}).get("certified")
-        if shares:
-            values = [100 * shares[f"{radius:g}"] for radius in args.radii]
-            right.plot(args.radii, values, "o-", color=color, label=name, markersize=4)
+        shares = results.get(name, {}).get("certified") or {}
+        points = [(float(radius), 100 * share) for radius, share in shares.items() if share is not None]
+        if points:
+            right.plot(*zip(*points), "o-", color=color, label=name, markersize=4)
             right.legend(frameon=False, fontsize=8)
     tidy(right, title=f"certified accuracy (%), σ = {args.sigma:g}", xlabel="radius (L2, images in [0, 1])")
     right.set_ylim(0, 101)
