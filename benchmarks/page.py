@@ -177,6 +177,10 @@ SECTIONS = [
     Section("Passes between convolutions", "test_passes.py", "--full", "On tensors larger than the cache.", ["pass"],
             {"share of a copy's bandwidth": _share, "library": _median()}),
     Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
+    Section("Certification", "test_certification.py", "--full",
+            "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one noisy "
+            "batch.", ["certification"],
+            {"plain forward / library": _ratio("plain forward"), "a sample": _per_image, "library": _median()}),
     Section("Cold costs", "test_cold.py", "--full", "", ["import", "first step", "overhead", "build"], _PEERS | _COSTS),
     Section("Scaling", "test_scaling.py", "--full", "", ["scaling"],
             {"eager / library": _ratio(EAGER[0]), "an image": _per_image} | _COSTS),

@@ -59,6 +59,11 @@ def fraction(text):
     return _number(text, float, lambda v: 0 <= v <= 1, "a number in [0, 1]")
 
 
+def probability(text):
+    """Parse a number strictly between 0 and 1."""
+    return _number(text, float, lambda v: 0 < v < 1, "a number between 0 and 1")
+
+
 def _number(text, kind, valid, expected):
     try:
         value = kind(text)

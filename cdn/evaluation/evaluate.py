@@ -1,5 +1,4 @@
 """Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -8,10 +7,10 @@ from tqdm import tqdm
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
 
-from ..cli import PRECISIONS
 from ..density import denoise
 from ..errors import CDNError
 from ..model import DirectDenoiser, ResNet
+from ..modes import evaluating
 from .metrics import calibration_error, psnr, ssim
 
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
@@ -141,19 +140,3 @@ def _batches(split, indices, levels, seed, batch_size, device, bar):
         yield from zip(*(part.split(batch_size) for part in (x, eps, level)))
         if bar is not None:
             bar.update(len(chunk))
-
-
-@contextmanager
-def evaluating(model, precision):
-    """Put every module into evaluation mode, yield the device of the model, and restore the modes."""
-    if precision not in PRECISIONS:
-        raise CDNError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    try:
-        model.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield device
-    finally:
-        for module, training in modes:
-            module.training = training

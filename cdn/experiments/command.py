@@ -116,13 +116,13 @@ class Experiment:
         Args:
             results: a dict of what JSON can hold; numbers that are not finite become null.
         """
-        options = json.loads(json.dumps(vars(self.args), default=str))  # paths, alone or in lists, become text
         report = dict(
-            experiment=self.args.experiment, command=shlex.join(["python", "-m", *_command()]), options=options,
+            experiment=self.args.experiment, command=shlex.join(["python", "-m", *_command()]), options=vars(self.args),
             model=self.run.config["model"], data=self.run.dataset.name, machine=machine.describe(self.device.type),
             date=datetime.date.today().isoformat(), seconds=round(time.perf_counter() - self.start, 1),
             results=finite(results))
-        write_atomically(self.out / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+        # Options may hold paths, one or many.
+        write_atomically(self.out / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
         print(f"wrote {self.out / REPORT}")
 
 

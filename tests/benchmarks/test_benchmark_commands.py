@@ -13,7 +13,7 @@ from cdn_kernels.backends import cpu
 ROOT = Path(__file__).parents[2]
 # Of every kind of case one that is quick: with peers and floors, in this process and in others.
 QUICK = ("test_residual or test_network_of_torch or test_overhead or (test_score and bf16) or (test_pass and tangent) "
-         "or (test_operation and scale and double) or batch8 or batch32")
+         "or (test_operation and scale and double) or batch8 or batch32 or test_certification")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""Rows of results that outlive the process that made them."""
+import json
+import os
+from pathlib import Path
+
+from ..errors import CDNError
+
+
+class Journal:
+    """A file of JSON objects, one a line, that grows row by row; an interrupted command finds what it had written.
+
+    Args:
+        path: the file; made by the first row. Half a line at its end, which a crash leaves, is dropped.
+
+    Attributes:
+        rows: all rows so far, as dicts.
+
+    Raises:
+        CDNError: the file cannot be read, or holds something else.
+    """
+
+    def __init__(self, path):
+        self.path, self.rows = Path(path), []
+        try:
+            data = self.path.read_bytes() if self.path.exists() else b""
+            whole = data[:data.rfind(b"\n") + 1]
+            if len(whole) < len(data):
+                os.truncate(self.path, len(whole))
+            for number, line in enumerate(whole.splitlines(), 1):
+                self.rows.append(_row(line))
+        except OSError as error:
+            raise CDNError(f"{self.path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise CDNError(f"{self.path}: line {number} is no row of results; move the file away "
+                           "to start anew") from None
+
+    def append(self, row):
+        """Add a row and hand it to the operating system."""
+        self.rows.append(row)
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
+
+
+def _row(line):
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError
+    return row

@@ -1,0 +1,145 @@
+"""Certify the smoothed version of trained classifiers on test images.
+
+Randomized smoothing (Cohen, Rosenfeld & Kolter 2019): a majority vote under Gaussian noise, and the L2 radius within
+which no perturbation changes it, each right with probability 1 - alpha. Prints and draws certified accuracy against
+radius, and writes report.json. Every certified image is a row of certificates.jsonl at once: run again, the command
+goes on where it was interrupted, and skips what it finds there of the same weights, data and settings.
+
+example:
+  python -m cdn.certify runs/cifar10 --against runs/resnet-plain runs/resnet-noise --n 10000 --precision bf16
+"""
+import hashlib
+import sys
+import time
+import types
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import certification
+from .certification.curves import certified_accuracy, curves_figure
+from .certification.journal import Journal
+from .cli import nonnegative_float, positive_float, positive_int, probability, run_command
+from .errors import CDNError
+from .experiments.command import Experiment, make_parser, text_table
+from .store import WEIGHTS
+
+RADII = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)
+
+
+def main(argv=None):
+    """Run the command."""
+    args = _parser().parse_args(argv)
+    experiment = Experiment(args)
+    runs = [experiment.run] + [experiment.open(path) for path in args.against]
+    for run in runs:
+        _check(run)
+    journal = Journal(experiment.out / "certificates.jsonl")
+    images, labels = experiment.test_images()
+    results = []
+    with tqdm(total=len(runs) * len(args.sigmas) * len(images), unit="image", leave=False,
+              disable=not experiment.progress) as bar:
+        for name, run in zip(_names(runs), runs):
+            for sigma in args.sigmas:
+                bar.set_description(f"{name}, sigma {sigma:g}")
+                rows = certify_images(run, images, journal, sigma, args, bar)
+                results.append(_result(name, sigma, rows, labels, args))
+    about = f"{len(images)} test images of {experiment.run.dataset.name}, n = {args.n}"
+    print(f"{about}, n0 = {args.n0}, alpha = {args.alpha:g}: certified accuracy (%) at L2 radii")
+    print(text_table(*_table(results)))
+    experiment.save_figure(curves_figure(results, f"Certified accuracy, {about}, α = {args.alpha:g}"))
+    experiment.write([{key: value for key, value in result.items() if key not in ("labels", "predicted", "radii")}
+                      for result in results])
+
+
+def certify_images(run, images, journal, sigma, args, bar):
+    """Return a row of the journal for each image, certifying those that it lacks.
+
+    Args:
+        run: a :class:`cdn.runs.Run`.
+        images: [N, C, H, W], the first test images.
+        journal: a :class:`cdn.certification.journal.Journal`.
+        sigma: noise level.
+        args: n0, n, alpha, seed, precision and batch_size.
+        bar: a tqdm bar to advance by the number of images.
+    """
+    settings = dict(weights=hashlib.sha256((run.path / WEIGHTS).read_bytes()).hexdigest()[:16], data=run.dataset.name,
+                    sigma=sigma, n0=args.n0, n=args.n, alpha=args.alpha, seed=args.seed, precision=args.precision)
+    rows = {row["image"]: row for row in journal.rows if row.get("settings") == settings}
+    for index, image in enumerate(images):
+        if index not in rows:
+            start = time.perf_counter()
+            found = certification.certify(
+                run.model, image[None], sigma, args.n0, args.n, args.alpha, batch_size=args.batch_size, seed=args.seed,
+                first=index, precision=args.precision)
+            rows[index] = dict(image=index, **{name: field.item() for name, field in zip(found._fields, found)},
+                               seconds=round(time.perf_counter() - start, 4), settings=settings)
+            journal.append(rows[index])
+        bar.update()
+    return [rows[index] for index in range(len(images))]
+
+
+def _result(name, sigma, rows, labels, args):
+    """Return what one run shows at one noise level."""
+    labels = labels.tolist()
+    predicted, radii, draws, seconds = ([row[key] for row in rows] for key in ("label", "radius", "draws", "seconds"))
+    shares = certified_accuracy(labels, predicted, radii, args.radii)
+    return dict(
+        run=name, sigma=sigma, images=len(rows), largest_radius=certification.largest_radius(sigma, args.n, args.alpha),
+        abstained=predicted.count(certification.ABSTAIN) / len(rows),
+        certified_accuracy={f"{radius:g}": float(share) for radius, share in zip(args.radii, shares)},
+        average_radius=sum(r for r, a, b in zip(radii, predicted, labels) if a == b) / len(rows),
+        samples_per_second=sum(draws) / sum(seconds), seconds=round(sum(seconds), 1),
+        labels=labels, predicted=predicted, radii=radii)
+
+
+def _table(results):
+    """Return header and rows; radii that no certificate could reach are shown as a dash."""
+    radii = list(results[0]["certified_accuracy"])
+    header = ["run", "sigma", *radii, "abstained", "mean radius", "samples/s", "seconds"]
+    rows = [[r["run"], r["sigma"],
+             *(f"{100 * share:.1f}" if float(radius) <= r["largest_radius"] else None
+               for radius, share in r["certified_accuracy"].items()),
+             f"{100 * r['abstained']:.1f}", f"{r['average_radius']:.3f}", f"{r['samples_per_second']:.0f}",
+             f"{r['seconds']:.0f}"] for r in results]
+    return header, rows
+
+
+def _check(run):
+    if run.config["training"].get("objective") == "denoising":
+        raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to certify")
+
+
+def _names(runs):
+    """Name runs by their folders, or by their paths where folders share a name."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def _parser():
+    parser = make_parser("certify", __doc__, limit=100)
+    parser.prog = "python -m cdn.certify"
+    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
+                        help="other runs on the same data, to certify beside it")
+    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[0.12, 0.25, 0.5, 1.0],
+                        help="noise levels, for images in [0, 1] (default: 0.12 0.25 0.5 1)")
+    parser.add_argument("--n0", metavar="N", type=positive_int, default=50,
+                        help="draws that guess the class (default: %(default)s)")
+    parser.add_argument("--n", metavar="N", type=positive_int, default=500,
+                        help="draws that bound its probability; papers use 100000 (default: %(default)s)")
+    parser.add_argument("--alpha", metavar="A", type=probability, default=0.001,
+                        help="probability that a certificate is wrong (default: %(default)s)")
+    parser.add_argument("--radii", metavar="R", type=nonnegative_float, nargs="+", default=RADII,
+                        help=f"columns of the table (default: {' '.join(map(str, RADII))})")
+    return parser
+
+
+class _CallableModule(types.ModuleType):
+    __call__ = staticmethod(certification.certify)
+
+
+# As in cdn/denoise.py: ``import cdn.certify`` binds this module in place of the function ``cdn.certify``.
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    run_command(main)

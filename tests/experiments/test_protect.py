@@ -1,0 +1,72 @@
+"""A classifier of the digits behind a denoiser: what the command measures, and what it refuses."""
+import json
+
+import pytest
+import torch
+
+from cdn import train
+from cdn.certification.randomized import Randomized
+from cdn.errors import CDNError
+from cdn.experiments import protect
+
+FAST = ["--device", "cpu", "--limit", "24", "--attack-steps", "4", "--draws", "4", "--n0", "5", "--n", "30",
+        "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    """A residual network of the digits that never saw noise."""
+    folder = tmp_path_factory.mktemp("runs") / "plain"
+    train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "200", "--evaluations", "1",
+                "--clean-share", "1", "--device", "cpu"])
+    return folder
+
+
+def run(folder, classifier, out, *options):
+    protect.main([str(folder), "--classifier", str(classifier), "--out", str(out), *FAST, *map(str, options)])
+    return json.loads((out / "report.json").read_text())["results"]
+
+
+def test_protection_withstands_what_fools_the_bare_classifier(digits_run, plain_run, tmp_path, capsys):
+    results = run(digits_run, plain_run, tmp_path, "--radius", "1")
+    assert list(results) == list(protect.SYSTEMS)
+    alone, denoised = results["alone"], results["denoised"]
+    assert alone["clean"] > 0.9 and alone["attacked"] < 0.5 and alone["attacked"] == alone["transferred"]
+    assert denoised["clean"] > 0.8 and denoised["transferred"] > alone["attacked"]
+    assert denoised["attacked"] <= denoised["clean"]
+    assert denoised["certified"]["0"] > alone["certified"]["0"]
+    assert results["vote"]["certified"] is None and results["vote"]["clean"] > 0.7
+    printed = capsys.readouterr().out
+    assert "| alone " in printed and (tmp_path / "picture.png").exists() and (tmp_path / "images.png").exists()
+
+
+def test_only_some_systems(digits_run, plain_run, tmp_path):
+    results = run(digits_run, plain_run, tmp_path, "--systems", "itself", "--radius", "0")
+    assert list(results) == ["itself"] and results["itself"]["attacked"] == results["itself"]["clean"] > 0.9
+    assert not (tmp_path / "images.png").exists()
+
+
+def test_what_cannot_be_is_refused(digits_run, plain_run, tmp_path):
+    denoiser = tmp_path / "denoiser"
+    train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+    with pytest.raises(CDNError, match="plain: was trained to classify only, it cannot denoise"):
+        run(plain_run, plain_run, tmp_path)
+    with pytest.raises(CDNError, match="--classifier .*: was trained to denoise only, it has no classes"):
+        run(digits_run, denoiser, tmp_path)
+    with pytest.raises(CDNError, match="--systems vote: .* has no log-density"):
+        run(denoiser, plain_run, tmp_path, "--systems", "vote")
+    results = run(denoiser, plain_run, tmp_path, "--systems", "alone", "denoised")
+    assert list(results) == ["alone", "denoised"]
+
+
+def test_every_call_averages_over_fresh_noise():
+    offsets = []
+    classify = lambda x, key: offsets.append(key) or torch.tensor([[0.0, 1.0]]) * len(offsets) + 1e4
+    module = Randomized(classify, 2, seed=7)
+    module(torch.zeros(1))
+    values = module(torch.zeros(1))
+    assert len(set(offsets)) == 4 and {key.seed for key in offsets} == {7}
+    expected = torch.stack([torch.tensor([0.0, 3.0]).softmax(0), torch.tensor([0.0, 4.0]).softmax(0)]).mean(0)
+    torch.testing.assert_close(values.exp()[0], expected)
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        Randomized(classify, 0, seed=0)
