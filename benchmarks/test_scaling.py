@@ -14,6 +14,8 @@ DEFAULT = {("batch", 8), ("batch", 32), ("batch", 64)}
     pytest.param(axis, value, marks=() if (axis, value) in DEFAULT else pytest.mark.full, id=f"{axis}{value}")
     for axis, values in AXES.items() for value in values])
 def test_scaling(compare, settings, axis, value):
-    problem = settings.problem(**MIDDLE | {axis: value})
+    # At 34 layers of random weights bfloat16 leaves half of a gradient to rounding: nothing to compare values by.
+    precision = dict(precision="float32") if axis == "depth" else {}
+    problem = settings.problem(**MIDDLE | {axis: value} | precision)
     compare("scaling", problem, Step, {"eager, channels last": (Step, problem, {})}, SixUnits(problem),
             axis=axis, value=value)
