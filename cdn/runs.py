@@ -32,7 +32,7 @@ class Run:
 
     @property
     def has_density(self):
-        """Whether its logits were trained to be log-densities: the score of a network on cross-entropy alone is none."""
+        """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
         return isinstance(self.model, GradResNet) and self._objective != "classification"
 
     @property

@@ -2,11 +2,12 @@
 
     python -m cdn.experiments.outliers runs/cifar10 --outliers CIFAR-100=data/cifar100
 
-Four detectors, each greater for what looks more like the training: the log-density log p(y), its typicality, the norm of
-the score and the maximum softmax (cdn/analysis/detection.py). Outliers are noise, constant images, distorted test images
-("mirrored" ones are a control: photographs stay photographs) and the folders given with --outliers. All is measured on
-images as they are and again with Gaussian noise of --sigma on inliers and outliers alike, as the network models the
-densities of noisy images. Half of the images taken are inliers, the other half is what distorted outliers are made of.
+Four detectors, each greater for what looks more like the training: the log-density log p(y), its typicality, the norm
+of the score and the maximum softmax (cdn/analysis/detection.py). Outliers are noise, constant images, distorted test
+images ("mirrored" ones are a control: photographs stay photographs) and the folders given with --outliers. All is
+measured on images as they are and again with Gaussian noise of --sigma on inliers and outliers alike, as the network
+models the densities of noisy images. Half of the images taken are inliers, the other half is what distorted outliers
+are made of.
 
 A classifier without a density is measured by its maximum softmax alone. The figures hold for these outliers only.
 """
@@ -55,9 +56,8 @@ def main(argv=None):
                               for detector, values in detectors.items()}
                        for name, detectors in rated.items() if name != INLIERS}
                for level, rated in ratings.items()}
-    print(f"{args.run}: {len(inliers)} test images of {run.dataset.name} against as many outliers of each kind "
-          f"({', '.join(f'{len(images)} {name}' for name, images in sets.items() if len(images) != len(inliers))})"
-          .replace(" ()", ""))
+    fewest = min(map(len, sets.values()))
+    print(f"{args.run}: {len(inliers)} test images of {run.dataset.name} against {fewest} or more outliers of each kind")
     print(overview(results))
     print(details(results))
     experiment.save_figure(draw_grid([[(INLIERS, inliers[:6], ())],
@@ -101,7 +101,8 @@ def rate_sets(experiment, sets, training, sigma, bar):
 
     with evaluating(run.model, args.precision):
         reference = evidence(0, training)
-        return {name: rate(evidence(number, images), reference) for number, (name, images) in enumerate(sets.items(), 1)}
+        return {name: rate(evidence(number, images), reference)
+                for number, (name, images) in enumerate(sets.items(), 1)}
 
 
 def overview(results):

@@ -1,12 +1,12 @@
 """Sampling: images drawn from the prior that a trained denoiser implies, and how much they are like images.
 
-    python -m cdn.experiments.sampling runs/cifar10 --samples 200 --classifier runs/resnet
+    python -m cdn.experiments.sampling runs/cifar10 --limit 500 --classifier runs/resnet
 
-Two samplers: the stochastic coarse-to-fine ascent of Kadkhodaie & Simoncelli (2021) and annealed Langevin dynamics (Song &
-Ermon 2019), unconditional and given the class. Draws the samples (a row per class) and, beside some of them, the nearest
-images of the training, so that copies would be seen. The score is a Fréchet distance between features of the model
-itself, or of --classifier, pooled from its last stage: not an Inception score and to be compared with nothing but the other
-rows of its table, test images (a floor) and uniform noise (a ceiling). All sets have the same number of images, as few
+Two samplers: the stochastic coarse-to-fine ascent of Kadkhodaie & Simoncelli (2021) and annealed Langevin dynamics
+(Song & Ermon 2019), unconditional and given the class. Draws the samples (a row per class) and, beside some of them,
+the nearest images of the training, so that copies would be seen. The score is a Fréchet distance between features of
+the model itself, or of --classifier, pooled from its last stage: not the usual FID, and to be compared with nothing but
+the other rows of its table, test images (a floor) and uniform noise (a ceiling). All sets have --limit images, as few
 images make the distance larger.
 """
 import time
@@ -47,35 +47,35 @@ def main(argv=None):
     if not run.has_density and not isinstance(run.model, DirectDenoiser):
         raise CDNError(f"{args.run}: expected a model that was trained to denoise, got a plain classifier")
     judge = _judge(experiment)
-    classes = len(run.dataset.classes)
-    count = args.samples if args.samples % classes == 0 else args.samples + classes - args.samples % classes
-    labels = torch.arange(count, device=experiment.device) % classes
-    conditions = {"": None} | ({", given the class": labels} if run.has_classes else {})
-    test, _ = experiment.test_images(count)
-    count = len(test)
+    test, _ = experiment.test_images()
+    count, classes = len(test), len(run.dataset.classes)
+    if count < 2:
+        raise CDNError(f"--limit: expected at least 2 images, whose features can vary, got {count}")
+    conditions = {"": None}
+    if run.has_classes:
+        conditions[", given the class"] = torch.arange(count, device=experiment.device) % classes
     rows, samples = {}, {}
     for position, (method, (suffix, label)) in enumerate((m, c) for m in args.methods for c in conditions.items()):
         start = time.perf_counter()
-        label = None if label is None else label[:count]
         images, steps = draw(experiment, method, label, count, EVALUATION + SET * position)
         samples[method + suffix] = images
-        rows[method + suffix] = dict(evaluations=steps, seconds=time.perf_counter() - start,
+        rows[method + suffix] = dict(steps=steps, seconds=time.perf_counter() - start,
                                      agreement=_agreement(judge, args, images, label))
     noise = torch.rand(test.shape, generator=torch.Generator().manual_seed(args.seed)).to(experiment.device)
     sets = samples | {"test images": test, "uniform noise": noise}
     nearest = measure(experiment, judge, sets, rows)
     print(f"{args.run}: {count} images of each kind, features of {args.classifier or args.run}, chance of agreement "
           f"1/{classes}")
-    print(text_table(["images", "Fréchet distance", "nearest training image", "classified as meant", "evaluations",
-                      "seconds"], [[name, *(row.get(key) for key in ("frechet", "nearest", "agreement", "evaluations",
-                                                                     "seconds"))] for name, row in rows.items()]))
+    header = ["images", "Fréchet distance", "nearest training image", "classified as meant", "steps", "seconds"]
+    print(text_table(header, [[name, *map(row.get, ("frechet", "nearest", "agreement", "steps", "seconds"))]
+                              for name, row in rows.items()]))
     experiment.save_figure(_grid(samples, run.dataset.classes))
     experiment.save_figure(_pairs(sets, nearest), "nearest.png")
     experiment.write(dict(count=count, features=str(args.classifier or args.run), chance=1 / classes, sets=rows))
 
 
 def draw(experiment, method, label, count, offset):
-    """Return samples [N, C, H, W], clipped to [0, 1], and the mean number of evaluations of the network per sample.
+    """Return samples [N, C, H, W], clipped to [0, 1], and the mean number of steps of a sample.
 
     Args:
         experiment: whose model and options to take.
@@ -86,7 +86,7 @@ def draw(experiment, method, label, count, offset):
     """
     args, run = experiment.args, experiment.run
     levels = noise_ladder(run.levels.high, run.levels.low, args.levels)
-    images, evaluations = [], 0
+    images, steps = [], 0
     with evaluating(run.model, args.precision):
         for batch, indices in enumerate(torch.arange(count).split(args.batch_size)):
             key = Noise(args.seed, offset + BATCH * batch)
@@ -95,19 +95,19 @@ def draw(experiment, method, label, count, offset):
             if method == "ascent":
                 y, path, finished = ascend(residual, y, key, step=args.step, beta=args.beta, stop=run.levels.low,
                                            limit=args.step_limit, progress=experiment.progress)
-                evaluations += len(path) * len(indices)
+                steps += len(path) * len(indices)
                 if not finished.all():
                     print(f"ascent: {int((~finished).sum())} samples still had noise after {args.step_limit} steps")
             else:
                 y = langevin(residual, y, levels, key, step=args.langevin_step, repeats=args.repeats,
                              progress=experiment.progress)
-                evaluations += args.levels * args.repeats * len(indices)
+                steps += args.levels * args.repeats * len(indices)
             images.append(y.clamp(0, 1))
     images = torch.cat(images)
     if not images.isfinite().all():
         raise CDNError(f"{method}: the walk diverged, as the network denoises too badly for it: try "
                        f"{'a greater --beta' if method == 'ascent' else 'a smaller --langevin-step'}")
-    return images, evaluations / count
+    return images, steps / count
 
 
 def measure(experiment, judge, sets, rows):
@@ -155,7 +155,7 @@ def _grid(samples, classes):
         columns = images[:PER_CLASS * len(classes)].split(len(classes))
         title = name.replace(", ", "\n") if "," in name else f"{name}\nof any class"
         groups.append([(title if i == len(columns) // 2 else "", column, ()) for i, column in enumerate(columns)])
-    return draw_grid(groups, classes)
+    return draw_grid(groups, classes[:len(images)])
 
 
 def _pairs(sets, nearest):
@@ -163,15 +163,14 @@ def _pairs(sets, nearest):
     groups = []
     for name, images in sets.items():
         found, distance = nearest[name]
+        captions = [f"{value:.3f}" for value in distance[:SHOWN].tolist()]
         groups.append([(name.replace(", ", "\n"), images[:SHOWN], ()),
-                       ("nearest in\ntraining", found[:SHOWN], [f"{value:.3f}" for value in distance[:SHOWN].tolist()])])
+                       ("nearest in\ntraining", found[:SHOWN], captions)])
     return draw_grid(groups)
 
 
 def _parser():
-    parser = make_parser("sampling", __doc__, limit=200, batch_size=100)
-    parser.add_argument("--samples", metavar="N", type=positive_int, default=100,
-                        help="samples of each kind, rounded up to as many of each class (default: %(default)s)")
+    parser = make_parser("sampling", __doc__, limit=100, batch_size=100)
     parser.add_argument("--methods", metavar="NAME", choices=METHODS, nargs="+", default=METHODS,
                         help=f"samplers: {', '.join(METHODS)} (default: both)")
     parser.add_argument("--classifier", metavar="RUN", type=Path,

@@ -24,8 +24,8 @@ def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
     Args:
         model: a model of log-densities, or a :class:`cdn.DirectDenoiser`, whose output is -f(y).
         label: None, one class, or one per image [B]: the score given the class.
-        guidance: how many times to take the difference that the class makes to the score: 1 samples from the class, more
-            exaggerates it (Dhariwal & Nichol 2021) and doubles the cost.
+        guidance: how many times to take the difference that the class makes to the score: 1 samples from the class,
+            more exaggerates it (Dhariwal & Nichol 2021) and doubles the cost.
         level: which estimate of the noise level to return with f: "residual", its root mean square ``|f(y)| / sqrt(d)``
             (Kadkhodaie & Simoncelli 2021), which misses what the denoiser cannot remove, but at most sigma(y), which
             it may exceed at levels beyond those of the training; or "calibrated", sigma(y).

@@ -73,7 +73,8 @@ def test_what_a_run_lacks(digits_run, short_run, tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (["--outliers", "x"], None), (["--sigma", "-1"], None),
-    (["--outliers", "constant=."], "as 'constant' is taken"), (["--outliers", "x=nowhere"], "nowhere: expected a folder"),
+    (["--outliers", "constant=."], "as 'constant' is taken"),
+    (["--outliers", "x=nowhere"], "nowhere: expected a folder"),
     (["--limit", "3"], "--limit: expected at least 4 test images")])
 def test_bad_options(digits_run, tmp_path, capsys, options, message):
     if message is None:

@@ -26,7 +26,7 @@ def short_run(tmp_path_factory):
 
 
 def test_samples_of_digits(digits_run, tmp_path, capsys):
-    results = run(digits_run, tmp_path, "--samples", "60", "--reference", "500", "--step", "0.05", "--beta", "0.4",
+    results = run(digits_run, tmp_path, "--limit", "60", "--reference", "500", "--step", "0.05", "--beta", "0.4",
                   "--levels", "6", "--repeats", "5")
     sets = results["sets"]
     assert results["count"] == 60 and list(sets) == [
@@ -38,14 +38,14 @@ def test_samples_of_digits(digits_run, tmp_path, capsys):
         # Chance is 0.1, with a standard error of 0.04 for 60 samples.
         assert sets[f"{method}, given the class"]["agreement"] > 0.3, method
         assert sets[method]["agreement"] is None and sets[method]["nearest"] > 0.02
-    assert sets["langevin"]["evaluations"] == 30
+    assert sets["langevin"]["steps"] == 30
     assert "Fréchet distance" in capsys.readouterr().out
     for name in ("picture.png", "nearest.png"):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
 def test_the_seed_decides_and_a_classifier_may_judge(digits_run, short_run, tmp_path):
-    options = ["--samples", "10", "--methods", "langevin", "--levels", "3", "--repeats", "2", "--guidance", "2"]
+    options = ["--limit", "10", "--methods", "langevin", "--levels", "3", "--repeats", "2", "--guidance", "2"]
     first, again = (run(digits_run, tmp_path / name, *options)["sets"]["langevin, given the class"] for name in "ab")
     other = run(digits_run, tmp_path / "c", *options, "--seed", "1")["sets"]["langevin, given the class"]
     assert first["frechet"] == again["frechet"] != other["frechet"]
@@ -58,7 +58,7 @@ def test_the_seed_decides_and_a_classifier_may_judge(digits_run, short_run, tmp_
 
 def test_what_a_run_lacks(short_run, tmp_path):
     denoiser = short_run("--model", "denoiser-small")
-    sets = run(denoiser, tmp_path / "a", "--samples", "10", "--methods", "ascent", "--beta", "1", "--step-limit", "5")
+    sets = run(denoiser, tmp_path / "a", "--limit", "10", "--methods", "ascent", "--beta", "1", "--step-limit", "5")
     assert list(sets["sets"]) == ["ascent", "test images", "uniform noise"]
     for options in (["--model", "resnet-small"], ["--objective", "classification"]):
         with pytest.raises(CDNError, match="expected a model that was trained to denoise, got a plain classifier"):
@@ -72,6 +72,8 @@ def test_bad_options(digits_run, tmp_path, capsys):
         run(digits_run, tmp_path, "--beta", "2")
     with pytest.raises(CDNError, match="--levels: expected at least 2 noise levels, got 1"):
         run(digits_run, tmp_path, "--levels", "1")
+    with pytest.raises(CDNError, match="--limit: expected at least 2 images"):
+        run(digits_run, tmp_path, "--limit", "1")
     with pytest.raises(SystemExit):
         run(digits_run, tmp_path, "--methods", "gibbs")
     assert "invalid choice: 'gibbs'" in capsys.readouterr().err

@@ -53,8 +53,8 @@ def test_a_blind_model_keeps_to_the_level_of_the_stage():
 
 
 def test_the_key_decides():
-    run = lambda key: langevin(KnownLevel(MEAN, VARIANCE), torch.zeros(4, 1, 1, 3, dtype=torch.float64), [0.3, 0.1], key,
-                               repeats=3)
+    start = torch.zeros(4, 1, 1, 3, dtype=torch.float64)
+    run = lambda key: langevin(KnownLevel(MEAN, VARIANCE), start, [0.3, 0.1], key, repeats=3)
     assert torch.equal(run(NOISE), run(NOISE)) and not torch.equal(run(NOISE), run(cdn.Noise(6)))
     assert not torch.equal(run(NOISE)[0], run(NOISE)[1])
 
