@@ -93,7 +93,12 @@ def estimate_sigma(model, y):
     Returns:
         sigma [B], at best as good as one image can tell; within the calibrated range, extrapolated beyond.
     """
-    mean_square = score(model, y).square().flatten(1).mean(1)
+    return sigma_from_score(model, score(model, y))
+
+
+def sigma_from_score(model, score):
+    """Do as :func:`estimate_sigma`, of images whose scores [B, C, H, W] are at hand."""
+    mean_square = score.square().flatten(1).mean(1)
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
     # A weak model saturates at small sigma, where the curve turns back: the branch of the larger levels is kept.
     x, knots = -mean_square.log(), -model.calibration_mean_square.log()

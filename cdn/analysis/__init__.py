@@ -1,0 +1,1 @@
+"""What a model has learned, measured: its Jacobian, and how it tells outliers."""

@@ -1,0 +1,93 @@
+"""The step from noisy images to their denoised ones: all that sampling needs to know of a model.
+
+A *residual* is a callable ``residual(y, sigma=None) -> (f, level)`` for images y [B, C, H, W]: ``f(y) = D(y) - y``, the
+shape of y, and the noise level [B] that y has: the given one where a prior is known level by level, an estimate where
+the network is blind. Any such callable can be sampled from; :func:`blind_residual` makes one of a trained model.
+"""
+import torch
+
+from cdn_kernels import Noise
+from cdn_kernels import reference as ops
+
+from ..density import score, sigma_from_score
+from ..model import DirectDenoiser
+
+LEVELS = ("residual", "calibrated")
+
+
+def blind_residual(model, label=None, *, level="residual"):
+    """Return the residual of a trained model, which is blind: it ignores the noise level that it is told.
+
+    ``f(y) = sigma(y)^2 s(y)`` with the noise level sigma(y) that the calibration of the model reads from its own score
+    (:func:`cdn.estimate_sigma`).
+
+    Args:
+        model: a model of log-densities, or a :class:`cdn.DirectDenoiser`, whose output is -f(y).
+        label: None, one class, or one per image [B]: the score given the class.
+        level: which estimate of the noise level to return with f: "residual", its root mean square ``|f(y)| / sqrt(d)``
+            (Kadkhodaie & Simoncelli 2021), which misses what the denoiser cannot remove; or "calibrated", sigma(y).
+
+    Raises:
+        ValueError: an unknown level; a direct denoiser with a label or with level="calibrated"; at the first call, a
+            model that is no density, or a label out of range.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
+    if isinstance(model, DirectDenoiser):
+        if label is not None or level == "calibrated":
+            raise ValueError("blind_residual: a direct denoiser has no classes and no calibration, expected label=None "
+                             f"and level='residual', got label={label!r} and level={level!r}")
+        return lambda y, sigma=None: _with_its_size(-_undifferentiated(model, y))
+
+    def residual(y, sigma=None):
+        s = score(model, y, label)
+        estimate = sigma_from_score(model, s)
+        f = ops.expand(estimate.square(), s) * s
+        return (f, estimate) if level == "calibrated" else _with_its_size(f)
+
+    return residual
+
+
+def root_mean_square(images):
+    """Return the root mean square [B] of images [B, ...]."""
+    return images.square().flatten(1).mean(1).sqrt()
+
+
+def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device=None):
+    """Return where samplers start: white noise of deviation sigma about a grey image.
+
+    Args:
+        shape: (B, C, H, W).
+        noise: a :class:`cdn.Noise` key.
+        sigma: deviation, in units of images in [0, 1].
+        mean: a number, or what broadcasts with the shape.
+        device: of the result, float32.
+    """
+    return mean + sigma * ops.standard_normal(shape, noise, device=device)
+
+
+def advance(y, f, step, gamma, noise):
+    """Return ``y + step f + gamma z``: the step of every sampler here.
+
+    Args:
+        y, f: images and their residual [B, C, H, W].
+        step: the share of the residual to take, 1 for the denoised images.
+        gamma: deviation of the fresh noise z per image [B].
+        noise: the :class:`cdn.Noise` key of z.
+    """
+    z = ops.standard_normal(y.shape, noise, y.dtype, y.device)
+    return y + step * f + ops.expand(gamma, y) * z
+
+
+def key_of_step(noise, t):
+    """Return the key of step t of a walk; the key of the walk itself is for where it starts."""
+    return Noise(noise.seed, noise.offset + 1 + t)
+
+
+def _with_its_size(f):
+    return f, root_mean_square(f)
+
+
+def _undifferentiated(model, y):
+    with torch.no_grad():
+        return model(y)
