@@ -4,8 +4,9 @@ from cdn_kernels import Noise, NoiseLevels
 from .density import calibrate, denoise, estimate_sigma, log_prob, score
 from .model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small
 from .objective import joint_loss, joint_step
+from .prior.denoiser import Denoiser
 from .store import load, save_model
 
-__all__ = ["DirectDenoiser", "GradResNet", "Noise", "NoiseLevels", "ResNet", "calibrate", "denoise",
+__all__ = ["Denoiser", "DirectDenoiser", "GradResNet", "Noise", "NoiseLevels", "ResNet", "calibrate", "denoise",
            "estimate_sigma", "gradresnet18", "gradresnet34", "gradresnet_small", "joint_loss", "joint_step", "load",
            "log_prob", "save_model", "score"]
