@@ -1,0 +1,130 @@
+"""Tell images that are like those of the training from outliers, and measure how well that works.
+
+Each detector gives a number per image, greater for what looks more like the training. None of them is a calibrated
+likelihood: score matching is blind to the relative weight of distant modes, so a detector is as good as its measured
+separation, on those outliers, and no better.
+"""
+from typing import NamedTuple
+
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cdn_kernels import reference as ops
+
+from ..density import score
+
+LOG_DENSITY, TYPICALITY, SCORE_NORM, SOFTMAX = "log density", "typicality", "score norm", "max softmax"
+
+
+class Evidence(NamedTuple):
+    """What :func:`gather` reads from a model, float64 [N] each, on the CPU; None where the model has none.
+
+    Attributes:
+        log_density: ``log p(y)`` up to a constant.
+        score_norm: ``|grad_y log p(y)|``.
+        confidence: ``max_c p(c | y)``.
+    """
+
+    log_density: torch.Tensor | None
+    score_norm: torch.Tensor | None
+    confidence: torch.Tensor | None
+
+
+class Separation(NamedTuple):
+    """How well a detector tells two sets apart, each in [0, 1].
+
+    Attributes:
+        auroc: area under the ROC curve: the chance that a random inlier is rated above a random outlier; 0.5 for a
+            detector that knows nothing, below it for one that prefers the outliers.
+        aupr_in: average precision with the inliers as positives; a detector that knows nothing gets their share.
+        aupr_out: average precision with the outliers as positives, ranked from the lowest rating.
+        fpr95: the share of outliers that pass where at least 95 % of the inliers do: lower is better.
+    """
+
+    auroc: float
+    aupr_in: float
+    aupr_out: float
+    fpr95: float
+
+
+def gather(model, y, *, density=True, classes=True, batch_size=256):
+    """Read from a model what detectors need to know of images.
+
+    Args:
+        model: a classifier, or a model of log-densities.
+        y: images [N, C, H, W].
+        density: whether to read the log-density and its gradient; a plain classifier has none.
+        classes: whether to read the confidence; a network that was not trained on classes has none.
+        batch_size: images per forward.
+
+    Returns:
+        :class:`Evidence`.
+
+    Raises:
+        ValueError: density=True for a model that is no density.
+    """
+    log_density, score_norm, confidence = [], [], []
+    for part in y.split(batch_size):
+        with torch.no_grad():
+            logits = model(part).double()
+        confidence.append(logits.softmax(1).amax(1))
+        if density:
+            log_density.append(ops.logsumexp(logits))
+            score_norm.append(score(model, part).double().flatten(1).norm(dim=1))
+    join = lambda parts, wanted: torch.cat(parts).cpu() if wanted else None
+    return Evidence(join(log_density, density), join(score_norm, density), join(confidence, classes))
+
+
+def rate(evidence, reference):
+    """Rate images by every detector that the evidence allows.
+
+    Args:
+        evidence: :class:`Evidence` of the images to rate.
+        reference: :class:`Evidence` of training images, at least two, at the same noise level.
+
+    Returns:
+        A dict from the names of detectors to ratings [N], greater for what looks more like the training:
+
+        * "log density": ``log p(y)``.
+        * "typicality": ``-|log p(y) - m| / s`` for the mean m and deviation s over the training images. Outliers may
+          well have a higher density than any image of the training (Nalisnick et al., "Detecting out-of-distribution
+          inputs to deep generative models using typicality", 2019, for sets of one image).
+        * "score norm": ``-|grad_y log p(y)|``, the approximate mass of Grathwohl et al. ("Your classifier is secretly
+          an energy based model", 2020).
+        * "max softmax": ``max_c p(c | y)`` (Hendrycks & Gimpel, "A baseline for detecting misclassified and
+          out-of-distribution examples", 2017).
+    """
+    ratings = {}
+    if evidence.log_density is not None:
+        deviation, mean = torch.std_mean(reference.log_density)
+        ratings[LOG_DENSITY] = evidence.log_density
+        ratings[TYPICALITY] = -(evidence.log_density - mean).abs() / deviation
+        ratings[SCORE_NORM] = -evidence.score_norm
+    if evidence.confidence is not None:
+        ratings[SOFTMAX] = evidence.confidence
+    return ratings
+
+
+def separation(inliers, outliers):
+    """Measure how well ratings tell inliers from outliers.
+
+    Args:
+        inliers, outliers: ratings [N] and [M], greater for what looks more like the training.
+
+    Returns:
+        :class:`Separation`. Both average precisions depend on N and M: compare sets of one size.
+
+    Raises:
+        ValueError: no ratings on one side, or ratings that are not finite.
+    """
+    for name, ratings in (("inliers", inliers), ("outliers", outliers)):
+        if ratings.dim() != 1 or len(ratings) == 0 or not ratings.isfinite().all():
+            raise ValueError(f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} "
+                             f"with {int((~ratings.isfinite()).sum())} not finite")
+    ratings = torch.cat([inliers, outliers]).cpu().numpy()
+    inside = torch.cat([torch.ones(len(inliers)), torch.zeros(len(outliers))]).numpy()
+    # The lowest threshold that 95 % of the inliers reach, counted without interpolation.
+    threshold = inliers.sort().values[len(inliers) - -(-95 * len(inliers) // 100)]
+    return Separation(float(roc_auc_score(inside, ratings)), float(average_precision_score(inside, ratings)),
+                      float(average_precision_score(1 - inside, -ratings)),
+                      float((outliers >= threshold).double().mean()))
