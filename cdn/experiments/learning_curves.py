@@ -126,7 +126,7 @@ def _run(out, plan, settings):
 
 
 def _same(row, settings):
-    return row["settings"] == settings.as_dict()
+    return Settings.from_dict(row["settings"]) == settings
 
 
 def _read(log):

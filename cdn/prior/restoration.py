@@ -29,7 +29,9 @@ class Restoration(NamedTuple):
 def constrained(residual, operator, measured):
     """Return the residual toward images that are likely and agree with measurements.
 
-    ``d(y) = (I - A^+ A) f(y) + A^+ m - A^+ A y``, with ``|d| / sqrt(C H W)`` as the noise level.
+    ``d(y) = (I - A^+ A) f(y) + A^+ (m - A y)``. The noise level is ``|d| / sqrt(C H W)``, as in the paper, but at most what the
+    measured part of y shows by itself, ``|A^+ (m - A y)| / sqrt(rank A)``: a network that takes its own errors for noise
+    cannot drive the level up, and the ascent ends.
 
     Args:
         residual: of the prior, as :mod:`cdn.prior.residual` describes.
@@ -40,9 +42,10 @@ def constrained(residual, operator, measured):
 
     def step(y, sigma=None):
         f, _ = residual(y, sigma)
-        # One projection serves both terms: f - A^+A f - A^+A y = f - A^+A (f + y).
-        d = f + target - operator.project(y + f)
-        return d, root_mean_square(d)
+        error = target - operator.project(y)
+        d = f - operator.project(f) + error
+        shown = (error.square().flatten(1).sum(1) / operator.size).sqrt()
+        return d, torch.minimum(root_mean_square(d), shown)
 
     return step
 
