@@ -5,8 +5,8 @@
 
 After figure 1 of Thiry & Guth (arXiv 2410.03505): modeling all of the image (generative) has a larger bias b and a
 smaller variance v than modeling the class alone (discriminative), so it is better up to
-n* = (v_d - v_g) / (b_g - b_d) images and worse beyond. The constants are free parameters: those used by default are made
-up, and show the shape only. The measured counterpart is python -m cdn.experiments.learning_curves.
+n* = (v_d - v_g) / (b_g - b_d) images and worse beyond. The constants are free parameters: those used by default are
+made up, and show the shape only. The measured counterpart is python -m cdn.experiments.learning_curves.
 """
 import argparse
 import time

@@ -3,8 +3,8 @@
     python -m cdn.experiments.learning_curves --data digits --sizes 100 300 1437 --seeds 0 1 --steps 500
     python -m cdn.experiments.learning_curves --data cifar10 --data-dir data --sizes 500 5000 50000 --steps 3000 --fused
 
-Trains joint, classification-only and denoising-only models, all for the same number of steps, on the first images of one
-random order per seed, so that a smaller training set is part of a larger one. Fits the form b + v/n of
+Trains joint, classification-only and denoising-only models, all for the same number of steps, on the first images of
+one random order per seed, so that a smaller training set is part of a larger one. Fits the form b + v/n of
 python -m cdn.experiments.bounds to each curve and states where the fits cross. Every other option is one of
 python -m cdn.train, and holds for all models.
 

@@ -3,9 +3,10 @@
     python -m cdn.experiments.restoration runs/cifar10 --precision bf16
     python -m cdn.experiments.restoration runs/digits --problems inpainting deblurring --limit 100 --samples 8
 
-Samples by algorithm 2 of Kadkhodaie & Simoncelli (arXiv 2007.13640) solve five problems with one network that was trained
-for none of them. Beside PSNR and SSIM of one sample and of the mean of several stand those of the pseudo-inverse, the
-shortest image with the same measurements, and of the one closest to mid-grey. Writes report.json and picture.png.
+Samples by algorithm 2 of Kadkhodaie & Simoncelli (arXiv 2007.13640) solve five problems with one network that was
+trained for none of them. Beside PSNR and SSIM of one sample and of the mean of several stand those of the
+pseudo-inverse, the shortest image with the same measurements, and of the one closest to mid-grey. Writes report.json
+and picture.png.
 """
 import time
 from itertools import count
@@ -151,7 +152,7 @@ def _parser():
     parser.add_argument("--step", metavar="H", type=fraction, default=0.1,
                         help="share of the way that the first step takes (default: %(default)s)")
     parser.add_argument("--beta", metavar="B", type=fraction, default=0.05,
-                        help="1: no noise on the way; the smaller, the more steps and the better (default: %(default)s)")
+                        help="1: no noise on the way; the smaller, the slower and the better (default: %(default)s)")
     parser.add_argument("--stop", metavar="SIGMA", type=positive_float, default=0.01,
                         help="noise level to end at, in units of images in [0, 1] (default: %(default)s)")
     parser.add_argument("--max-steps", metavar="N", type=positive_int, default=1000,

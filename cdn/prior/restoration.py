@@ -1,8 +1,8 @@
 """Images restored from linear measurements: sampling from the prior in a denoiser, held to what was measured.
 
 After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior implicit in a denoiser", 2021
-(arXiv 2007.13640), algorithm 2. They write it for measurements ``x_c = M^T x`` by orthonormal columns M. ``M M^T`` is then
-``A^+ A`` and ``M x_c`` is ``A^+ m`` of any A whose rows span the same space, so that A need not be orthonormal.
+(arXiv 2007.13640), algorithm 2. They write it for measurements ``x_c = M^T x`` by orthonormal columns M. ``M M^T`` is
+then ``A^+ A`` and ``M x_c`` is ``A^+ m`` of any A whose rows span the same space, so that A need not be orthonormal.
 """
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class Restoration(NamedTuple):
 def constrained(residual, operator, measured):
     """Return the residual toward images that are likely and agree with measurements.
 
-    ``d(y) = (I - A^+ A) f(y) + A^+ (m - A y)``. The noise level is ``|d| / sqrt(C H W)``, as in the paper, but at most what the
-    measured part of y shows by itself, ``|A^+ (m - A y)| / sqrt(rank A)``: a network that takes its own errors for noise
-    cannot drive the level up, and the ascent ends.
+    ``d(y) = (I - A^+ A) f(y) + A^+ (m - A y)``. The noise level is ``|d| / sqrt(C H W)``, as in the paper, but at
+    most what the measured part of y shows by itself, ``|A^+ (m - A y)| / sqrt(rank A)``: a network that takes its own
+    errors for noise cannot drive the level up, and the ascent ends.
 
     Args:
         residual: of the prior, as :mod:`cdn.prior.residual` describes.
@@ -72,9 +72,9 @@ def restore(residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.
     Raises:
         ValueError: a parameter out of range, or measurements that the operator does not take.
 
-    Limitations: no exact sample of the posterior. Above the last noise levels the prior sees the measured part with noise
-    that the measurements do not have; the slower the ascent (small step and beta), the more of that is forgotten.
-    Measurements with noise of their own are taken at their word.
+    Limitations: no exact sample of the posterior. Above the last noise levels the prior sees the measured part with
+    noise that the measurements do not have; the slower the ascent (small step and beta), the more of that is
+    forgotten. Measurements with noise of their own are taken at their word.
     """
     toward = constrained(residual, operator, measured)
     grey = operator.grey(measured)

@@ -1,4 +1,4 @@
-"""The module that other libraries call as D(y, sigma)."""
+"""The module that other libraries call as D(x, sigma)."""
 import pytest
 import torch
 
@@ -20,7 +20,7 @@ def test_it_denoises_for_every_form_of_sigma(model):
     assert expected.shape == y.shape and not torch.equal(expected, y)
     for sigma in (0.2, torch.tensor(0.2), torch.tensor([0.2]), torch.full((3,), 0.2), torch.full((3, 1, 1, 1), 0.2)):
         torch.testing.assert_close(denoiser(y, sigma), expected)
-    torch.testing.assert_close(denoiser(y, sigma=0.2, unknown=1), expected)
+    torch.testing.assert_close(denoiser(x=y, sigma=0.2, unknown=1), expected)
     with pytest.raises(ValueError, match=r"one value per image, \[3\]"):
         denoiser(y, torch.full((2,), 0.2))
 

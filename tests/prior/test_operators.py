@@ -95,7 +95,7 @@ def test_deblurring_blurs_by_a_gaussian():
 
 
 def test_random_vectors_meet_an_image_as_noise_would():
-    """Every vector takes about its share 1/d of the energy, also of a smooth image: none is blind to it, none sees it."""
+    """Every vector takes about its share 1/d of the energy also of a smooth image: none is blind to it, none sees it."""
     smooth = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
     m = CompressiveSensing((3, 32, 32), 1.0).forward(smooth)[0]
     share = m.square() / m.square().mean()
@@ -127,7 +127,8 @@ def test_what_inference_mode_computed_serves_elsewhere():
     (lambda: MissingPixels((1, 8, 8), 0.001), "keep at least one of 64 values, got 0.001"),
     (lambda: CompressiveSensing((1, 8, 8), 0.0), r"ratio must be in \(0, 1\]"),
     (lambda: SuperResolution((1, 8, 8), 3), "factor must be at least 1 and divide the sides of images of 8 x 8, got 3"),
-    (lambda: SuperResolution((1, 8, 8), 16), "factor must be"), (lambda: SuperResolution((1, 8, 8), 0), "factor must be"),
+    (lambda: SuperResolution((1, 8, 8), 16), "factor must be"),
+    (lambda: SuperResolution((1, 8, 8), 0), "factor must be"),
     (lambda: Deblurring((1, 8, 8), 0.0), "blur must be a deviation above 0 pixels, got 0.0"),
     (lambda: Deblurring((1, 8, 8), 1.0, cutoff=2.0), r"cutoff must be in \(0, 1\], got 2.0"),
     (lambda: Inpainting((1, 8, 8), 2).forward(torch.rand(1, 3, 8, 8)), r"\[B, 1, 8, 8\] .* got \[1, 3, 8, 8\]")])
