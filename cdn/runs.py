@@ -8,6 +8,7 @@ from cdn_kernels import NoiseLevels
 
 from .data import Dataset, load_dataset
 from .errors import CDNError, CheckpointError
+from .model import DirectDenoiser, GradResNet
 from .store import load_run
 
 
@@ -28,6 +29,20 @@ class Run:
     config: dict
     dataset: Dataset
     levels: NoiseLevels
+
+    @property
+    def has_density(self):
+        """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
+        return isinstance(self.model, GradResNet) and self._objective != "classification"
+
+    @property
+    def has_classes(self):
+        """Whether the model was trained to classify."""
+        return not isinstance(self.model, DirectDenoiser) and self._objective != "denoising"
+
+    @property
+    def _objective(self):
+        return self.config["training"].get("objective")
 
 
 def open_run(path, device="cpu", data_dir=None):

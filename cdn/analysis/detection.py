@@ -64,7 +64,8 @@ def gather(model, y, *, density=True, classes=True, batch_size=256):
         ValueError: density=True for a model that is no density.
     """
     log_density, score_norm, confidence = [], [], []
-    for part in y.split(batch_size):
+    # The layout that convolutions are fastest in.
+    for part in y.contiguous(memory_format=torch.channels_last).split(batch_size):
         with torch.no_grad():
             logits = model(part).double()
         confidence.append(logits.softmax(1).amax(1))
@@ -90,7 +91,8 @@ def rate(evidence, reference):
           well have a higher density than any image of the training (Nalisnick et al., "Detecting out-of-distribution
           inputs to deep generative models using typicality", 2019, for sets of one image).
         * "score norm": ``-|grad_y log p(y)|``, the approximate mass of Grathwohl et al. ("Your classifier is secretly
-          an energy based model", 2020).
+          an energy based model", 2020). A blind network may well take an outlier for an image with more noise, whose
+          score is smaller: it then prefers outliers.
         * "max softmax": ``max_c p(c | y)`` (Hendrycks & Gimpel, "A baseline for detecting misclassified and
           out-of-distribution examples", 2017).
     """

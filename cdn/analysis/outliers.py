@@ -6,7 +6,7 @@ import torch
 from cdn.errors import DataError
 from cdn.evaluation.files import read_image
 
-BLOCKS = 4  # to a side
+BLOCKS = 4  # to a side, where an image has as many pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -18,8 +18,8 @@ def synthetic_outliers(images, seed=0):
         seed: of what is drawn at random.
 
     Returns:
-        A dict from names to images [N, C, H, W] in [0, 1], on the device of the images. All are rounded to 8 bits as real
-        images are, so that no detector can go by that.
+        A dict from names to images [N, C, H, W] in [0, 1], on the device of the images. All are rounded to 8 bits as
+        real images are, so that no detector can go by that.
 
         "mirrored" is a control: photographs remain photographs, so that nothing should tell them apart.
     """
@@ -34,7 +34,7 @@ def synthetic_outliers(images, seed=0):
         "quarter turn": images.rot90(1, (2, 3)) if images.shape[2] == images.shape[3] else images.flip((2, 3)),
         "upside down": images.flip(2),
         "mirrored": images.flip(3),
-        "shuffled blocks": shuffle_blocks(images, BLOCKS, generator),
+        "shuffled blocks": shuffle_blocks(images, min(BLOCKS, *images.shape[2:]), generator),
         "shuffled pixels": _shuffle(images.flatten(2), generator).view_as(images),
     }
     return {name: value.to(images.device).clamp(0, 1).mul(255).round().div(255) for name, value in sets.items()}

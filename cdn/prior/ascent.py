@@ -20,7 +20,8 @@ class Ascent(NamedTuple):
     Attributes:
         images: [B, C, H, W] at the last noise level, not clipped.
         levels: noise level of every image before every step, and at last [steps + 1, B].
-        finished: bool [B], whether the level has fallen to ``stop``.
+        finished: bool [B], whether the level has fallen to ``stop``. Where a network denoises badly the level may
+            stall or grow without end: a greater ``beta`` helps.
     """
 
     images: torch.Tensor
@@ -28,12 +29,12 @@ class Ascent(NamedTuple):
     finished: torch.Tensor
 
 
-def ascend(residual, start, noise, *, step=0.01, beta=0.1, stop=0.01, limit=2000, progress=False):
+def ascend(residual, start, noise, *, step=0.01, beta=0.2, stop=0.01, limit=2000, progress=False):
     """Climb from noise to images, coarse structure first.
 
-    Step t = 0, 1, ... takes the share ``h_t = step (t + 1) / (1 + step t)`` of the residual f and adds noise of variance
-    ``((1 - beta h_t)^2 - (1 - h_t)^2) sigma_t^2``, so that the level falls by the factor ``1 - beta h_t``. Each image
-    goes on until its own level is at most ``stop``, and then rests.
+    Step t = 0, 1, ... takes the share ``h_t = step (t + 1) / (1 + step t)`` of the residual f and adds noise of
+    variance ``((1 - beta h_t)^2 - (1 - h_t)^2) sigma_t^2``, so that the level falls by the factor ``1 - beta h_t``.
+    Each image goes on until its own level is at most ``stop``, and then rests.
 
     Args:
         residual: a callable ``y -> (f, sigma [B])``: :func:`cdn.prior.residual.blind_residual`, or one that keeps to
@@ -66,7 +67,7 @@ def ascend(residual, start, noise, *, step=0.01, beta=0.1, stop=0.01, limit=2000
             levels.append(sigma)
             active = sigma > stop
             if t == limit or not active.any():
-                return Ascent(y, torch.stack(levels), ~active)
+                return Ascent(y, torch.stack(levels), sigma <= stop)
             h = step * (t + 1) / (1 + step * t)
             gamma = sigma * ((1 - beta * h) ** 2 - (1 - h) ** 2) ** 0.5
             y = torch.where(ops.expand(active, y), advance(y, f, h, gamma, key_of_step(noise, t)), y)

@@ -41,7 +41,8 @@ def langevin(residual, start, levels, noise, *, step=0.1, repeats=20, progress=F
         start: images [B, C, H, W], at the noise of the first level.
         levels: noise levels, falling, such as :func:`noise_ladder`.
         noise: a :class:`cdn.Noise` key; step t of the walk takes the offset t + 1 above its own.
-        step: in (0, 1]; the walk is exact for small steps: a level's variance comes out by up to 1 / (1 - step / 2) large.
+        step: in (0, 1]; the walk is exact for small steps, and makes the variance of a level up to 1 / (1 - step / 2)
+            times too large.
         repeats: steps at each level.
         progress: show a progress bar on stderr.
 

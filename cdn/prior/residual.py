@@ -6,7 +6,7 @@ the network is blind. Any such callable can be sampled from; :func:`blind_residu
 """
 import torch
 
-from cdn_kernels import Noise
+from cdn_kernels import Noise, sample_noise, standard_normal
 from cdn_kernels import reference as ops
 
 from ..density import score, sigma_from_score
@@ -15,7 +15,7 @@ from ..model import DirectDenoiser
 LEVELS = ("residual", "calibrated")
 
 
-def blind_residual(model, label=None, *, level="residual"):
+def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
     """Return the residual of a trained model, which is blind: it ignores the noise level that it is told.
 
     ``f(y) = sigma(y)^2 s(y)`` with the noise level sigma(y) that the calibration of the model reads from its own score
@@ -24,8 +24,11 @@ def blind_residual(model, label=None, *, level="residual"):
     Args:
         model: a model of log-densities, or a :class:`cdn.DirectDenoiser`, whose output is -f(y).
         label: None, one class, or one per image [B]: the score given the class.
+        guidance: how many times to take the difference that the class makes to the score: 1 samples from the class,
+            more exaggerates it (Dhariwal & Nichol 2021) and doubles the cost.
         level: which estimate of the noise level to return with f: "residual", its root mean square ``|f(y)| / sqrt(d)``
-            (Kadkhodaie & Simoncelli 2021), which misses what the denoiser cannot remove; or "calibrated", sigma(y).
+            (Kadkhodaie & Simoncelli 2021), which misses what the denoiser cannot remove, but at most sigma(y), which
+            it may exceed at levels beyond those of the training; or "calibrated", sigma(y).
 
     Raises:
         ValueError: an unknown level; a direct denoiser with a label or with level="calibrated"; at the first call, a
@@ -37,13 +40,15 @@ def blind_residual(model, label=None, *, level="residual"):
         if label is not None or level == "calibrated":
             raise ValueError("blind_residual: a direct denoiser has no classes and no calibration, expected label=None "
                              f"and level='residual', got label={label!r} and level={level!r}")
-        return lambda y, sigma=None: _with_its_size(-_undifferentiated(model, y))
+        return lambda y, sigma=None: _direct_residual(model, y)
 
     def residual(y, sigma=None):
         s = score(model, y, label)
+        if label is not None and guidance != 1:
+            s = torch.lerp(score(model, y), s, guidance)
         estimate = sigma_from_score(model, s)
         f = ops.expand(estimate.square(), s) * s
-        return (f, estimate) if level == "calibrated" else _with_its_size(f)
+        return f, estimate if level == "calibrated" else torch.minimum(root_mean_square(f), estimate)
 
     return residual
 
@@ -53,7 +58,7 @@ def root_mean_square(images):
     return images.square().flatten(1).mean(1).sqrt()
 
 
-def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device=None):
+def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device="cpu"):
     """Return where samplers start: white noise of deviation sigma about a grey image.
 
     Args:
@@ -61,9 +66,10 @@ def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device=None):
         noise: a :class:`cdn.Noise` key.
         sigma: deviation, in units of images in [0, 1].
         mean: a number, or what broadcasts with the shape.
-        device: of the result, float32.
+        device: of the result, float32, in the layout that convolutions are fastest in.
     """
-    return mean + sigma * ops.standard_normal(shape, noise, device=device)
+    z = standard_normal(shape, noise, device=device, memory_format=torch.channels_last)
+    return mean + sigma * z
 
 
 def advance(y, f, step, gamma, noise):
@@ -75,8 +81,7 @@ def advance(y, f, step, gamma, noise):
         gamma: deviation of the fresh noise z per image [B].
         noise: the :class:`cdn.Noise` key of z.
     """
-    z = ops.standard_normal(y.shape, noise, y.dtype, y.device)
-    return y + step * f + ops.expand(gamma, y) * z
+    return sample_noise(y + step * f, gamma, noise)[0]
 
 
 def key_of_step(noise, t):
@@ -84,10 +89,7 @@ def key_of_step(noise, t):
     return Noise(noise.seed, noise.offset + 1 + t)
 
 
-def _with_its_size(f):
-    return f, root_mean_square(f)
-
-
-def _undifferentiated(model, y):
+def _direct_residual(model, y):
     with torch.no_grad():
-        return model(y)
+        f = -model(y)
+    return f, root_mean_square(f)

@@ -34,11 +34,11 @@ def test_without_noise_it_is_the_probability_flow():
     """beta = 1: a value of variance v goes from y_0 to y_0 sqrt((v + stop^2) / (v + 1)), for small steps."""
     residual, free = subspace(variance=0.3)
     y = start(8)
-    out = ascend(residual, y, NOISE, step=1e-4, beta=1.0, stop=0.05)
+    out = ascend(residual, y, NOISE, step=5e-4, beta=1.0, stop=0.05)
     assert out.finished.all()
     last = out.levels[-1].square()
     factor = ((0.3 + last) / (0.3 + out.levels[0].square())).sqrt()
-    torch.testing.assert_close(out.images[:, free], factor[:, None] * y[:, free], rtol=0.01, atol=0)
+    torch.testing.assert_close(out.images[:, free], factor[:, None] * y[:, free], rtol=0.02, atol=0)
 
 
 def test_a_prior_of_one_image_is_reached():
@@ -61,17 +61,17 @@ def test_the_level_falls_by_one_minus_beta_h(beta):
 
 def test_samples_have_the_variance_of_the_recursion():
     """The variance of a free value follows v' = (1 - h a)^2 v + gamma^2, a = sigma^2 / (v_prior + sigma^2)."""
-    residual, free = subspace(variance=0.3)
-    out = ascend(residual, start(2000), NOISE, step=0.05, beta=0.3, stop=0.02)
+    residual, free = subspace(side=12, variance=0.3)
+    out = ascend(residual, start(1500, 12), NOISE, step=0.1, beta=0.3, stop=0.02)
     variance, sigma = 1.0, 1.0
     for t in range(len(out.levels) - 1):
-        h = 0.05 * (t + 1) / (1 + 0.05 * t)
+        h = 0.1 * (t + 1) / (1 + 0.1 * t)
         gamma_square = ((1 - 0.3 * h) ** 2 - (1 - h) ** 2) * sigma**2
         variance = (1 - h * sigma**2 / (0.3 + sigma**2)) ** 2 * variance + gamma_square
         sigma *= 1 - 0.3 * h
     values = out.images[:, free]
-    # 8000 values: a standard error of 1.6 % of the variance.
-    assert float(values.var()) == pytest.approx(variance, rel=0.06)
+    # 6000 values: a standard error of 1.8 % of the variance.
+    assert float(values.var()) == pytest.approx(variance, rel=0.07)
     assert abs(float(values.mean())) < 5 * math.sqrt(variance / values.numel())
 
 
