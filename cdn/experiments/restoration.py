@@ -21,7 +21,7 @@ from ..errors import CDNError
 from ..evaluation.evaluate import evaluating
 from ..evaluation.grid import draw_grid
 from ..evaluation.metrics import psnr, ssim
-from ..model import ResNet
+from ..model import DirectDenoiser
 from ..prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
 from ..prior.residual import blind_residual
 from ..prior.restoration import restore
@@ -34,6 +34,7 @@ PROBLEMS = {
     "deblurring": lambda shape, args: Deblurring(shape, args.blur),
     "compressive-sensing": lambda shape, args: CompressiveSensing(shape, args.ratio, args.seed),
 }
+SHORT = {"missing-pixels": "pixels", "super-resolution": "super-res.", "compressive-sensing": "compressive"}
 SHOWN = 3  # images in the picture
 
 
@@ -103,7 +104,7 @@ def _row(problem, result):
 def _picture(x, tiles, samples):
     """Draw a row per problem and a group per image; tiles carry their PSNR in dB."""
     titles = {"measured": "measured", "pseudo-inverse": "pseudo-\ninverse", "sample": "one\nsample",
-              "mean": f"mean of\n{samples}"}
+              "mean": f"mean\nof {samples}"}
     groups = []
     for i, clean in enumerate(x):
         group = [("clean", clean.expand(len(tiles), *clean.shape), ())]
@@ -112,7 +113,7 @@ def _picture(x, tiles, samples):
             values = psnr(column, clean.expand_as(column)).tolist()
             group.append((title, column, [f"{value:.1f}" for value in values] if name != "measured" else ()))
         groups.append(group)
-    return draw_grid(groups, [problem.partition("-")[0] for problem in tiles])
+    return draw_grid(groups, [SHORT.get(problem, problem) for problem in tiles])
 
 
 def _operator(problem, shape, args):
@@ -125,11 +126,8 @@ def _operator(problem, shape, args):
 def _check(experiment):
     """Refuse runs without a denoiser and options out of range before any time is spent."""
     args = experiment.args
-    if isinstance(experiment.model, ResNet):
-        raise CDNError(f"{args.run}: a ResNet only classifies, expected a run whose model denoises")
-    if experiment.run.config["training"].get("objective") == "classification":
-        raise CDNError(f"{args.run}: was trained on classification only, so its input gradient is no denoiser; "
-                       "expected a run of --objective joint or denoising")
+    if not experiment.run.has_density and not isinstance(experiment.model, DirectDenoiser):
+        raise CDNError(f"{args.run}: expected a run that was trained to denoise, got a plain classifier")
     for name in ("step", "beta"):
         if getattr(args, name) == 0:
             raise CDNError(f"--{name}: expected a number in (0, 1], got 0")
@@ -151,7 +149,7 @@ def _parser():
                         help="deblurring: deviation of the Gaussian (default: %(default)s)")
     parser.add_argument("--step", metavar="H", type=fraction, default=0.1,
                         help="share of the way that the first step takes (default: %(default)s)")
-    parser.add_argument("--beta", metavar="B", type=fraction, default=0.05,
+    parser.add_argument("--beta", metavar="B", type=fraction, default=0.1,
                         help="1: no noise on the way; the smaller, the slower and the better (default: %(default)s)")
     parser.add_argument("--stop", metavar="SIGMA", type=positive_float, default=0.01,
                         help="noise level to end at, in units of images in [0, 1] (default: %(default)s)")

@@ -50,7 +50,7 @@ def constrained(residual, operator, measured):
     return step
 
 
-def restore(residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.05, stop=0.01, limit=1000,
+def restore(residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.1, stop=0.01, limit=1000,
             progress=False):
     """Sample images that the prior finds likely among those with the given noiseless measurements.
 
