@@ -57,6 +57,8 @@ def make_parser():
     option(data, "data_dir", "folder of the data set", metavar="DIR")
     data.add_argument("--download", action="store_true", help="fetch and check the official CIFAR-10 archive")
     option(data, "image_size", "side of the squares that image folders are resized to", type=positive_int)
+    option(data, "train_images", "train on so many images only, chosen at random, the classes in proportion",
+           type=positive_int)
     option(data, "batch_size", "images per step", type=positive_int)
     option(data, "crop_padding", "random translation by up to this many pixels", type=whole_number)
     option(data, "crop_size", "train on random crops of this side", type=positive_int)

@@ -2,8 +2,9 @@
 
 from cdn.data.augment import augment
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
-from cdn.data.sampler import batch_indices, steps_per_epoch
+from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
+from cdn.data.split import Subset
 from cdn.data.statistics import channel_mean
 
-__all__ = ["DATASETS", "Dataset", "ImageSplit", "augment", "batch_indices", "channel_mean", "load_dataset",
-           "steps_per_epoch"]
+__all__ = ["DATASETS", "Dataset", "ImageSplit", "Subset", "augment", "balanced_indices", "batch_indices",
+           "channel_mean", "load_dataset", "steps_per_epoch"]

@@ -38,6 +38,33 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     return _permutation(size, seed, epoch)[start:start + batch_size].clone()
 
 
+def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose images at random that hold the classes in the proportions of all.
+
+    A smaller choice of the same seed is the beginning of a larger one.
+
+    Args:
+        labels: int64 [N].
+        count: how many to choose; each class gets its share to within one image.
+        seed: of the choice.
+
+    Returns:
+        int64 [count], distinct.
+
+    Raises:
+        DataError: `count` is not in 1..N.
+    """
+    if not 1 <= count <= len(labels):
+        raise DataError(f"train_images: expected 1..{len(labels)} (the number of training images), got {count}")
+    order = torch.randperm(len(labels), generator=keyed_generator("subset", seed, 0))
+    # The k-th of the n images of a class stands at (k + 1/2) / n, so that the classes take turns.
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return order[place[order].argsort(stable=True)][:count]
+
+
 @lru_cache(maxsize=1)
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=keyed_generator("order", seed, epoch))

@@ -47,10 +47,7 @@ class ImageSplit(ABC):
         Raises:
             DataError: indices of another type or out of range, or an image that cannot be decoded.
         """
-        if indices.dtype != torch.int64 or indices.ndim != 1:
-            raise DataError(f"indices: expected int64 [B], got {_describe(indices)}")
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise DataError(f"indices: expected 0..{len(self) - 1}, got {indices.min()}..{indices.max()}")
+        _check_indices(indices, len(self))
         return self._read(indices), self.labels[indices]
 
     @abstractmethod
@@ -80,6 +77,33 @@ class MemorySplit(ImageSplit):
 
     def _read(self, indices: Tensor) -> Tensor:
         return self.images[indices]
+
+
+class Subset(ImageSplit):
+    """Show some of the images of another split.
+
+    Args:
+        split: the other split.
+        indices: int64 [N], of the images in the order they are to have here.
+
+    Raises:
+        DataError: indices of another type or out of range, or none.
+    """
+
+    def __init__(self, split: ImageSplit, indices: Tensor) -> None:
+        _check_indices(indices, len(split))
+        super().__init__(split.labels[indices], split.shape, split.exact[indices])
+        self.split, self.indices = split, indices
+
+    def _read(self, indices: Tensor) -> Tensor:
+        return self.split._read(self.indices[indices])
+
+
+def _check_indices(indices: Tensor, size: int) -> None:
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise DataError(f"indices: expected int64 [B], got {_describe(indices)}")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < size:
+        raise DataError(f"indices: expected 0..{size - 1}, got {indices.min()}..{indices.max()}")
 
 
 def _describe(tensor: Tensor) -> str:

@@ -66,10 +66,7 @@ class Experiment:
         self.run = open_run(args.run, self.device, args.data_dir)
         self.model = self.run.model
         self.out = args.out or args.run / args.experiment
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CDNError(f"--out: {self.out} cannot be made a folder: {error.strerror}") from None
+        make_folder(self.out)
 
     def open(self, path):
         """Open a further run, to be measured on the test images of the first.
@@ -116,14 +113,40 @@ class Experiment:
         Args:
             results: a dict of what JSON can hold; numbers that are not finite become null.
         """
-        report = dict(
-            experiment=self.args.experiment, command=shlex.join(["python", "-m", *_command()]), options=vars(self.args),
-            model=self.run.config["model"], data=self.run.dataset.name, machine=machine.describe(self.device.type),
-            date=datetime.date.today().isoformat(), seconds=round(time.perf_counter() - self.start, 1),
-            results=finite(results))
-        # Options may hold paths, one or many.
-        write_atomically(self.out / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
-        print(f"wrote {self.out / REPORT}")
+        write_report(self.out, self.args, results, self.start, self.device.type, model=self.run.config["model"],
+                     data=self.run.dataset.name)
+
+
+def write_report(folder, args, results, start, device="cpu", **about):
+    """Write ``report.json`` into a folder: results, and all it takes to repeat them.
+
+    Args:
+        folder: an existing folder.
+        args: parsed options, with the name of the experiment in ``experiment``.
+        results: a dict of what JSON can hold; numbers that are not finite become null.
+        start: ``time.perf_counter()`` when the experiment began.
+        device: the type of the device it ran on.
+        about: what else the report is to say, between the options and the machine.
+    """
+    report = dict(
+        experiment=args.experiment, command=shlex.join(["python", "-m", *_command()]), options=vars(args), **about,
+        machine=machine.describe(device), date=datetime.date.today().isoformat(),
+        seconds=round(time.perf_counter() - start, 1), results=finite(results))
+    # Options may hold paths, one or many.
+    write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
+    print(f"wrote {folder / REPORT}")
+
+
+def make_folder(path):
+    """Make the output folder of an experiment.
+
+    Raises:
+        CDNError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
 
 
 def text_table(header, rows):

@@ -2,6 +2,7 @@
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 import cdn_kernels
 from cdn_kernels import Noise
 
-from ..data import load_dataset, steps_per_epoch
+from ..data import Subset, balanced_indices, load_dataset, steps_per_epoch
 from ..density import calibrate
 from ..errors import CDNError, CheckpointError, DataError, DivergedError
 from ..evaluation import curves_picture, denoising_picture, evaluate
@@ -46,6 +47,9 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     """
     run = Path(run)
     dataset = load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
+    if settings.train_images is not None:
+        chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
+        dataset = replace(dataset, train=Subset(dataset.train, chosen))
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
     steps = settings.steps or settings.epochs * per_epoch
     trainer = Trainer(settings, dataset, steps, device)

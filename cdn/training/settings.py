@@ -38,6 +38,7 @@ class Settings:
     data: str = "digits"
     data_dir: str | None = None
     image_size: int | None = None
+    train_images: int | None = None
     model: str | None = None
     width: int | None = None
     stem: str = "cifar"

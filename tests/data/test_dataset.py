@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from cdn.data import DATASETS, Dataset, ImageSplit, load_dataset
+from cdn.data import DATASETS, Dataset, ImageSplit, Subset, load_dataset
 from cdn.data.dataset import MemorySplit
 from cdn.errors import DataError
 
@@ -47,6 +47,20 @@ def test_a_split_checks_what_it_is_given(arguments, message):
 def test_indices_must_be_in_range(indices):
     with pytest.raises(DataError, match="indices: expected"):
         MemorySplit(IMAGES, LABELS).load(indices)
+
+
+def test_a_subset_shows_some_images_in_its_own_order():
+    split = MemorySplit(IMAGES, LABELS, torch.tensor([True, False, True, True]))
+    subset = Subset(split, torch.tensor([3, 1]))
+    images, labels = subset.load(torch.tensor([1, 0, 1]))
+    assert torch.equal(images, IMAGES[[1, 3, 1]]) and labels.tolist() == [1, 1, 1]
+    assert len(subset) == 2 and subset.shape == split.shape and subset.exact.tolist() == [True, False]
+    with pytest.raises(DataError, match=r"indices: expected 0\.\.1, got 2\.\.2"):
+        subset.load(torch.tensor([2]))
+    with pytest.raises(DataError, match=r"indices: expected 0\.\.3, got 0\.\.4"):
+        Subset(split, torch.tensor([0, 4]))
+    with pytest.raises(DataError, match="at least one image"):
+        Subset(split, torch.tensor([], dtype=torch.int64))
 
 
 def test_a_dataset_checks_labels_and_shapes():

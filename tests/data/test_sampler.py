@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cdn.data.sampler import batch_indices, steps_per_epoch
+from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
 from cdn.errors import DataError
 
 
@@ -58,3 +58,27 @@ def test_a_batch_must_fit(batch_size):
 def test_step_and_seed_are_not_negative(step, seed):
     with pytest.raises(DataError, match="at least 0"):
         batch_indices(10, 2, step, seed)
+
+
+LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 33, 99, 100])
+def test_a_choice_holds_the_classes_in_proportion(count):
+    chosen = balanced_indices(LABELS, count, 3)
+    assert chosen.dtype == torch.int64 and len(chosen) == count == len(chosen.unique())
+    shares = LABELS[chosen].bincount(minlength=3) - count * LABELS.bincount() / 100
+    assert float(shares.abs().max()) <= 1
+
+
+def test_a_smaller_choice_is_the_beginning_of_a_larger_one():
+    large = balanced_indices(LABELS, 60, 3)
+    assert torch.equal(balanced_indices(LABELS, 25, 3), large[:25])
+    assert not torch.equal(balanced_indices(LABELS, 60, 4), large)
+    assert not torch.equal(large.sort().values, torch.arange(60))
+
+
+@pytest.mark.parametrize("count", [0, 101])
+def test_a_choice_has_at_most_all_images(count):
+    with pytest.raises(DataError, match=rf"train_images: expected 1\.\.100 .* got {count}"):
+        balanced_indices(LABELS, count, 0)

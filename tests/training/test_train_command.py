@@ -8,6 +8,7 @@ from cdn import train as command
 from cdn.errors import CDNError, DataError
 from cdn.training.recipe import learning_rate
 from cdn.training.settings import Settings
+from cdn.training.trainer import Trainer
 from cdn_kernels.backends import cpu
 
 TINY = ["--width", "8", "--steps", "8", "--batch-size", "16", "--evaluations", "1", "--device", "cpu"]
@@ -64,6 +65,23 @@ def test_values_out_of_range_are_usage_errors(options, capsys):
 def test_batch_larger_than_the_data(tmp_path):
     with pytest.raises(DataError, match="batch_size"):
         command.main(["--batch-size", "100000", "--steps", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
+
+
+def test_a_run_on_some_images_sees_no_others(tmp_path, monkeypatch):
+    seen = []
+    batch = Trainer.batch
+    monkeypatch.setattr(Trainer, "batch", lambda self, step: seen.append(batch(self, step)) or seen[-1])
+    run("--out", tmp_path / "run", "--train-images", 40, "--crop-padding", 0, "--seed", 3)
+    assert sum(len(x) for x, _ in seen) == 8 * 16
+    # The last 8 of 40 images that make no batch of 16 are others in each of the four epochs.
+    assert 32 < len(torch.cat([x for x, _ in seen]).unique(dim=0)) <= 40
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"]["train_images"] == config["training"]["train_images"] == 40
+
+
+def test_more_images_than_there_are(tmp_path):
+    with pytest.raises(DataError, match=r"train_images: expected 1\.\.1437 .* got 2000"):
+        run("--out", tmp_path / "run", "--train-images", 2000)
 
 
 def test_profile_reports_phases_and_changes_nothing(tmp_path, capsys):
