@@ -89,6 +89,15 @@ def make_parser():
     option(goal, "clean_share", "share of images that are left without noise", type=fraction)
     option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
 
+    jem = parser.add_argument_group("joint energy model (--objective jem)",
+                                    "lengths are those of images in [-1, 1], as in the paper")
+    option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)
+    option(jem, "jem_step_size", "factor of the score in a Langevin step", type=positive_float)
+    option(jem, "jem_noise", "deviation of the noise of a Langevin step", type=nonnegative_float)
+    option(jem, "jem_input_noise", "deviation of the noise that training images get", type=nonnegative_float)
+    option(jem, "jem_buffer", "most chains that are kept; never more than training images", type=positive_int)
+    option(jem, "jem_restart", "probability that a chain starts afresh, from uniform noise", type=fraction)
+
     recipe = parser.add_argument_group("recipe")
     option(recipe, "epochs", "passes over the training images", type=positive_int)
     option(recipe, "steps", "length in steps instead of epochs", type=positive_int)

@@ -2,7 +2,7 @@
 from .evaluate import evaluate, predict
 from .metrics import calibration_error, psnr, reliability, ssim
 from .pictures import denoising_picture
-from .plots import curves_picture, reliability_picture
+from .plots import curves_picture, reliability_comparison, reliability_picture
 
 __all__ = ["calibration_error", "curves_picture", "denoising_picture", "evaluate", "predict", "psnr",
-           "reliability", "reliability_picture", "ssim"]
+           "reliability", "reliability_comparison", "reliability_picture", "ssim"]

@@ -21,7 +21,7 @@ EVALUATION = 1 << 62
 
 
 def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, denoising_limit=None,
-             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, progress=False):
+             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, objective=None, progress=False):
     """Measure accuracy, calibration and denoising of a model.
 
     Args:
@@ -36,6 +36,7 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
         seed: of the noise. The same seed gives the same noise, whatever batch size and device.
         precision: "float32", or "bf16" for a forward under autocast.
         with_ssim: measure SSIM as well.
+        objective: what the model was trained on, as in the settings of a run; None for all that it can do.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -44,7 +45,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
         ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
         if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
         a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
-        :class:`cdn.model.DirectDenoiser`; so are denoising figures on a split without exact images.
+        :class:`cdn.model.DirectDenoiser`; so are figures of a task that the objective leaves out, which would only
+        mislead, and denoising figures on a split without exact images.
 
     Raises:
         CDNError: a limit, batch size or precision out of range.
@@ -54,8 +56,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = not isinstance(model, DirectDenoiser)
-    denoises = not isinstance(model, ResNet) and len(exact) > 0
+    classifies = not isinstance(model, DirectDenoiser) and objective != "denoising"
+    denoises = not isinstance(model, ResNet) and objective != "classification" and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
               disable=not progress) as bar:

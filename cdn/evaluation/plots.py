@@ -77,6 +77,32 @@ def reliability_picture(probabilities, labels, path, bins=15):
     save(figure, path)
 
 
+def reliability_comparison(runs, path):
+    """Plot the reliability of several models into one picture: accuracy against confidence, and each confidence's share.
+
+    Args:
+        runs: a dict from names to :class:`cdn.evaluation.metrics.Reliability`.
+        path: the picture, .png, .pdf or .svg.
+    """
+    figure = Figure(figsize=(5.4, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    for number, (name, data) in enumerate(runs.items()):
+        used, color = (data.count > 0).numpy(), f"C{number}"
+        label = f"{name}: error {data.error():.3f}"
+        above.plot(data.confidence.numpy()[used], data.accuracy.numpy()[used], "o-", color=color, markersize=3.5,
+                   linewidth=1.3, label=label)
+        share = data.count.numpy() / max(int(data.count.sum()), 1)
+        below.stairs(share, np.linspace(0, 1, len(share) + 1), color=color, linewidth=1.3)
+    tidy(above, title="test images, clean: calibration", ylabel="accuracy")
+    above.set(xlim=(0, 1), ylim=(0, 1))
+    above.legend(frameon=False, fontsize=8, loc="upper left")
+    below.set_yscale("log")
+    tidy(below, xlabel="confidence (probability of the class that is named)", ylabel="share of images")
+    figure.align_ylabels()
+    save(figure, path)
+
+
 def _read_rows(path):
     try:
         lines = Path(path).read_text().splitlines()
