@@ -78,7 +78,7 @@ def reliability_picture(probabilities, labels, path, bins=15):
 
 
 def reliability_comparison(runs, path):
-    """Plot the reliability of several models into one picture: accuracy against confidence, and each confidence's share.
+    """Plot the reliability of several models: accuracy against confidence, and how often each confidence occurs.
 
     Args:
         runs: a dict from names to :class:`cdn.evaluation.metrics.Reliability`.

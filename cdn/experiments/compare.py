@@ -20,8 +20,8 @@ from ..evaluation.metrics import Reliability
 from ..evaluation.style import save, tidy
 from ..store import METRICS, load_config, write_atomically
 
-JEM_REMARK = ("A joint energy model (jem) learns the density of almost clean images. Its figures of denoising are those "
-              "of its score at noise levels that it never saw.")
+JEM_REMARK = ("A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "
+              "its score does at noise levels that it never saw.")
 FIGURES = [("classified", "{:,}", "test images classified"), ("denoised", "{:,}", "test images denoised"),
            ("accuracy", "{:.1%}", "accuracy, clean"), ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
            *[(f"accuracy_sigma_{s}", "{:.1%}", f"accuracy, sigma {s}/255") for s in (15, 25, 50)],

@@ -2,10 +2,11 @@
 
     python -m cdn.experiments.photographs RUN --images FOLDER [--tile 256]
 
-White Gaussian noise is added to every image of the folder (PNG, JPEG, WebP or BMP) and taken off again, once with the
-noise level known and once with an estimate of it from the noisy image. Prints PSNR and SSIM per noise level and PSNR
-per photograph, and writes report.json and picture.png: some photographs with their busiest squares at their own
-resolution. Nothing is clipped before it is measured. Photographs are denoised one at a time, whatever --batch-size.
+White Gaussian noise is added to every image of the folder (PNG, JPEG, WebP or BMP; grey if the model is) and taken off
+again, once with the noise level known and once with an estimate of it from the noisy image. Prints PSNR and SSIM per
+noise level and PSNR per photograph, and writes report.json and picture.png: some photographs, with their busiest
+squares at every level. Nothing is clipped before it is measured. Photographs are denoised one at a time, whatever
+--batch-size.
 
 To train on patches of larger pictures, sorted into folders split/class/*:
 
@@ -52,8 +53,8 @@ def main(argv=None):
             height, width = (min(side, args.tile or side) for side in x.shape[2:])
             require_memory(model, height, width, device, advise_tile(args.tile))
             start = time.perf_counter()
-            results = {sigma: denoise_photograph(model, x, sigma / 255, Noise(args.seed, EVALUATION + number), args.tile)
-                       for sigma in SIGMAS}
+            noise = Noise(args.seed, EVALUATION + number)
+            results = {sigma: denoise_photograph(model, x, sigma / 255, noise, args.tile) for sigma in SIGMAS}
             seconds = (time.perf_counter() - start) / len(SIGMAS)
             rows.append(dict(name=path.name, size=list(x.shape[2:]), seconds=seconds,
                              levels={sigma: _measure(result, x) for sigma, result in results.items()}))
@@ -132,7 +133,7 @@ def _busiest(x):
     side = min(CROP, *x.shape[2:])
     step = max(side // 4, 1)
     squares = x.mean(1).unfold(1, side, step).unfold(2, side, step)
-    variance = squares.flatten(3).var(3)[0]
+    variance = squares.flatten(3).var(3, correction=0)[0]
     row, column = divmod(int(variance.argmax()), variance.shape[1])
     return slice(row * step, row * step + side), slice(column * step, column * step + side)
 

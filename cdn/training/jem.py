@@ -90,7 +90,7 @@ class JointEnergy:
         count = min(settings.jem_buffer, images)
         if count < settings.batch_size:
             raise CDNError(f"jem_buffer: a batch of {settings.batch_size} images needs as many chains, got {count}")
-        self.chains = self._fresh(count, shape, keyed_generator("chains", settings.seed, 0)).to(device)
+        self.chains = torch.rand(count, *shape, generator=keyed_generator("chains", settings.seed, 0)).to(device)
 
     def step(self, model, x, labels, step):
         """Move some of the chains, and add the gradient of :func:`contrastive_loss` to ``.grad``.
@@ -120,18 +120,14 @@ class JointEnergy:
         A chain that leaves the finite numbers is returned as it is, for the step to be skipped, and starts afresh.
         """
         settings = self.settings
-        generator = keyed_generator("replay", settings.seed, step)
-        chosen = torch.randperm(len(self.chains), generator=generator)[:count].to(self.chains.device)
-        restart = torch.rand(count, generator=generator) < settings.jem_restart
-        fresh = self._fresh(count, self.chains.shape[1:], generator).to(self.chains.device)
-        y = torch.where(ops.expand(restart.to(fresh.device), fresh), fresh, self.chains[chosen])
+        generator, device = keyed_generator("replay", settings.seed, step), self.chains.device
+        chosen = torch.randperm(len(self.chains), generator=generator)[:count].to(device)
+        restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
+        fresh = torch.rand(count, *self.chains.shape[1:], generator=generator).to(device)
+        y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
         y = langevin(lambda y: ops.logsumexp(model(y)), y, Noise(settings.seed, CHAINS + step * settings.jem_steps),
                      steps=settings.jem_steps, step_size=UNIT**2 * settings.jem_step_size,
                      deviation=UNIT * settings.jem_noise)
         finite = y.isfinite().flatten(1).all(1)
         self.chains[chosen] = torch.where(ops.expand(finite, y), y, fresh)
         return y
-
-    @staticmethod
-    def _fresh(count, shape, generator):
-        return torch.rand(count, *shape, generator=generator)

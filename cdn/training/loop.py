@@ -13,7 +13,7 @@ from cdn_kernels import Noise
 from ..data import load_dataset, steps_per_epoch
 from ..density import calibrate
 from ..errors import CDNError, CheckpointError, DataError, DivergedError
-from ..evaluation import curves_picture, denoising_picture, evaluate
+from ..evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from ..model import GradResNet
 from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
 from .checkpoint import STATE, load_state, save_state
@@ -121,6 +121,8 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         if denoises:
             denoising_picture(trainer.average, dataset.test, run / "denoising.png", classes=dataset.classes,
                               precision=settings.precision)
+        if trainer.jem:
+            chains_picture(trainer.jem.chains, run / "chains.png")
         curves_picture(run / METRICS, run / "curves.png")
         return result
     except (DataError, DivergedError):

@@ -44,7 +44,8 @@ def test_the_report_is_what_the_library_measures(digits_run, folder, tmp_path, c
     y, _ = sample_noise(x, 25 / 255, Noise(3, (1 << 62) + 1))
     found = results["photographs"][1]["levels"]["25"]
     sigma = float(cdn.estimate_sigma(model, y))
-    for name, image in (("noisy", y), ("known", cdn.denoise(model, y, 25 / 255)), ("blind", cdn.denoise(model, y, sigma))):
+    images = dict(noisy=y, known=cdn.denoise(model, y, 25 / 255), blind=cdn.denoise(model, y, sigma))
+    for name, image in images.items():
         assert found[f"psnr_{name}"] == pytest.approx(float(psnr(image, x)), abs=1e-3), name
     assert found["estimated"] == pytest.approx(255 * sigma, rel=1e-4)
     means = [row["levels"]["50"]["psnr_known"] for row in results["photographs"]]

@@ -153,7 +153,7 @@ def test_a_run_says_what_it_is(tmp_path):
     assert last["accuracy"] is not None and last["denoising_loss"] is not None
     assert load(tmp_path / "run").config["head"] == "linear"
     # A picture of a density of clean images at noise that it never saw would be taken for a denoiser's.
-    assert not (tmp_path / "run" / "denoising.png").exists()
+    assert not (tmp_path / "run" / "denoising.png").exists() and (tmp_path / "run" / "chains.png").exists()
 
 
 def test_fused_takes_the_same_steps(tmp_path):
