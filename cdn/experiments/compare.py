@@ -97,7 +97,7 @@ def picture(runs, path):
 def reliabilities(runs):
     """Return the reliability of the runs that classify and were evaluated, by name."""
     found = {run["name"]: run["evaluation"].get("reliability") for run in runs}
-    return {name: Reliability(*(torch.tensor(data[key]) for key in Reliability._fields))
+    return {name: Reliability(*(torch.tensor(data[key], dtype=torch.float64) for key in Reliability._fields))
             for name, data in found.items() if data}
 
 
