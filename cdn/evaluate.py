@@ -32,10 +32,7 @@ def main(argv=None):
     options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
     report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=run.levels, with_ssim=True,
                       objective=objective, progress=sys.stderr.isatty(), **options)
-    count, exact = (min(args.limit or found, found) for found in (len(split), int(split.exact.sum())))
-    report |= dict(classified=None if report["accuracy"] is None else count,
-                   denoised=None if report["denoising_loss"] is None else exact)
-    print(f"{args.run}: {count} test images of {run.dataset.name}")
+    print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
     if report["accuracy"] is not None:
         probabilities, labels = predict(model, split, **options)

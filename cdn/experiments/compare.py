@@ -89,8 +89,9 @@ def picture(runs, path):
         if kind == "train":
             axes.set_yscale("log")  # the first steps are far off and would flatten all others
         tidy(axes, xlabel="step")
-    panels[0].legend(fontsize=7, frameon=False)
-    panels[1].legend(fontsize=7, frameon=False)
+    for axes in panels[:2]:
+        if axes.lines:
+            axes.legend(fontsize=7, frameon=False)
     save(figure, path)
 
 

@@ -60,6 +60,7 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
     assert [cell.strip() == "-" for cell in rows["accuracy, clean"]] == [False, False, True]
     assert [cell.strip() == "-" for cell in rows["PSNR dB, sigma 25/255"]] == [False, True, False]
     assert [cell.strip() for cell in rows["test images classified"]] == ["20", "20", "-"]
+    assert [cell.strip() for cell in rows["test images denoised"]] == ["20", "-", "360"]
     assert [cell.strip() == "-" for cell in rows["SSIM, sigma 25/255"]] == [False, True, True]
     found = compare.reliabilities([compare.read_run(run) for run in runs])
     assert list(found) == ["gradresnet-small", "resnet-small"]
