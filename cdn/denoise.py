@@ -14,8 +14,9 @@ from . import density
 from .cli import pick_device, run_command
 from .errors import CDNError
 from .evaluation.files import check_writable, read_image, write_image
-from .evaluation.memory import require_memory
-from .evaluation.tiles import SMALLEST, in_tiles, split_tiles
+from .evaluation.memory import advise_tile, require_memory
+from .evaluation.photographs import blind_sigma
+from .evaluation.tiles import SMALLEST, in_tiles
 from .model import DirectDenoiser, ResNet
 from .store import load
 
@@ -45,8 +46,7 @@ def main(argv=None):
     _say(note)
     y = y.to(device)
     height, width = (min(side, args.tile or side) for side in y.shape[2:])
-    smaller = min(256, args.tile // 2) if args.tile else 256
-    _say(require_memory(model, height, width, device, f"use --tile {max(smaller, SMALLEST)}"))
+    _say(require_memory(model, height, width, device, advise_tile(args.tile)))
     size = args.tile or max(y.shape[2:])
     with torch.no_grad():
         sigma = _noise_level(model, y, args.sigma, size)
@@ -73,8 +73,7 @@ def _noise_level(model, y, sigma, size):
         _say("this model needs no noise level: --sigma is ignored" if sigma else None)
         return sigma or 0.0
     if sigma is None:
-        tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(*y.shape[2:], size)]
-        sigma = float(torch.stack([density.estimate_sigma(model, tile) for tile in tiles]).median())
+        sigma = blind_sigma(model, y, size)
         print(f"estimated noise level: {sigma:.4f} ({sigma * 255:.1f}/255)")
     return sigma
 
@@ -96,7 +95,8 @@ def _say(sentence):
         print(sentence)
 
 
-def _tile(text):
+def parse_tile(text):
+    """Parse the side of a tile."""
     if not text.isdecimal() or int(text) < SMALLEST:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {SMALLEST}, got {text!r}")
     return int(text)
@@ -118,7 +118,7 @@ def _parser():
                        help="estimate the noise level and print it (default without --sigma)")
     parser.add_argument("--label", metavar="C",
                         help="denoise given this class, a name or a number (default: none)")
-    parser.add_argument("--tile", metavar="N", type=_tile,
+    parser.add_argument("--tile", metavar="N", type=parse_tile,
                         help=f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory "
                              "(default: the image as a whole)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

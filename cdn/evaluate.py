@@ -1,16 +1,14 @@
 """Evaluate a trained run on the test split of its data."""
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
 from .cli import add_runtime_arguments, pick_device, positive_int, run_command
 from .errors import CDNError
-from .evaluation import evaluate, predict, reliability_picture
-from .model import DirectDenoiser
+from .evaluation import evaluate, predict, reliability, reliability_picture
 from .runs import open_run
-from .store import write_atomically
+from .store import finite, write_atomically
 
 SIGMAS = (15, 25, 50)
 DESCRIPTION = """\
@@ -30,21 +28,21 @@ def main(argv=None):
     run = open_run(args.run, pick_device(args.device), args.data_dir)
     if not out.absolute().parent.is_dir():
         raise CDNError(f"{out}: its folder does not exist")
-    model, split = run.model, run.dataset.test
+    model, split, objective = run.model, run.dataset.test, run.config["training"].get("objective")
     options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
     report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=run.levels, with_ssim=True,
-                      progress=sys.stderr.isatty(), **options)
+                      objective=objective, progress=sys.stderr.isatty(), **options)
     print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
-    # JSON knows no infinity and no nan.
-    finite = {key: value for key, value in report.items() if value is not None and math.isfinite(value)}
-    write_atomically(out, (json.dumps(dict.fromkeys(report) | finite, indent=2) + "\n").encode())
-    print(f"wrote {out}")
-    if not isinstance(model, DirectDenoiser):
+    if report["accuracy"] is not None:
         probabilities, labels = predict(model, split, **options)
         picture = out.with_name("reliability.png")
         reliability_picture(probabilities[0], labels, picture)
         print(f"wrote {picture}")
+        report["reliability"] = {key: value.tolist() for key, value in
+                                 reliability(probabilities[0], labels)._asdict().items()}
+    write_atomically(out, (json.dumps(finite(report), indent=2) + "\n").encode())
+    print(f"wrote {out}")
 
 
 def table(report, sigmas=SIGMAS):

@@ -1,5 +1,6 @@
 """What a run leaves on disk, and how it is written so that a crash cannot tear it."""
 import json
+import math
 import os
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def write_atomically(path, data):
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
+
+
+def finite(value):
+    """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_model(path, model, classes=()):

@@ -12,12 +12,14 @@ from .model.gradresnet import NORMS, STEMS
 from .model.head import HEADS
 from .store import load_config
 from .training.recipe import OPTIMIZERS
-from .training.settings import BLOCKS, FREE, OBJECTIVES, RECIPES, Settings
+from .training.settings import BLOCKS, FREE, JEM, OBJECTIVES, RECIPES, Settings
 
+PICTURES = ("denoising.png", "chains.png", "curves.png")
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
   python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
+  python -m cdn.train --objective jem --model gradresnet18 --data cifar10 --data-dir data
   python -m cdn.train --resume runs/2026-01-31-120000   go on after an interruption, bit for bit on a CPU
 """
 
@@ -69,7 +71,8 @@ def make_parser():
            choices=BLOCKS)
     option(model, "width", "channels of the first stage, a multiple of 8", type=positive_int)
     option(model, "stem", "imagenet: reduce the resolution by 4 first", choices=STEMS)
-    option(model, "head", "how the density comes out of the features", choices=HEADS)
+    option(model, "head", "how the density comes out of the features (default: log-energy; linear for jem)",
+           choices=HEADS)
     option(model, "norm", "group normalization that keeps the scale of its input, or not", choices=NORMS)
     option(model, "homogeneous", "make the score exactly homogeneous in the centred image", action="store_true")
 
@@ -77,7 +80,8 @@ def make_parser():
                           "of the training images)", type=nonnegative_float)
 
     goal = parser.add_argument_group("objective")
-    option(goal, "objective", "which of the two terms to train on (default: both, if the model can)",
+    option(goal, "objective", "which of the two terms to train on (default: both, if the model can), or jem: for "
+                              "comparison, a joint energy model, whose density is learned from samples of its own",
            choices=OBJECTIVES)
     goal.add_argument("--lambda", dest="denoising_weight", type=nonnegative_float, default=argparse.SUPPRESS,
                       metavar="L", help="weight of denoising score matching against cross-entropy "
@@ -90,6 +94,16 @@ def make_parser():
     option(goal, "sigma_high", "highest noise level, or the only one", type=positive_float)
     option(goal, "clean_share", "share of images that are left without noise", type=fraction)
     option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
+
+    jem = parser.add_argument_group("joint energy model (--objective jem)",
+                                    "Lengths are those of images in [-1, 1], as in the paper. Unless they are given: "
+                                    f"{', '.join(f'{name} {value}' for name, value in JEM.items())}.")
+    option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)
+    option(jem, "jem_step_size", "factor of the score in a Langevin step", type=positive_float)
+    option(jem, "jem_noise", "deviation of the noise of a Langevin step", type=nonnegative_float)
+    option(jem, "jem_input_noise", "deviation of the noise that training images get", type=nonnegative_float)
+    option(jem, "jem_buffer", "most chains that are kept; never more than training images", type=positive_int)
+    option(jem, "jem_restart", "probability that a chain starts afresh, from uniform noise", type=fraction)
 
     recipe = parser.add_argument_group("recipe")
     option(recipe, "epochs", "passes over the training images", type=positive_int)
@@ -124,7 +138,7 @@ def main(argv=None):
     if result is None:
         return 130
     print(f"{run}: " + summary(result))
-    pictures = " and ".join(str(run / name) for name in ("denoising.png", "curves.png") if (run / name).exists())
+    pictures = " and ".join(str(run / name) for name in PICTURES if (run / name).exists())
     print(f"look at {pictures}; more figures with: python -m cdn.evaluate {run}")
 
 

@@ -20,7 +20,7 @@ EVALUATION = 1 << 62
 
 
 def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, denoising_limit=None,
-             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, progress=False):
+             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, objective=None, progress=False):
     """Measure accuracy, calibration and denoising of a model.
 
     Args:
@@ -35,15 +35,16 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
         seed: of the noise. The same seed gives the same noise, whatever batch size and device.
         precision: "float32", or "bf16" for a forward under autocast.
         with_ssim: measure SSIM as well.
+        objective: what the model was trained on, as in the settings of a run; None for all that it can do.
         progress: show a progress bar on stderr.
 
     Returns:
-        A dict, with ``S`` for each of the sigmas: ``accuracy``, ``accuracy_noisy``, ``accuracy_sigma_S``
-        (fractions), ``ece``,
-        ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
+        A dict, with ``S`` for each of the sigmas: ``classified`` and ``denoised``, the numbers of images, ``accuracy``,
+        ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
         if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
         a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
-        :class:`cdn.model.DirectDenoiser`; so are denoising figures on a split without exact images.
+        :class:`cdn.model.DirectDenoiser`; so are figures of a task that the objective leaves out, which would only
+        mislead, and denoising figures on a split without exact images.
 
     Raises:
         CDNError: a limit, batch size or precision out of range.
@@ -53,15 +54,17 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = not isinstance(model, DirectDenoiser)
-    denoises = not isinstance(model, ResNet) and len(exact) > 0
+    classifies = not isinstance(model, DirectDenoiser) and objective != "denoising"
+    denoises = not isinstance(model, ResNet) and objective != "classification" and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
               disable=not progress) as bar:
         options = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
         if classifies:
+            report |= dict(classified=len(indices))
             report |= _classification(model, split, indices, sigmas, levels, **options)
         if denoises:
+            report |= dict(denoised=len(exact))
             report |= _denoising(model, split, exact, sigmas, levels, with_ssim, **options)
     return report
 
@@ -120,7 +123,7 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["accuracy", "accuracy_noisy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 

@@ -10,14 +10,15 @@ GAP, GROUP_GAP, CAPTION_HEIGHT, TITLE_HEIGHT, NAME_WIDTH = 0.08, 0.3, 0.22, 0.62
 INCHES = 0.95
 
 
-def draw_grid(groups, names=()):
+def draw_grid(groups, names=(), inches=INCHES):
     """Draw columns of images, in groups that are set apart.
 
     Args:
         groups: a list of groups; a group is a list of columns (title, images, captions): the title may have two
-            lines; images [N, C, H, W] in [0, 1], clipped, C = 1 or 3, of any side; captions are N strings that stand
-            below the tiles, or ().
+            lines; images [N, C, H, W], or N images of their own sizes, in [0, 1], clipped, C = 1 or 3; captions are N
+            strings that stand below the tiles, or ().
         names: of the N rows, shortened to 11 letters; () for none.
+        inches: side of a tile.
 
     Returns:
         A matplotlib figure, for :func:`cdn.evaluation.style.save`.
@@ -34,8 +35,8 @@ def draw_grid(groups, names=()):
     for group in groups:
         for title, images, captions in group:
             text(left + 0.5, -0.08, title, ha="center", va="bottom", weight="bold")
-            for row, tile in enumerate(images.clamp(0, 1).cpu()):
-                _place(axes, tile, left, row * pitch)
+            for row, tile in enumerate(images):
+                _place(axes, tile.clamp(0, 1).cpu(), left, row * pitch)
             for row, caption in enumerate(captions):
                 axes.text(left + 0.5, row * pitch + 1.02, caption, fontsize=6, color="#555555", ha="center", va="top")
             left += 1 + GAP
@@ -45,7 +46,7 @@ def draw_grid(groups, names=()):
     width = left - GROUP_GAP + margin
     height = rows * pitch + TITLE_HEIGHT
     axes.set(xlim=(-margin, width - margin), ylim=(height - TITLE_HEIGHT, -TITLE_HEIGHT))
-    figure.set_size_inches(INCHES * width, INCHES * height)
+    figure.set_size_inches(inches * width, inches * height)
     return figure
 
 

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import CDNError
 from ..model import GradResNet
+from .tiles import SMALLEST
 
 SIDE = 64
 # Peak memory over kept activations, as measured on several models and sizes: 1.4 to 2.4 with a graph, as the
@@ -77,6 +78,11 @@ def require_memory(model, height, width, device, advice):
     if available is not None and needed > available:
         raise CDNError(f"{sentence}: {advice}")
     return sentence if needed > WORTH_SAYING else None
+
+
+def advise_tile(tile):
+    """Return the advice to take tiles, or smaller ones than those of a given side."""
+    return f"use --tile {max(min(256, tile // 2) if tile else 256, SMALLEST)}"
 
 
 def _gib(count):

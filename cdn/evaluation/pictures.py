@@ -48,6 +48,11 @@ def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, class
     save(draw_grid(groups, names), path)
 
 
+def chains_picture(images, path, side=8):
+    """Draw where the chains of a sampler are: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
+    save(draw_grid([[("", images[column:side**2:side], ()) for column in range(side)]]), path)
+
+
 def _columns(model, x, labels, sigma, key):
     y, _ = ops.sample_noise(x, sigma / 255, key)
     columns = [(f"σ = {sigma:g}/255", y), ("denoised", denoise(model, y, sigma / 255))]

@@ -12,6 +12,8 @@ from .style import BLUE, GREY, ORANGE, SEQUENCE, save, tidy
 
 # Width of the smoothing window, as a share of the run.
 SMOOTHING = 0.02
+# The accuracy of fewer images than this is not worth a point.
+FEWEST = 10
 
 
 def curves_picture(metrics_path, path):
@@ -73,6 +75,32 @@ def reliability_picture(probabilities, labels, path, bins=15):
     above.legend(frameon=False, fontsize=8, loc="upper left")
     below.bar(centre, data.count.numpy() / len(labels), 0.94 / bins, color=GREY)
     tidy(below, xlabel="confidence", ylabel="share of images")
+    figure.align_ylabels()
+    save(figure, path)
+
+
+def reliability_comparison(runs, path):
+    """Plot the reliability of several models: accuracy against confidence, and how often each confidence occurs.
+
+    Args:
+        runs: a dict from names to :class:`cdn.evaluation.metrics.Reliability`.
+        path: the picture, .png, .pdf or .svg.
+    """
+    figure = Figure(figsize=(5.4, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
+    above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    for number, (name, data) in enumerate(runs.items()):
+        used, color = (data.count >= FEWEST).numpy(), f"C{number}"
+        label = f"{name}: error {data.error():.3f}"
+        above.plot(data.confidence.numpy()[used], data.accuracy.numpy()[used], "o-", color=color, markersize=3.5,
+                   linewidth=1.3, label=label)
+        share = data.count.numpy() / max(int(data.count.sum()), 1)
+        below.stairs(share, np.linspace(0, 1, len(share) + 1), color=color, linewidth=1.3)
+    tidy(above, title=f"calibration on clean test images, in bins of at least {FEWEST} images", ylabel="accuracy")
+    above.set(xlim=(0, 1), ylim=(0, 1))
+    above.legend(frameon=False, fontsize=8, loc="lower right")
+    below.set_yscale("log")
+    tidy(below, xlabel="confidence (probability of the class that is named)", ylabel="share of images")
     figure.align_ylabels()
     save(figure, path)
 

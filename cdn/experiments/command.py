@@ -2,7 +2,6 @@
 import argparse
 import datetime
 import json
-import math
 import shlex
 import sys
 import time
@@ -16,7 +15,7 @@ from ..cli import add_runtime_arguments, pick_device, positive_int, whole_number
 from ..errors import CDNError
 from ..evaluation.style import save
 from ..runs import open_run
-from ..store import write_atomically
+from ..store import finite, write_atomically
 
 REPORT = "report.json"
 
@@ -162,15 +161,6 @@ def text_table(header, rows):
                                for i, (text, width) in enumerate(zip(row, widths))) + " |" for row in cells]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def finite(value):
-    """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value):

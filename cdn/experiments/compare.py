@@ -2,21 +2,28 @@
 
     python -m cdn.experiments.compare RUN [RUN ...] --out FOLDER
 
-Takes the last evaluation of each training run and, where ``python -m cdn.evaluate RUN`` was run, its fuller figures.
-Writes FOLDER/comparison.md and FOLDER/comparison.png; docs/results.md is made from these.
+Takes the last evaluation of each training run and, where ``python -m cdn.evaluate RUN`` was run, its fuller figures:
+SSIM, denoising of more images, and the reliability of the predicted probabilities. Writes FOLDER/comparison.md,
+FOLDER/comparison.png and, if there is any, FOLDER/reliability.png; docs/results.md is made from these.
 """
 import argparse
 import json
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
 from ..cli import run_command
 from ..errors import CDNError
+from ..evaluation import reliability_comparison
+from ..evaluation.metrics import Reliability
 from ..evaluation.style import save, tidy
 from ..store import METRICS, load_config, write_atomically
 
-FIGURES = [("accuracy", "{:.1%}", "accuracy, clean"), ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
+JEM_REMARK = ("A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "
+              "its score does at noise levels that it never saw.")
+FIGURES = [("classified", "{:,}", "test images classified"), ("denoised", "{:,}", "test images denoised"),
+           ("accuracy", "{:.1%}", "accuracy, clean"), ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
            *[(f"accuracy_sigma_{s}", "{:.1%}", f"accuracy, sigma {s}/255") for s in (15, 25, 50)],
            ("ece", "{:.3f}", "calibration error"), ("denoising_loss", "{:.3f}", "denoising loss (identity: 1)"),
            *[(f"psnr_{s}", "{:.2f}", f"PSNR dB, sigma {s}/255") for s in (15, 25, 50)],
@@ -59,6 +66,8 @@ def table(runs):
         values = [r["evaluation"].get(key) for r in runs]
         if any(value is not None for value in values):
             row(name, ["-" if value is None else form.format(value) for value in values])
+    if any(run["config"]["training"]["objective"] == "jem" for run in runs):
+        lines += ["", JEM_REMARK]
     return "\n".join(lines) + "\n"
 
 
@@ -80,9 +89,17 @@ def picture(runs, path):
         if kind == "train":
             axes.set_yscale("log")  # the first steps are far off and would flatten all others
         tidy(axes, xlabel="step")
-    panels[0].legend(fontsize=7, frameon=False)
-    panels[1].legend(fontsize=7, frameon=False)
+    for axes in panels[:2]:
+        if axes.lines:
+            axes.legend(fontsize=7, frameon=False)
     save(figure, path)
+
+
+def reliabilities(runs):
+    """Return the reliability of the runs that classify and were evaluated, by name."""
+    found = {run["name"]: run["evaluation"].get("reliability") for run in runs}
+    return {name: Reliability(*(torch.tensor(data[key], dtype=torch.float64) for key in Reliability._fields))
+            for name, data in found.items() if data}
 
 
 def _thin(points, count=80):
@@ -112,6 +129,8 @@ def main(argv=None):
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out / "comparison.md", table(runs).encode())
     picture(runs, args.out / "comparison.png")
+    if found := reliabilities(runs):
+        reliability_comparison(found, args.out / "reliability.png")
     print(table(runs))
 
 

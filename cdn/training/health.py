@@ -3,7 +3,7 @@ import torch
 
 from ..errors import DivergedError
 
-TERMS = ("classification", "denoising", "gradient")
+TERMS = ("classification", "denoising", "contrastive", "gradient")
 
 
 class Health:
@@ -53,5 +53,5 @@ class Health:
         if longest >= self.patience:
             blame = ", ".join(f"{name} ({count} times)" for name, count in zip(TERMS, terms) if count)
             raise DivergedError(f"{longest} steps in a row were not finite: {blame}; none of them changed the "
-                                "weights. Try a smaller learning rate or a larger sigma_low.")
+                                "weights. Try a smaller learning rate or more noise (sigma_low, jem_input_noise).")
         return skipped

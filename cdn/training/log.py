@@ -99,6 +99,7 @@ class Progress:
     def update(self, row):
         """Show the figures of a row of the metrics file, whichever it has."""
         shown = {"classification": ("CE", "{:.3f}"), "denoising": ("DSM", "{:.3f}"),
+                 "contrastive": ("contrast", "{:.2f}"),
                  "images_per_second": ("img/s", "{:.0f}"), "accuracy": ("val acc", "{:.1%}"),
                  "psnr_50": ("val PSNR", "{:.2f} dB")}
         for key, (label, form) in shown.items():

@@ -1,4 +1,5 @@
 """A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
+import math
 import signal
 import time
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from cdn_kernels import Noise
 from ..data import Subset, balanced_indices, load_dataset, steps_per_epoch
 from ..density import calibrate
 from ..errors import CDNError, CheckpointError, DataError, DivergedError
-from ..evaluation import curves_picture, denoising_picture, evaluate
+from ..evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from ..model import GradResNet
 from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
 from .checkpoint import STATE, load_state, save_state
@@ -24,6 +25,7 @@ from .trainer import Trainer
 # Evaluations on the way use this many test images; the one at the end uses all.
 QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
+BATCH_SIZE = 256
 
 
 def train(settings, run, device, *, resume=False, download=False, profile=False, show=None):
@@ -66,6 +68,10 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     evaluate_every = max(steps // settings.evaluations, 1)
     progress = Progress(steps, trainer.step, show)
     averages = Averages()
+    batch_size = BATCH_SIZE
+    if settings.crop_size:
+        # Whole images are larger than the crops of training: as many pixels at a time, in fewer images.
+        batch_size = max(batch_size * settings.crop_size**2 // math.prod(dataset.shape[1:]), 1)
 
     def save():
         save_state(run, dict(trainer.state(), metrics_bytes=metrics.sync(), seconds=time.perf_counter() - start))
@@ -74,10 +80,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     def measure(limits):
         with cdn_kernels.using(trainer.impl):
             result = evaluate(trainer.average, dataset.test, levels=settings.levels, precision=settings.precision,
-                              **limits)
-        if settings.objective == "classification":
-            # Its input gradient was never trained: figures of denoising would only mislead.
-            result = {key: value if key.startswith(("accuracy", "ece")) else None for key, value in result.items()}
+                              batch_size=batch_size, objective=settings.objective, **limits)
         row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
         metrics.write(**row)
         progress.update(row)
@@ -113,14 +116,17 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
             progress.say(f"stopped at step {trainer.step} of {steps}; go on with: "
                          f"python -m cdn.train --resume {run}")
             return None
-        if isinstance(trainer.average, GradResNet) and settings.objective != "classification":
+        denoises = settings.objective in ("joint", "denoising")
+        if isinstance(trainer.average, GradResNet) and denoises:
             images, _ = dataset.train.load(torch.arange(min(len(dataset.train), 256)))
-            calibrate(trainer.average, images.to(device).float().div(255), Noise(settings.seed))
+            calibrate(trainer.average, images.to(device).float().div(255), Noise(settings.seed), batch_size)
         save()
         result = measure(FINAL)
-        if settings.objective != "classification":
+        if denoises:
             denoising_picture(trainer.average, dataset.test, run / "denoising.png", classes=dataset.classes,
                               precision=settings.precision)
+        if trainer.jem:
+            chains_picture(trainer.jem.chains, run / "chains.png")
         curves_picture(run / METRICS, run / "curves.png")
         return result
     except (DataError, DivergedError):

@@ -12,7 +12,7 @@ from cdn_kernels.phases import watch
 
 from ..store import write_atomically
 
-PHASES = ("data", "noise", "forward", "score", "backward", "optimizer")
+PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "optimizer")
 
 
 def profile_steps(trainer, path, say, warmup=3, repeats=7):

@@ -8,7 +8,7 @@ from ..model import DirectDenoiser, GradResNet, ResNet
 
 BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (2, 2),
           "resnet18": (2, 2, 2, 2), "resnet-small": (2, 2), "denoiser18": (2, 2, 2, 2), "denoiser-small": (2, 2)}
-OBJECTIVES = ("joint", "classification", "denoising")
+OBJECTIVES = ("joint", "classification", "denoising", "jem")
 
 # What may change when a run is resumed, since it changes nothing but what is seen of the run.
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
@@ -23,6 +23,9 @@ RECIPES = {
     "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
+
+# What a joint energy model changes of the recipe of any data set.
+JEM = dict(head="linear", optimizer="adamw", learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Settings:
     model: str | None = None
     width: int | None = None
     stem: str = "cifar"
-    head: str = "log-energy"
+    head: str | None = None
     norm: str = "scale-preserving"
     homogeneous: bool = False
     mean: float | None = None
@@ -50,6 +53,12 @@ class Settings:
     denoising_weight: float | None = None
     final_denoising_weight: float | None = None
     label_smoothing: float = 0.0
+    jem_steps: int = 20
+    jem_step_size: float = 1.0
+    jem_noise: float = 0.01
+    jem_input_noise: float = 0.03
+    jem_buffer: int = 10_000
+    jem_restart: float = 0.05
     sigma_law: str = "log-uniform"
     sigma_low: float = 0.01
     sigma_high: float = 1.0
@@ -77,7 +86,8 @@ class Settings:
     def __post_init__(self):
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
-        for name, value in RECIPES[self.data].items():
+        recipe = RECIPES[self.data] | (JEM if self.objective == "jem" else dict(head="log-energy"))
+        for name, value in recipe.items():
             if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
                 object.__setattr__(self, name, value)
         if self.model not in BLOCKS:

@@ -3,6 +3,7 @@ import copy
 
 import torch
 
+import cdn_kernels
 from cdn_kernels import Noise
 from cdn_kernels.backends.dispatch import fused_backend
 from cdn_kernels.phases import phase
@@ -10,6 +11,7 @@ from cdn_kernels.phases import phase
 from ..data import augment, batch_indices, channel_mean
 from ..objective import joint_step
 from .health import Health
+from .jem import JointEnergy
 from .recipe import learning_rate, make_optimizer
 
 
@@ -40,6 +42,10 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)
         self.health = Health(device)
+        self.jem = None
+        if settings.objective == "jem":
+            side = (settings.crop_size,) * 2 if settings.crop_size else dataset.shape[1:]
+            self.jem = JointEnergy(settings, (dataset.shape[0], *side), len(dataset.train), device)
         self.step = 0
 
     def advance(self):
@@ -50,8 +56,7 @@ class Trainer:
         rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss, parts = joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, step),
-                                     impl=self.impl, **settings.weights(step / self.steps))
+            loss, parts = self._gradient(x, labels)
         with phase("optimizer"):
             parameters = list(self.model.parameters())
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
@@ -78,8 +83,9 @@ class Trainer:
 
     def state(self):
         """Return everything that :meth:`restore` needs."""
-        return dict(step=self.step, model=self.model.state_dict(), average=self.average.state_dict(),
-                    optimizer=self.optimizer.state_dict(), health=self.health.counters, rng=torch.get_rng_state())
+        state = dict(step=self.step, model=self.model.state_dict(), average=self.average.state_dict(),
+                     optimizer=self.optimizer.state_dict(), health=self.health.counters, rng=torch.get_rng_state())
+        return state | dict(chains=self.jem.chains) if self.jem else state
 
     def restore(self, state):
         """Take over a state, so that the next step is the one that would have followed."""
@@ -88,7 +94,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.health.counters.copy_(state["health"])
         torch.set_rng_state(state["rng"].cpu())
+        if self.jem:
+            self.jem.chains.copy_(state["chains"])
         self.step = state["step"]
+
+    def _gradient(self, x, labels):
+        """Add the gradient of the objective to ``.grad`` and return (loss, parts)."""
+        settings, step = self.settings, self.step
+        if self.jem:
+            with cdn_kernels.using(self.impl):
+                return self.jem.step(self.model, x, labels, step)
+        return joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, step), impl=self.impl,
+                          **settings.weights(step / self.steps))
 
     def _update_average(self, step):
         # Early weights are worth little: the average starts short and reaches its full length with time.

@@ -178,6 +178,22 @@ def test_evaluate_writes_its_report(make_run, kind, capsys):
     assert "20 test images of digits" in printed and "accuracy (%)" in printed
 
 
+@pytest.mark.parametrize("objective, missing", [("classification", "psnr_25"), ("denoising", "accuracy_sigma_25"),
+                                                ("joint", None), ("jem", None)])
+def test_evaluate_leaves_out_what_was_not_trained(make_run, objective, missing):
+    pytest.importorskip("sklearn")
+    folder = make_run()
+    config = json.loads((folder / "config.json").read_text())
+    config["training"]["objective"] = objective
+    (folder / "config.json").write_text(json.dumps(config))
+    run(evaluate.main, folder, "--limit", 20)
+    report = json.loads((folder / "evaluation.json").read_text())
+    assert [key for key in ("psnr_25", "accuracy_sigma_25") if report[key] is None] == [missing] * (missing is not None)
+    assert (report["classified"], report["denoised"]) == (None if missing and "accuracy" in missing else 20,
+                                                          None if missing and "psnr" in missing else 20)
+    assert ("reliability" in report) == (folder / "reliability.png").exists() == (objective != "denoising")
+
+
 def test_evaluate_writes_where_told(make_run, tmp_path):
     pytest.importorskip("sklearn")
     (tmp_path / "out").mkdir()

@@ -8,8 +8,10 @@ from cdn.errors import CDNError
 from cdn.evaluation import evaluate, predict
 from cdn_kernels import NoiseLevels
 
-ACCURACY = {"accuracy", "accuracy_noisy", "ece", "accuracy_sigma_15", "accuracy_sigma_25", "accuracy_sigma_50"}
-DENOISING = {"denoising_loss", *(f"psnr_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50))}
+ACCURACY = {"classified", "accuracy", "accuracy_noisy", "ece",
+            *(f"accuracy_sigma_{sigma}" for sigma in (15, 25, 50))}
+DENOISING = {"denoised", "denoising_loss",
+             *(f"psnr_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50))}
 SSIM = {f"ssim_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50)}
 
 

@@ -50,7 +50,8 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
         runs.append(tmp_path / model)
         train.main(["--out", str(runs[-1]), "--model", model, "--width", "8", "--steps", "4", "--log-every", "2",
                     "--device", "cpu"])
-    evaluate.main([str(runs[0]), "--limit", "20"])
+    for run in runs[:2]:
+        evaluate.main([str(run), "--limit", "20"])
     capsys.readouterr()
     compare.main([*map(str, runs), "--out", str(tmp_path / "out")])
     table = (tmp_path / "out" / "comparison.md").read_text()
@@ -58,7 +59,25 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines()}
     assert [cell.strip() == "-" for cell in rows["accuracy, clean"]] == [False, False, True]
     assert [cell.strip() == "-" for cell in rows["PSNR dB, sigma 25/255"]] == [False, True, False]
-    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
+    assert [cell.strip() for cell in rows["test images classified"]] == ["20", "20", "-"]
+    assert [cell.strip() for cell in rows["test images denoised"]] == ["20", "-", "360"]
+    assert [cell.strip() == "-" for cell in rows["SSIM, sigma 25/255"]] == [False, True, True]
+    found = compare.reliabilities([compare.read_run(run) for run in runs])
+    assert list(found) == ["gradresnet-small", "resnet-small"]
+    for data, run in zip(found.values(), runs):
+        assert data.error() == pytest.approx(json.loads((run / "evaluation.json").read_text())["ece"])
+    assert "joint energy" not in table
+    for picture in ("comparison.png", "reliability.png"):
+        assert (tmp_path / "out" / picture).stat().st_size > 10_000
+
+
+def test_compare_says_what_a_joint_energy_model_is_measured_by(tmp_path):
+    run = tmp_path / "run"
+    train.main(["--out", str(run), "--width", "8", "--steps", "2", "--jem-steps", "1", "--objective", "jem",
+                "--device", "cpu"])
+    compare.main([str(run), "--out", str(tmp_path / "out")])
+    assert compare.JEM_REMARK in (tmp_path / "out" / "comparison.md").read_text()
+    assert not (tmp_path / "out" / "reliability.png").exists(), "nothing was evaluated"
 
 
 def test_compare_says_what_is_missing(tmp_path):

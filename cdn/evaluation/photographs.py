@@ -1,0 +1,76 @@
+"""Denoise photographs at full resolution, with and without being told the noise level."""
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cdn_kernels import reference as ops
+
+from ..data.imagefolder import SUFFIXES
+from ..density import denoise, estimate_sigma
+from ..errors import DataError
+from ..model import DirectDenoiser
+from .tiles import in_tiles, split_tiles
+
+
+class Denoised(NamedTuple):
+    """What :func:`denoise_photograph` returns.
+
+    Attributes:
+        noisy: [1, C, H, W], not clipped, like the other images.
+        known: the denoised image for the true noise level; None for a direct denoiser, which is not told.
+        blind: the denoised image for the estimated one.
+        sigma: the estimated one; None for a direct denoiser, which does not say.
+    """
+
+    noisy: torch.Tensor
+    known: torch.Tensor | None
+    blind: torch.Tensor
+    sigma: float | None
+
+
+def find_photographs(folder):
+    """Return the image files of a folder, sorted by name.
+
+    Raises:
+        DataError: no folder, or none in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of images, found none")
+    paths = sorted(path for path in folder.iterdir()
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not paths:
+        raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
+    return paths
+
+
+def denoise_photograph(model, x, sigma, noise, tile=None):
+    """Add noise to a photograph and take it off again.
+
+    Args:
+        model: a :class:`cdn.GradResNet`, or a :class:`cdn.DirectDenoiser`.
+        x: [1, C, H, W] in [0, 1].
+        sigma: noise level, in the units of x.
+        noise: a :class:`cdn.Noise` key.
+        tile: side of overlapping tiles to save memory, at least 16; None for the image as a whole.
+
+    Returns:
+        :class:`Denoised`.
+
+    Limitations: the norms take statistics over the whole image, so tiles are close to it and not equal.
+    """
+    y, _ = ops.sample_noise(x, sigma, noise)
+    size = tile or max(y.shape[2:])
+    known = in_tiles(lambda part: denoise(model, part, sigma), y, size)
+    if isinstance(model, DirectDenoiser):
+        return Denoised(y, None, known, None)
+    estimate = blind_sigma(model, y, size)
+    # D(y) - y is sigma^2 times a score that does not depend on sigma: another level only scales it.
+    return Denoised(y, known, y + (estimate / sigma)**2 * (known - y), estimate)
+
+
+def blind_sigma(model, y, size):
+    """Estimate the noise level of one image: the median over its tiles of a given side, a float."""
+    tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(*y.shape[2:], size)]
+    return float(torch.stack([estimate_sigma(model, tile) for tile in tiles]).median())

@@ -1,0 +1,133 @@
+"""Train a joint energy model: cross-entropy, and maximum likelihood of the images by a contrast with samples.
+
+The baseline to denoising score matching: the same logits ``f(y)_c = log p(y, c)``, but ``log p(y) = logsumexp f(y)`` is
+learned by pushing it up at images and down at samples that a chain of stochastic gradient Langevin dynamics draws from
+the model itself. After Grathwohl et al., "Your classifier is secretly an energy based model and you should treat it
+like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings.
+"""
+import torch
+import torch.nn.functional as F
+
+import cdn_kernels
+from cdn_kernels import Noise
+from cdn_kernels import reference as ops
+from cdn_kernels.phases import phase
+
+from ..data.generator import keyed_generator
+from ..errors import CDNError
+
+# The paper's images are in [-1, 1], ours in [0, 1]: lengths are half as long, and gradients by them twice as large.
+UNIT = 0.5
+# Far from the steps of training (from 0) and of evaluation (from 2**62), so that no two draw the same noise.
+CHAINS = 1 << 61
+
+
+def langevin(log_density, y, noise, *, steps, step_size, deviation):
+    """Walk uphill with noise, some steps: ``y <- y + step_size grad log p(y) + deviation eps``.
+
+    With ``deviation = sqrt(2 step_size)`` and small steps the walk samples from p. Joint energy models take less noise
+    for their steps: that samples from ``p^(2 step_size / deviation^2)``, a sharpened density, in few steps.
+
+    Args:
+        log_density: a function from y to one value per sample [B].
+        y: samples [B, ...].
+        noise: a :class:`cdn.Noise` key; step k draws from its offset plus k.
+        steps: how many.
+        step_size: of the gradient, in squared units of y.
+        deviation: standard deviation of the noise of a step, in units of y.
+
+    Returns:
+        The last samples, without a graph.
+    """
+    for k in range(steps):
+        eps = cdn_kernels.standard_normal(y.shape, Noise(noise.seed, noise.offset + k), dtype=y.dtype, device=y.device)
+        y = y + step_size * ops.score(log_density, y) + deviation * eps
+    return y
+
+
+def contrastive_loss(model, y, labels, samples, *, label_smoothing=0.0):
+    """Compute ``CE(f(y), c) + mean log p(samples) - mean log p(y)``.
+
+    The gradient of the contrast is that of ``-mean log p(y)`` with p normalized, if the samples come from p.
+
+    Args:
+        model: a model of log-densities, whose logits of an image do not depend on the others of the batch.
+        y: images [B, C, H, W]; a constant, like the samples.
+        labels: classes [B].
+        samples: [S, C, H, W].
+        label_smoothing: of the cross-entropy.
+
+    Returns:
+        (loss, parts): a scalar, and a dict of detached scalars ``classification``, ``contrastive`` and ``accuracy``.
+    """
+    with phase("forward"):
+        logits, imagined = model(torch.cat([y, samples])).split([len(y), len(samples)])
+    classification = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    contrastive = ops.logsumexp(imagined).mean() - ops.logsumexp(logits).mean()
+    parts = dict(classification=classification.detach(), contrastive=contrastive.detach(),
+                 accuracy=(logits.detach().argmax(1) == labels).float().mean())
+    return classification + contrastive, parts
+
+
+class JointEnergy:
+    """The chains of a run, and what a step does with them.
+
+    Args:
+        settings: a :class:`cdn.training.settings.Settings`.
+        shape: (C, H, W) of the images of a step.
+        images: number of training images; there are no more chains than that.
+        device: where the chains live.
+
+    Attributes:
+        chains: where they are, float32 [chains, C, H, W]; the replay buffer. Images that make sense are in [0, 1].
+
+    Raises:
+        CDNError: fewer chains than a step needs.
+    """
+
+    def __init__(self, settings, shape, images, device):
+        self.settings = settings
+        count = min(settings.jem_buffer, images)
+        if count < settings.batch_size:
+            raise CDNError(f"jem_buffer: a batch of {settings.batch_size} images needs as many chains, got {count}")
+        self.chains = torch.rand(count, *shape, generator=keyed_generator("chains", settings.seed, 0)).to(device)
+
+    def step(self, model, x, labels, step):
+        """Move some of the chains, and add the gradient of :func:`contrastive_loss` to ``.grad``.
+
+        Args:
+            model: a model of log-densities.
+            x: images [B, C, H, W] in [0, 1].
+            labels: classes [B].
+            step: its number, which names all that is drawn.
+
+        Returns:
+            (loss, parts), detached.
+        """
+        settings = self.settings
+        with phase("sampler"):
+            samples = self.sample(model, len(x), step)
+        with phase("noise"):
+            y, _ = cdn_kernels.sample_noise(x, UNIT * settings.jem_input_noise, Noise(settings.seed, step))
+        loss, parts = contrastive_loss(model, y, labels, samples, label_smoothing=settings.label_smoothing)
+        with phase("backward"), torch.autocast(x.device.type, enabled=False):
+            loss.backward()
+        return loss.detach(), parts
+
+    def sample(self, model, count, step):
+        """Pick chains at random, start some of them afresh, move all, and return where they arrive, [count, C, H, W].
+
+        A chain that leaves the finite numbers is returned as it is, for the step to be skipped, and starts afresh.
+        """
+        settings = self.settings
+        generator, device = keyed_generator("replay", settings.seed, step), self.chains.device
+        chosen = torch.randperm(len(self.chains), generator=generator)[:count].to(device)
+        restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
+        fresh = torch.rand(count, *self.chains.shape[1:], generator=generator).to(device)
+        y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
+        y = langevin(lambda y: ops.logsumexp(model(y)), y, Noise(settings.seed, CHAINS + step * settings.jem_steps),
+                     steps=settings.jem_steps, step_size=UNIT**2 * settings.jem_step_size,
+                     deviation=UNIT * settings.jem_noise)
+        finite = y.isfinite().flatten(1).all(1)
+        self.chains[chosen] = torch.where(ops.expand(finite, y), y, fresh)
+        return y
