@@ -4,7 +4,6 @@ from typing import Callable, NamedTuple
 
 import torch
 
-import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import interface
 

@@ -40,11 +40,11 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
 
     Returns:
         A dict, with ``S`` for each of the sigmas: ``classified`` and ``denoised``, the numbers of images, ``accuracy``,
-        ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
-        if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
-        a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
-        :class:`cdn.model.DirectDenoiser`; so are figures of a task that the objective leaves out, which would only
-        mislead, and denoising figures on a split without exact images.
+        ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images
+        in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked for, and ``denoising_loss``, the mean of
+        ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot give is None: all denoising figures of a
+        :class:`cdn.model.ResNet`, all others of a :class:`cdn.model.DirectDenoiser`; so are figures of a task that the
+        objective leaves out, which would only mislead, and denoising figures on a split without exact images.
 
     Raises:
         CDNError: a limit, batch size or precision out of range.
@@ -123,7 +123,8 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    keys = ["classified", "denoised", "accuracy", "accuracy_noisy"]
+    keys += [*(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 

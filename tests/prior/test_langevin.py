@@ -5,7 +5,7 @@ import torch
 import cdn
 from cdn.density import calibrate
 from cdn.prior.langevin import langevin, noise_ladder
-from cdn.prior.residual import blind_residual, noisy_start, root_mean_square
+from cdn.prior.residual import blind_residual, noisy_start
 from gaussian import BlindGaussian, KnownLevel
 
 NOISE = cdn.Noise(5)

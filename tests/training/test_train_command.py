@@ -33,7 +33,8 @@ def test_help_names_every_setting(capsys):
     ["--objective", "classification", "--precision", "bf16"], ["--homogeneous"],
     ["--head", "linear", "--norm", "plain"], ["--head", "quadratic", "--sigma-law", "uniform"],
     ["--sigma-law", "fixed", "--sigma-high", "0.2", "--clean-share", "0.5"],
-    ["--precision", "bf16", "--lambda", "1", "--final-lambda", "0.1", "--label-smoothing", "0.1", "--clip", "0"]], ids=" ".join)
+    ["--precision", "bf16", "--lambda", "1", "--final-lambda", "0.1", "--label-smoothing", "0.1", "--clip",
+     "0"]], ids=" ".join)
 def test_every_kind_of_run_finishes(tmp_path, options):
     assert run("--out", tmp_path / "run", *options) is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
