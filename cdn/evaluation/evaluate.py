@@ -40,8 +40,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
         progress: show a progress bar on stderr.
 
     Returns:
-        A dict, with ``S`` for each of the sigmas: ``classified`` and ``denoised``, the numbers of images, ``accuracy``,
-        ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
+        A dict, with ``S`` for each of the sigmas: ``classified`` and ``denoised``, the numbers of images,
+        ``accuracy``, ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S``
         if asked for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What
         a model cannot give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
         :class:`cdn.model.DirectDenoiser`; so are figures of a task that the objective leaves out, which would only
@@ -124,7 +124,8 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", "ece",
+            *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas)]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 
