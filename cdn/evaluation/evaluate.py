@@ -123,8 +123,8 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["classified", "denoised", "accuracy", "accuracy_noisy"]
-    keys += [*(f"accuracy_sigma_{sigma:g}" for sigma in sigmas), "ece"]
+    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", "ece",
+            *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas)]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 
