@@ -77,7 +77,7 @@ def picture(results, norms, title):
             accuracy = torch.tensor([run[norm]["clean"], *run[norm]["robust"]])
             error = (accuracy * (1 - accuracy) / results["images"]).sqrt()
             color = COLORS[number % len(COLORS)]
-            axes.plot(radius, accuracy, "o-", color=color, markersize=3.5, linewidth=1.5, label=name, clip_on=False)
+            axes.plot(radius, accuracy, "o-", color=color, markersize=3.5, linewidth=1.5, label=name)
             axes.fill_between(radius, accuracy - error, accuracy + error, color=color, alpha=0.15, linewidth=0)
         unit = "grey levels of 255" if UNITS[norm] == 255 else "white is 1"
         tidy(axes, title=TITLES[norm], xlabel=f"radius ({unit})", ylabel="robust accuracy")
