@@ -22,6 +22,7 @@ from .certification.journal import Journal
 from .cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from .errors import CDNError
 from .experiments.command import Experiment, make_parser, text_table
+from .runs import by_name
 from .store import WEIGHTS
 
 RADII = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)
@@ -31,15 +32,16 @@ def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
-    runs = [experiment.run] + [experiment.open(path) for path in args.against]
-    for run in runs:
-        _check(run)
+    runs = by_name([experiment.run, *map(experiment.open, args.against)])
+    for run in runs.values():
+        if not run.has_classes:
+            raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to certify")
     journal = Journal(experiment.out / "certificates.jsonl")
     images, labels = experiment.test_images()
     results = []
     with tqdm(total=len(runs) * len(args.sigmas) * len(images), unit="image", leave=False,
               disable=not experiment.progress) as bar:
-        for name, run in zip(_names(runs), runs):
+        for name, run in runs.items():
             for sigma in args.sigmas:
                 bar.set_description(f"{name}, sigma {sigma:g}")
                 rows = certify_images(run, images, journal, sigma, args, bar)
@@ -103,17 +105,6 @@ def _table(results):
              f"{100 * r['abstained']:.1f}", f"{r['average_radius']:.3f}", f"{r['samples_per_second']:.0f}",
              f"{r['seconds']:.0f}"] for r in results]
     return header, rows
-
-
-def _check(run):
-    if run.config["training"].get("objective") == "denoising":
-        raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to certify")
-
-
-def _names(runs):
-    """Name runs by their folders, or by their paths where folders share a name."""
-    names = [run.path.name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 def _parser():

@@ -28,7 +28,7 @@ def main(argv=None):
     run = open_run(args.run, pick_device(args.device), args.data_dir)
     if not out.absolute().parent.is_dir():
         raise CDNError(f"{out}: its folder does not exist")
-    model, split, objective = run.model, run.dataset.test, run.config["training"].get("objective")
+    model, split, objective = run.model, run.dataset.test, run.objective
     options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
     report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=run.levels, with_ssim=True,
                       objective=objective, progress=sys.stderr.isatty(), **options)

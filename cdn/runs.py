@@ -33,16 +33,35 @@ class Run:
     @property
     def has_density(self):
         """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
-        return isinstance(self.model, GradResNet) and self._objective != "classification"
+        return isinstance(self.model, GradResNet) and self.objective != "classification"
+
+    @property
+    def denoises(self):
+        """Whether it has a density, or is a denoiser."""
+        return self.has_density or isinstance(self.model, DirectDenoiser)
 
     @property
     def has_classes(self):
         """Whether the model was trained to classify."""
-        return not isinstance(self.model, DirectDenoiser) and self._objective != "denoising"
+        return not isinstance(self.model, DirectDenoiser) and self.objective != "denoising"
 
     @property
-    def _objective(self):
+    def objective(self):
+        """What the model was trained on; None in runs that do not say."""
         return self.config["training"].get("objective")
+
+
+def by_name(runs):
+    """Return a dict of runs by the names of their folders, or by their paths where names would be the same.
+
+    Raises:
+        CDNError: a run is among them twice.
+    """
+    names = [run.path.resolve().name for run in runs]
+    named = {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs)}
+    if len(named) < len(runs):
+        raise CDNError("expected different runs, got one of them twice")
+    return named
 
 
 def open_run(path, device="cpu", data_dir=None):

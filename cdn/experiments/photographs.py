@@ -29,7 +29,6 @@ from ..evaluation.files import read_image
 from ..evaluation.grid import draw_grid
 from ..evaluation.memory import advise_tile, require_memory
 from ..evaluation.photographs import denoise_photograph, find_photographs
-from ..model import ResNet
 from .command import Experiment, make_parser, text_table
 
 SIGMAS = (15, 25, 50)
@@ -43,7 +42,7 @@ def main(argv=None):
     paths = find_photographs(args.images)[:args.limit]
     experiment = Experiment(args)
     model, device = experiment.model, experiment.device
-    if isinstance(model, ResNet) or experiment.run.config["training"].get("objective") == "classification":
+    if not experiment.run.denoises:
         raise CDNError(f"{args.run}: expected a run that was trained to denoise, this one only classifies")
     rows, shown = [], []
     with evaluating(model, args.precision), torch.no_grad():

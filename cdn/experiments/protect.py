@@ -106,7 +106,7 @@ def _systems(experiment, classifier, args):
         reference, _ = experiment.images(experiment.run.dataset.train, REFERENCE)
         vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise(args.seed + 2))
         systems[VOTE] = (*randomized(vote), None)
-    if experiment.run.config["training"].get("objective") == "joint":
+    if experiment.run.has_density and experiment.run.has_classes:
         systems[ITSELF] = (model, model, model)
     for name in args.systems or ():
         if name not in systems:
@@ -162,9 +162,9 @@ def _images(x, fooling, protected, args):
 
 
 def _check(run, classifier):
-    if run.config["training"].get("objective") == "classification":
+    if not run.denoises:
         raise CDNError(f"{run.path}: was trained to classify only, it cannot denoise")
-    if classifier.config["training"].get("objective") == "denoising":
+    if not classifier.has_classes:
         raise CDNError(f"--classifier {classifier.path}: was trained to denoise only, it has no classes")
 
 

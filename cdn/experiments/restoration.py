@@ -21,7 +21,6 @@ from ..errors import CDNError
 from ..evaluation.evaluate import evaluating
 from ..evaluation.grid import draw_grid
 from ..evaluation.metrics import psnr, ssim
-from ..model import DirectDenoiser
 from ..prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
 from ..prior.residual import blind_residual
 from ..prior.restoration import restore
@@ -126,7 +125,7 @@ def _operator(problem, shape, args):
 def _check(experiment):
     """Refuse runs without a denoiser and options out of range before any time is spent."""
     args = experiment.args
-    if not experiment.run.has_density and not isinstance(experiment.model, DirectDenoiser):
+    if not experiment.run.denoises:
         raise CDNError(f"{args.run}: expected a run that was trained to denoise, got a plain classifier")
     for name in ("step", "beta"):
         if getattr(args, name) == 0:

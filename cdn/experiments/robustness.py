@@ -1,6 +1,6 @@
 """Draw how many images a model still classifies rightly under attacks of growing strength, in L-infinity and in L2.
 
-    python -m cdn.experiments.robustness RUN [RUN ...] [--attack apgd-ce apgd-dlr] [--limit 500]
+    python -m cdn.experiments.robustness runs/cifar10 --against runs/resnet runs/jem --limit 500
 
 Attacks the logits of every run on the same test images, without noise, within balls of rising radius and within [0, 1].
 An image counts as robust at a radius if none of the attacks, restarts and targets has fooled the model there or at a
@@ -17,8 +17,8 @@ from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
 from ..evaluation.evaluate import evaluating
 from ..evaluation.style import BLUE, ORANGE, SEQUENCE, tidy
-from ..model import DirectDenoiser
 from ..robustness import ATTACKS, NORMS, masking_checks, sweep
+from ..runs import by_name
 from .command import Experiment, make_parser, text_table
 
 TITLES = dict(linf="L-infinity", l2="L2")
@@ -32,9 +32,10 @@ def main(argv=None):
     """Run the command."""
     experiment = Experiment(_parse(argv))
     args = experiment.args
-    runs = _named([experiment.run, *map(experiment.open, args.others)])
+    runs = by_name([experiment.run, *map(experiment.open, args.against)])
     for run in runs.values():
-        _check_classifies(run)
+        if not run.has_classes:
+            raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to be fooled about")
     x, labels = experiment.test_images()
     results = dict(images=len(x), runs={})
     for name, run in runs.items():
@@ -90,7 +91,7 @@ def picture(results, norms, title):
 
 def _parse(argv):
     parser = make_parser("robustness", __doc__, limit=100)
-    parser.add_argument("others", metavar="RUN", nargs="*", type=Path,
+    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
                         help="further runs on the same data, each of them one more curve")
     group = parser.add_argument_group("attack")
     group.add_argument("--attack", nargs="+", choices=ATTACKS, default=["apgd-ce", "apgd-dlr"], metavar="NAME",
@@ -128,20 +129,6 @@ def _measure(model, x, labels, norm, experiment):
         verdicts = masking_checks(model, x[right], labels[right], norm, radius / unit, **options)
         result |= dict(check_radius=radius, checks=[verdict._asdict() for verdict in verdicts])
     return result
-
-
-def _named(runs):
-    """Return a dict of the runs by the names of their folders, or by their paths where names would be the same."""
-    names = [run.path.resolve().name for run in runs]
-    named = {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs)}
-    if len(named) < len(runs):
-        raise CDNError("RUN: expected different runs, got one of them twice")
-    return named
-
-
-def _check_classifies(run):
-    if isinstance(run.model, DirectDenoiser) or run.config["training"].get("objective") == "denoising":
-        raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to be fooled about")
 
 
 def _describe(args):

@@ -25,7 +25,6 @@ from ..prior.ascent import ascend
 from ..prior.langevin import langevin, noise_ladder
 from ..prior.likeness import frechet_distance, nearest_images, pooled_features
 from ..prior.residual import blind_residual, noisy_start
-from ..store import load
 from .command import Experiment, make_parser, text_table
 
 METHODS = ("ascent", "langevin")
@@ -44,7 +43,7 @@ def main(argv=None):
         raise CDNError(f"--levels: expected at least 2 noise levels, got {args.levels}")
     experiment = Experiment(args)
     run = experiment.run
-    if not run.has_density and not isinstance(run.model, DirectDenoiser):
+    if not run.denoises:
         raise CDNError(f"{args.run}: expected a model that was trained to denoise, got a plain classifier")
     judge = _judge(experiment)
     test, _ = experiment.test_images()
@@ -132,10 +131,10 @@ def _judge(experiment):
     args, run = experiment.args, experiment.run
     if args.classifier is None:
         return run.model
-    judge = load(args.classifier, experiment.device)
-    if isinstance(judge, DirectDenoiser) or judge.classes != run.dataset.classes:
-        raise CDNError(f"--classifier {args.classifier}: expected a model that classifies {run.dataset.name}")
-    return judge
+    judge = experiment.open(args.classifier)
+    if not judge.has_classes:
+        raise CDNError(f"--classifier {args.classifier}: was trained to denoise only, it has no classes")
+    return judge.model
 
 
 def _agreement(judge, args, images, label):

@@ -51,7 +51,7 @@ def test_the_command_compares_runs(digits_run, tmp_path, capsys):
     train.main(["--out", str(other), "--model", "resnet-small", "--width", "8", "--steps", "30", "--evaluations", "1",
                 "--device", "cpu"])
     capsys.readouterr()
-    robustness.main([str(digits_run), str(other), "--out", str(tmp_path / "out"), "--limit", "30", "--steps", "6",
+    robustness.main([str(digits_run), "--against", str(other), "--out", str(tmp_path / "out"), "--limit", "30", "--steps", "6",
                      "--radii-linf", "32", "8", "--radii-l2", "0.5", "--checks", "15", "--device", "cpu"])
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -92,9 +92,9 @@ def test_what_the_command_refuses(digits_run, tmp_path, capsys):
     denoiser = tmp_path / "denoiser"
     train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
     with pytest.raises(CDNError, match="denoiser: was trained to denoise only, it has no classes"):
-        robustness.main([str(digits_run), str(denoiser), *options])
-    with pytest.raises(CDNError, match="RUN: expected different runs, got one of them twice"):
-        robustness.main([str(digits_run), str(digits_run), *options])
+        robustness.main([str(digits_run), "--against", str(denoiser), *options])
+    with pytest.raises(CDNError, match="expected different runs, got one of them twice"):
+        robustness.main([str(digits_run), "--against", str(digits_run), *options])
     with pytest.raises(CDNError, match="digits: targeted: expected 0 to 9 of the wrong classes, got 10"):
         robustness.main([str(digits_run), "--targeted", "10", *options])
     for option, value, message in [("--attack", "fgsm", "invalid choice: 'fgsm'"), ("--norms", "l1", "invalid choice"),
