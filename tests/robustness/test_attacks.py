@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from cdn.robustness import ATTACKS, NORMS, Ball, attack, distance
-from cdn.robustness.attacks import checkpoints
+from cdn.robustness.attacks import apgd, checkpoints, pgd
 from cdn.robustness.ball import diameter
+from cdn.robustness.losses import margin
+from cdn.robustness.pursuit import Pursuit
 
 DUAL = dict(linf=1, l2=2)
 NEAREST = dict(linf=0.02, l2=0.12)
@@ -116,6 +118,23 @@ def test_modes_and_parameters_are_left_as_found(mode, sixths, greys):
             assert attack(sixths, greys.clone(), labels, Ball("l2", 1.0), name, steps=20).found.any()
         assert not torch.is_grad_enabled()
     assert all(p.requires_grad and p.grad is None for p in sixths.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_automatic_steps_close_in_on_a_peak_inside_the_ball(norm):
+    """A hundred times steeper in one direction than in another: steps that are too long jump over it forever."""
+    x, ball = torch.full((20, 2, 4, 3), 0.5, dtype=torch.float64), Ball(norm, dict(linf=0.1, l2=0.5)[norm])
+    curvature = torch.logspace(0, 2, 24, dtype=torch.float64).view(2, 4, 3) / ball.radius**2
+    peak = x + 0.3 * ball.amplitude(x) * torch.randn_like(x).clamp(-2, 2)
+
+    def below(search):
+        pursuit = Pursuit(lambda y: torch.stack([0 * y, -curvature * (y - peak).square()], 1).sum((2, 3, 4)), x,
+                          torch.zeros(20, dtype=torch.int64), margin, stop=False)
+        search(pursuit, x, ball, 100, torch.Generator().manual_seed(0))
+        return -pursuit.best_loss
+
+    automatic, constant = below(apgd), below(pgd)
+    assert automatic.max() < 0.05 and automatic.mean() < 0.5 * constant.mean()
 
 
 def test_checkpoints_of_the_paper():
