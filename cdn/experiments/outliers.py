@@ -141,6 +141,7 @@ def draw_ratings(ratings):
             tidy(axes, title=f"{detector}, {level}", yticks=[-i for i in range(len(sets))], yticklabels=sets,
                  xlim=(float(edges[0]), float(edges[-1])))
             axes.grid(visible=False)
+            axes.locator_params(axis="x", nbins=5)
             axes.tick_params(axis="x", labelsize=6.5)
     figure.supxlabel("rating (grey: inliers, blue: outliers; what is beyond an end is counted in its last bin)",
                      fontsize=9)
