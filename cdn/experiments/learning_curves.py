@@ -102,8 +102,10 @@ def draw(curves, fits, sizes, title):
             if fit:
                 axes.plot(n, fit["bias"] + fit["variance"] / n, "--", color=color, linewidth=0.9)
         axes.plot([], [], "--", color=GREY, linewidth=0.9, label="fit of b + v/n")
-        axes.set(xscale="log", yscale="log")
+        axes.set_xscale("log")
         tidy(axes, xlabel="training images n", title=MEASURES[measure])
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.tick_params(axis="x", which="minor", labelbottom=False)
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -4,7 +4,9 @@ import json
 import pytest
 
 from cdn.errors import CDNError, DataError
+from cdn.evaluation.bounds import Bound
 from cdn.experiments import bounds, learning_curves
+from cdn.training.settings import Settings
 
 
 def test_bounds_draws_and_reports_all_crossings(tmp_path, capsys):
@@ -35,29 +37,28 @@ def test_bounds_bad_options(tmp_path, options, message):
 
 def measure(out, *options):
     return learning_curves.main(["--out", str(out), "--width", "8", "--batch-size", "16", "--device", "cpu",
-                                 "--steps", "30", "--seeds", "0", *options])
+                                 "--steps", "10", "--seeds", "0", "--evaluations", "1", *options])
 
 
 def test_learning_curves_of_two_sizes(tmp_path, capsys):
     out = tmp_path / "out"
-    assert measure(out, "--sizes", "50", "400", "--evaluations", "1") is None
+    assert measure(out, "--sizes", "50", "400", "--objectives", "joint") is None
     printed = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())["results"]
     rows = {(row["objective"], row["n"]): row for row in report["runs"]}
-    assert len(rows) == 6 and all(0 < rows["joint", n]["error"] < 1 for n in (50, 400))
-    assert rows["classification", 50]["denoising_loss"] is None and rows["denoising", 50]["denoising_loss"] < 1
-    # What a model was not trained for is no point of a curve.
-    assert report["fits"]["error"].keys() == {"joint", "classification"}
-    assert report["fits"]["denoising_loss"].keys() == {"joint", "denoising"}
+    assert rows.keys() == {("joint", 50), ("joint", 400)}
+    assert all(0 < row[measure] for row in rows.values() for measure in learning_curves.MEASURES)
+    assert report["fits"].keys() == learning_curves.MEASURES.keys()
+    assert all(fits.keys() == {"joint"} for fits in report["fits"].values())
     assert (out / "picture.png").stat().st_size > 10_000
     lines = (out / "runs.jsonl").read_text().splitlines()
-    assert [json.loads(line)["n"] for line in lines] == [50, 400] * 3
+    assert [json.loads(line)["n"] for line in lines] == [50, 400]
     config = json.loads((out / "joint-50-seed0" / "config.json").read_text())
     assert config["data"]["train_images"] == 50 and config["training"]["train_images"] == 50
 
     # Nothing is trained twice, and the rest of the output is the same.
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}
-    measure(out, "--sizes", "50", "400", "--evaluations", "1")
+    measure(out, "--sizes", "50", "400", "--objectives", "joint")
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")} == times
     assert (out / "runs.jsonl").read_text().splitlines() == lines
     tables = lambda text: [line for line in text.splitlines() if line.startswith("|")]
@@ -66,6 +67,29 @@ def test_learning_curves_of_two_sizes(tmp_path, capsys):
     # Other settings are other runs, and do not mix with those in the folder.
     with pytest.raises(CDNError, match="joint-50-seed0 holds a run of other settings"):
         measure(out, "--sizes", "50", "--learning-rate", "1e-3")
+
+
+def test_curves_that_cross(tmp_path, capsys):
+    """Runs whose errors follow known bounds: the fits recover them, and where they cross."""
+    common = ["--sizes", "100", "400", "--objectives", "joint", "classification", "denoising"]
+    errors = {"joint": Bound(0.1, 2.0), "classification": Bound(0.05, 20.0), "denoising": Bound(0.9, 1.0)}
+    rows = []
+    for objective, bound in errors.items():
+        for n in (100, 400):
+            chosen = Settings(width=8, batch_size=16, device="cpu", steps=10, seed=0, evaluations=1,
+                              objective=objective, train_images=n)
+            rows.append(dict(settings=chosen.as_dict(), objective=objective, n=n, seed=0, error=bound(n),
+                             error_noisy=0.5, seconds=1.0, denoising_loss=0.3))
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measure(tmp_path, *common)
+    printed = capsys.readouterr().out
+    assert "fits of test error, clean images cross at n* = 360: joint, classification\n" in printed
+    report = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert report["fits"]["error"]["joint"]["variance"] == pytest.approx(2.0)
+    # What a model was not trained for is no point of a curve.
+    assert report["fits"]["error"].keys() == {"joint", "classification"}
+    assert report["fits"]["denoising_loss"].keys() == {"joint", "denoising"} and len(report["crossings"]) == 1
+    assert not list(tmp_path.glob("*/config.json"))  # nothing was trained
 
 
 @pytest.mark.parametrize("options, message", [
