@@ -126,7 +126,8 @@ def _measure(model, x, labels, norm, experiment):
     if len(right):
         _, radius = min((abs(accuracy - curve.clean_accuracy / 2), radius)
                         for accuracy, radius in zip(curve.robust_accuracy, radii))
-        verdicts = masking_checks(model, x[right], labels[right], norm, radius / unit, **options)
+        verdicts = masking_checks(model, x[right], labels[right], norm, radius / unit, queries=10 * args.steps,
+                                  **options)
         result |= dict(check_radius=radius, checks=[verdict._asdict() for verdict in verdicts])
     return result
 
