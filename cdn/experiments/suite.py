@@ -1,0 +1,135 @@
+"""Train the models that are compared and run every experiment on them, one command after the other.
+
+    python -m cdn.experiments.suite --out runs/digits-suite
+    python -m cdn.experiments.suite --data cifar10 --data-dir data --budget gpu --photographs Kodak24 --out runs/suite
+
+Run again, it goes on: training resumes from its last checkpoint, and what has finished is skipped. A command that fails
+is named in the table at the end, and the others run. Everything a command prints is also in OUT/logs. The budget is that of
+training; experiments take their defaults, and each can be repeated alone with more images by its own command.
+"""
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ..cli import run_command
+from ..data import DATASETS
+from ..errors import CDNError
+from .command import REPORT, make_folder, text_table
+
+# Options of training by budget; a joint energy model takes a multiple of the time for a step, so it gets fewer.
+_CPU = ["--width", "24", "--batch-size", "64", "--precision", "bf16", "--device", "cpu", "--steps"]
+_GPU = ["--batch-size", "256", "--precision", "bf16", "--device", "cuda", "--epochs"]
+FAILED = "FAILED, see its log"
+BUDGETS = {"default": ([], []), "cpu": ([*_CPU, "5400"], [*_CPU, "720"]), "gpu": ([*_GPU, "200"], [*_GPU, "50"])}
+
+
+class Stage(NamedTuple):
+    """A command of the suite.
+
+    Attributes:
+        command: module and arguments, as after ``python -m``.
+        result: the file that it writes last; where that exists, the stage is done.
+    """
+
+    command: list
+    result: Path
+
+
+def main(argv=None):
+    """Run the command; return 1 if a stage failed."""
+    args = _parser().parse_args(argv)
+    stages = plan(args)
+    for name in args.only or ():
+        if name not in stages:
+            raise CDNError(f"--only: expected some of {', '.join(stages)}, got {name!r}")
+    chosen = {name: stages[name] for name in stages if name in (args.only or stages)}
+    if args.dry_run:
+        for stage in chosen.values():
+            print("python -m " + " ".join(stage.command))
+        return 0
+    make_folder(args.out / "logs")
+    rows = []
+    for number, (name, stage) in enumerate(chosen.items(), 1):
+        print(f"\n== {name}, {number} of {len(chosen)}", flush=True)
+        start = time.perf_counter()
+        outcome = "done before" if stage.result.exists() else _run(stage, args.out / "logs" / f"{name}.log")
+        rows.append([name, f"{time.perf_counter() - start:.0f} s", outcome])
+    print()
+    print(text_table(["stage", "time", "outcome"], rows))
+    return int(any(outcome == FAILED for _, _, outcome in rows))
+
+
+def plan(args):
+    """Return all stages in their order, by name.
+
+    Args:
+        args: the parsed options.
+    """
+    suffix = "-small" if args.data == "digits" else "18"
+    usual, short = (options + args.training for options in BUDGETS[args.budget])
+    models = {
+        "joint": usual,
+        "classification": ["--objective", "classification", *usual],
+        "denoising": ["--objective", "denoising", "--clean-share", "0", *usual],
+        "resnet": ["--model", f"resnet{suffix}", *usual],
+        "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
+        "jem": ["--objective", "jem", *short]}
+    data = ["--data-dir", args.data_dir] if args.data_dir else []
+    runs = {name: args.out / name for name in models}
+    stages = {}
+    for name, options in models.items():
+        # The configuration is there from the first step on, the curves after the last.
+        begun = (runs[name] / "config.json").exists()
+        command = ["--resume", str(runs[name])] if begun else ["--data", args.data, *data, *options, "--out",
+                                                               str(runs[name])]
+        stages[f"train-{name}"] = Stage(["cdn.train", *command], runs[name] / "curves.png")
+    for name, run in runs.items():
+        stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / "evaluation.json")
+    stages["compare"] = Stage(["cdn.experiments.compare", *map(str, runs.values()), "--out",
+                               str(args.out / "comparison")], args.out / "comparison" / "comparison.png")
+    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "jem"))]
+    other = ["--classifier", str(runs["resnet"])]
+    experiments = {"denoisers": [], "jacobian": [], "robustness": classifiers, "outliers": [], "sampling": other,
+                   "restoration": [], "protect": other}
+    if args.photographs:
+        experiments["photographs"] = ["--images", args.photographs]
+    for name, options in experiments.items():
+        stages[name] = Stage([f"cdn.experiments.{name}", str(runs["joint"]), *options, *data],
+                             runs["joint"] / name / REPORT)
+    stages["certify"] = Stage(["cdn.certify", str(runs["joint"]), *classifiers, *data],
+                              runs["joint"] / "certify" / REPORT)
+    return stages
+
+
+def _run(stage, log):
+    """Run a stage, printing and logging what it prints; return its outcome."""
+    with log.open("w") as file, subprocess.Popen([sys.executable, "-um", *stage.command], stdout=subprocess.PIPE,
+                                                 stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            file.write(line)
+    return FAILED if process.returncode else "done"
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.suite", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=DATASETS, default="digits", help="data set (default: %(default)s)")
+    parser.add_argument("--data-dir", metavar="DIR", help="its folder")
+    parser.add_argument("--budget", choices=BUDGETS, default="default",
+                        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all that a "
+                             "GPU is for (gpu) (default: %(default)s)")
+    parser.add_argument("--training", metavar="OPTION", nargs=argparse.REMAINDER, default=[],
+                        help="further options of python -m cdn.train, for all models; the last of the command line")
+    parser.add_argument("--photographs", metavar="FOLDER", help="whole photographs to denoise (default: none)")
+    parser.add_argument("--only", metavar="STAGE", nargs="+", help="some of the stages, in the usual order")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where all runs and results go")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
