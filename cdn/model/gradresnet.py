@@ -175,8 +175,8 @@ def per_channel(value, channels):
 
 
 def check_images(y, channels, name):
-    """Raise ValueError unless y is a batch of float images [B, channels, H, W] with at least one pixel."""
-    if y.dim() != 4 or y.shape[1] != channels or 0 in y.shape[2:]:
+    """Raise ValueError unless y is a batch of float images [B, channels, H, W], one or more, of a pixel or more."""
+    if y.dim() != 4 or y.shape[1] != channels or 0 in y.shape:
         raise ValueError(f"{name}: expected images [B, {channels}, H, W], got {list(y.shape)}")
     if not y.is_floating_point():
         raise ValueError(f"{name}: expected floating-point images in [0, 1], got {y.dtype}")
