@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from cdn_kernels import score as gradient
 
 from ..density import denoise
-from ..evaluation.evaluate import evaluating
 from ..evaluation.metrics import psnr
+from ..modes import evaluating
 
 
 class Denoised(NamedTuple):

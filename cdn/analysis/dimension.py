@@ -5,7 +5,7 @@ import torch
 
 from cdn_kernels import Noise, standard_normal
 
-from ..evaluation.evaluate import evaluating
+from ..modes import evaluating
 from .jacobian import Jacobian, probe
 
 

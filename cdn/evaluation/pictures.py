@@ -7,7 +7,8 @@ from cdn_kernels.noise import Noise
 from ..density import denoise
 from ..errors import CDNError
 from ..model import DirectDenoiser, ResNet
-from .evaluate import EVALUATION, evaluating
+from ..modes import evaluating
+from .evaluate import EVALUATION
 from .grid import draw_grid, with_psnr
 from .style import save
 

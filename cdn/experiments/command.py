@@ -2,6 +2,7 @@
 import argparse
 import datetime
 import json
+import math
 import shlex
 import sys
 import time
@@ -97,7 +98,13 @@ class Experiment:
 
     def images(self, split, limit, *, exact=False):
         """Return the first images of a split, as :meth:`test_images` does."""
-        indices = (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit]
+        return self._load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
+
+    def spread_images(self, split, count):
+        """Return images of a split, evenly spread over it and at most count, as :meth:`test_images` does."""
+        return self._load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+
+    def _load(self, split, indices):
         images, labels = split.load(indices)
         return images.to(self.device).float().div(255), labels.to(self.device)
 
@@ -161,6 +168,11 @@ def text_table(header, rows):
                                for i, (text, width) in enumerate(zip(row, widths))) + " |" for row in cells]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def mean_and_error(values):
+    """Return [mean, standard error] of values [N], one per image; nan where there are not enough of them."""
+    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]
 
 
 def _cell(value):

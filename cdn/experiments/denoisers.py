@@ -22,12 +22,13 @@ from ..analysis.conditional import adversarial_gradient, class_gains, denoise_wi
     mixture_identity
 from ..cli import positive_float, positive_int, run_command
 from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.evaluate import EVALUATION
 from ..evaluation.grid import draw_grid, with_psnr
 from ..evaluation.metrics import psnr
 from ..evaluation.style import BLUE, GREY, ORANGE, tidy
 from ..model import GradResNet
-from .command import Experiment, make_parser, text_table
+from ..modes import evaluating
+from .command import Experiment, make_parser, mean_and_error, text_table
 
 # The identities cost a denoiser per class, in float64 too.
 IDENTITY_IMAGES = 8
@@ -74,9 +75,9 @@ def summarize(gains):
     psnrs = ("psnr_noisy", "psnr_unconditional", "psnr_true", "psnr_wrong")
     return dict(
         {key: float(getattr(gains, key).mean()) for key in psnrs},
-        accuracy=float(gains.right.double().mean()), true=_mean(true),
-        wrong=_mean(gains.psnr_wrong - gains.psnr_unconditional), true_where_misclassified=_mean(true[~gains.right]),
-        gain=_mean((gains.error - gains.error_true) / error), exact_gain=_mean(gains.moved / error))
+        accuracy=float(gains.right.double().mean()), true=mean_and_error(true),
+        wrong=mean_and_error(gains.psnr_wrong - gains.psnr_unconditional), true_where_misclassified=mean_and_error(true[~gains.right]),
+        gain=mean_and_error((gains.error - gains.error_true) / error), exact_gain=mean_and_error(gains.moved / error))
 
 
 def identities(model, x, labels, noise, sigma):
@@ -178,11 +179,6 @@ def round_down(value):
     """Return the largest of 1, 2, 5, 10, 20, 50, ... (and their tenths, ...) that is at most a positive value."""
     power = 10.0 ** math.floor(math.log10(value))
     return max(step * power for step in (1, 2, 5) if step * power <= value)
-
-
-def _mean(values):
-    """Return [mean, standard error] over images; nan where there are not enough of them."""
-    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]
 
 
 def _with_error(pair, form):

@@ -10,7 +10,6 @@ Jacobian, which checks the rest. A direct denoiser has no symmetric Jacobian: it
 eigenpairs. Writes report.json, spectrum.png and, for a model of densities, eigenvectors.png.
 """
 import copy
-import math
 
 import torch
 from matplotlib.figure import Figure
@@ -24,11 +23,12 @@ from ..analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..density import denoise
 from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.evaluate import EVALUATION
 from ..evaluation.grid import draw_grid
 from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from ..model import DirectDenoiser, ResNet
-from .command import Experiment, make_parser, text_table
+from ..modes import evaluating
+from .command import Experiment, make_parser, mean_and_error, text_table
 
 # Probes have keys of their own, far from those of the images' noise.
 PROBES = EVALUATION + (1 << 32)
@@ -99,8 +99,8 @@ def dimension(model, x, sigma, args, bar=None):
     """
     found = effective_dimension(model, x, sigma, Noise(args.seed, EVALUATION), args.probes, Noise(args.seed, PROBES),
                                 batch_size=args.batch_size, precision=args.precision, bar=bar)
-    return dict(trace=_mean(found.trace), loss=_mean(found.loss), loss_minus_stein=_mean(found.loss - found.stein),
-                loss_minus_trace=_mean(found.loss - found.trace / x[0].numel()),
+    return dict(trace=mean_and_error(found.trace), loss=mean_and_error(found.loss), loss_minus_stein=mean_and_error(found.loss - found.stein),
+                loss_minus_trace=mean_and_error(found.loss - found.trace / x[0].numel()),
                 probe_error=float(found.trace_error.mean()), asymmetry=float(found.asymmetry.mean()))
 
 
@@ -240,11 +240,6 @@ def _cosine(a, b):
     """Return the cosine of the angle between two directions, which have no sign."""
     a, b = a.flatten(), b.flatten().to(a)
     return abs(float(a @ b)) / float(a.norm() * b.norm())
-
-
-def _mean(values):
-    """Return [mean, standard error] over images."""
-    return [float(values.mean()), float(values.std()) / math.sqrt(len(values))]
 
 
 def _parser():

@@ -25,9 +25,10 @@ from ..analysis.outliers import read_outliers, synthetic_outliers
 from ..cli import run_command
 from ..denoise import parse_sigma
 from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.evaluate import EVALUATION
 from ..evaluation.grid import draw_grid
 from ..evaluation.style import BLUE, GREY, SEQUENCE, tidy
+from ..modes import evaluating
 from .command import Experiment, make_parser, text_table
 
 FIGURES = {"auroc": "AUROC", "aupr_in": "AUPR in", "aupr_out": "AUPR out", "fpr95": "FPR95"}
@@ -83,8 +84,7 @@ def collect(experiment):
             raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
         sets[name] = read_outliers(folder, dataset.shape, len(inliers)).to(experiment.device)
     sets |= synthetic
-    evenly = torch.linspace(0, len(dataset.train) - 1, min(len(inliers), len(dataset.train))).round().long()
-    training = dataset.train.load(evenly)[0].to(experiment.device).float().div(255)
+    training, _ = experiment.spread_images(dataset.train, len(inliers))
     return inliers, sets, training
 
 

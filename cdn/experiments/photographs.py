@@ -24,11 +24,12 @@ from ..cli import positive_int, run_command
 from ..denoise import parse_tile
 from ..errors import CDNError
 from ..evaluation import psnr, ssim
-from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.evaluate import EVALUATION
 from ..evaluation.files import read_image
 from ..evaluation.grid import draw_grid
 from ..evaluation.memory import advise_tile, require_memory
 from ..evaluation.photographs import denoise_photograph, find_photographs
+from ..modes import evaluating
 from .command import Experiment, make_parser, text_table
 
 SIGMAS = (15, 25, 50)

@@ -18,9 +18,9 @@ from cdn_kernels import Noise
 
 from ..cli import fraction, positive_float, positive_int, run_command
 from ..errors import CDNError
-from ..evaluation.evaluate import evaluating
 from ..evaluation.grid import draw_grid
 from ..evaluation.metrics import psnr, ssim
+from ..modes import evaluating
 from ..prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
 from ..prior.residual import blind_residual
 from ..prior.restoration import restore

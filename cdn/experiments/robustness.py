@@ -15,8 +15,8 @@ from matplotlib.ticker import PercentFormatter
 
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
-from ..evaluation.evaluate import evaluating
 from ..evaluation.style import BLUE, ORANGE, SEQUENCE, tidy
+from ..modes import evaluating
 from ..robustness import ATTACKS, NORMS, masking_checks, sweep
 from ..runs import by_name
 from .command import Experiment, make_parser, text_table

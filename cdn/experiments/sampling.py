@@ -18,9 +18,10 @@ from cdn_kernels import Noise
 
 from ..cli import positive_float, positive_int, run_command
 from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION, evaluating
+from ..evaluation.evaluate import EVALUATION
 from ..evaluation.grid import draw_grid
 from ..model import DirectDenoiser
+from ..modes import evaluating
 from ..prior.ascent import ascend
 from ..prior.langevin import langevin, noise_ladder
 from ..prior.likeness import frechet_distance, nearest_images, pooled_features
@@ -113,10 +114,9 @@ def measure(experiment, judge, sets, rows):
     """Add to the rows how far each set is from the training images; return the nearest of those and their distances."""
     args, run = experiment.args, experiment.run
     train = run.dataset.train
-    evenly = torch.linspace(0, len(train) - 1, min(args.reference, len(train))).round().long()
     with evaluating(judge, args.precision):
         features = lambda images: pooled_features(judge, images, args.batch_size)
-        reference = features(train.load(evenly)[0].to(experiment.device).float().div(255))
+        reference = features(experiment.spread_images(train, args.reference)[0])
         distances = {name: frechet_distance(features(images), reference) for name, images in sets.items()}
     # One walk through the training images serves all sets.
     found = nearest_images(torch.cat(list(sets.values())), train, mirrored=bool(run.config["training"].get("flip")))
