@@ -76,7 +76,8 @@ def summarize(gains):
     return dict(
         {key: float(getattr(gains, key).mean()) for key in psnrs},
         accuracy=float(gains.right.double().mean()), true=mean_and_error(true),
-        wrong=mean_and_error(gains.psnr_wrong - gains.psnr_unconditional), true_where_misclassified=mean_and_error(true[~gains.right]),
+        wrong=mean_and_error(gains.psnr_wrong - gains.psnr_unconditional),
+        true_where_misclassified=mean_and_error(true[~gains.right]),
         gain=mean_and_error((gains.error - gains.error_true) / error), exact_gain=mean_and_error(gains.moved / error))
 
 

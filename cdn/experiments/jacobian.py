@@ -99,7 +99,8 @@ def dimension(model, x, sigma, args, bar=None):
     """
     found = effective_dimension(model, x, sigma, Noise(args.seed, EVALUATION), args.probes, Noise(args.seed, PROBES),
                                 batch_size=args.batch_size, precision=args.precision, bar=bar)
-    return dict(trace=mean_and_error(found.trace), loss=mean_and_error(found.loss), loss_minus_stein=mean_and_error(found.loss - found.stein),
+    return dict(trace=mean_and_error(found.trace), loss=mean_and_error(found.loss),
+                loss_minus_stein=mean_and_error(found.loss - found.stein),
                 loss_minus_trace=mean_and_error(found.loss - found.trace / x[0].numel()),
                 probe_error=float(found.trace_error.mean()), asymmetry=float(found.asymmetry.mean()))
 
