@@ -6,6 +6,8 @@ import torch
 from cdn.errors import DataError
 from cdn.evaluation.files import read_image
 
+from .letters import letters
+
 BLOCKS = 4  # to a side, where an image has as many pixels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -19,7 +21,7 @@ def synthetic_outliers(images, seed=0):
 
     Returns:
         A dict from names to images [N, C, H, W] in [0, 1], on the device of the images. All are rounded to 8 bits as
-        real images are, so that no detector can go by that.
+        real images are, so that no detector can go by that. "letters" are made for images without color only.
 
         "mirrored" is a control: photographs remain photographs, so that nothing should tell them apart.
     """
@@ -37,6 +39,8 @@ def synthetic_outliers(images, seed=0):
         "shuffled blocks": shuffle_blocks(images, min(BLOCKS, *images.shape[2:]), generator),
         "shuffled pixels": _shuffle(images.flatten(2), generator).view_as(images),
     }
+    if images.shape[1] == 1:
+        sets["letters"] = letters(images.shape, generator)
     return {name: value.to(images.device).clamp(0, 1).mul(255).round().div(255) for name, value in sets.items()}
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cdn.analysis.letters import letters
 from cdn.analysis.outliers import read_outliers, shuffle_blocks, synthetic_outliers
 from cdn.errors import DataError
 
@@ -44,6 +45,19 @@ def test_what_the_sets_are():
     same = images(1).expand(2, -1, -1, -1)
     first, second = synthetic_outliers(same)["shuffled pixels"]
     assert not torch.equal(first, second)
+
+
+def test_letters_fill_the_height_and_differ():
+    drawn = letters((200, 1, 8, 8), torch.Generator().manual_seed(0))
+    assert drawn.shape == (200, 1, 8, 8) and drawn.dtype == torch.float32
+    assert 0 <= drawn.min() and drawn.max() <= 1
+    # The drawing touches the first and the last row, up to what reducing it leaves of a stroke.
+    assert (drawn.amax((1, 3)) > 0.1)[:, [0, -1]].all()
+    assert len({tuple(image.flatten().tolist()) for image in drawn}) > 190
+    assert torch.equal(drawn, letters((200, 1, 8, 8), torch.Generator().manual_seed(0)))
+    wide = letters((5, 3, 20, 4), torch.Generator().manual_seed(0))
+    assert wide.shape == (5, 3, 20, 4) and torch.equal(wide[:, 0], wide[:, 2])
+    assert "letters" in synthetic_outliers(images(channels=1)) and "letters" not in synthetic_outliers(images())
 
 
 def test_blocks_move_as_a_whole():
