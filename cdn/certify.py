@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from . import certification
 from .certification.curves import certified_accuracy, curves_figure
-from .certification.journal import Journal
 from .cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from .errors import CDNError
 from .experiments.command import Experiment, make_parser, text_table
+from .journal import Journal
 from .runs import by_name
 from .store import WEIGHTS
 
@@ -60,7 +60,7 @@ def certify_images(run, images, journal, sigma, args, bar):
     Args:
         run: a :class:`cdn.runs.Run`.
         images: [N, C, H, W], the first test images.
-        journal: a :class:`cdn.certification.journal.Journal`.
+        journal: a :class:`cdn.journal.Journal`.
         sigma: noise level.
         args: n0, n, alpha, seed, precision and batch_size.
         bar: a tqdm bar to advance by the number of images.

@@ -10,8 +10,8 @@ from cdn import certify as certify_name
 from cdn import train
 from cdn.certification import ABSTAIN, predict_smoothed, smoothing
 from cdn.certification.curves import certified_accuracy
-from cdn.certification.journal import Journal
 from cdn.errors import CDNError
+from cdn.journal import Journal
 from cdn.robustness.attacks import pgd
 from cdn.robustness.ball import Ball
 from cdn.robustness.losses import cross_entropy
