@@ -9,7 +9,7 @@ from cdn_kernels.noise import Noise, NoiseLevels
 
 from ..density import denoise
 from ..errors import CDNError
-from ..model import DirectDenoiser, ResNet
+from ..model import abilities
 from ..modes import evaluating
 from .metrics import calibration_error, psnr, ssim
 
@@ -54,8 +54,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = not isinstance(model, DirectDenoiser) and objective != "denoising"
-    denoises = not isinstance(model, ResNet) and objective != "classification" and len(exact) > 0
+    classifies = abilities.classifies(model, objective)
+    denoises = abilities.denoises(model, objective) and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
               disable=not progress) as bar:
