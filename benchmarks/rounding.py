@@ -103,6 +103,7 @@ def parameter_gradients(run, x, labels, doubt):
     """Print the table of parameter gradients."""
     weight = run.config["training"]["denoising_weight"]
     surest = doubt.argsort()[:BATCH]
+    torch.manual_seed(0)
     fresh = build(run.config["model"])
     cases = {"fresh weights": (fresh, slice(BATCH)), "first images": (run.model, slice(BATCH)),
              "surest images": (run.model, surest)}
