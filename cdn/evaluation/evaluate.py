@@ -96,13 +96,20 @@ def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batc
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
+def accuracy(model, x, labels, batch_size):
+    """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say."""
+    with torch.no_grad():
+        predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+    return float((predicted == labels).double().mean())
+
+
 def _classification(model, split, indices, sigmas, levels, **options):
     probabilities, labels = predict(model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices),
                                     **options)
-    accuracy = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
-    report = dict(accuracy=accuracy.pop(0), accuracy_noisy=accuracy.pop(None),
+    right = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
+    report = dict(accuracy=right.pop(0), accuracy_noisy=right.pop(None),
                   ece=calibration_error(probabilities[0], labels))
-    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in accuracy.items()}
+    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
 
 
 def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):
