@@ -23,7 +23,7 @@ from ..cli import pick_device, positive_int, run_command, whole_number
 from ..data import load_dataset
 from ..errors import CDNError
 from ..evaluation.bounds import Bound, fit_bound
-from ..evaluation.style import BLUE, GREY, ORANGE, save, tidy
+from ..evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
 from ..journal import Journal
 from ..store import CONFIG, load_config
 from ..training.loop import train
@@ -31,7 +31,7 @@ from ..training.settings import Settings
 from .bounds import crossings
 from .command import make_folder, text_table, write_report
 
-COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": "#2f9e8f"}
+COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": GREEN}
 MEASURES = {"error": "test error, clean images", "error_noisy": "test error, noisy images",
             "denoising_loss": "denoising loss (identity: 1)"}
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
-from ..evaluation.style import BLUE, ORANGE, SEQUENCE, tidy
+from ..evaluation.style import COLORS, tidy
 from ..modes import evaluating
 from ..robustness import ATTACKS, NORMS, masking_checks, sweep
 from ..runs import by_name
@@ -25,7 +25,6 @@ TITLES = dict(linf="L-infinity", l2="L2")
 # Radii are given and shown in these parts of the range from black to white.
 UNITS = dict(linf=255, l2=1)
 DEFAULT_RADII = dict(linf=(1, 2, 4, 8, 16, 32, 64), l2=(0.1, 0.25, 0.5, 1, 2, 4))
-COLORS = (BLUE, ORANGE, SEQUENCE[2], SEQUENCE[4], SEQUENCE[0])
 
 
 def main(argv=None):
