@@ -7,8 +7,6 @@ An image counts as robust at a radius if none of the attacks, restarts and targe
 smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is.
 Prints tables, and writes report.json and picture.png (after figure 4 of arXiv 2410.03505) into RUN/robustness.
 """
-from pathlib import Path
-
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -18,8 +16,7 @@ from ..errors import CDNError
 from ..evaluation.style import COLORS, tidy
 from ..modes import evaluating
 from ..robustness import ATTACKS, NORMS, masking_checks, sweep
-from ..runs import by_name
-from .command import Experiment, make_parser, text_table
+from .command import Experiment, add_against, make_parser, text_table
 
 TITLES = dict(linf="L-infinity", l2="L2")
 # Radii are given and shown in these parts of the range from black to white.
@@ -31,10 +28,7 @@ def main(argv=None):
     """Run the command."""
     experiment = Experiment(_parse(argv))
     args = experiment.args
-    runs = by_name([experiment.run, *map(experiment.open, args.against)])
-    for run in runs.values():
-        if not run.has_classes:
-            raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to be fooled about")
+    runs = experiment.classifiers()
     x, labels = experiment.test_images()
     results = dict(images=len(x), runs={})
     for name, run in runs.items():
@@ -90,8 +84,7 @@ def picture(results, norms, title):
 
 def _parse(argv):
     parser = make_parser("robustness", __doc__, limit=100)
-    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
-                        help="further runs on the same data, each of them one more curve")
+    add_against(parser)
     group = parser.add_argument_group("attack")
     group.add_argument("--attack", nargs="+", choices=ATTACKS, default=["apgd-ce", "apgd-dlr"], metavar="NAME",
                        help=f"attacks to try in turn, of {', '.join(ATTACKS)} (default: apgd-ce apgd-dlr)")
