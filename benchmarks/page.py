@@ -60,7 +60,8 @@ def merge(records):
     last = records[-1].machine
     for key in last.keys() - {"commit"}:
         if len({record.machine[key] for record in records}) > 1:
-            raise SystemExit(f"expected runs of one machine, got {key} {' and '.join(str(r.machine[key]) for r in records)}")
+            found = " and ".join(str(record.machine[key]) for record in records)
+            raise SystemExit(f"expected runs of one machine, got {key} {found}")
     results = {name: result for record in records for name, result in record.results.items()}
     commits = sorted({str(result["machine"]["commit"]) for result in results.values()})
     return Record(records[-1].date, last | dict(commit="`, `".join(commits)), results)
@@ -88,9 +89,9 @@ A case is run in turn with its peers, in random order, after their values were f
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
 where it includes 1, no difference was seen. "Times the library" is how many times as long a peer takes. Peak memory is
 what a call takes beyond what was held before. The floor is what the same operations take in a large matrix product or a
-convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the command
-that gives it; `--full` adds what the default leaves out. Peers in brackets do not do the same thing, and were not checked
-for equal values."""]
+convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the
+command that gives it; `--full` adds what the default leaves out. Peers in brackets do not do the same thing, and were
+not checked for equal values."""]
     for section in SECTIONS:
         results = [result for operation in section.operations for result in record.of(operation)]
         if results:
@@ -178,8 +179,8 @@ SECTIONS = [
             {"share of a copy's bandwidth": _share, "library": _median()}),
     Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
     Section("Certification", "test_certification.py", "--full",
-            "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one noisy "
-            "batch.", ["certification"],
+            "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one "
+            "noisy batch.", ["certification"],
             {"plain forward / library": _ratio("plain forward"), "a sample": _per_image, "library": _median()}),
     Section("Cold costs", "test_cold.py", "--full", "", ["import", "first step", "overhead", "build"], _PEERS | _COSTS),
     Section("Scaling", "test_scaling.py", "--full", "", ["scaling"],

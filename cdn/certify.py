@@ -12,17 +12,14 @@ import hashlib
 import sys
 import time
 import types
-from pathlib import Path
 
 from tqdm import tqdm
 
 from . import certification
 from .certification.curves import certified_accuracy, curves_figure
-from .certification.journal import Journal
 from .cli import nonnegative_float, positive_float, positive_int, probability, run_command
-from .errors import CDNError
-from .experiments.command import Experiment, make_parser, text_table
-from .runs import by_name
+from .experiments.command import Experiment, add_against, make_parser, text_table
+from .journal import Journal
 from .store import WEIGHTS
 
 RADII = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)
@@ -32,10 +29,7 @@ def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
-    runs = by_name([experiment.run, *map(experiment.open, args.against)])
-    for run in runs.values():
-        if not run.has_classes:
-            raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to certify")
+    runs = experiment.classifiers()
     journal = Journal(experiment.out / "certificates.jsonl")
     images, labels = experiment.test_images()
     results = []
@@ -60,7 +54,7 @@ def certify_images(run, images, journal, sigma, args, bar):
     Args:
         run: a :class:`cdn.runs.Run`.
         images: [N, C, H, W], the first test images.
-        journal: a :class:`cdn.certification.journal.Journal`.
+        journal: a :class:`cdn.journal.Journal`.
         sigma: noise level.
         args: n0, n, alpha, seed, precision and batch_size.
         bar: a tqdm bar to advance by the number of images.
@@ -110,8 +104,7 @@ def _table(results):
 def _parser():
     parser = make_parser("certify", __doc__, limit=100)
     parser.prog = "python -m cdn.certify"
-    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
-                        help="other runs on the same data, to certify beside it")
+    add_against(parser)
     parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[0.12, 0.25, 0.5, 1.0],
                         help="noise levels, for images in [0, 1] (default: 0.12 0.25 0.5 1)")
     parser.add_argument("--n0", metavar="N", type=positive_int, default=50,

@@ -8,7 +8,8 @@ import torch
 
 from cdn_kernels import reference as ops
 
-from .model.baselines import DirectDenoiser, ResNet
+from .model.abilities import has_density
+from .model.baselines import DirectDenoiser
 
 
 def log_prob(model, y, *, create_graph=False):
@@ -130,6 +131,6 @@ def calibrate(model, x, noise, batch_size=256):
 
 
 def _density(model):
-    if isinstance(model, (ResNet, DirectDenoiser)):
+    if not has_density(model):
         raise ValueError(f"a {type(model).__name__} models no density: it has no log-probability and no score")
     return model

@@ -8,7 +8,7 @@ from cdn_kernels import NoiseLevels
 
 from .data import Dataset, load_dataset
 from .errors import CDNError, CheckpointError
-from .model import DirectDenoiser, GradResNet
+from .model import abilities
 from .store import load_run
 
 
@@ -33,17 +33,17 @@ class Run:
     @property
     def has_density(self):
         """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
-        return isinstance(self.model, GradResNet) and self.objective != "classification"
+        return abilities.has_density(self.model, self.objective)
 
     @property
     def denoises(self):
         """Whether it has a density, or is a denoiser."""
-        return self.has_density or isinstance(self.model, DirectDenoiser)
+        return abilities.denoises(self.model, self.objective)
 
     @property
     def has_classes(self):
         """Whether the model was trained to classify."""
-        return not isinstance(self.model, DirectDenoiser) and self.objective != "denoising"
+        return abilities.classifies(self.model, self.objective)
 
     @property
     def objective(self):

@@ -16,12 +16,12 @@ from .ops.noise import sample_noise, sample_sigma, standard_normal
 from .ops.norm import gelu_group_norm
 from .ops.pool import channel_mean, energy
 from .ops.score import score
-from .reference import logsumexp
+from .reference import cross_entropy, logsumexp
 from .step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "denoising_loss",
-    "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp", "reference", "sample_noise",
-    "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
+    "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "cross_entropy",
+    "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp", "reference",
+    "sample_noise", "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
 ]

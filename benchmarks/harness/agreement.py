@@ -5,7 +5,7 @@ from .workers import Worker
 
 
 def agreement(library, tolerance):
-    """Return a function (name of a peer, the peer) that says in words how its values differ from the library's, or None.
+    """Return a function (name of a peer, the peer) that says how its values differ from the library's, or None.
 
     What does not do the same thing, named in parentheses, is not compared.
 

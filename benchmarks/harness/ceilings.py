@@ -4,7 +4,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-# Large enough for the full rate, small enough for many rounds: the side of the matrices, and [B, C, H, W] of the images.
+# Large enough for the full rate, small enough for many rounds: the side of matrices, and [B, C, H, W] of images.
 _SIDE = {"cpu": 1536, "cuda": 8192}
 _IMAGES = {"cpu": (64, 128, 16, 16), "cuda": (512, 256, 16, 16)}
 

@@ -7,8 +7,8 @@ denoised images, and ``sum_c p(c | y) D(y, c) = D(y)``.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
+from cdn_kernels import cross_entropy
 from cdn_kernels import score as gradient
 
 from ..density import denoise
@@ -112,14 +112,14 @@ def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="flo
 
 
 def adversarial_gradient(model, y, labels):
-    """Return ``grad_y log p(c | y)``, the shape of y, by a backward pass through the log-softmax.
+    """Return ``grad_y log p(c | y)``, the shape of y, by a backward pass through the cross-entropy.
 
     Args:
         model: a classifier.
         y: images [B, C, H, W].
         labels: int64 [B].
     """
-    return gradient(lambda y: F.log_softmax(model(y), 1).gather(1, labels[:, None])[:, 0], y)
+    return gradient(lambda y: -cross_entropy(model(y), labels, reduction="none"), y)
 
 
 class Mismatch(NamedTuple):

@@ -1,15 +1,12 @@
 """Images that are not like those of the training: noise, distortions of real images, and other people's pictures."""
-from pathlib import Path
-
 import torch
 
 from cdn.errors import DataError
-from cdn.evaluation.files import read_image
+from cdn.evaluation.files import find_images, read_image
 
 from .letters import letters
 
 BLOCKS = 4  # to a side, where an image has as many pixels
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def synthetic_outliers(images, seed=0):
@@ -90,11 +87,8 @@ def read_outliers(folder, shape, limit):
     channels, size, width = shape
     if size != width:
         raise DataError(f"{folder}: outliers from files need square images, got {size} x {width}")
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of images, found none")
     found, total = [], 0
-    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES):
+    for file in find_images(folder):
         image, _ = read_image(file, channels)
         _, _, height, width = image.shape
         if width == size and height > size and height % size == 0:
@@ -105,8 +99,6 @@ def read_outliers(folder, shape, limit):
         total += len(images)
         if total >= limit:
             break
-    if not found:
-        raise DataError(f"{folder}: expected image files ({', '.join(SUFFIXES)}), found none")
     return torch.cat(found)[:limit]
 
 

@@ -11,12 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cdn.data.formats import FORMATS, SUFFIXES
 from cdn.data.split import ImageSplit
 from cdn.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# What the suffixes promise, so that no file can pick a more adventurous decoder (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 CACHE_BYTES = 2**30
 DECODERS = min(8, os.cpu_count() or 1)
 

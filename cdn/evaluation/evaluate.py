@@ -9,7 +9,7 @@ from cdn_kernels.noise import Noise, NoiseLevels
 
 from ..density import denoise
 from ..errors import CDNError
-from ..model import DirectDenoiser, ResNet
+from ..model import abilities
 from ..modes import evaluating
 from .metrics import calibration_error, psnr, ssim
 
@@ -54,8 +54,8 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = not isinstance(model, DirectDenoiser) and objective != "denoising"
-    denoises = not isinstance(model, ResNet) and objective != "classification" and len(exact) > 0
+    classifies = abilities.classifies(model, objective)
+    denoises = abilities.denoises(model, objective) and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
               disable=not progress) as bar:
@@ -96,13 +96,20 @@ def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batc
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
+def accuracy(model, x, labels, batch_size):
+    """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say."""
+    with torch.no_grad():
+        predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+    return float((predicted == labels).double().mean())
+
+
 def _classification(model, split, indices, sigmas, levels, **options):
     probabilities, labels = predict(model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices),
                                     **options)
-    accuracy = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
-    report = dict(accuracy=accuracy.pop(0), accuracy_noisy=accuracy.pop(None),
+    right = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
+    report = dict(accuracy=right.pop(0), accuracy_noisy=right.pop(None),
                   ece=calibration_error(probabilities[0], labels))
-    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in accuracy.items()}
+    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
 
 
 def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):

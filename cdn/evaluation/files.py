@@ -6,15 +6,30 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..data.formats import FORMATS, SUFFIXES
 from ..errors import CDNError, DataError
 from ..store import write_atomically
 
-# A named list, so that no file can pick a more adventurous decoder (EPS runs Ghostscript).
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 WRITABLE = {".png": ("PNG", {}), ".bmp": ("BMP", {}), ".tif": ("TIFF", {}), ".tiff": ("TIFF", {}),
             ".webp": ("WEBP", {"lossless": True}), ".jpg": ("JPEG", {"quality": 95}),
             ".jpeg": ("JPEG", {"quality": 95})}
 MODES = {1: "L", 3: "RGB"}
+
+
+def find_images(folder):
+    """Return the image files of a folder, sorted by name, without hidden ones.
+
+    Raises:
+        DataError: no folder, or none in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of images, found none")
+    paths = sorted(path for path in folder.iterdir()
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    if not paths:
+        raise DataError(f"{folder}: expected image files ({', '.join(SUFFIXES)}), found none")
+    return paths
 
 
 def read_image(path, channels, size=None):
@@ -36,7 +51,7 @@ def read_image(path, channels, size=None):
     if channels not in MODES:
         raise CDNError(f"image files have 1 or 3 channels, but the model takes {channels}")
     try:
-        with Image.open(path, formats=READABLE) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             image = ImageOps.exif_transpose(image)
     except FileNotFoundError:

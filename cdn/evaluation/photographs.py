@@ -1,14 +1,11 @@
 """Denoise photographs at full resolution, with and without being told the noise level."""
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from cdn_kernels import reference as ops
 
-from ..data.imagefolder import SUFFIXES
 from ..density import denoise, estimate_sigma
-from ..errors import DataError
 from ..model import DirectDenoiser
 from .tiles import in_tiles, split_tiles
 
@@ -27,22 +24,6 @@ class Denoised(NamedTuple):
     known: torch.Tensor | None
     blind: torch.Tensor
     sigma: float | None
-
-
-def find_photographs(folder):
-    """Return the image files of a folder, sorted by name.
-
-    Raises:
-        DataError: no folder, or none in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of images, found none")
-    paths = sorted(path for path in folder.iterdir()
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    if not paths:
-        raise DataError(f"{folder}: expected images ({', '.join(SUFFIXES)}), found none")
-    return paths
 
 
 def denoise_photograph(model, x, sigma, noise, tile=None):

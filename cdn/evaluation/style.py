@@ -5,9 +5,11 @@ from pathlib import Path
 from ..errors import CDNError
 from ..store import write_atomically
 
-BLUE, ORANGE, GREY = "#3465a4", "#d9772b", "#9aa0a6"
+BLUE, ORANGE, GREEN, RED, BLACK, GREY = "#3465a4", "#d9772b", "#2f9e8f", "#b03a5b", "#1b1b1b", "#9aa0a6"
+# Things to tell apart, the first of them the main one.
+COLORS = BLUE, ORANGE, GREEN, RED, BLACK
 # From clean to ever stronger noise.
-SEQUENCE = ("#1b1b1b", "#3465a4", "#2f9e8f", "#d9772b", "#b03a5b")
+SEQUENCE = BLACK, BLUE, GREEN, ORANGE, RED
 SUFFIXES = (".png", ".pdf", ".svg")
 
 

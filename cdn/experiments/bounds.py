@@ -19,11 +19,10 @@ from matplotlib.figure import Figure
 from ..cli import nonnegative_float, positive_float, run_command
 from ..errors import CDNError
 from ..evaluation.bounds import Bound, crossing
-from ..evaluation.style import BLUE, GREY, ORANGE, save, tidy
+from ..evaluation.style import BLACK, COLORS, save, tidy
 from .command import make_folder, text_table, write_report
 
 DEFAULT = {"generative": Bound(0.1, 2.0), "discriminative": Bound(0.05, 20.0)}
-COLORS = (BLUE, ORANGE, "#2f9e8f", "#b03a5b", "#1b1b1b", GREY)
 
 
 def crossings(curves):
@@ -42,7 +41,7 @@ def draw(curves, points, low, high):
         axes.axhline(bound.bias, color=color, linewidth=0.8, linestyle=":")
     for _, _, crossed, error in points:
         if low <= crossed <= high:
-            axes.plot(crossed, error, "o", color="#1b1b1b", markersize=5, zorder=3)
+            axes.plot(crossed, error, "o", color=BLACK, markersize=5, zorder=3)
             axes.annotate(f"n* = {crossed:.4g}", (crossed, error), (7, 7), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     tidy(axes, xlabel="training images n", ylabel="bound on the error", title="b + v/n, and b (dotted)")

@@ -12,10 +12,10 @@ import torch
 
 from cdn_kernels import machine
 
-from ..cli import add_runtime_arguments, pick_device, positive_int, whole_number
+from ..cli import add_runtime_arguments, pick_device, positive_float, positive_int, whole_number
 from ..errors import CDNError
 from ..evaluation.style import save
-from ..runs import open_run
+from ..runs import by_name, open_run
 from ..store import finite, write_atomically
 
 REPORT = "report.json"
@@ -45,6 +45,18 @@ def make_parser(name, doc, *, limit, batch_size=256):
                         help="of all that is drawn at random (default: %(default)s)")
     add_runtime_arguments(parser)
     return parser
+
+
+def add_against(parser):
+    """Add ``--against``, for :meth:`Experiment.classifiers`."""
+    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
+                        help="other runs on the same data, to be measured beside it")
+
+
+def add_grey_sigmas(parser):
+    """Add ``--sigmas``, noise levels in grey levels."""
+    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[15, 25, 50, 100],
+                        help="noise levels, in grey levels of 255 (default: 15 25 50 100)")
 
 
 class Experiment:
@@ -81,6 +93,18 @@ class Experiment:
             raise CDNError(f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
                            f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}")
         return run
+
+    def classifiers(self):
+        """Return the run and those of ``--against``, by name.
+
+        Raises:
+            CDNError: one of them cannot be read, is given twice, was trained on other images, or has no classes.
+        """
+        runs = by_name([self.run, *map(self.open, self.args.against)])
+        for run in runs.values():
+            if not run.has_classes:
+                raise CDNError(f"{run.path}: was trained to denoise only, it has no classes")
+        return runs
 
     @property
     def progress(self):

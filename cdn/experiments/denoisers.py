@@ -28,7 +28,7 @@ from ..evaluation.metrics import psnr
 from ..evaluation.style import BLUE, GREY, ORANGE, tidy
 from ..model import GradResNet
 from ..modes import evaluating
-from .command import Experiment, make_parser, mean_and_error, text_table
+from .command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
 
 # The identities cost a denoiser per class, in float64 too.
 IDENTITY_IMAGES = 8
@@ -188,8 +188,7 @@ def _with_error(pair, form):
 
 def _parser():
     parser = make_parser("denoisers", __doc__, limit=1000, batch_size=64)
-    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[15, 25, 50, 100],
-                        help="noise levels of the tables, in grey levels of 255 (default: 15 25 50 100)")
+    add_grey_sigmas(parser)
     parser.add_argument("--shown", metavar="S", type=positive_float, default=50,
                         help="noise level of denoisers.png, in grey levels of 255 (default: %(default)s)")
     parser.add_argument("--rows", metavar="N", type=positive_int, default=6,

@@ -20,7 +20,7 @@ from cdn_kernels import Noise, standard_normal
 
 from ..analysis.dimension import effective_dimension
 from ..analysis.jacobian import Jacobian, eigenpairs, matrix, probe
-from ..cli import positive_float, positive_int, run_command, whole_number
+from ..cli import positive_int, run_command, whole_number
 from ..density import denoise
 from ..errors import CDNError
 from ..evaluation.evaluate import EVALUATION
@@ -28,7 +28,7 @@ from ..evaluation.grid import draw_grid
 from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from ..model import DirectDenoiser, ResNet
 from ..modes import evaluating
-from .command import Experiment, make_parser, mean_and_error, text_table
+from .command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
 
 # Probes have keys of their own, far from those of the images' noise.
 PROBES = EVALUATION + (1 << 32)
@@ -245,8 +245,7 @@ def _cosine(a, b):
 
 def _parser():
     parser = make_parser("jacobian", __doc__, limit=128, batch_size=32)
-    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[15, 25, 50, 100],
-                        help="noise levels in grey levels of 255 (default: 15 25 50 100)")
+    add_grey_sigmas(parser)
     parser.add_argument("--probes", metavar="K", type=positive_int, default=8,
                         help="random probes per image, at least 2 (default: %(default)s)")
     parser.add_argument("--image", metavar="I", type=whole_number, default=0,

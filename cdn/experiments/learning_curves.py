@@ -12,7 +12,6 @@ Every finished run is one line of OUT/runs.jsonl and is not repeated; one that w
 checkpoint. Writes OUT/report.json and OUT/picture.png.
 """
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -24,14 +23,15 @@ from ..cli import pick_device, positive_int, run_command, whole_number
 from ..data import load_dataset
 from ..errors import CDNError
 from ..evaluation.bounds import Bound, fit_bound
-from ..evaluation.style import BLUE, GREY, ORANGE, save, tidy
+from ..evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
+from ..journal import Journal
 from ..store import CONFIG, load_config
 from ..training.loop import train
 from ..training.settings import Settings
 from .bounds import crossings
 from .command import make_folder, text_table, write_report
 
-COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": "#2f9e8f"}
+COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": GREEN}
 MEASURES = {"error": "test error, clean images", "error_noisy": "test error, noisy images",
             "denoising_loss": "denoising loss (identity: 1)"}
 
@@ -48,17 +48,14 @@ def main(argv=None):
     first = settings[plans[0]]
     _check_sizes(args.sizes, first)
     make_folder(args.out)
-    log = args.out / "runs.jsonl"
-    rows = _read(log)
+    journal = Journal(args.out / "runs.jsonl")
     for plan, chosen in settings.items():
-        if not any(_same(row, chosen) for row in rows):
+        if not any(_same(row, chosen) for row in journal.rows):
             row = _run(args.out, plan, chosen)
             if row is None:
                 return 130
-            rows.append(row)
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    rows = [next(row for row in rows if _same(row, chosen)) for chosen in settings.values()]
+            journal.append(row)
+    rows = [next(row for row in journal.rows if _same(row, chosen)) for chosen in settings.values()]
     curves = {measure: _curves(rows, measure) for measure in MEASURES}
     fits = {measure: _fits(rows, measure) for measure in MEASURES}
     points = [dict(measure=measure, **row) for measure in MEASURES for row in _crossings(fits[measure])]
@@ -129,13 +126,6 @@ def _run(out, plan, settings):
 
 def _same(row, settings):
     return Settings.from_dict(row["settings"]) == settings
-
-
-def _read(log):
-    try:
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    except ValueError as error:
-        raise CDNError(f"{log} is damaged: {error}; remove its last line") from None
 
 
 def _curves(rows, measure):

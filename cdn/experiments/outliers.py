@@ -58,7 +58,8 @@ def main(argv=None):
                        for name, detectors in rated.items() if name != INLIERS}
                for level, rated in ratings.items()}
     fewest = min(map(len, sets.values()))
-    print(f"{args.run}: {len(inliers)} test images of {run.dataset.name} against {fewest} or more outliers of each kind")
+    print(f"{args.run}: {len(inliers)} test images of {run.dataset.name} against {fewest} or more outliers of each "
+          "kind")
     print(overview(results))
     print(details(results))
     experiment.save_figure(draw_grid([[(INLIERS, inliers[:6], ())],

@@ -25,10 +25,10 @@ from ..denoise import parse_tile
 from ..errors import CDNError
 from ..evaluation import psnr, ssim
 from ..evaluation.evaluate import EVALUATION
-from ..evaluation.files import read_image
+from ..evaluation.files import find_images, read_image
 from ..evaluation.grid import draw_grid
 from ..evaluation.memory import advise_tile, require_memory
-from ..evaluation.photographs import denoise_photograph, find_photographs
+from ..evaluation.photographs import denoise_photograph
 from ..modes import evaluating
 from .command import Experiment, make_parser, text_table
 
@@ -40,7 +40,7 @@ METRICS = {"psnr": psnr, "ssim": ssim}
 def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
-    paths = find_photographs(args.images)[:args.limit]
+    paths = find_images(args.images)[:args.limit]
     experiment = Experiment(args)
     model, device = experiment.model, experiment.device
     if not experiment.run.denoises:

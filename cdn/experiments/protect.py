@@ -22,6 +22,7 @@ from ..certification.curves import certified_accuracy
 from ..certification.randomized import Randomized
 from ..cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from ..errors import CDNError
+from ..evaluation.evaluate import accuracy
 from ..evaluation.grid import draw_grid
 from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from ..model import DirectDenoiser
@@ -74,13 +75,6 @@ def attack(model, x, labels, ball, args):
     pursuit = Pursuit(model, x, labels, cross_entropy, batch_size=args.batch_size, stop=False)
     pgd(pursuit, x, ball, args.attack_steps, torch.Generator().manual_seed(args.seed))
     return pursuit.best
-
-
-def accuracy(model, x, labels, batch_size):
-    """Return the share of images that a model classifies rightly."""
-    with torch.no_grad():
-        predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
-    return float((predicted == labels).double().mean())
 
 
 def certified(model, x, labels, args):

@@ -7,35 +7,28 @@ An image counts as robust at a radius if none of the attacks, restarts and targe
 smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is.
 Prints tables, and writes report.json and picture.png (after figure 4 of arXiv 2410.03505) into RUN/robustness.
 """
-from pathlib import Path
-
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
-from ..evaluation.style import BLUE, ORANGE, SEQUENCE, tidy
+from ..evaluation.style import COLORS, tidy
 from ..modes import evaluating
 from ..robustness import ATTACKS, NORMS, masking_checks, sweep
-from ..runs import by_name
-from .command import Experiment, make_parser, text_table
+from .command import Experiment, add_against, make_parser, text_table
 
 TITLES = dict(linf="L-infinity", l2="L2")
 # Radii are given and shown in these parts of the range from black to white.
 UNITS = dict(linf=255, l2=1)
 DEFAULT_RADII = dict(linf=(1, 2, 4, 8, 16, 32, 64), l2=(0.1, 0.25, 0.5, 1, 2, 4))
-COLORS = (BLUE, ORANGE, SEQUENCE[2], SEQUENCE[4], SEQUENCE[0])
 
 
 def main(argv=None):
     """Run the command."""
     experiment = Experiment(_parse(argv))
     args = experiment.args
-    runs = by_name([experiment.run, *map(experiment.open, args.against)])
-    for run in runs.values():
-        if not run.has_classes:
-            raise CDNError(f"{run.path}: was trained to denoise only, it has no classes to be fooled about")
+    runs = experiment.classifiers()
     x, labels = experiment.test_images()
     results = dict(images=len(x), runs={})
     for name, run in runs.items():
@@ -91,8 +84,7 @@ def picture(results, norms, title):
 
 def _parse(argv):
     parser = make_parser("robustness", __doc__, limit=100)
-    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
-                        help="further runs on the same data, each of them one more curve")
+    add_against(parser)
     group = parser.add_argument_group("attack")
     group.add_argument("--attack", nargs="+", choices=ATTACKS, default=["apgd-ce", "apgd-dlr"], metavar="NAME",
                        help=f"attacks to try in turn, of {', '.join(ATTACKS)} (default: apgd-ce apgd-dlr)")

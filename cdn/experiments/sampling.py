@@ -18,7 +18,7 @@ from cdn_kernels import Noise
 
 from ..cli import positive_float, positive_int, run_command
 from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION
+from ..evaluation.evaluate import EVALUATION, accuracy
 from ..evaluation.grid import draw_grid
 from ..model import DirectDenoiser
 from ..modes import evaluating
@@ -141,9 +141,8 @@ def _agreement(judge, args, images, label):
     """Return the share of images that are classified as the class they were drawn from, or None."""
     if label is None or isinstance(judge, DirectDenoiser):
         return None
-    with evaluating(judge, args.precision), torch.no_grad():
-        predicted = torch.cat([judge(part).argmax(1) for part in images.split(args.batch_size)])
-    return float((predicted == label).double().mean())
+    with evaluating(judge, args.precision):
+        return accuracy(judge, images, label, args.batch_size)
 
 
 def _grid(samples, classes):

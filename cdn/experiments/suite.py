@@ -4,8 +4,8 @@
     python -m cdn.experiments.suite --data cifar10 --data-dir data --budget gpu --photographs Kodak24 --out runs/suite
 
 Run again, it goes on: training resumes from its last checkpoint, and what has finished is skipped. A command that fails
-is named in the table at the end, and the others run. Everything a command prints is also in OUT/logs. The budget is that of
-training; experiments take their defaults, and each can be repeated alone with more images by its own command.
+is named in the table at the end, and the others run. Everything a command prints is also in OUT/logs. The budget is
+that of training; experiments take their defaults, and each can be repeated alone with more images by its own command.
 """
 import argparse
 import subprocess
@@ -75,6 +75,7 @@ def plan(args):
         "classification": ["--objective", "classification", *usual],
         "denoising": ["--objective", "denoising", "--clean-share", "0", *usual],
         "resnet": ["--model", f"resnet{suffix}", *usual],
+        "resnet-clean": ["--model", f"resnet{suffix}", "--clean-share", "1", *usual],
         "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
         "jem": ["--objective", "jem", *short]}
     data = ["--data-dir", args.data_dir] if args.data_dir else []
@@ -90,15 +91,18 @@ def plan(args):
         stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / "evaluation.json")
     stages["compare"] = Stage(["cdn.experiments.compare", *map(str, runs.values()), "--out",
                                str(args.out / "comparison")], args.out / "comparison" / "comparison.png")
-    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "jem"))]
-    other = ["--classifier", str(runs["resnet"])]
-    experiments = {"denoisers": [], "jacobian": [], "robustness": classifiers, "outliers": [], "sampling": other,
-                   "restoration": [], "protect": other}
+    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
+    experiments = {"denoisers": [], "jacobian": [], "robustness": classifiers, "outliers": [],
+                   "sampling": ["--classifier", str(runs["resnet"])], "restoration": []}
     if args.photographs:
         experiments["photographs"] = ["--images", args.photographs]
     for name, options in experiments.items():
         stages[name] = Stage([f"cdn.experiments.{name}", str(runs["joint"]), *options, *data],
                              runs["joint"] / name / REPORT)
+    for name in ("resnet-clean", "resnet"):
+        out = args.out / f"protect-{name}"
+        stages[out.name] = Stage(["cdn.experiments.protect", str(runs["joint"]), "--classifier", str(runs[name]),
+                                  *data, "--out", str(out)], out / REPORT)
     stages["certify"] = Stage(["cdn.certify", str(runs["joint"]), *classifiers, *data],
                               runs["joint"] / "certify" / REPORT)
     return stages
@@ -120,8 +124,8 @@ def _parser():
     parser.add_argument("--data", choices=DATASETS, default="digits", help="data set (default: %(default)s)")
     parser.add_argument("--data-dir", metavar="DIR", help="its folder")
     parser.add_argument("--budget", choices=BUDGETS, default="default",
-                        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all that a "
-                             "GPU is for (gpu) (default: %(default)s)")
+                        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all "
+                             "that a GPU is for (gpu) (default: %(default)s)")
     parser.add_argument("--training", metavar="OPTION", nargs=argparse.REMAINDER, default=[],
                         help="further options of python -m cdn.train, for all models; the last of the command line")
     parser.add_argument("--photographs", metavar="FOLDER", help="whole photographs to denoise (default: none)")

@@ -6,7 +6,6 @@ the model itself. After Grathwohl et al., "Your classifier is secretly an energy
 like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings.
 """
 import torch
-import torch.nn.functional as F
 
 import cdn_kernels
 from cdn_kernels import Noise
@@ -62,7 +61,7 @@ def contrastive_loss(model, y, labels, samples, *, label_smoothing=0.0):
     """
     with phase("forward"):
         logits, imagined = model(torch.cat([y, samples])).split([len(y), len(samples)])
-    classification = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    classification = ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     contrastive = ops.logsumexp(imagined).mean() - ops.logsumexp(logits).mean()
     parts = dict(classification=classification.detach(), contrastive=contrastive.detach(),
                  accuracy=(logits.detach().argmax(1) == labels).float().mean())

@@ -10,8 +10,8 @@ from cdn import certify as certify_name
 from cdn import train
 from cdn.certification import ABSTAIN, predict_smoothed, smoothing
 from cdn.certification.curves import certified_accuracy
-from cdn.certification.journal import Journal
 from cdn.errors import CDNError
+from cdn.journal import Journal
 from cdn.robustness.attacks import pgd
 from cdn.robustness.ball import Ball
 from cdn.robustness.losses import cross_entropy
@@ -111,7 +111,7 @@ def test_certified_accuracy_counts_right_labels_only():
 def test_bad_input_gets_a_sentence(digits_run, tmp_path, capsys):
     denoiser = tmp_path / "denoiser"
     train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
-    with pytest.raises(CDNError, match="was trained to denoise only, it has no classes to certify"):
+    with pytest.raises(CDNError, match="was trained to denoise only, it has no classes"):
         run(digits_run, tmp_path / "out", "--against", denoiser)
     (tmp_path / "out" / "certificates.jsonl").write_text("{}\nrubbish\n")
     with pytest.raises(CDNError, match="line 2 is no row of results"):

@@ -10,8 +10,8 @@ import cdn
 from cdn import train
 from cdn.errors import CDNError, DataError
 from cdn.evaluation import memory, psnr
-from cdn.evaluation.files import read_image
-from cdn.evaluation.photographs import blind_sigma, denoise_photograph, find_photographs
+from cdn.evaluation.files import find_images, read_image
+from cdn.evaluation.photographs import blind_sigma, denoise_photograph
 from cdn.experiments import photographs
 from cdn.store import load
 from cdn_kernels import Noise, sample_noise
@@ -81,7 +81,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(digits_run, folder, tmp_path,
     with pytest.raises(DataError, match="expected a folder of images, found none"):
         measure(digits_run, "--images", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="expected images .*, found none"):
+    with pytest.raises(DataError, match="expected image files .*, found none"):
         measure(digits_run, "--images", tmp_path / "empty")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1 << 16)
     with pytest.raises(CDNError, match="24x40 pixels take about .*: use --tile 256"):
@@ -99,7 +99,7 @@ def test_a_run_that_only_classifies_is_refused(options, folder, tmp_path):
 
 
 def test_photographs_come_in_the_order_of_their_names(folder):
-    assert [path.name for path in find_photographs(folder)] == ["a.png", "b.png"]
+    assert [path.name for path in find_images(folder)] == ["a.png", "b.png"]
 
 
 def test_training_on_crops_of_larger_pictures(tmp_path):

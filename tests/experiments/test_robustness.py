@@ -52,7 +52,8 @@ def test_the_command_compares_runs(digits_run, tmp_path, capsys):
                 "--device", "cpu"])
     capsys.readouterr()
     robustness.main([str(digits_run), "--against", str(other), "--out", str(tmp_path / "out"), "--limit", "30",
-                     "--steps", "6", "--radii-linf", "32", "8", "--radii-l2", "0.5", "--checks", "6", "--device", "cpu"])
+                     "--steps", "6", "--radii-linf", "32", "8", "--radii-l2", "0.5", "--checks", "6",
+                     "--device", "cpu"])
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["results"]["runs"]) == ["digits", "plain"] and report["results"]["images"] == 30

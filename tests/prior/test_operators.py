@@ -95,7 +95,7 @@ def test_deblurring_blurs_by_a_gaussian():
 
 
 def test_random_vectors_meet_an_image_as_noise_would():
-    """Every vector takes about its share 1/d of the energy also of a smooth image: none is blind to it, none sees it."""
+    """Every vector takes about its share 1/d of the energy of a smooth image, too: none is blind to it, or sees it."""
     smooth = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
     m = CompressiveSensing((3, 32, 32), 1.0).forward(smooth)[0]
     share = m.square() / m.square().mean()

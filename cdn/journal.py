@@ -3,7 +3,7 @@ import json
 import os
 from pathlib import Path
 
-from ..errors import CDNError
+from .errors import CDNError
 
 
 class Journal:

@@ -1,0 +1,22 @@
+"""What a model can do, by its kind and by what it was trained on."""
+from .baselines import DirectDenoiser, ResNet
+
+
+def classifies(model, objective=None):
+    """Say whether a model was trained to classify.
+
+    Args:
+        model: any of this package.
+        objective: as in the settings of its run; None where nobody said.
+    """
+    return not isinstance(model, DirectDenoiser) and objective != "denoising"
+
+
+def has_density(model, objective=None):
+    """Say whether logits were trained to be log-densities, which cross-entropy alone does not make them."""
+    return not isinstance(model, (ResNet, DirectDenoiser)) and objective != "classification"
+
+
+def denoises(model, objective=None):
+    """Say whether a model has a density, or is a denoiser."""
+    return has_density(model, objective) or isinstance(model, DirectDenoiser)
