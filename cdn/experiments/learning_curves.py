@@ -39,13 +39,8 @@ MEASURES = {"error": "test error, clean images", "error_noisy": "test error, noi
 def main(argv=None):
     """Run the command."""
     start = time.perf_counter()
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    common = _training_options(parser, rest)
-    plans = [(objective, n, seed) for objective in args.objectives for n in args.sizes for seed in args.seeds]
-    settings = {plan: Settings(**common, objective=plan[0], train_images=plan[1], seed=plan[2], steps=args.steps)
-                for plan in plans}
-    first = settings[plans[0]]
+    args, settings = parse(argv)
+    first = next(iter(settings.values()))
     _check_sizes(args.sizes, first)
     make_folder(args.out)
     journal = Journal(args.out / "runs.jsonl")
@@ -74,6 +69,16 @@ def main(argv=None):
     save(draw(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps"), args.out / "picture.png")
     print(f"wrote {args.out / 'picture.png'}")
     write_report(args.out, args, dict(runs=rows, fits=fits, crossings=points), start, training=first.as_dict())
+
+
+def parse(argv=None):
+    """Return the parsed options, and the settings of every run by (objective, number of images, seed)."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    common = _training_options(parser, rest)
+    plans = [(objective, n, seed) for objective in args.objectives for n in args.sizes for seed in args.seeds]
+    return args, {plan: Settings(**common, objective=plan[0], train_images=plan[1], seed=plan[2], steps=args.steps)
+                  for plan in plans}
 
 
 def draw(curves, fits, sizes, title):

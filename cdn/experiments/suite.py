@@ -19,11 +19,16 @@ from ..data import DATASETS
 from ..errors import CDNError
 from .command import REPORT, make_folder, text_table
 
-# Options of training by budget; a joint energy model takes a multiple of the time for a step, so it gets fewer.
+# Options of training by budget. A joint energy model takes a multiple of the time for a step, and learning curves are a
+# dozen runs of their own: both get fewer steps.
 _CPU = ["--width", "24", "--batch-size", "64", "--precision", "bf16", "--device", "cpu", "--steps"]
 _GPU = ["--batch-size", "256", "--precision", "bf16", "--device", "cuda", "--epochs"]
-FAILED = "FAILED, see its log"
 BUDGETS = {"default": ([], []), "cpu": ([*_CPU, "5400"], [*_CPU, "720"]), "gpu": ([*_GPU, "200"], [*_GPU, "50"])}
+CURVE_STEPS = {"default": [], "cpu": [*_CPU, "800", "--width", "16"],
+               "gpu": ["--batch-size", "64", "--precision", "bf16", "--device", "cuda", "--steps", "8000"]}
+CURVE_SIZES = {"digits": ("100", "300", "1437"), "cifar10": ("100", "1000", "10000", "50000")}
+PATCHES = ["--crop-size", "48", "--crop-padding", "0", "--batch-size", "32"]
+FAILED = "FAILED, see its log"
 
 
 class Stage(NamedTuple):
@@ -80,13 +85,8 @@ def plan(args):
         "jem": ["--objective", "jem", *short]}
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     runs = {name: args.out / name for name in models}
-    stages = {}
-    for name, options in models.items():
-        # The configuration is there from the first step on, the curves after the last.
-        begun = (runs[name] / "config.json").exists()
-        command = ["--resume", str(runs[name])] if begun else ["--data", args.data, *data, *options, "--out",
-                                                               str(runs[name])]
-        stages[f"train-{name}"] = Stage(["cdn.train", *command], runs[name] / "curves.png")
+    stages = {f"train-{name}": _training(runs[name], ["--data", args.data, *data, *options])
+              for name, options in models.items()}
     for name, run in runs.items():
         stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / "evaluation.json")
     stages["compare"] = Stage(["cdn.experiments.compare", *map(str, runs.values()), "--out",
@@ -96,6 +96,13 @@ def plan(args):
                    "sampling": ["--classifier", str(runs["resnet"])], "restoration": []}
     if args.photographs:
         experiments["photographs"] = ["--images", args.photographs]
+    if args.patches:
+        patches = args.out / "patches"
+        stages["train-patches"] = _training(patches, ["--data", "imagefolder", "--data-dir", args.patches, "--objective",
+                                                      "denoising", "--clean-share", "0", *usual, *PATCHES])
+        if args.photographs:
+            stages["photographs-patches"] = Stage(["cdn.experiments.photographs", str(patches), "--images",
+                                                   args.photographs], patches / "photographs" / REPORT)
     for name, options in experiments.items():
         stages[name] = Stage([f"cdn.experiments.{name}", str(runs["joint"]), *options, *data],
                              runs["joint"] / name / REPORT)
@@ -105,7 +112,22 @@ def plan(args):
                                   *data, "--out", str(out)], out / REPORT)
     stages["certify"] = Stage(["cdn.certify", str(runs["joint"]), *classifiers, *data],
                               runs["joint"] / "certify" / REPORT)
+    stages["bounds"] = Stage(["cdn.experiments.bounds", "--out", str(args.out / "bounds")],
+                             args.out / "bounds" / REPORT)
+    if args.data in CURVE_SIZES:
+        curves = args.out / "learning_curves"
+        stages[curves.name] = Stage(["cdn.experiments.learning_curves", "--data", args.data, *data, "--sizes",
+                                     *CURVE_SIZES[args.data], *CURVE_STEPS[args.budget], *args.training, "--out",
+                                     str(curves)], curves / REPORT)
     return stages
+
+
+def _training(run, options):
+    """Return the stage that begins a run, or goes on with one that has begun."""
+    # The configuration is there from the first step on, the curves after the last.
+    begun = (run / "config.json").exists()
+    return Stage(["cdn.train", *(["--resume", str(run)] if begun else [*options, "--out", str(run)])],
+                 run / "curves.png")
 
 
 def _run(stage, log):
@@ -129,6 +151,9 @@ def _parser():
     parser.add_argument("--training", metavar="OPTION", nargs=argparse.REMAINDER, default=[],
                         help="further options of python -m cdn.train, for all models; the last of the command line")
     parser.add_argument("--photographs", metavar="FOLDER", help="whole photographs to denoise (default: none)")
+    parser.add_argument("--patches", metavar="FOLDER",
+                        help="an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) on whose patches a further model "
+                             "learns to denoise, for the photographs (default: none)")
     parser.add_argument("--only", metavar="STAGE", nargs="+", help="some of the stages, in the usual order")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where all runs and results go")

@@ -5,7 +5,7 @@ import pytest
 
 from cdn import train
 from cdn.errors import CDNError
-from cdn.experiments import suite
+from cdn.experiments import learning_curves, suite
 from cdn.training.settings import Settings
 from cdn_kernels import Noise, sample_sigma
 
@@ -17,21 +17,34 @@ def rows(printed):
 
 
 def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
-    suite.main(["--data", "cifar10", "--data-dir", "data", "--budget", "gpu", "--photographs", "Kodak24", "--dry-run",
-                "--out", str(tmp_path / "out")])
+    suite.main(["--data", "cifar10", "--data-dir", "data", "--budget", "gpu", "--photographs", "Kodak24", "--patches",
+                "photos", "--dry-run", "--out", str(tmp_path / "out")])
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     modules = [words[2] for words in commands]
-    assert modules.count("cdn.train") == modules.count("cdn.evaluate") == 7 and len(set(modules)) == 12
-    for words in commands:
-        if words[2] == "cdn.train":
-            options = vars(train.make_parser().parse_args(words[3:]))
-            assert options["data"] == "cifar10" and options["epochs"] in (200, 50)
+    assert modules.count("cdn.train") == 8 and modules.count("cdn.evaluate") == 7 and len(set(modules)) == 14
+    trained = [vars(train.make_parser().parse_args(words[3:])) for words in commands if words[2] == "cdn.train"]
+    assert sorted(options["epochs"] for options in trained) == [50] + 7 * [200]
+    assert [options["data_dir"] for options in trained if options["data"] == "imagefolder"] == ["photos"]
+    assert {words[3] for words in commands if words[2].endswith("photographs")} == {
+        f"{tmp_path}/out/joint", f"{tmp_path}/out/patches"}
     assert not (tmp_path / "out").exists()
     # ResNets that have seen noise and ones that have not stand beside the joint model.
     for plain in [words for words in commands if words[2] in ("cdn.certify", "cdn.experiments.robustness")]:
         assert {f"{tmp_path}/out/resnet", f"{tmp_path}/out/resnet-clean"} < set(plain)
     protected = [words[words.index("--classifier") + 1:][0] for words in commands if words[2].endswith("protect")]
     assert protected == [f"{tmp_path}/out/resnet-clean", f"{tmp_path}/out/resnet"]
+
+
+def test_learning_curves_of_every_budget_can_be_parsed(tmp_path, capsys):
+    for budget in suite.BUDGETS:
+        for data in suite.CURVE_SIZES:
+            suite.main(["--only", "bounds", "learning_curves", "--data", data, "--budget", budget, "--dry-run", "--out",
+                        str(tmp_path)])
+            bound, curve = map(shlex.split, capsys.readouterr().out.splitlines())
+            assert bound[3:] == ["--out", f"{tmp_path}/bounds"]
+            args, settings = learning_curves.parse(curve[3:])
+            assert args.out == tmp_path / "learning_curves" and {chosen.data for chosen in settings.values()} == {data}
+            assert len(settings) == 3 * 2 * len(args.sizes) and min(args.sizes) >= 64
 
 
 def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
