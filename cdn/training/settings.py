@@ -100,6 +100,11 @@ class Settings:
             object.__setattr__(self, "objective", needed or "joint")
         if needed and self.objective != needed:
             raise CDNError(f"a {self.model} can only be trained with --objective {needed}, got {self.objective!r}")
+        if self.objective == "jem" and self.head != "linear":
+            # The gradient of an energy of the images grows with their number of values: one step of a chain leaves
+            # [0, 1] by several times its width, from where it gets ever further, all numbers being finite.
+            raise CDNError("a joint energy model needs --head linear: the gradients of the others throw the chains of "
+                           f"its sampler far out of the range of images, got {self.head!r}")
         try:
             self.levels
         except ValueError as error:
