@@ -100,6 +100,11 @@ class Settings:
             object.__setattr__(self, "objective", needed or "joint")
         if needed and self.objective != needed:
             raise CDNError(f"a {self.model} can only be trained with --objective {needed}, got {self.objective!r}")
+        if self.objective == "jem" and self.head != "linear":
+            # The gradient of their energies grows with the number of values of an image: on the digits log-energy threw
+            # chains to 4.5 in ten Langevin steps with fresh weights, and no number was infinite for health to see.
+            raise CDNError("a joint energy model needs --head linear: the gradients of the others throw the chains of "
+                           f"its sampler far out of the range of images, got {self.head!r}")
         try:
             self.levels
         except ValueError as error:

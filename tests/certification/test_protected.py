@@ -28,6 +28,15 @@ def test_it_denoises_then_classifies():
     assert torch.equal(cdn.Protected(resnet, direct, SIGMA)(y), resnet(y - direct(y)))
 
 
+def test_it_takes_the_steps_it_was_made_with_and_freezes_the_classifier_at_once():
+    resnet = classifier()
+    module = cdn.Protected(resnet, density(), SIGMA, steps=3)
+    assert not resnet.training
+    y = torch.rand(2, 2, 6, 6, dtype=torch.float64)
+    assert torch.equal(module(y), resnet(module.purify(y, 3)))
+    assert not torch.allclose(module.purify(y), module.purify(y, 1))
+
+
 def test_its_gradient_goes_through_the_score():
     module = cdn.Protected(classifier(), density(), SIGMA)
     y = torch.rand(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)

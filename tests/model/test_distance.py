@@ -6,6 +6,7 @@ import torch
 
 import cdn
 from cdn.distance import information_estimation_distance
+from cdn_kernels import standard_normal
 
 SHAPE = (1, 3, 2)
 
@@ -68,9 +69,30 @@ def test_it_compares_scores_of_a_model():
     torch.testing.assert_close(found.square(), gap * (0.8**2 - 0.2**2), rtol=1e-9, atol=0)
     one = cdn.similarity(model, a, b, levels=levels, nodes=1, noise=cdn.Noise(3, 5))
     sigma = 0.4  # the middle of log sigma
-    eps = sigma * cdn.distance.ops.standard_normal(a.shape, cdn.Noise(3, 5), torch.float64)
+    eps = sigma * standard_normal(a.shape, cdn.Noise(3, 5), dtype=torch.float64)
     gap = (cdn.score(model, a + eps) - cdn.score(model, b + eps)).square().sum((1, 2, 3))
     torch.testing.assert_close(one.square(), math.log(4) * 2 * sigma**2 * gap, rtol=1e-9, atol=0)
+
+
+def test_every_node_and_draw_has_noise_of_its_own():
+    a, seen = torch.zeros(3, *SHAPE, dtype=torch.float64), []
+
+    def denoiser(y, sigma):
+        seen.append(y / sigma.view(-1, 1, 1, 1))
+        return y
+
+    information_estimation_distance(denoiser, a, a, nodes=3, draws=2, noise=cdn.Noise(3, 5))
+    for i, eps in enumerate(seen):
+        expected = standard_normal(a.shape, cdn.Noise(3, 5 + i), dtype=torch.float64)
+        torch.testing.assert_close(eps, torch.cat([expected, expected]))
+    assert len(seen) == 6
+
+
+def test_draws_are_averaged():
+    model = cdn.gradresnet_small(3, 1, width=8).double()
+    a, b = torch.rand(2, 2, 1, 5, 5, dtype=torch.float64)
+    square = lambda key, draws: cdn.similarity(model, a, b, nodes=1, draws=draws, noise=cdn.Noise(1, key)).square()
+    torch.testing.assert_close(square(0, 2), (square(0, 1) + square(1, 1)) / 2)
 
 
 def test_it_is_a_distance():

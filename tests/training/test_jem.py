@@ -183,6 +183,7 @@ def test_chains_that_blow_up_stop_the_run_and_start_afresh(trainer):
 @pytest.mark.parametrize("options, message", [
     (["--model", "denoiser-small"], "a denoiser-small can only be trained with --objective denoising, got 'jem'"),
     (["--model", "resnet-small"], "a resnet-small can only be trained with --objective classification, got 'jem'"),
+    (["--head", "log-energy"], "a joint energy model needs --head linear: .*, got 'log-energy'"),
     (["--jem-buffer", "8"], "jem_buffer: a batch of 16 images needs as many chains, got 8")])
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
