@@ -200,8 +200,8 @@ def random_words(batch, blocks, noise, stream, device=None):
     """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
     block = torch.arange(blocks, device=device)[None, :]
     image = torch.arange(batch, device=device)[:, None]
-    counter = (block, image, noise.offset & _MASK, torch.full_like(block, noise.offset >> 32 | stream << 31))
-    counter = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
+    offset = noise.position(block.device)
+    counter = torch.broadcast_tensors(block, image, offset & _MASK, offset >> 32 | stream << 31)
     return torch.stack(philox4x32(counter, (noise.seed & _MASK, noise.seed >> 32)), -1)
 
 
