@@ -36,9 +36,9 @@ class Graphed:
     """Call a function that works on tensors in place; after a few calls, by replaying a CUDA graph of it.
 
     The first calls run the function as it is, on a stream of their own: kernels are compiled and loaded, and what an
-    optimizer keeps is made. The next call records the function and replays it, as do all that follow. Each call does the
-    work of one call, in the order of the current stream. While phases are watched (:mod:`cdn_kernels.phases`), the
-    function runs as it is.
+    optimizer keeps is made. The next call records the function and replays it, as do all that follow. Each call does
+    the work of one call, in the order of the current stream. While phases are watched (:mod:`cdn_kernels.phases`),
+    the function runs as it is.
 
     Recorded are kernels and addresses of tensors, so the function must do the same on every call: read its input from
     tensors that stay where they are (fill them, or copy into them), change state in place, and neither wait for the

@@ -16,9 +16,9 @@ class Noise:
 
     Args:
         seed: the stream, 0 <= seed < 2**64; one per run.
-        offset: the position in it, 0 <= offset < 2**63; typically the training step. Or a tensor that holds it, int64 []
-            on the device of the noise, whose value only the kernels read: a CUDA graph draws new noise at every replay
-            if that tensor moves on.
+        offset: the position in it, 0 <= offset < 2**63; typically the training step. Or a tensor that holds it, int64
+            [] on the device of the noise, whose value only the kernels read: a CUDA graph draws new noise at every
+            replay if that tensor moves on.
 
     Raises:
         ValueError: seed or offset out of range, or a tensor of another kind.

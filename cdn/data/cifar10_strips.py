@@ -1,4 +1,4 @@
-"""Read CIFAR-10 from strips: lossless WebP images of many pictures one above the other, and their labels beside them."""
+"""Read CIFAR-10 from strips: lossless WebP images of many pictures one above the other, and labels beside them."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -40,7 +40,8 @@ def save(name, array):
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (remove("train_000.webp"), "train_000.webp: expected a strip"), (remove("test_000.webp"), "test_000.webp: expected"),
+    (remove("train_000.webp"), "train_000.webp: expected a strip"),
+    (remove("test_000.webp"), "test_000.webp: expected a strip"),
     (remove("train_labels.npy"), "train_labels.npy: expected the labels"),
     (save("train_labels.npy", np.zeros(4, int)), "a label for each of 5 images, got 4"),
     (save("train_labels.npy", np.array([0, 1, 2, 10, 3])), r"labels 0\.\.9, got 10 in image 3"),

@@ -29,7 +29,7 @@ class Refused(AssertionError):
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Refuse operations that wait for a device, or copy between devices; what the library's own do inside counts not."""
+    """Refuse operations that wait for a device, or copy between devices; the inside of our own is not looked at."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
