@@ -44,6 +44,7 @@ def test_importing_the_library_does_not_import_triton():
 
 
 def gpu(monkeypatch, major, minor=0):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties",
                         lambda device: SimpleNamespace(major=major, minor=minor, name="a GPU"))
