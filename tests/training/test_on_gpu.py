@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from cdn.data import load_dataset
+from cdn.data import Augmentation, Batches, load_dataset
+from cdn.data.batches import AHEAD
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
@@ -73,6 +74,16 @@ def test_every_replay_skips_a_step_that_is_not_finite(digits):
     one.advance()
     assert one.health.check() == 1
     assert not all(torch.equal(a, b) for a, b in zip(before, one.model.parameters()))
+
+
+def test_batches_are_those_of_the_cpu(digits):
+    augmentation = Augmentation(digits.shape, crop_padding=2, flip=True, crop_size=7)
+    here, there = (Batches(digits.train, 32, 3, device, augmentation) for device in (torch.device("cpu"), CUDA))
+    for step in (0, 1, AHEAD, AHEAD + 1):
+        for batches in (here, there):
+            batches.seek(step)
+        for mine, expected in zip(there.read(), here.read()):
+            assert mine.is_cuda and torch.equal(mine.cpu(), expected)
 
 
 def test_a_replay_draws_the_noise_of_its_step():
