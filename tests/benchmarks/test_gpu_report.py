@@ -8,6 +8,8 @@ from PIL import Image
 
 from benchmarks import gpu_report
 from benchmarks.gpu_report import STAGES, Stage, choose
+from cdn.train import make_parser
+from cdn.training.settings import Settings
 
 
 def test_stages_are_chosen_by_name_or_beginning():
@@ -85,6 +87,9 @@ def test_every_stage_is_a_command_that_exists():
 
     for name, stage in STAGES.items():
         words = stage.command(Arguments)
+        if words[1] == "cdn.train":
+            Settings(**{key: value for key, value in vars(make_parser().parse_args(words[2:])).items()
+                        if key in Settings.__dataclass_fields__})
         module = words[words.index("-m") + 1].split(".")
         assert module[0] == "pytest" or (gpu_report.ROOT.joinpath(*module).with_suffix(".py")).exists(), name
         files = [word for word in words if word.endswith(".py")]
