@@ -5,11 +5,13 @@
 
 Every stage is a command of its own that prints as it goes and leaves its log and its JSON in DIR. One that fails is
 named in the table at the end, and the others run. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the
-checkout need not be installed.
+checkout need not be installed. DATA holds CIFAR-10 in any layout that cdn.data reads, such as strips of WebP.
 """
 import argparse
 import json
 import os
+import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -23,7 +25,10 @@ from cdn_kernels import machine
 from . import page
 
 ROOT = Path(__file__).parents[1]
-RECIPE = ["--data", "cifar10", "--precision", "bf16", "--batch-size", "512", "--fused", "--device", "cuda"]
+RECIPE = ["--data", "cifar10", "--precision", "bf16", "--batch-size", "512", "--fused"]
+# What an evaluation of a training run says, and how it is printed.
+FIGURES = {"seconds": "{:.0f}", "accuracy": "{:.2%}", "accuracy_noisy": "{:.2%}", "psnr_15": "{:.2f}",
+           "psnr_25": "{:.2f}", "psnr_50": "{:.2f}"}
 
 
 class Stage(NamedTuple):
@@ -44,13 +49,14 @@ class Stage(NamedTuple):
 
 def _benchmark(name, *options):
     return lambda args: [
-        "-m", "pytest", "-q", f"benchmarks/{name}.py", "--benchmark-only", "--device", "cuda", "--seconds",
+        "-m", "pytest", "-q", f"benchmarks/{name}.py", "--benchmark-only", "--device", args.device, "--seconds",
         str(args.seconds), "--benchmark-json", str(args.out / f"{name}.json"), *options]
 
 
 def _train(run, *options):
-    return lambda args: ["-m", "cdn.train", *RECIPE, "--data-dir", str(args.data_dir), "--epochs", str(args.epochs),
-                         "--out", str(args.out / run), *options]
+    return lambda args: ["-m", "cdn.train", *RECIPE, "--device", args.device, "--data-dir", str(args.data_dir),
+                         "--epochs", str(args.epochs), "--out", str(args.out / run), *options,
+                         *shlex.split(args.options)]
 
 
 RUNS = {"joint": [], "classification": ["--objective", "classification"],
@@ -60,6 +66,8 @@ STAGES = {
     "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py",
                                  "triton_convolution.py"],
                    "the kernels against the reference, all orders", "tests/kernels"),
+    "graphs": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_on_gpu.py"],
+                    "training steps that never wait, as CUDA graphs"),
     "passes": Stage(_benchmark("test_passes"), "bandwidth of every pass, as a share of a copy's"),
     "step": Stage(_benchmark("test_joint_step"), "the joint step and the score against all peers"),
     "operations": Stage(_benchmark("test_operations"), "every operation, by order"),
@@ -79,23 +87,32 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", nargs="+", metavar="STAGE",
                         help=f"of {', '.join(STAGES)}; \"train\" means all that begin with it")
-    parser.add_argument("--data-dir", type=Path, help="CIFAR-10, for training")
+    parser.add_argument("--data-dir", type=Path, metavar="DATA", help="CIFAR-10, for training")
     parser.add_argument("--epochs", type=int, default=40, help="of training (default: 40)")
+    parser.add_argument("--options", default="", help="for cdn.train, of all runs: --options=\"--learning-rate 0.004\"")
     parser.add_argument("--seconds", type=float, default=1.0, help="what the rounds of a case may take (default: 1)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the report itself")
     args = parser.parse_args(argv)
     stages = choose(args.only)
     if any(name.startswith("train") for name in stages) and args.data_dir is None:
         raise SystemExit("--data-dir: training needs the folder of CIFAR-10")
-    if not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU: torch.cuda.is_available() is false, so there is nothing to report")
+    args.data_dir = args.data_dir and args.data_dir.resolve()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = [run(name, stages[name], args) for name in stages]
-    report = dict(machine=machine.describe("cuda"), stages=rows)
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    about, rows, trained = machine.describe(args.device), [], {}
+    for name, stage in stages.items():
+        rows.append(run(name, stage, args))
+        trained = {name: found for name in RUNS if (found := training(args.out / name))}
+        # Anew after every stage: what was found is kept if time runs out.
+        report = dict(machine=about, stages=rows, training=trained)
+        (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     recorded = sorted(map(str, args.out.glob("test_*.json")))
     if recorded:
         page.main([*recorded, "--out", str(args.out)])
+    if trained:
+        print("\n" + training_table(trained))
     print()
     for row in rows:
         print(f"{row['stage']:<20} {row['seconds']:6.0f} s  {'ok' if row['exit'] == 0 else 'FAILED, see its log'}")
@@ -127,7 +144,42 @@ def run(name, stage, args):
         for line in process.stdout:
             print(line, end="", flush=True)
             log.write(line)
+            log.flush()
     return dict(stage=name, seconds=time.perf_counter() - start, exit=process.returncode)
+
+
+def training(folder):
+    """Return what a training run has measured so far, or None: its evaluations over time, and images per second."""
+    try:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    steps = [row for row in rows if row["kind"] == "train"]
+    if not steps:
+        return None
+    epochs_per_step = steps[-1]["epoch"] / steps[-1]["step"]
+    evaluations = [dict(epoch=row["step"] * epochs_per_step, **{key: row.get(key) for key in FIGURES},
+                        classified=row.get("classified"), denoised=row.get("denoised"))
+                   for row in rows if row["kind"] == "evaluation"]
+    return dict(images_per_second=statistics.median(row["images_per_second"] for row in steps),
+                skipped=steps[-1]["skipped"], evaluations=evaluations)
+
+
+def training_table(runs):
+    """Return a table of the evaluations of training runs over time; the last of a run is on all test images."""
+    lines = [f"{'run':<15} {'epoch':>6} " + " ".join(f"{key:>14}" for key in FIGURES)]
+    for name, found in runs.items():
+        for row in found["evaluations"]:
+            cells = ["-" if row[key] is None else form.format(row[key]) for key, form in FIGURES.items()]
+            lines.append(f"{name:<15} {row['epoch']:6.1f} " + " ".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{name:<15} {found['images_per_second']:,.0f} images/s, {found['skipped']} steps skipped")
+    last = {name: found["evaluations"][-1] for name, found in runs.items() if found["evaluations"]}
+    if "joint" in last and "denoiser" in last:
+        ours, theirs = last["joint"], last["denoiser"]
+        gaps = [f"{ours[key] - theirs[key]:+.2f} dB at sigma {key.removeprefix('psnr_')}/255" for key in FIGURES
+                if key.startswith("psnr") and None not in (ours[key], theirs[key])]
+        lines.append("joint against the direct denoiser: " + ", ".join(gaps))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -138,16 +138,17 @@ def noise_passes(kernels, shape, dtype, layout):
     real = reference.compute_dtype(dtype)
     sigma, errors, factors = (torch.rand(shape[0], dtype=real) + 0.1 for _ in range(3))
     channels = shape[1] if layout == torch.channels_last else 0
+    key = KEY.seed, KEY.position(x.device)
     eps = lambda: reference.standard_normal(shape, KEY, torch.float64)
     residual = lambda: reference.denoising_residual(x.double(), sigma.double(), eps())
     per_image = lambda values: values.double().view(-1, 1, 1, 1)
     return {
-        "add noise": Pass(lambda: kernels.add_noise(x, sigma, y, 0, 0, channels), [x], [y], [],
+        "add noise": Pass(lambda: kernels.add_noise(x, sigma, y, *key, channels), [x], [y], [],
                           lambda: [x.double() + per_image(sigma) * eps()]),
-        "denoising error": Pass(lambda: kernels.denoising(x, sigma, 0, 0, channels, errors=errors), [x], [], [errors],
+        "denoising error": Pass(lambda: kernels.denoising(x, sigma, *key, channels, errors=errors), [x], [], [errors],
                                 lambda: [residual().square().mean((1, 2, 3))]),
         "denoising gradient": Pass(
-            lambda: kernels.denoising(x, sigma, 0, 0, channels, factors=factors, gradient=y), [x], [y], [],
+            lambda: kernels.denoising(x, sigma, *key, channels, factors=factors, gradient=y), [x], [y], [],
             lambda: [2 * per_image(factors * sigma) * residual() / math.prod(shape[1:])]),
     }
 

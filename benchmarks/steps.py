@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdn
 import cdn_kernels
+from cdn_kernels.graphs import WARM_UP, Graphed
 
 LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -82,6 +83,39 @@ class Step:
     def result(self):
         """Return the gradient of the last step as one vector, parameter by parameter, float32 on the CPU."""
         return torch.cat([p.grad.float().cpu().contiguous().flatten() for p in self.model.parameters()])
+
+
+class Recorded(Step):
+    """The step as ``cdn.train --fused`` runs it on a GPU: a CUDA graph, replayed.
+
+    Attributes:
+        replays: that no replay takes memory: what the step needs was taken for good when it was recorded.
+
+    Raises:
+        RuntimeError: it cannot be recorded; the message says why.
+    """
+
+    replays = True
+
+    def __init__(self, problem, impl):
+        super().__init__(problem, impl)
+        self.run = Graphed(self.work, torch.device(problem.device), say=_refuse)
+        for _ in range(WARM_UP):
+            self.run()
+
+    def work(self):
+        """Do all of a step but wait for its loss."""
+        self.model.zero_grad()
+        with self.problem.autocast():
+            loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0), impl=self.impl)
+        return loss
+
+    def __call__(self):
+        return float(self.run())
+
+
+def _refuse(sentence):
+    raise RuntimeError(sentence)
 
 
 class Score(Step):

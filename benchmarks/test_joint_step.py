@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from .peers import PEERS
-from .steps import Score, SixUnits, Step
+from .steps import Recorded, Score, SixUnits, Step
 
 PROBLEMS = {
     "bf16": dict(),
@@ -32,6 +32,8 @@ def test_joint_step(compare, settings, name):
     else:
         peers |= {"(eager step of a classifier)": (Step, problem, dict(denoising=0.0)),
                   "(its convolutions alone, by PyTorch)": (SixUnits, problem, {})}
+    if settings.device == "cuda":
+        peers["this library, as a CUDA graph"] = (Recorded, problem, dict(impl=settings.library))
     compare("joint step", problem, Step, peers, SixUnits(problem))
 
 

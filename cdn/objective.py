@@ -20,7 +20,8 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         sigma: a float, a 0-d or per-image tensor, or :class:`cdn.NoiseLevels` to draw it from. Images with sigma = 0
             take part in the cross-entropy only.
         noise: a :class:`cdn.Noise` key, or eps itself [B, C, H, W].
-        classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed.
+        classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed. Tensors [] are
+            not looked at: they may change between replays of a CUDA graph.
         label_smoothing: of the cross-entropy.
         impl: backend of the library's operations, also of those inside the model, see :func:`cdn_kernels.using`.
 
@@ -78,14 +79,14 @@ class _Objective:
     """The joint objective at the noisy images y of one step: a function of a model's output and score."""
 
     def __init__(self, model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing):
-        if not classification_weight and not denoising_weight:
+        if not _computed(classification_weight) and not _computed(denoising_weight):
             raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
-        if classification_weight and (labels is None or labels.shape != x.shape[:1]):
+        if _computed(classification_weight) and (labels is None or labels.shape != x.shape[:1]):
             raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
                              f"got {None if labels is None else list(labels.shape)}")
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
-        self.needs_score = bool(denoising_weight) and not isinstance(model, DirectDenoiser)
+        self.needs_score = _computed(denoising_weight) and not isinstance(model, DirectDenoiser)
         self.parts = {}
         with phase("noise"):
             y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
@@ -94,12 +95,12 @@ class _Objective:
     def __call__(self, output, score):
         terms = []
         classification_weight, denoising_weight = self.weights
-        if classification_weight:
+        if _computed(classification_weight):
             loss = ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
             terms.append(classification_weight * loss)
             self.parts["classification"] = loss.detach()
             self.parts["accuracy"] = (output.detach().argmax(1) == self.labels).float().mean()
-        if denoising_weight:
+        if _computed(denoising_weight):
             if not self.needs_score:
                 noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
                 score = -output / ops.expand(noisy, output).square()
@@ -109,3 +110,7 @@ class _Objective:
             terms.append(denoising_weight * loss)
             self.parts["denoising"] = loss.detach()
         return sum(terms)
+
+
+def _computed(weight):
+    return isinstance(weight, torch.Tensor) or weight != 0

@@ -44,7 +44,7 @@ def make_parser():
                      help="continue RUN (or --out) from its last checkpoint, with the settings it was started with")
     run.add_argument("--profile", action="store_true",
                      help="first measure the time and the bytes of each phase of a step")
-    option(run, "fused", "train with the compiled kernels; stops if they are not built",
+    option(run, "fused", "train with the compiled kernels, on a GPU as a CUDA graph; stops if they cannot run",
            action=argparse.BooleanOptionalAction)
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)

@@ -5,6 +5,7 @@ backend. ``python -m cdn_kernels.info`` says what runs where.
 """
 from . import reference
 from .backends.dispatch import using
+from .graphs import Graphed
 from .memory import keep_pages
 from .modules import ConvGELU, GELUGroupNorm
 from .noise import Noise, NoiseLevels
@@ -21,7 +22,7 @@ from .step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvGELU", "GELUGroupNorm", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "cross_entropy",
-    "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp", "reference",
-    "sample_noise", "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
+    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu",
+    "cross_entropy", "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp",
+    "reference", "sample_noise", "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
 ]

@@ -5,6 +5,8 @@ configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
 """
 from dataclasses import dataclass
 
+import torch
+
 LAWS = ("log-uniform", "uniform", "fixed")
 
 
@@ -14,20 +16,39 @@ class Noise:
 
     Args:
         seed: the stream, 0 <= seed < 2**64; one per run.
-        offset: the position in it, 0 <= offset < 2**63; typically the training step.
+        offset: the position in it, 0 <= offset < 2**63; typically the training step. Or a tensor that holds it, int64
+            [] on the device of the noise, whose value only the kernels read: a CUDA graph draws new noise at every
+            replay if that tensor moves on.
 
     Raises:
-        ValueError: seed or offset out of range.
+        ValueError: seed or offset out of range, or a tensor of another kind.
     """
 
     seed: int
-    offset: int = 0
+    offset: int | torch.Tensor = 0
 
     def __post_init__(self):
         for name, bits in (("seed", 64), ("offset", 63)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
+            if name == "offset" and isinstance(value, torch.Tensor):
+                if value.dtype != torch.int64 or value.dim():
+                    raise ValueError(f"Noise: a tensor as offset must be int64 [], got {value.dtype} "
+                                     f"{list(value.shape)}")
+            elif isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
                 raise ValueError(f"Noise: {name} must be an integer in [0, 2**{bits}), got {value!r}")
+
+    def position(self, device):
+        """Return the offset as a tensor int64 [] on a device.
+
+        Raises:
+            ValueError: it is a tensor on another device.
+        """
+        if not isinstance(self.offset, torch.Tensor):
+            return torch.full((), self.offset, dtype=torch.int64, device=device)
+        device, found = torch.device(device), self.offset.device
+        if device.type != found.type or device.index not in (None, found.index):
+            raise ValueError(f"Noise: offset must be on the device of the noise, {device}, got {found}")
+        return self.offset
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ def phase(name):
     return nullcontext() if watcher is None else watcher(name)
 
 
+def watched():
+    """Tell whether someone watches."""
+    return _watcher.get() is not None
+
+
 @contextmanager
 def watch(watcher):
     """Enter ``watcher(name)``, a context manager, for every phase inside the ``with`` block."""

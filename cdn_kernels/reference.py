@@ -240,8 +240,8 @@ def random_words(batch, blocks, noise, stream, device=None):
     """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
     block = torch.arange(blocks, device=device)[None, :]
     image = torch.arange(batch, device=device)[:, None]
-    counter = (block, image, noise.offset & _MASK, torch.full_like(block, noise.offset >> 32 | stream << 31))
-    counter = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
+    offset = noise.position(block.device)
+    counter = torch.broadcast_tensors(block, image, offset & _MASK, offset >> 32 | stream << 31)
     return torch.stack(philox4x32(counter, (noise.seed & _MASK, noise.seed >> 32)), -1)
 
 
@@ -346,7 +346,12 @@ def compute_dtype(dtype):
 
 def per_image(value, x, name):
     """Return a float, 0-d or [B] tensor as a [B] tensor in the computing dtype and device of x [B, ...]."""
-    value = torch.as_tensor(value, dtype=compute_dtype(x.dtype), device=x.device)
+    real = compute_dtype(x.dtype)
+    if isinstance(value, (int, float)):
+        value = torch.full((), value, dtype=real, device=x.device)  # by a kernel: a copy would wait for the device
+    elif isinstance(value, torch.Tensor) and value.dim() and value.device != x.device:
+        raise ValueError(f"{name} must be on the device of the images, {x.device}, got {value.device}")
+    value = torch.as_tensor(value, dtype=real, device=x.device)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
         raise ValueError(f"{name} must be a number or one value per image, [{x.shape[0]}], got {list(value.shape)}")
     return value.expand(x.shape[0])

@@ -24,7 +24,7 @@ class Step(NamedTuple):
     score: torch.Tensor
 
 
-def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
+def score_matching_step(network, y, loss, *, log_density=None, scaled=False, impl="auto"):
     """Add the parameter gradient of a loss of a network's outputs and of its score to ``.grad``.
 
     The step consists of four sweeps: forward; score, backward to the input; tangent, forward along the gradient of the
@@ -44,6 +44,8 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
         loss: a function of (outputs, score) that returns the scalar to differentiate; the score has the shape of y.
         log_density: a function from the outputs to one log-density per sample, [B], whose gradient is the score.
             By default outputs [B] themselves, or :func:`cdn_kernels.logsumexp` of outputs [B, C].
+        scaled: that the loss carries a factor, which the caller takes out of ``.grad``. float16 is refused without:
+            gradients of log-densities go beyond its range, which ends at 65504, or vanish below 6e-8.
         impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
             (then torch's convolutions, too, are left to its double backward) or "cpu".
 
@@ -53,12 +55,14 @@ def score_matching_step(network, y, loss, *, log_density=None, impl="auto"):
     Raises:
         TypeError: network, loss or log_density cannot be called, or y or the loss is no tensor of floats.
         ValueError: outputs or log-densities of another shape, a loss that is no scalar, or one of them does not depend
-            on its input through differentiable operations.
+            on its input through differentiable operations; float16 without scaling.
         RuntimeError: the chosen impl cannot run here, or a torch.func transform is active.
 
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
     _check(network, y, loss, log_density, impl)
+    if not scaled:
+        _check_range(network, y)
     density = log_density or _default_density
     functions = FirstOrderFunctions()
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
@@ -110,6 +114,16 @@ def _check(network, y, loss, log_density, impl):
     if transformed():
         raise RuntimeError("score_matching_step: gradients cannot be accumulated under torch.func transforms or "
                            "forward-mode differentiation; use cdn_kernels.score")
+
+
+def _check_range(network, y):
+    device = y.device.type
+    rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    if rounded or y.dtype == torch.float16 or any(p.dtype == torch.float16 for p in parameters):
+        raise ValueError("score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
+                         "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
+                         "scaled=True")
 
 
 def _check_loss(total):

@@ -1,10 +1,11 @@
 """Images and labels: where they come from, in which order, and with which random translations."""
 
-from cdn.data.augment import augment
+from cdn.data.augment import Augmentation, augment
+from cdn.data.batches import Batches
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
 from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
 from cdn.data.split import Subset
 from cdn.data.statistics import channel_mean
 
-__all__ = ["DATASETS", "Dataset", "ImageSplit", "Subset", "augment", "balanced_indices", "batch_indices",
-           "channel_mean", "load_dataset", "steps_per_epoch"]
+__all__ = ["DATASETS", "Augmentation", "Batches", "Dataset", "ImageSplit", "Subset", "augment", "balanced_indices",
+           "batch_indices", "channel_mean", "load_dataset", "steps_per_epoch"]

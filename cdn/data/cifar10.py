@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors distribute it: the binary records or the Python pickles."""
+"""CIFAR-10 as its authors distribute it, the binary records or the Python pickles, or as strips of WebP."""
 
 from pathlib import Path
 
@@ -7,15 +7,17 @@ import torch
 
 from cdn.data.cifar10_download import ARCHIVE, FOLDER, URL, download_cifar10
 from cdn.data.cifar10_pickle import read_pickled_batch, read_pickled_names
+from cdn.data.cifar10_strips import NAMES, check_labels, has_strips, read_strips
 from cdn.data.split import MemorySplit
 from cdn.errors import DataError
 
 __all__ = ["download_cifar10", "load_cifar10"]
 
-CLASSES = 10
+CLASSES = len(NAMES)
 PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS
 TRAIN_FILES = 5
+STRIPS = ".webp"
 
 
 def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, MemorySplit, tuple[str, ...]]:
@@ -23,9 +25,9 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
 
     Read are `data_dir` itself, or cifar-10-batches-bin or cifar-10-batches-py in it: data_batch_1 up to
     data_batch_5 without a gap, test_batch, and the names in batches.meta. A batch may hold any number of
-    images above 0. A train_inexact.npy or test_inexact.npy beside the batches or one folder up holds the
-    indices of images that are no exact originals; an index past the end is one that a shortened set does
-    not reach.
+    images above 0. Failing these, strips in `data_dir` itself (`cifar10_strips`). A train_inexact.npy or
+    test_inexact.npy beside the files or one folder up holds the indices of images that are no exact originals;
+    an index past the end is one that a shortened set does not reach.
 
     Raises:
         DataError: a file that is missing, cut short, of the wrong size or otherwise corrupt.
@@ -39,19 +41,21 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
                         f"fetch it with --download, or put {URL} there "
                         f"and run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}")
     folder, suffix = found
+    if suffix == STRIPS:
+        return *(_split(folder, split, *read_strips(folder, split)) for split in ("train", "test")), NAMES
     names = _read_names(folder, suffix)
-    train = _read_split(folder, "train", _train_files(folder, suffix), names)
-    test = _read_split(folder, "test", [folder / f"test_batch{suffix}"], names)
+    train = _split(folder, "train", *_read_batches(_train_files(folder, suffix)))
+    test = _split(folder, "test", *_read_batches([folder / f"test_batch{suffix}"]))
     return train, test, names
 
 
 def _locate(data_dir: Path) -> tuple[Path, str] | None:
-    """Return the folder of the batches and their suffix: ".bin", or "" for pickles."""
+    """Return the folder of the files and their suffix: ".bin", "" for pickles, or STRIPS."""
     for folder in (data_dir, data_dir / FOLDER, data_dir / "cifar-10-batches-py"):
         for suffix in (".bin", ""):
             if any((folder / f"{stem}{suffix}").is_file() for stem in ("data_batch_1", "test_batch")):
                 return folder, suffix
-    return None
+    return (data_dir, STRIPS) if has_strips(data_dir) else None
 
 
 def _train_files(folder: Path, suffix: str) -> list[Path]:
@@ -61,11 +65,14 @@ def _train_files(folder: Path, suffix: str) -> list[Path]:
     return files[:count]
 
 
-def _read_split(folder: Path, split: str, files: list[Path], names: tuple[str, ...]) -> MemorySplit:
+def _split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> MemorySplit:
+    images = torch.from_numpy(images).reshape(-1, 3, 32, 32)
+    return MemorySplit(images, torch.from_numpy(labels).to(torch.int64), _read_exact(folder, split, len(labels)))
+
+
+def _read_batches(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     images, labels = zip(*(_read_batch(file) for file in files))
-    images = torch.from_numpy(np.concatenate(images)).reshape(-1, 3, 32, 32)
-    labels = torch.from_numpy(np.concatenate(labels)).to(torch.int64)
-    return MemorySplit(images, labels, _read_exact(folder, split, len(labels)))
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -73,10 +80,7 @@ def _read_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     if not file.is_file():
         raise DataError(f"{file}: expected a CIFAR-10 batch, found no such file")
     images, labels = _read_records(file) if file.suffix == ".bin" else read_pickled_batch(file)
-    outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
-    if len(outside):
-        first = outside[0]
-        raise DataError(f"{file}: expected labels 0..{CLASSES - 1}, got {labels[first]} in image {first}")
+    check_labels(file, labels)
     return images, labels
 
 

@@ -50,6 +50,10 @@ class ImageSplit(ABC):
         _check_indices(indices, len(self))
         return self._read(indices), self.labels[indices]
 
+    def in_memory(self) -> Tensor | None:
+        """Return all images, uint8 [N, C, H, W], not to be changed; None if they are decoded when asked for."""
+        return None
+
     @abstractmethod
     def _read(self, indices: Tensor) -> Tensor:
         """Return a fresh uint8 [B, C, H, W] with the images at the checked `indices`."""
@@ -75,6 +79,9 @@ class MemorySplit(ImageSplit):
             raise DataError(f"images: expected one per label ({len(labels)}), got {len(images)}")
         self.images = images
 
+    def in_memory(self) -> Tensor:
+        return self.images
+
     def _read(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
@@ -94,6 +101,10 @@ class Subset(ImageSplit):
         _check_indices(indices, len(split))
         super().__init__(split.labels[indices], split.shape, split.exact[indices])
         self.split, self.indices = split, indices
+
+    def in_memory(self) -> Tensor | None:
+        images = self.split.in_memory()
+        return None if images is None else images[self.indices]
 
     def _read(self, indices: Tensor) -> Tensor:
         return self.split._read(self.indices[indices])

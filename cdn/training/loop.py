@@ -54,7 +54,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         dataset = replace(dataset, train=Subset(dataset.train, chosen))
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
     steps = settings.steps or settings.epochs * per_epoch
-    trainer = Trainer(settings, dataset, steps, device)
+    trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
     # A run that was killed before its first checkpoint resumes from its beginning.
     state = load_state(run, device) if resume and (run / STATE).exists() else None
     if state:
@@ -103,7 +103,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
                     skipped = trainer.health.check()
                     row = averages.take()
                     metrics.write(kind="train", step=done, epoch=done / per_epoch, skipped=skipped,
-                                  learning_rate=trainer.optimizer.param_groups[0]["lr"],
+                                  learning_rate=float(trainer.rate),
                                   seconds=time.perf_counter() - start, **row)
                     progress.update(row)
                 if done % evaluate_every == 0 and done < steps:

@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameters of two or more dimensions.
-        lr: the root mean square of a step's entries is 0.2 lr.
+        lr: the root mean square of a step's entries is 0.2 lr. In a group it may be a tensor [] on the device.
         momentum: of the running mean of the gradients, Nesterov's.
         weight_decay: decoupled, times lr.
         fixed_norm: scale every filter back to the Frobenius norm it had before the step.
@@ -64,10 +64,15 @@ class Muon(torch.optim.Optimizer):
         mean = buffer.lerp(p.grad, 1 - momentum)
         update = orthogonalize(p.grad.lerp(mean, momentum).flatten(1)).to(p.dtype).view_as(p)
         rate = group["lr"] * 0.2 * max(p.shape[0], p[0].numel()) ** 0.5
-        stepped = p.mul(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+        stepped = torch.addcmul(p.mul(1 - group["lr"] * group["weight_decay"]), update, _number(rate, p), value=-1)
         if group["fixed_norm"]:
             stepped.mul_(p.norm() / stepped.norm().clamp(min=torch.finfo(p.dtype).tiny))
         if skip is not None:
             mean, stepped = torch.where(skip > 0, buffer, mean), torch.where(skip > 0, p, stepped)
         buffer.copy_(mean)
         p.copy_(stepped)
+
+
+def _number(value, p):
+    """Return a number or tensor [] as a tensor [] in the dtype of a parameter, on its device."""
+    return value.to(p.dtype) if isinstance(value, torch.Tensor) else p.new_full((), value)

@@ -34,8 +34,12 @@ class Optimizers:
             member.zero_grad()
 
     def step(self):
+        # Only while it happens, since torch warns of optimizers that could be recorded and are not.
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         for member in self.members:
             member.found_inf = self.found_inf
+            for group in member.param_groups:
+                group["capturable"] = recording
             member.step()
 
     def state_dict(self):

@@ -1,14 +1,16 @@
 """The trainer: what one training step does, and all the state that it changes."""
 import copy
+import warnings
 
 import torch
 
 import cdn_kernels
 from cdn_kernels import Noise
 from cdn_kernels.backends.dispatch import fused_backend
+from cdn_kernels.graphs import Graphed
 from cdn_kernels.phases import phase
 
-from ..data import augment, batch_indices, channel_mean
+from ..data import Augmentation, Batches, channel_mean
 from ..objective import joint_step
 from .health import Health
 from .jem import JointEnergy
@@ -19,16 +21,18 @@ class Trainer:
     """Train one model.
 
     A step is a pure function of the state, the settings and its own number: batches, augmentation and noise are drawn
-    from counters. That is what makes resuming exact.
+    from counters. That is what makes resuming exact. What changes from step to step is written into tensors first; the
+    step itself only works on the device and never waits for it, and on a GPU the fused kernels run it as a CUDA graph.
 
     Args:
         settings: a :class:`cdn.training.settings.Settings`.
         dataset: a :class:`cdn.data.Dataset`.
         steps: the number of steps in all, which the schedule of the learning rate needs.
         device: where to train.
+        say: called with a sentence about what could not be done as it should.
     """
 
-    def __init__(self, settings, dataset, steps, device):
+    def __init__(self, settings, dataset, steps, device, say=warnings.warn):
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
@@ -42,18 +46,52 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)
         self.health = Health(device)
+        self.batches = Batches(dataset.train, settings.batch_size, settings.seed, device, Augmentation(
+            dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size))
+        # All that a step knows of its number: the number itself, the learning rate, by how much the average of the
+        # weights moves, and lambda. torch's fused AdamW reads a rate in double precision on CPUs, a float elsewhere.
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.rate = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+        self.share, self.denoising_weight = torch.zeros((), device=device), torch.zeros((), device=device)
         self.jem = None
         if settings.objective == "jem":
             side = (settings.crop_size,) * 2 if settings.crop_size else dataset.shape[1:]
             self.jem = JointEnergy(settings, (dataset.shape[0], *side), len(dataset.train), device)
+        self.say = say
         self.step = 0
+        self._start()
+
+    def _start(self):
+        """Let the optimizer read the learning rate from its tensor, and record the step anew."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        # The chains of a joint energy model are drawn on the CPU.
+        recorded = self.settings.fused and self.device.type == "cuda" and not self.jem
+        self.run = Graphed(self.work, self.device, say=self.say) if recorded else self.work
 
     def advance(self):
-        """Do the next step and return its scalars, which stay on the device."""
+        """Do the next step and return its scalars, which stay on the device until the step after it."""
+        self.prepare()
+        scalars = self.run()
+        self.step += 1
+        return scalars
+
+    def prepare(self):
+        """Write down on the device what the next step needs to know."""
         settings, step = self.settings, self.step
         with phase("data"):
-            x, labels = self.batch(step)
-        rate = learning_rate(step, self.steps, settings.learning_rate, settings.warmup)
+            self.batches.seek(step)
+        self.number.fill_(step)
+        self.rate.fill_(learning_rate(step, self.steps, settings.learning_rate, settings.warmup))
+        # Early weights are worth little: the average starts short and reaches its full length with time.
+        self.share.fill_(1 - min(settings.ema, (1 + step) / (10 + step)))
+        self.denoising_weight.fill_(settings.weights(step / self.steps)["denoising_weight"])
+
+    def work(self):
+        """Do the step that was prepared, all of it on the device, and return its scalars."""
+        settings = self.settings
+        with phase("data"):
+            x, labels = self.batch()
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss, parts = self._gradient(x, labels)
@@ -62,24 +100,17 @@ class Trainer:
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
             # A flag for the optimizer, which then leaves weights and moments alone.
             self.optimizer.found_inf = self.health.observe(parts, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
             self.optimizer.step()
-            self._update_average(step)
-        self.step += 1
+            self._update_average()
         scalars = dict(parts, loss=loss, gradient_norm=norm.detach())
         if "accuracy" in scalars:
             scalars["train_accuracy"] = scalars.pop("accuracy")
         return scalars
 
-    def batch(self, step):
-        """Return the images, float32 [B, C, H, W] in [0, 1], and labels of a step."""
-        settings = self.settings
-        indices = batch_indices(len(self.dataset.train), settings.batch_size, step, settings.seed)
-        images, labels = self.dataset.train.load(indices)
-        images = augment(images.to(self.device), settings.seed, step, crop_padding=settings.crop_padding,
-                         flip=settings.flip, crop_size=settings.crop_size)
-        return images.float().div_(255).contiguous(memory_format=self.layout), labels.to(self.device)
+    def batch(self):
+        """Return the images, float32 [B, C, H, W] in [0, 1], and labels of the step that was prepared."""
+        images, labels = self.batches.read()
+        return images.float().div_(255).contiguous(memory_format=self.layout), labels
 
     def state(self):
         """Return everything that :meth:`restore` needs."""
@@ -97,20 +128,23 @@ class Trainer:
         if self.jem:
             self.jem.chains.copy_(state["chains"])
         self.step = state["step"]
+        self._start()
 
     def _gradient(self, x, labels):
         """Add the gradient of the objective to ``.grad`` and return (loss, parts)."""
-        settings, step = self.settings, self.step
+        settings = self.settings
         if self.jem:
             with cdn_kernels.using(self.impl):
-                return self.jem.step(self.model, x, labels, step)
-        return joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, step), impl=self.impl,
-                          **settings.weights(step / self.steps))
+                return self.jem.step(self.model, x, labels, self.step)
+        weights = settings.weights(0)
+        if settings.final_denoising_weight is not None and settings.objective != "classification":
+            weights["denoising_weight"] = self.denoising_weight
+        return joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, self.number), impl=self.impl,
+                          **weights)
 
-    def _update_average(self, step):
-        # Early weights are worth little: the average starts short and reaches its full length with time.
-        decay = min(self.settings.ema, (1 + step) / (10 + step))
+    def _update_average(self):
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            for mine, theirs in zip(self.average.parameters(), self.model.parameters()):
+                mine.lerp_(theirs, self.share)
             for mine, theirs in zip(self.average.buffers(), self.model.buffers()):
                 mine.copy_(theirs)

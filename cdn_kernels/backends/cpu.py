@@ -84,14 +84,14 @@ def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability
         x: None for zero, or the dtype and memory layout of y.
         sigma: None for one, or [B] contiguous, in the computing dtype.
         y: [B, ...], contiguous, or channels last if channels (their number) is given.
-        seed, offset: the key, as any integers modulo 2**64.
+        seed, offset: the key, as any integers modulo 2**64; offset may be a tensor that holds one.
         threads: at most; as many as torch uses if None.
         capability: one of CAPABILITIES; the chosen one if None.
     """
     batch = y.shape[0]
     _check(LIBRARY.cdn_add_noise(
         None if x is None else x.data_ptr(), None if sigma is None else sigma.data_ptr(), y.data_ptr(),
-        TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels, seed, offset,
+        TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels, seed, int(offset),
         threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
 
 
@@ -105,14 +105,14 @@ def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channel
     batch = y.shape[0]
     _check(LIBRARY.cdn_sample_noise(
         x.data_ptr(), sigma.data_ptr(), y.data_ptr(), TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels,
-        LAWS.index(law), low, high, clean_share, seed, offset, torch.get_num_threads(),
+        LAWS.index(law), low, high, clean_share, seed, int(offset), torch.get_num_threads(),
         CAPABILITIES.index(CAPABILITY)))
 
 
 def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _check(LIBRARY.cdn_sample_sigma(sigma.data_ptr(), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law),
-                                    low, high, clean_share, seed, offset))
+                                    low, high, clean_share, seed, int(offset)))
 
 
 def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None, threads=None,
@@ -127,7 +127,7 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
     batch = score.shape[0]
     _check(LIBRARY.cdn_denoising(
         *map(_address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype], batch,
-        score.numel() // max(batch, 1) or 1, channels, seed, offset, threads or torch.get_num_threads(),
+        score.numel() // max(batch, 1) or 1, channels, seed, int(offset), threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY)))
 
 
@@ -201,7 +201,7 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
 def random_words(batch, blocks, seed, offset, stream, capability=None):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
-    _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, offset,
+    _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, int(offset),
                                     CAPABILITIES.index(capability or CAPABILITY)))
     return words.long() & 0xFFFFFFFF
 

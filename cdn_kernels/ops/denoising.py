@@ -10,10 +10,10 @@ from ..backends.dispatch import kernels
 from ..noise import Noise
 from ..reference import compute_dtype, expand, per_image
 from .common import LIBRARY, as_kernels_take_it, empty_result, register, resolve_untransformed
-from .noise import check_images, check_noise, integers
+from .noise import check_images, check_noise, key
 
-LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, SymInt offset, str backend) -> Tensor")
-LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, SymInt offset, "
+LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
+LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, Tensor offset, "
                "str backend) -> Tensor")
 
 
@@ -45,7 +45,7 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
         noise = reference.standard_normal(score.shape, noise, compute_dtype(score.dtype), score.device)
     if not isinstance(noise, Noise):
         return reference.denoising_loss(score, sigma, noise)
-    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *integers(noise), backend)
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *key(noise, score.device), backend)
     return errors.sum() / (sigma > 0).sum().clamp(min=1)
 
 
@@ -70,23 +70,23 @@ register("denoising_error_backward", _error_backward, lambda score, *_: empty_re
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.seed, ctx.offset, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.seed, offset, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, offset)
 
 
 def _error_derivative(ctx, g):
-    score, sigma = ctx.saved_tensors
-    gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, ctx.offset, ctx.backend)
+    score, sigma, offset = ctx.saved_tensors
+    gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, offset, ctx.backend)
     return gradient, *[None] * 4
 
 
 def _second_derivatives(ctx, t):
     """Differentiate <2 sigma / size grad (sigma s + eps), t>, linear in s and in grad; rarely asked for."""
-    score, sigma, grad = ctx.saved_tensors
+    score, sigma, grad, offset = ctx.saved_tensors
     scale = 2 * sigma / (score.numel() // score.shape[0])
     by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)
     real = score.to(grad.dtype)
-    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, ctx.offset,
+    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, offset,
                                                           ctx.backend)
     return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), *[None] * 3
 

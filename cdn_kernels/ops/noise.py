@@ -54,10 +54,10 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
     if isinstance(sigma, NoiseLevels):
-        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *integers(noise), backend)
+        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *key(noise, x.device), backend)
         return y, sigma.detach()
     sigma = per_image(sigma, x, "sigma")
-    return torch.ops.cdn_kernels.add_noise(x, sigma, *integers(noise), backend), sigma
+    return torch.ops.cdn_kernels.add_noise(x, sigma, *key(noise, x.device), backend), sigma
 
 
 def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format,
@@ -83,8 +83,7 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
     backend = resolve("standard_normal", impl, device, dtype)
     if backend == "reference":
         return reference.standard_normal(shape, noise, dtype, device).contiguous(memory_format=memory_format)
-    return torch.ops.cdn_kernels.standard_normal(shape, *integers(noise), dtype, device, memory_format,
-                                                 backend)
+    return torch.ops.cdn_kernels.standard_normal(shape, *key(noise, device), dtype, device, memory_format, backend)
 
 
 def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", impl="auto"):
@@ -98,7 +97,7 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
     backend = resolve("sample_sigma", impl, device, dtype)
     if backend == "reference":
         return reference.sample_sigma(batch, noise, levels, dtype, device)
-    return torch.ops.cdn_kernels.sample_sigma(batch, *_law(levels), *integers(noise), dtype, device, backend)
+    return torch.ops.cdn_kernels.sample_sigma(batch, *_law(levels), *key(noise, device), dtype, device, backend)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -132,9 +131,9 @@ def check_noise(noise, x):
         raise ValueError(f"noise must be on the device of the images, {x.device}, got {noise.device}")
 
 
-def integers(noise):
-    """Return (seed, offset), the seed as the signed integer of the same 64 bits, as torch takes it."""
-    return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.offset
+def key(noise, device):
+    """Return (seed, offset) as the operations take them: the signed integer of the same 64 bits, and a tensor."""
+    return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.position(device)
 
 
 def _law(levels):
@@ -145,13 +144,13 @@ def _law(levels):
 # Registration
 # ------------------------------------------------------------------------------------------------------------
 
-LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, SymInt offset, str backend) -> Tensor")
+LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
 LIBRARY.define("sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
-               "SymInt offset, str backend) -> (Tensor, Tensor)")
-LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, SymInt offset, ScalarType dtype, Device device, "
+               "Tensor offset, str backend) -> (Tensor, Tensor)")
+LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, Tensor offset, ScalarType dtype, Device device, "
                "MemoryFormat memory_format, str backend) -> Tensor")
 LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
-               "SymInt offset, ScalarType dtype, Device device, str backend) -> Tensor")
+               "Tensor offset, ScalarType dtype, Device device, str backend) -> Tensor")
 
 
 def _add_noise(x, sigma, seed, offset, backend):
@@ -186,8 +185,9 @@ def _sample_sigma(batch, law, low, high, clean_share, seed, offset, dtype, devic
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, _, ctx.seed, ctx.offset, ctx.backend = inputs
+    x, _, ctx.seed, offset, ctx.backend = inputs
     ctx.shape = x.shape
+    ctx.save_for_backward(offset)
 
 
 def _add_noise_backward(ctx, g):
@@ -195,7 +195,7 @@ def _add_noise_backward(ctx, g):
     g_sigma = None
     if ctx.needs_input_grad[1]:
         real = compute_dtype(g.dtype)
-        eps = torch.ops.cdn_kernels.standard_normal(ctx.shape, ctx.seed, ctx.offset, real, g.device,
+        eps = torch.ops.cdn_kernels.standard_normal(ctx.shape, ctx.seed, *ctx.saved_tensors, real, g.device,
                                                     torch.contiguous_format, ctx.backend)
         g_sigma = (g.to(real) * eps).reshape(ctx.shape[0], math.prod(ctx.shape[1:])).sum(1)
     return g, g_sigma, None, None, None

@@ -58,8 +58,10 @@ def energy(features, maps, *, impl="auto"):
     """
     if not features or len(features) != len(maps):
         raise ValueError(f"maps must be one per feature image, {len(features)}, got {len(maps)}")
-    for h in features:
+    for h, weight in zip(features, maps):
         _check_images("features", h)
+        if weight.device != h.device:
+            raise ValueError(f"maps must be on the device of their features, {h.device}, got {weight.device}")
     backend = resolve_untransformed("energy", impl, features[0])
     if backend == "reference":
         return reference.energy(features, maps)

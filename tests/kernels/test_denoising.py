@@ -42,7 +42,7 @@ def test_loss_passes_numerical_checks():
         assert gradcheck(loss, inputs) and gradgradcheck(loss, inputs)
     factors = torch.randn(3, dtype=torch.float64, requires_grad=True)
     sigma = sigmas(3, torch.float64)
-    pull = lambda s, f: OPS.denoising_error_backward(s, sigma, f, KEY.seed - (1 << 64), KEY.offset, "cpu")
+    pull = lambda s, f: OPS.denoising_error_backward(s, sigma, f, KEY.seed - (1 << 64), KEY.position("cpu"), "cpu")
     assert gradcheck(pull, (score, factors))
 
 
@@ -82,8 +82,8 @@ def test_neither_processor_nor_threads_change_the_result(capability):
 
 def test_registration_passes_opcheck():
     score, sigma, factors = torch.randn(2, 3, 4, 4, requires_grad=True), sigmas(2), torch.rand(2, requires_grad=True)
-    torch.library.opcheck(OPS.denoising_error, (score, sigma, 1, 2, "cpu"))
-    torch.library.opcheck(OPS.denoising_error_backward, (score, sigma, factors, 1, 2, "cpu"))
+    torch.library.opcheck(OPS.denoising_error, (score, sigma, 1, torch.tensor(2), "cpu"))
+    torch.library.opcheck(OPS.denoising_error_backward, (score, sigma, factors, 1, torch.tensor(2), "cpu"))
 
 
 @pytest.mark.parametrize("call, message", [

@@ -3,13 +3,14 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from cdn_kernels import Noise, NoiseLevels, reference, sample_noise, sample_sigma, standard_normal
+from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
 from cdn_kernels.backends import cpu
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 SIGNED = (KEY.seed, KEY.offset)
+OFFSET = torch.tensor(3)
 SHAPES = [(3, 1), (2, 3), (5, 5), (1, 105), (4, 3, 32, 32), (2, 1024), (2, 1025), (1, 5000), (7,), (0, 3),
           (2, 0)]
 LAYOUT_SHAPES = [(2, 3, 8, 8), (3, 5, 7, 3), (2, 300, 3, 3), (1, 2, 40, 40), (2, 1, 4, 4), (2, 6, 1, 1)]
@@ -193,16 +194,16 @@ def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
 def test_add_noise_is_a_proper_operation(x):
     x = x.detach().requires_grad_()
     sigma = torch.rand(x.shape[0], requires_grad=True)
-    torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, 3, "cpu"))
-    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, 3, "cpu"))
+    torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, OFFSET, "cpu"))
+    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, OFFSET, "cpu"))
 
 
 def test_factories_are_proper_operations():
     device = torch.device("cpu")
     torch.library.opcheck(torch.ops.cdn_kernels.standard_normal.default,
-                          ([2, 3, 4, 4], 5, 6, torch.float32, device, torch.channels_last, "cpu"))
+                          ([2, 3, 4, 4], 5, OFFSET, torch.float32, device, torch.channels_last, "cpu"))
     torch.library.opcheck(torch.ops.cdn_kernels.sample_sigma.default,
-                          (5, "uniform", 0.1, 1.0, 0.0, 5, 6, torch.float64, device, "cpu"))
+                          (5, "uniform", 0.1, 1.0, 0.0, 5, OFFSET, torch.float64, device, "cpu"))
 
 
 def test_compiles_without_a_graph_break_and_once_for_all_steps():
@@ -240,6 +241,18 @@ def test_function_transforms_share_the_noise_of_the_key():
     torch.testing.assert_close(slope, standard_normal((2, 3), KEY).sum())
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_an_offset_in_a_tensor_is_that_offset(impl):
+    held = torch.tensor(KEY.offset)
+    for _ in range(2):
+        keys = Noise(KEY.seed, held), Noise(KEY.seed, int(held))
+        pairs = [(*sample_noise(X, NoiseLevels(), key, impl=impl), standard_normal((2, 5), key, impl=impl),
+                  sample_sigma(3, key, NoiseLevels(), impl=impl), denoising_loss(X, 0.5, key, impl=impl))
+                 for key in keys]
+        assert all(torch.equal(mine, expected) for mine, expected in zip(*pairs))
+        held += 1 << 40
+
+
 def test_no_grad_and_inference_mode():
     x = torch.rand(2, 5, requires_grad=True)
     expected = sample_noise(x, 0.5, KEY, impl="cpu")[0]
@@ -264,6 +277,7 @@ X = torch.zeros(2, 3)
     (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
     (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
     (lambda: sample_noise(X, 1.0, KEY, impl="cuda"), ValueError, "auto, reference, cpu, triton, got 'cuda'"),
+    (lambda: sample_noise(X, 1.0, Noise(1, OFFSET.to("meta"))), ValueError, "offset must be on the .* cpu, got meta"),
     (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),
     (lambda: standard_normal((), KEY), ValueError, r"shape must be \[B, ...\]"),
     (lambda: standard_normal((2, 3), 5), TypeError, "noise must be a Noise"),

@@ -87,6 +87,12 @@ def test_keys_out_of_range_are_refused(arguments):
         Noise(*arguments)
 
 
+@pytest.mark.parametrize("offset", [torch.zeros(1, dtype=torch.int64), torch.tensor(1.0)])
+def test_tensors_of_another_kind_are_no_offsets(offset):
+    with pytest.raises(ValueError, match=r"a tensor as offset must be int64 \[\], got"):
+        Noise(0, offset)
+
+
 @pytest.mark.parametrize("arguments", [
     ("normal",), ("uniform", 0.0, 1.0), ("uniform", 2.0, 1.0), ("fixed", 0.1, 0.0),
     ("uniform", 0.1, math.inf), ("uniform", 0.1, 1.0, 1.5),

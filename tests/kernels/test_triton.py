@@ -44,6 +44,7 @@ def test_importing_the_library_does_not_import_triton():
 
 
 def gpu(monkeypatch, major, minor=0):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties",
                         lambda device: SimpleNamespace(major=major, minor=minor, name="a GPU"))
@@ -106,9 +107,10 @@ def pooling(operations, dtype, last):
 
 def noise(operations, dtype, channels):
     x, sigma = empty(4, 3, 32, 32, dtype=dtype), empty(4, dtype=FP64 if dtype == FP64 else FP32)
-    operations.sample_noise(x, sigma, x, "log-uniform", 0.1, 1.0, 0.2, 2**40, 5, channels)
-    operations.denoising(x, sigma, 2**40, 5, channels, errors=sigma)
-    operations.denoising(x, sigma, 2**40, 5, channels, factors=sigma, gradient=x)
+    key = 2**40, torch.empty((), dtype=torch.int64, device="meta")
+    operations.sample_noise(x, sigma, x, "log-uniform", 0.1, 1.0, 0.2, *key, channels)
+    operations.denoising(x, sigma, *key, channels, errors=sigma)
+    operations.denoising(x, sigma, *key, channels, factors=sigma, gradient=x)
 
 
 # The stages of a residual network of width 64 on 32 x 32 pixels, a large image, and other dtypes, layouts and widths.

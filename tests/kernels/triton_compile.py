@@ -18,7 +18,7 @@ MODULES = [sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in (
     "convolution", "gelu", "noise", "norm", "pool")]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int32: "*i32"}
+            torch.int32: "*i32", torch.int64: "*i64"}
 
 
 @dataclass

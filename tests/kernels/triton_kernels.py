@@ -142,7 +142,7 @@ def test_too_many_channels_and_values_are_refused():
 
 
 def signed(key):
-    return key.seed - (1 << 64), key.offset
+    return key.seed - (1 << 64), key.position(DEVICE)
 
 
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])

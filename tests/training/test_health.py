@@ -37,7 +37,7 @@ def test_a_non_finite_image_changes_nothing(trainer):
     trainer.advance()
     before = snapshot(trainer)
     batch = trainer.batch
-    trainer.batch = lambda step: (batch(step)[0].fill_(float("nan")), batch(step)[1])
+    trainer.batch = lambda: (batch()[0].fill_(float("nan")), batch()[1])
     trainer.advance()
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(trainer)))
 
@@ -66,10 +66,10 @@ def test_an_unreadable_image_on_the_way_loses_nothing(tmp_path, monkeypatch):
     from cdn.training.checkpoint import load_state
 
     class Broken(Trainer):
-        def batch(self, step):
-            if step == 3:
+        def prepare(self):
+            if self.step == 3:
                 raise DataError("photo.jpg: expected an 8-bit image, got a truncated one")
-            return super().batch(step)
+            super().prepare()
 
     monkeypatch.setattr(loop, "Trainer", Broken)
     with pytest.raises(DataError, match="photo.jpg"):
@@ -82,9 +82,9 @@ def test_a_diverged_run_keeps_its_last_good_state(tmp_path, monkeypatch):
     from cdn.training.checkpoint import load_state
 
     class Exploding(Trainer):
-        def batch(self, step):
-            x, labels = super().batch(step)
-            return (x if step < 3 else x * float("nan")), labels
+        def batch(self):
+            x, labels = super().batch()
+            return (x if self.step < 3 else x * float("nan")), labels
 
     monkeypatch.setattr(loop, "Trainer", Exploding)
     settings = Settings(width=8, batch_size=16, steps=50)

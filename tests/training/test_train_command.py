@@ -71,7 +71,7 @@ def test_batch_larger_than_the_data(tmp_path):
 def test_a_run_on_some_images_sees_no_others(tmp_path, monkeypatch):
     seen = []
     batch = Trainer.batch
-    monkeypatch.setattr(Trainer, "batch", lambda self, step: seen.append(batch(self, step)) or seen[-1])
+    monkeypatch.setattr(Trainer, "batch", lambda self: seen.append(batch(self)) or seen[-1])
     run("--out", tmp_path / "run", "--train-images", 40, "--crop-padding", 0, "--seed", 3)
     assert sum(len(x) for x, _ in seen) == 8 * 16
     # The last 8 of 40 images that make no batch of 16 are others in each of the four epochs.

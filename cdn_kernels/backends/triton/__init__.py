@@ -14,6 +14,7 @@ import os
 
 import torch
 
+from ..driver import why_no_gpu
 from ..interface import TYPES
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -31,10 +32,9 @@ def can_use_triton(device, dtype):
         return None if device.type == "cpu" else f"Triton's interpreter needs tensors of a CPU, got device {device}"
     if device.type != "cuda":
         return f"the tensor must be on a CUDA device, got device {device}"
-    if not torch.cuda.is_available():
-        return "there is no CUDA device"
-    if torch.version.hip:
-        return "it was written for NVIDIA GPUs, and this torch is for those of AMD"
+    reason = why_no_gpu()
+    if reason:
+        return reason
     properties = torch.cuda.get_device_properties(device)
     if properties.major < LEAST_CAPABILITY:
         return (f"the GPU must have compute capability {LEAST_CAPABILITY}.0 or higher, got "

@@ -1,6 +1,7 @@
 """Noise, noise levels and the denoising residual, drawn from counters inside the kernels.
 
-A program draws whole units of an image in C order, whatever its layout; channels last, it gathers.
+A program draws whole units of an image in C order, whatever its layout; channels last, it gathers. The offset of a key
+is read from memory, a tensor int64 [] on the device, where a CUDA graph finds another one at every replay.
 """
 import math
 
@@ -82,8 +83,9 @@ def _drawn(unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.c
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _add_noise(y, x, sigma, seed: "i64", offset: "i64", size, units, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
+def _add_noise(y, x, sigma, seed: "i64", offset, size, units, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
                REAL: tl.constexpr):
+    offset = tl.load(offset)
     image = tl.program_id(0) // units
     value, place, exists = _drawn(tl.program_id(0) % units, image, seed, offset, size, CHANNELS, BLOCKS, REAL)
     start = image.to(tl.int64) * size
@@ -96,8 +98,9 @@ def _add_noise(y, x, sigma, seed: "i64", offset: "i64", size, units, CHANNELS: t
 
 @triton.jit(do_not_specialize=["seed", "offset"])
 def _sample_sigma(sigma, low: "fp64", high: "fp64", log_low: "fp64", log_range: "fp64", clean: "fp64", seed: "i64",
-                  offset: "i64", batch, LAW: tl.constexpr, BLOCK: tl.constexpr):
+                  offset, batch, LAW: tl.constexpr, BLOCK: tl.constexpr):
     """Draw levels in double and round once, so that every backend draws the same."""
+    offset = tl.load(offset)
     image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     where, choice, _, _ = philox(tl.zeros_like(image), image, seed, offset, 1)
     position = (where.to(tl.float64) + 0.5) * 2.3283064365386963e-10
@@ -121,8 +124,9 @@ def _residual(score, level, unit, image, seed, offset, size, CHANNELS: tl.conste
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _residual_squares(score, sigma, partial, seed: "i64", offset: "i64", size, parts, CHANNELS: tl.constexpr,
+def _residual_squares(score, sigma, partial, seed: "i64", offset, size, parts, CHANNELS: tl.constexpr,
                       LENGTH: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr):
+    offset = tl.load(offset)
     image, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     level = tl.load(sigma + image)
     total = tl.zeros([4 * BLOCKS], REAL)
@@ -134,8 +138,9 @@ def _residual_squares(score, sigma, partial, seed: "i64", offset: "i64", size, p
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _residual_gradient(score, sigma, factors, gradient, seed: "i64", offset: "i64", size, units, CHANNELS: tl.constexpr,
+def _residual_gradient(score, sigma, factors, gradient, seed: "i64", offset, size, units, CHANNELS: tl.constexpr,
                        BLOCKS: tl.constexpr, REAL: tl.constexpr):
+    offset = tl.load(offset)
     image = tl.program_id(0) // units
     level = tl.load(sigma + image)
     residual, place, exists = _residual(score, level, tl.program_id(0) % units, image, seed, offset, size, CHANNELS,
@@ -145,7 +150,8 @@ def _residual_gradient(score, sigma, factors, gradient, seed: "i64", offset: "i6
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _random_words(words, seed: "i64", offset: "i64", blocks, units, STREAM: tl.constexpr, BLOCKS: tl.constexpr):
+def _random_words(words, seed: "i64", offset, blocks, units, STREAM: tl.constexpr, BLOCKS: tl.constexpr):
+    offset = tl.load(offset)
     image = tl.program_id(0) // units
     block = tl.program_id(0) % units * BLOCKS + tl.arange(0, BLOCKS)
     w0, w1, w2, w3 = philox(block, image, seed, offset, STREAM)

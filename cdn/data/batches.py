@@ -1,0 +1,75 @@
+"""The training batches on a device: which images, moved and mirrored how, as a pure function of the step."""
+
+import torch
+from torch import Tensor
+
+from cdn.data.augment import Augmentation
+from cdn.data.sampler import batch_indices
+from cdn.data.split import ImageSplit
+
+AHEAD = 64
+
+
+class Batches:
+    """Find the batches of a split on a device, augmented.
+
+    What a step draws depends on nothing but the seed and its number. It is drawn on the CPU, for many steps at once,
+    and images that are in memory are put on the device once and for all: a step then finds all that it needs there, in
+    tensors that stay where they are. Images that have to be decoded are sent step by step.
+
+    Args:
+        split: the images.
+        batch_size: images of a step.
+        seed: of order and augmentation.
+        device: where the batches are wanted.
+        augmentation: an :class:`Augmentation` of images of this shape.
+
+    Raises:
+        DataError: more images in a batch than in the split.
+    """
+
+    def __init__(self, split: ImageSplit, batch_size: int, seed: int, device: torch.device,
+                 augmentation: Augmentation) -> None:
+        self.split, self.batch_size, self.seed, self.augmentation = split, batch_size, seed, augmentation
+        images = split.in_memory()
+        self.whole = images is not None
+        self.images = images.to(device) if self.whole else torch.zeros(
+            batch_size, *split.shape, dtype=torch.uint8, device=device)
+        self.labels = split.labels.to(device)
+        # For each of some steps from the first on: the indices of its images, then what the augmentation draws.
+        self.plan = torch.zeros(AHEAD, 4, batch_size, dtype=torch.int64, device=device)
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        self.first: int | None = None
+
+    def seek(self, step: int) -> None:
+        """Let the next :meth:`read` give the batch of a step, counted from 0.
+
+        Raises:
+            DataError: `step` is negative, or an image cannot be decoded.
+        """
+        first = step - step % AHEAD
+        if first != self.first:
+            _send(torch.stack([self._draw(number) for number in range(first, first + AHEAD)]), self.plan)
+            self.first = first
+        self.row.fill_(step - first)
+        if not self.whole:
+            _send(self.split.load(self._indices(step))[0], self.images)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return images, uint8 [B, C, H, W], and labels, int64 [B]; all that this does is done on the device."""
+        indices, *draws = self.plan.index_select(0, self.row)[0]
+        images = self.images.index_select(0, indices) if self.whole else self.images
+        return self.augmentation.apply(images, draws), self.labels.index_select(0, indices)
+
+    def _draw(self, step: int) -> Tensor:
+        return torch.cat([self._indices(step)[None], self.augmentation.draw(self.batch_size, self.seed, step)])
+
+    def _indices(self, step: int) -> Tensor:
+        return batch_indices(len(self.split), self.batch_size, step, self.seed)
+
+
+def _send(source: Tensor, target: Tensor) -> None:
+    """Copy from the CPU to a device, without waiting for what the device still does with the target."""
+    if target.is_cuda:
+        source = source.pin_memory()
+    target.copy_(source, non_blocking=True)

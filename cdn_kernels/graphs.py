@@ -1,0 +1,89 @@
+"""Record what a training step does on a GPU once, and replay it: one launch instead of a thousand."""
+import gc
+import warnings
+
+import torch
+
+from .phases import watched
+
+WARM_UP = 3
+
+
+def record_on_cuda(function, stream):
+    """Record a function as a CUDA graph, without running it.
+
+    Args:
+        function: takes nothing, and works on the device of the stream.
+        stream: where it is recorded.
+
+    Returns:
+        A function that replays it on the current stream and returns what it returned.
+    """
+    gc.collect()  # what dead cycles hold cannot be reused, and must not be freed while recording
+    graph = torch.cuda.CUDAGraph()
+    # A recording that fails leaves torch's context without restoring the stream; the outer one does.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
+        result = function()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay
+
+
+class Graphed:
+    """Call a function that works on tensors in place; after a few calls, by replaying a CUDA graph of it.
+
+    The first calls run the function as it is, on a stream of their own: kernels are compiled and loaded, and what an
+    optimizer keeps is made. The next call records the function and replays it, as do all that follow. Each call does
+    the work of one call, in the order of the current stream. While phases are watched (:mod:`cdn_kernels.phases`),
+    the function runs as it is.
+
+    Recorded are kernels and addresses of tensors, so the function must do the same on every call: read its input from
+    tensors that stay where they are (fill them, or copy into them), change state in place, and neither wait for the
+    device nor look at a value. What changes from call to call, such as a learning rate or the offset of a
+    :class:`cdn_kernels.Noise` key, must be in a tensor; torch's optimizers want ``capturable=True`` while recording.
+
+    Args:
+        function: takes nothing; returns tensors, in any container, which the next call overwrites.
+        device: where it works.
+        say: called with one sentence if recording fails; the function then runs as it is.
+        record: does the recording, see :func:`record_on_cuda`.
+
+    Source: "CUDA graphs" in PyTorch's notes on the semantics of CUDA, on whole networks.
+    """
+
+    def __init__(self, function, device, *, say=warnings.warn, record=record_on_cuda):
+        self.function, self.say, self.record = function, say, record
+        # One stream for all that is not a replay: nothing that autograd keeps for it then belongs to another one.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.calls, self.replay = 0, None
+
+    def __call__(self):
+        """Do the work of the function and return what it returns."""
+        if watched():
+            return self.function()
+        if self.replay:
+            return self.replay()
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            return self._warm_up()
+        try:
+            self.replay = self.record(self.function, self.stream)
+        except Exception as error:  # whatever cannot be recorded can be run
+            first = error.__context__ or error  # the end of a broken recording raises an error of its own
+            cause = " ".join(str(first).split())[:200]
+            self.say(f"steps run without a CUDA graph, because recording one failed: {type(first).__name__}: {cause}")
+            self.replay = self.function
+        return self.replay()
+
+    def _warm_up(self):
+        if self.stream is None:
+            return self.function()
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = self.function()
+        current.wait_stream(self.stream)
+        return result
