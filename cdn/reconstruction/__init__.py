@@ -1,0 +1,1 @@
+"""Classification by reconstruction: the class whose model explains an image best."""
