@@ -4,10 +4,11 @@ Noise is added at several levels, the network takes it away given each class in 
 error, integrated over levels, wins (Li et al. 2023; Clark & Jaini 2023). Beside it stand the softmax of the same network
 and its vote on images denoised from the levels of --levels. All are measured on clean images, on noisy ones, on images
 that fool the softmax (transferred), and on images made for them: projected gradient descent through the denoisers, over
-fresh noise at every step; "either attack" asks to withstand both. Prints tables, and writes report.json and picture.png into RUN/denoising_classifier.
+fresh noise at every step. "either attack" asks to withstand both. Prints tables, and writes report.json and picture.png
+into RUN/denoising_classifier.
 
 A decision costs as many forwards as nodes times draws, and as many backwards for each class: classification by
-denoising is thousands of times slower than the softmax.
+denoising is hundreds of times slower than the softmax.
 
 example:
   python -m cdn.experiments.denoising_classifier runs/cifar10 --limit 200 --nodes 8 --draws 8
