@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from cdn_kernels import Noise, sample_noise
+from cdn_kernels import Noise
 
-from ..analysis.detection import TYPICALITY, gather, rate, separation
+from ..analysis.detection import separation
 from ..analysis.outliers import read_outliers, synthetic_outliers
 from ..cli import positive_float, positive_int, run_command
 from ..denoise import parse_sigma
@@ -30,7 +30,7 @@ from ..evaluation.metrics import psnr
 from ..evaluation.style import GREY, SEQUENCE, tidy
 from ..modes import evaluating
 from ..reconstruction import ClassGenerators, fit
-from ..reconstruction.outside import StandardLatents, reconstruct, weakest
+from ..reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
 from .command import Experiment, make_parser, text_table
 from .outliers import _named_folder
 
@@ -38,7 +38,7 @@ INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
 FREE, PRIOR, FITTED = "free", "prior", "fitted"
 ERROR, ENERGY, GIVEN, MADE, BOTH = "error", "energy", "log p, image", "log p, made", "error and log p"
-ROWS = 6
+ROWS = 4
 
 
 def main(argv=None):
@@ -64,7 +64,8 @@ def main(argv=None):
     reference = training[torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()]
     sets = {TRAINING: reference} | sets
     made = {name: reconstruct_sets(experiment, sets, *search) for name, search in searches.items()}
-    ratings = {name: rate_sets(experiment, sets, images) for name, images in made.items()}
+    with evaluating(run.model, args.precision):
+        ratings = rate_sets(experiment, sets, made)
     results = summarize(sets, made, ratings)
     print(f"a generator of {args.latents} latents, trained on {len(training)} images of {count} classes of "
           f"{run.dataset.name}; {len(sets[INSIDE])} images inside, pixel deviation {float(generators.sigma):.3f}")
@@ -100,30 +101,19 @@ def reconstruct_sets(experiment, sets, generators, strength):
 
 
 def rate_sets(experiment, sets, made):
-    """Return for each set a dict from detectors to ratings [N], greater for what looks more like the training."""
-    given = {name: (psnr(images, made[name][0]), -made[name][1].double().cpu()) for name, images in sets.items()}
-    typical = rate_by_density(experiment, sets)
-    typical_made = rate_by_density(experiment, sets, {name: images for name, (images, _) in made.items()})
-    ratings = {name: {ERROR: error.cpu(), ENERGY: energy, GIVEN: typical[name], MADE: typical_made[name]}
-               for name, (error, energy) in given.items()}
-    known = ratings[TRAINING]
-    for found in ratings.values():
-        found[BOTH] = weakest([found[ERROR], found[GIVEN]], [known[ERROR], known[GIVEN]])
+    """Return for each search and set a dict from detectors to ratings [N], greater for what looks like the training."""
+    args = experiment.args
+    key = lambda number: Noise(args.seed, EVALUATION + number)
+    arbiter = Arbiter(experiment.model, sets[TRAINING], args.sigma, key(0), args.batch_size)
+    given = {name: arbiter(images, key(number)) for number, (name, images) in enumerate(sets.items(), 1)}
+    ratings = {search: {name: {ERROR: psnr(images, found[name][0]), ENERGY: -found[name][1].double(),
+                               GIVEN: given[name], MADE: arbiter(found[name][0], key(number))}
+                        for number, (name, images) in enumerate(sets.items(), 1)} for search, found in made.items()}
+    for rated in ratings.values():
+        known = rated[TRAINING]
+        for found in rated.values():
+            found[BOTH] = weakest([found[ERROR], found[GIVEN]], [known[ERROR], known[GIVEN]])
     return ratings
-
-
-def rate_by_density(experiment, sets, judged=None):
-    """Return for each set how typical log p of its images, or of those judged in its place, is of the training, [N]."""
-    args, run = experiment.args, experiment.run
-
-    def evidence(number, images):
-        y, _ = sample_noise(images, args.sigma, Noise(args.seed, EVALUATION + number))
-        return gather(run.model, y, classes=False, batch_size=args.batch_size)
-
-    with evaluating(run.model, args.precision):
-        reference = evidence(0, sets[TRAINING])
-        return {name: rate(evidence(number, images), reference)[TYPICALITY]
-                for number, (name, images) in enumerate((judged or sets).items(), 1)}
 
 
 def summarize(sets, made, ratings):
@@ -227,7 +217,7 @@ def _parser():
                        help="deviation of the pixels: the smaller, the more of the latent is used (default: %(default)s)")
     group = parser.add_argument_group("search")
     group.add_argument("--steps", metavar="N", type=positive_int, default=100, help="of Adam (default: %(default)s)")
-    group.add_argument("--starts", metavar="N", type=positive_int, default=2,
+    group.add_argument("--starts", metavar="N", type=positive_int, default=1,
                        help="the encoder's, and the best of random draws (default: %(default)s)")
     group.add_argument("--rate", metavar="R", type=positive_float, default=0.1,
                        help="size of the first step (default: %(default)s)")

@@ -4,11 +4,14 @@ A generator whose latent is large enough reconstructs images that it never saw, 
 alternative for image classification", 2021) found of classifiers that reconstruct: a small error then says nothing. Two
 remedies. A density on the latent keeps the search to latents that training images use, so that others come out
 wrong; and a model of the density of images, such as a classification-denoising network, judges what the generator was
-given, or what it made, without asking the generator (:mod:`cdn.analysis.detection`).
+given, or what it made, without asking the generator.
 """
 import torch
 from torch import nn
 
+from cdn_kernels import sample_noise
+
+from ..density import log_prob
 from .inference import infer, pixel_distance
 
 
@@ -82,6 +85,34 @@ def reconstruct(generators, x, strength=1.0, **options):
     found = infer(generators, x, pixel_distance(float(generators.sigma) * strength**0.5), **options)
     bound, best = found.bound.max(1)
     return found.reconstructions[torch.arange(len(x), device=x.device), best], -strength * bound
+
+
+class Arbiter:
+    """Rate images by how typical their ``log p`` is of reference images, with noise of one level on all of them.
+
+    The typicality of :func:`cdn.analysis.detection.rate`, ``-|log p(y) - m| / s``: neither a lower nor a higher density
+    than that of real images is a good sign.
+
+    Args:
+        model: a model of log-densities.
+        reference: images [M, C, H, W], M of 2 or more.
+        sigma: noise level.
+        noise: a :class:`cdn.Noise` key, for the reference.
+        batch_size: images per forward.
+
+    Called with images [N, C, H, W] and a key of their own, returns float64 [N].
+    """
+
+    def __init__(self, model, reference, sigma, noise, batch_size=256):
+        self.model, self.sigma, self.batch_size = model, sigma, batch_size
+        self.deviation, self.mean = torch.std_mean(self._log_density(reference, noise))
+
+    def __call__(self, x, noise):
+        return -(self._log_density(x, noise) - self.mean).abs() / self.deviation
+
+    def _log_density(self, x, noise):
+        y, _ = sample_noise(x, self.sigma, noise)
+        return torch.cat([log_prob(self.model, part).double() for part in y.split(self.batch_size)])
 
 
 def weakest(ratings, reference):

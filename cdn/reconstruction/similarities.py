@@ -1,8 +1,8 @@
 """How alike two images are, by different lights: what a reconstruction can be judged by, and found by.
 
-A similarity is a function of images a and b that returns a dissimilarity, 0 for equal images, and it can be
-differentiated by both. What is a squared distance of embeddings also compares every image with every other at the price
-of embedding them (:class:`Embedded`).
+A similarity is called with images x [N, C, H, W] and others r [N, ..., C, H, W], and returns their dissimilarity
+[N, ...]: float64, 0 for equal images, differentiable by both. So it fits :func:`cdn.reconstruction.infer` as a distance
+once it is in nats (:func:`in_nats`). Its ``matrix`` compares each image of one set with each of another.
 """
 import math
 
@@ -16,8 +16,11 @@ from ..density import denoise
 from ..evaluation.metrics import ssim
 from ..model.gradresnet import Trunk
 from ..quadrature import level_nodes
+from .inference import pixel_distance
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
+# Images that a matrix embeds at once.
+BATCH = 64
 
 
 class Embedded:
@@ -25,29 +28,26 @@ class Embedded:
 
     Args:
         embed: a function of images [B, C, H, W] that returns [B, D].
-
-    Called with images a and b [B, C, H, W], returns [B].
     """
 
     def __init__(self, embed):
         self.embed = embed
 
-    def __call__(self, a, b):
-        return (self.embed(a) - self.embed(b)).square().sum(1)
+    def __call__(self, x, r):
+        others = self.embed(r.flatten(0, -4)).view(*r.shape[:-3], -1)
+        return (_beside(self.embed(x), others) - others).square().sum(-1)
 
     def matrix(self, a, b):
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
-        return torch.cdist(self.embed(a), self.embed(b), compute_mode="donot_use_mm_for_euclid_dist").square()
+        a, b = (torch.cat([self.embed(part) for part in images.split(BATCH)]) for images in (a, b))
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 class Structural:
-    """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, whose window shrinks with images.
+    """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, whose window shrinks with images."""
 
-    Called with images a and b [B, C, H, W], returns float64 [B].
-    """
-
-    def __call__(self, a, b):
-        return 1 - ssim(a, b)
+    def __call__(self, x, r):
+        return 1 - ssim(_beside(x, r).flatten(0, -4), r.flatten(0, -4)).view(r.shape[:-3])
 
     def matrix(self, a, b):
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
@@ -100,7 +100,21 @@ def information(model, levels=NoiseLevels(), *, nodes=8, draws=1, noise=Noise(0)
     return Embedded(embed)
 
 
-def nearest_class(similarity, x, examples, labels, classes, batch_size=64):
+def in_nats(similarity, x, r, sigma):
+    """Return a similarity as a distance in nats, which :func:`cdn.reconstruction.infer` can weigh against latents.
+
+    Args:
+        similarity: of this module.
+        x, r: training images [N, C, H, W] and their reconstructions, of the same shape: on these it will be on average
+            what the pixel likelihood is.
+        sigma: deviation of the pixels in that likelihood.
+    """
+    with torch.no_grad():
+        scale = float(pixel_distance(sigma)(x, r).double().mean() / similarity(x, r).mean())
+    return lambda x, r: scale * similarity(x, r)
+
+
+def nearest_class(similarity, x, examples, labels, classes):
     """Return the dissimilarity of images and the most similar example of each class, [N, classes].
 
     Args:
@@ -109,10 +123,20 @@ def nearest_class(similarity, x, examples, labels, classes, batch_size=64):
         examples: images [M, C, H, W], at least one of every class.
         labels: their classes, int64 [M].
         classes: how many there are.
-        batch_size: images at a time.
+
+    Raises:
+        ValueError: a class without examples.
     """
-    rows = torch.cat([similarity.matrix(part, examples) for part in x.split(batch_size)])
-    return torch.stack([rows[:, labels == c].amin(1) for c in range(classes)], 1)
+    missing = set(range(classes)) - set(labels.tolist())
+    if missing:
+        raise ValueError(f"labels: expected examples of every class, found none of class {min(missing)}")
+    matrix = similarity.matrix(x, examples)
+    return torch.stack([matrix[:, labels == c].amin(1) for c in range(classes)], 1)
+
+
+def _beside(x, r):
+    """View x [N, ...] so that it stands beside r [N, ..., ...], which has dimensions in between."""
+    return x.view(len(x), *[1] * (r.dim() - x.dim()), *x.shape[1:]).expand_as(r)
 
 
 def _stages(model, x):

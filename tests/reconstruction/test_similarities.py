@@ -4,9 +4,12 @@ import math
 import pytest
 import torch
 
+from linear_generators import random_generators
+
 import cdn
-from cdn.reconstruction import similarities
-from cdn.reconstruction.similarities import Structural, features, information, nearest_class, pixels
+
+from cdn.reconstruction import infer, pixel_distance
+from cdn.reconstruction.similarities import Structural, features, in_nats, information, nearest_class, pixels
 
 NAMES = ("pixels", "SSIM", "features of a CDN", "features of a ResNet", "information")
 
@@ -45,6 +48,14 @@ def test_a_matrix_compares_each_with_each(name):
     matrix = similarity.matrix(a, b)
     for j in range(2):
         torch.testing.assert_close(matrix[:, j].double(), similarity(a, b[j].expand_as(a)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_reconstructions_are_compared_at_once(name):
+    similarity, x, r = build(name), images(2), images(12).view(2, 3, 2, 2, 6, 7)
+    found = similarity(x, r)
+    assert found.shape == (2, 3, 2)
+    torch.testing.assert_close(found[:, 2, 1], similarity(x, r[:, 2, 1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,6 +103,24 @@ def test_information_is_the_distance_of_single_images():
 def test_the_nearest_example_of_each_class():
     examples = torch.tensor([0.0, 0.5, 1.0, 0.9]).view(4, 1, 1, 1)
     x = torch.tensor([0.1, 0.8]).view(2, 1, 1, 1)
-    found = nearest_class(similarities.pixels(), x, examples, torch.tensor([0, 0, 1, 2]), 3, batch_size=1)
+    found = nearest_class(pixels(), x, examples, torch.tensor([0, 0, 1, 2]), 3)
     expected = torch.tensor([[0.1, 0.9, 0.8], [0.3, 0.2, 0.1]]).double().square()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="found none of class 2"):
+        nearest_class(pixels(), x, examples, torch.tensor([0, 0, 1, 1]), 3)
+
+
+def test_pixels_in_nats_are_the_likelihood():
+    generators = random_generators()
+    x, trained = torch.rand(2, 5, 2, 2, 3, dtype=torch.float64)
+    distance = in_nats(pixels(), trained, trained.flip(0), generators.sigma)
+    found = infer(generators, x, distance, steps=15, draws=8)
+    for value, expected in zip(found, infer(generators, x, pixel_distance(generators.sigma), steps=15, draws=8)):
+        torch.testing.assert_close(value, expected)
+
+
+def test_a_search_by_structure_finds_more_of_it():
+    generators, x = random_generators(), torch.rand(6, 2, 2, 3, dtype=torch.float64)
+    distance = in_nats(Structural(), x, generators.decode(generators.optimum(x)[0])[:, 0], generators.sigma)
+    by_pixels = distance(x, generators.decode(generators.optimum(x)[0]))
+    assert infer(generators, x, distance, steps=60, rate=0.2).distances.sum() < by_pixels.sum()
