@@ -1,10 +1,10 @@
 """Classify test images by how well they are denoised given each class, and attack that.
 
 Noise is added at several levels, the network takes it away given each class in turn, and the class with the smallest
-error, integrated over levels, wins (Li et al. 2023; Clark & Jaini 2023). Beside it stand the softmax of the same network
-and its vote on images denoised from the levels of --levels. All are measured on clean images, on noisy ones, on images
-that fool the softmax (transferred), and on images made for them: projected gradient descent through the denoisers, over
-fresh noise at every step. "either attack" asks to withstand both. Prints tables, and writes report.json and picture.png
+error, integrated over levels, wins (Li et al. 2023; Clark & Jaini 2023). Beside it stand the softmax of the same
+network and its vote on images denoised from the levels of --levels. All are measured on clean images, on noisy ones, on
+images that fool the softmax (transferred), and on images made for them: projected gradient descent through the
+denoisers, over fresh noise at every step. "either attack" asks to withstand both. Prints tables, and writes report.json and picture.png
 into RUN/denoising_classifier.
 
 A decision costs as many forwards as nodes times draws, and as many backwards for each class: classification by
@@ -25,7 +25,6 @@ from ..certification import LevelVote
 from ..certification.randomized import Randomized
 from ..cli import nonnegative_float, positive_float, positive_int, run_command
 from ..denoise import parse_sigma
-from ..errors import CDNError
 from ..evaluation.evaluate import EVALUATION
 from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from ..modes import evaluating
@@ -46,27 +45,29 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
     run = experiment.run
-    if not (run.has_density and run.has_classes):
-        raise CDNError(f"{run.path}: expected a run that models a density and classes, got one of a "
-                       f"{type(run.model).__name__} trained on {run.objective or 'something else'}")
+    experiment.require_density(classes=True)
     x, labels = experiment.test_images()
     with evaluating(run.model, args.precision):
         classifiers = _classifiers(experiment)
         sets, attacked = _image_sets(experiment, classifiers, x, labels)
-        results = dict(images=len(x), attacked_images=len(attacked[ERROR]), **levels_and_draws(experiment, x, labels))
+        found, clean = levels_and_draws(experiment, x, labels)
+        results = dict(images=len(x), attacked_images=len(attacked[ERROR]), **found)
         results["accuracy"] = {}
         with tqdm([(name, kind) for name in classifiers for kind in (*sets, ATTACKED)], leave=False,
                   disable=not experiment.progress) as bar:
             right = {name: {} for name in classifiers}
+            right[ERROR]["clean"] = clean
             for name, kind in bar:
                 bar.set_description(f"{name}, {kind}")
+                if kind in right[name]:
+                    continue
                 images = attacked[name] if kind == ATTACKED else sets[kind]
                 right[name][kind] = is_right(classifiers[name][0], images, labels, args)
         for name, found in right.items():
             # An attack through a classifier may well be weaker than one that only passes by it.
             found[EITHER] = found[TRANSFERRED] & found[ATTACKED]
             results["accuracy"][name] = {kind: float(hits.double().mean()) for kind, hits in found.items()}
-    print(f"{len(x)} test images of {run.dataset.name}, the first {len(attacked[ERROR])} of them attacked ({args.norm}, "
+    print(f"{len(x)} test images of {run.dataset.name}, the first {len(attacked[ERROR])} attacked ({args.norm}, "
           f"radius {args.radius:g}, {args.attack_steps} steps); {args.nodes} levels, {args.draws} draws")
     print(accuracy_table(results), end="\n\n")
     print(level_table(results), end="\n\n")
@@ -84,7 +85,7 @@ def is_right(judge, images, labels, args):
 
 
 def levels_and_draws(experiment, x, labels):
-    """Return accuracies by noise level, and by number of draws, of images without noise other than the levels'.
+    """Return accuracies by noise level and by number of draws, and which clean images are classified rightly, [N].
 
     At each level the softmax, averaged over the same noisy images, stands beside the error.
     """
@@ -98,13 +99,13 @@ def levels_and_draws(experiment, x, labels):
             votes.append(torch.stack([run.model(y).log_softmax(1) for _, y in noisy_copies(
                 part, run.levels, key, args.nodes, args.draws)]).unflatten(0, errors[-1].shape[:2]))
     errors, votes = torch.cat(errors, 2), torch.cat(votes, 2)
-    share = lambda logits: (logits.argmax(-1) == labels).double().mean(-1).tolist()
+    right = lambda logits: logits.argmax(-1) == labels
+    share = lambda logits: right(logits).double().mean(-1).tolist()
     counts = sorted({*(2**k for k in range(args.draws.bit_length())), args.draws})
-    weight = _weight(args)
+    by_draws = [-integrate(errors[:, :n], run.levels, _weight(args)) for n in counts]
     return dict(sigma=[sigma for sigma, _ in level_nodes(run.levels, args.nodes)],
                 by_level={ERROR: share(-errors.mean(1)), SOFTMAX: share(votes.mean(1))},
-                by_draws=dict(draws=counts, accuracy=[share(-integrate(errors[:, :n], run.levels, weight))
-                                                      for n in counts]))
+                by_draws=dict(draws=counts, accuracy=list(map(share, by_draws)))), right(by_draws[-1])
 
 
 def accuracy_table(results):
@@ -193,7 +194,8 @@ def _weight(args):
 def _parser():
     parser = make_parser("denoising_classifier", __doc__, limit=64, batch_size=16)
     add = parser.add_argument
-    add("--nodes", metavar="N", type=positive_int, default=6, help="noise levels of the integral (default: %(default)s)")
+    add("--nodes", metavar="N", type=positive_int, default=6,
+        help="noise levels of the integral (default: %(default)s)")
     add("--draws", metavar="N", type=positive_int, default=4,
         help="draws of noise per level (default: %(default)s)")
     add("--power", metavar="P", type=nonnegative_float, default=2.0,

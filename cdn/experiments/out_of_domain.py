@@ -1,11 +1,11 @@
 """Ask how well a generator reconstructs images that it was not trained on, and what can tell these from others.
 
-A variational autoencoder with a large latent is trained on images of the first classes of RUN's data. Then it reconstructs
-test images of these classes and of all others, those classes it never saw, noise, distorted images and the folders
+A variational autoencoder with a large latent is trained on images of the first classes of RUN's data. Then it
+reconstructs test images of these classes and of all others, which it never saw, noise, distorted images and the folders
 given with --outliers, by the latents that a search finds: freely ("free"), with the density N(0, I) on the latent
-("prior"), and with a Gaussian fitted to the latents of training images ("fitted"). The network of RUN, which was trained on
-all classes, is the arbiter: it rates by its log p how typical images and reconstructions are of the training images
-used here, under noise of --sigma.
+("prior"), and with a Gaussian fitted to the latents of training images ("fitted"). The network of RUN, which was
+trained on all classes, is the arbiter: it rates by its log p how typical images and reconstructions are of the training
+images used here, under noise of --sigma.
 
 Prints tables of PSNR and of AUROC, the chance that a random image from inside is rated above one from outside: 0.5
 says nothing. Writes report.json, picture.png and reconstructions.png into RUN/out_of_domain.
@@ -32,7 +32,7 @@ from ..modes import evaluating
 from ..reconstruction import ClassGenerators, fit
 from ..reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
 from .command import Experiment, make_parser, text_table
-from .outliers import _named_folder
+from .outliers import named_folder
 
 INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
@@ -46,23 +46,19 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
     run = experiment.run
-    if not run.has_density:
-        raise CDNError(f"{run.path}: expected a run that models a density, which is the arbiter, got one of a "
-                       f"{type(run.model).__name__} trained on {run.objective or 'something else'}")
+    experiment.require_density()
     count = args.inside or max(len(run.dataset.classes) // 2, 1)
     if count >= len(run.dataset.classes):
-        raise CDNError(f"--inside: expected fewer classes than the {len(run.dataset.classes)} of {run.dataset.name}, so "
-                       f"that there are others, got {count}")
+        raise CDNError(f"--inside: expected fewer than the {len(run.dataset.classes)} classes of {run.dataset.name}, "
+                       f"so that there are others, got {count}")
     training, sets = collect(experiment, count)
     generators = ClassGenerators(1, run.dataset.shape, latents=args.latents, width=args.width, sigma=args.pixel_sigma,
                                  seed=args.seed).to(experiment.device)
-    nobody = torch.zeros(len(training), dtype=torch.int64, device=experiment.device)
-    fit(generators, training, nobody, steps=args.train_steps, batch_size=args.train_batch, seed=args.seed,
+    one_class = torch.zeros(len(training), dtype=torch.int64, device=experiment.device)
+    fit(generators, training, one_class, steps=args.train_steps, batch_size=args.train_batch, seed=args.seed,
         progress=experiment.progress)
     searches = {FREE: (generators, args.free), PRIOR: (generators, args.strength),
-                FITTED: (StandardLatents(generators, training, nobody), args.strength)}
-    reference = training[torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()]
-    sets = {TRAINING: reference} | sets
+                FITTED: (StandardLatents(generators, training, one_class), args.strength)}
     made = {name: reconstruct_sets(experiment, sets, *search) for name, search in searches.items()}
     with evaluating(run.model, args.precision):
         ratings = rate_sets(experiment, sets, made)
@@ -77,19 +73,23 @@ def main(argv=None):
 
 
 def collect(experiment, count):
-    """Return training images of the first classes, and a dict of sets of test images, on the device."""
+    """Return training images of the first classes, and a dict of sets of images, some of these first, on the device."""
     args, dataset = experiment.args, experiment.run.dataset
     training, labels = experiment.spread_images(dataset.train, args.train_images * len(dataset.classes) // count)
+    training = training[labels < count]
+    if len(training) < 2:
+        raise CDNError(f"--train-images: expected at least two of the first {count} classes, got {len(training)}")
     images, classes = experiment.images(dataset.test, None)
     inside, others = images[classes < count][:args.limit], images[classes >= count][:args.limit]
     synthetic = synthetic_outliers(inside, args.seed)
-    sets = {INSIDE: inside, OTHERS: others} | {name: synthetic[name] for name in SYNTHETIC}
+    some = torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()
+    sets = {TRAINING: training[some], INSIDE: inside, OTHERS: others} | {name: synthetic[name] for name in SYNTHETIC}
     for named in args.outliers:
         name, _, folder = named.partition("=")
         if name in sets:
             raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
         sets[name] = read_outliers(folder, dataset.shape, args.limit).to(experiment.device)
-    return training[labels < count], sets
+    return training, sets
 
 
 def reconstruct_sets(experiment, sets, generators, strength):
@@ -198,7 +198,7 @@ def _parser():
     add = parser.add_argument
     add("--inside", metavar="K", type=positive_int,
         help="train the generator on the first K classes (default: half of them)")
-    add("--outliers", metavar="NAME=FOLDER", type=_named_folder, nargs="+", default=[],
+    add("--outliers", metavar="NAME=FOLDER", type=named_folder, nargs="+", default=[],
         help="further sets: folders of image files, or of strips of images on top of each other")
     add("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
         help="noise level at which the arbiter rates, for images in [0, 1] (default: 25/255)")
@@ -214,7 +214,7 @@ def _parser():
     group.add_argument("--width", metavar="N", type=positive_int, default=256,
                        help="of the widest hidden layer (default: %(default)s)")
     group.add_argument("--pixel-sigma", metavar="S", type=positive_float, default=0.05,
-                       help="deviation of the pixels: the smaller, the more of the latent is used (default: %(default)s)")
+                       help="deviation of the pixels; a small one makes use of the latent (default: %(default)s)")
     group = parser.add_argument_group("search")
     group.add_argument("--steps", metavar="N", type=positive_int, default=100, help="of Adam (default: %(default)s)")
     group.add_argument("--starts", metavar="N", type=positive_int, default=1,

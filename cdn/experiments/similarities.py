@@ -42,9 +42,7 @@ def main(argv=None):
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
     run = experiment.run
-    if not run.has_density:
-        raise CDNError(f"{run.path}: expected a run that models a density, of which information is measured, got one of a "
-                       f"{type(run.model).__name__} trained on {run.objective or 'something else'}")
+    experiment.require_density()
     classifier = experiment.open(args.classifier) if args.classifier else run
     if not classifier.has_classes:
         raise CDNError(f"{classifier.path}: was trained to denoise only, its features are not those of a classifier")

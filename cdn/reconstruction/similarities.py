@@ -44,7 +44,7 @@ class Embedded:
 
 
 class Structural:
-    """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, whose window shrinks with images."""
+    """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, with its smaller windows."""
 
     def __call__(self, x, r):
         return 1 - ssim(_beside(x, r).flatten(0, -4), r.flatten(0, -4)).view(r.shape[:-3])
@@ -62,8 +62,8 @@ def pixels():
 def features(model):
     """Return the distance of a classifier's features.
 
-    After Zhang, Isola, Efros, Shechtman & Wang, "The unreasonable effectiveness of deep features as a perceptual metric"
-    (2018), without their learned weights: the features of every stage, normalized over channels at each position;
+    After Zhang, Isola, Efros, Shechtman & Wang, "The unreasonable effectiveness of deep features as a perceptual
+    metric" (2018), without their learned weights: the features of every stage, normalized over channels at each position;
     squared differences, averaged over positions, summed over stages. In [0, 4] per stage.
 
     Args:

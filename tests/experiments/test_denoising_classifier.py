@@ -35,5 +35,5 @@ def test_denoising_errors_tell_digits(digits_run, tmp_path, capsys):
 def test_a_run_without_a_density_is_refused(tmp_path):
     folder = tmp_path / "plain"
     train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
-    with pytest.raises(CDNError, match="expected a run that models a density and classes, got one of a ResNet"):
+    with pytest.raises(CDNError, match="expected a run that models a density and classes, got a ResNet"):
         run(folder, tmp_path / "out")
