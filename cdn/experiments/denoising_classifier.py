@@ -4,8 +4,8 @@ Noise is added at several levels, the network takes it away given each class in 
 error, integrated over levels, wins (Li et al. 2023; Clark & Jaini 2023). Beside it stand the softmax of the same
 network and its vote on images denoised from the levels of --levels. All are measured on clean images, on noisy ones, on
 images that fool the softmax (transferred), and on images made for them: projected gradient descent through the
-denoisers, over fresh noise at every step. "either attack" asks to withstand both. Prints tables, and writes report.json and picture.png
-into RUN/denoising_classifier.
+denoisers, over fresh noise at every step. "either attack" asks to withstand both. Prints tables, and writes report.json
+and picture.png into RUN/denoising_classifier.
 
 A decision costs as many forwards as nodes times draws, and as many backwards for each class: classification by
 denoising is hundreds of times slower than the softmax.
@@ -51,22 +51,18 @@ def main(argv=None):
         classifiers = _classifiers(experiment)
         sets, attacked = _image_sets(experiment, classifiers, x, labels)
         found, clean = levels_and_draws(experiment, x, labels)
-        results = dict(images=len(x), attacked_images=len(attacked[ERROR]), **found)
-        results["accuracy"] = {}
-        with tqdm([(name, kind) for name in classifiers for kind in (*sets, ATTACKED)], leave=False,
-                  disable=not experiment.progress) as bar:
-            right = {name: {} for name in classifiers}
-            right[ERROR]["clean"] = clean
+        right = {SOFTMAX: {}, VOTE: {}, ERROR: {"clean": clean}}
+        plan = [(name, kind) for name in right for kind in (*sets, ATTACKED) if kind not in right[name]]
+        with tqdm(plan, leave=False, disable=not experiment.progress) as bar:
             for name, kind in bar:
                 bar.set_description(f"{name}, {kind}")
-                if kind in right[name]:
-                    continue
                 images = attacked[name] if kind == ATTACKED else sets[kind]
                 right[name][kind] = is_right(classifiers[name][0], images, labels, args)
-        for name, found in right.items():
-            # An attack through a classifier may well be weaker than one that only passes by it.
-            found[EITHER] = found[TRANSFERRED] & found[ATTACKED]
-            results["accuracy"][name] = {kind: float(hits.double().mean()) for kind, hits in found.items()}
+    for hits in right.values():
+        # An attack through a classifier may well be weaker than one that only passes by it.
+        hits[EITHER] = hits[TRANSFERRED] & hits[ATTACKED]
+    shares = {name: {kind: float(hit.double().mean()) for kind, hit in hits.items()} for name, hits in right.items()}
+    results = dict(images=len(x), attacked_images=len(attacked[ERROR]), accuracy=shares, **found)
     print(f"{len(x)} test images of {run.dataset.name}, the first {len(attacked[ERROR])} attacked ({args.norm}, "
           f"radius {args.radius:g}, {args.attack_steps} steps); {args.nodes} levels, {args.draws} draws")
     print(accuracy_table(results), end="\n\n")

@@ -25,7 +25,7 @@ from ..cli import positive_float, positive_int, run_command
 from ..denoise import parse_sigma
 from ..errors import CDNError
 from ..evaluation.evaluate import EVALUATION
-from ..evaluation.grid import draw_grid, with_psnr
+from ..evaluation.grid import draw_grid
 from ..evaluation.metrics import psnr
 from ..evaluation.style import GREY, SEQUENCE, tidy
 from ..modes import evaluating
@@ -38,7 +38,7 @@ INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
 FREE, PRIOR, FITTED = "free", "prior", "fitted"
 ERROR, ENERGY, GIVEN, MADE, BOTH = "error", "energy", "log p, image", "log p, made", "error and log p"
-ROWS = 4
+SHOWN = 4
 
 
 def main(argv=None):
@@ -63,13 +63,14 @@ def main(argv=None):
     with evaluating(run.model, args.precision):
         ratings = rate_sets(experiment, sets, made)
     results = summarize(sets, made, ratings)
+    sigma = float(generators.sigma.detach())
     print(f"a generator of {args.latents} latents, trained on {len(training)} images of {count} classes of "
-          f"{run.dataset.name}; {len(sets[INSIDE])} images inside, pixel deviation {float(generators.sigma):.3f}")
+          f"{run.dataset.name}; {len(sets[INSIDE])} images inside, pixel deviation {sigma:.3f}")
     print(error_table(results), end="\n\n")
     print(detection_table(results))
     experiment.save_figure(picture(results))
     experiment.save_figure(draw_reconstructions(sets, made), "reconstructions.png")
-    experiment.write(dict(training=len(training), sigma=float(generators.sigma), **results))
+    experiment.write(dict(training=len(training), sigma=sigma, **results))
 
 
 def collect(experiment, count):
@@ -179,14 +180,17 @@ def picture(results):
 
 
 def draw_reconstructions(sets, made):
-    """Draw images of every set, and what each search makes of them."""
+    """Draw a row of images for every set, each beside what every search makes of it, with its PSNR in dB."""
+    names = [name for name in sets if name != TRAINING]
     groups = []
-    for name, images in sets.items():
-        if name != TRAINING:
-            columns = [(name.replace(" ", "\n"), images[:ROWS], ())]
-            columns += [with_psnr(search, found[name][0][:ROWS], images[:ROWS]) for search, found in made.items()]
-            groups.append(columns)
-    return draw_grid(groups)
+    for k in range(min(SHOWN, *(len(sets[name]) for name in names))):
+        images = torch.stack([sets[name][k] for name in names])
+        columns = [("image", images, ())]
+        for search, found in made.items():
+            tiles = torch.stack([found[name][0][k] for name in names])
+            columns.append((search, tiles, [f"{value:.1f}" for value in psnr(images, tiles).tolist()]))
+        groups.append(columns)
+    return draw_grid(groups, names)
 
 
 def _detectors(search):
@@ -223,8 +227,9 @@ def _parser():
                        help="size of the first step (default: %(default)s)")
     group.add_argument("--free", metavar="W", type=positive_float, default=1e-3,
                        help="weight of the density N(0, I) on the latent in the free search (default: %(default)s)")
-    group.add_argument("--strength", metavar="W", type=positive_float, default=1.0,
-                       help="weight of the density on the latent in the others (default: %(default)s)")
+    group.add_argument("--strength", metavar="W", type=positive_float, default=30.0,
+                       help="weight of the density on the latent in the others; 1 is that of the training "
+                            "(default: %(default)s)")
     return parser
 
 

@@ -56,7 +56,7 @@ def main(argv=None):
     except ValueError as error:
         raise CDNError(f"{run.path}: {error}") from None
     results = dict(images=min(args.limit, len(run.dataset.test)), training=len(training),
-                   sigma=float(generators.sigma), accuracy=shares)
+                   sigma=float(generators.sigma.detach()), accuracy=shares)
     print(f"{results['images']} test images of {run.dataset.name}, generators of {len(training)} training images, "
           f"pixel deviation {results['sigma']:.3f}; neighbours among {args.examples} images of each class")
     print(table(shares))

@@ -82,7 +82,7 @@ def reconstruct(generators, x, strength=1.0, **options):
     if not strength > 0:
         raise ValueError(f"strength must be a number above 0, got {strength}")
     # Scaled as a whole, the energy has the likelihood and the density of the latent in the form that infer knows.
-    found = infer(generators, x, pixel_distance(float(generators.sigma) * strength**0.5), **options)
+    found = infer(generators, x, pixel_distance(float(generators.sigma.detach()) * strength**0.5), **options)
     bound, best = found.bound.max(1)
     return found.reconstructions[torch.arange(len(x), device=x.device), best], -strength * bound
 
