@@ -146,7 +146,8 @@ def picture(classifier, x, attacked, labels, classes):
     lengths = distance("l2", x, attacked).tolist()
     captions = [text for length in lengths for text in ("clean", f"changed by {length:.2f}")]
     columns = [("image", pairs, [f"{text}: {classes[c][:8]}" for text, c in zip(captions, chosen)])]
-    marks = lambda c: [f"{'▸ ' if c == best else ''}{value:.0f} nats" for value, best in zip(found.bound[:, c], chosen)]
+    marks = lambda c: [f"{'▸ ' if c == best else ''}{value:.0f} nats"
+                       for value, best in zip(found.bound[:, c], chosen)]
     made = [(classes[c], found.reconstructions[:, c], marks(c)) for c in range(min(len(classes), CLASSES_SHOWN))]
     names = [name for label in labels for name in (classes[label], "attacked")]
     return draw_grid([columns, made], names)

@@ -71,8 +71,7 @@ class ReconstructionClassifier(nn.Module):
         bound = self.infer(x).bound.double()
         # Started where logits of the best two classes differ by about 1, and where eta does not count.
         gap = bound.topk(2, dim=1).values.diff(dim=1).abs().median().clamp(min=1e-6)
-        log_scale = (-gap.log()).clone()
-        log_eta = (bound.amax(1).min() * log_scale.exp()) - 2
+        log_scale, log_eta = -gap.log(), bound.amax(1).min() / gap - 2
         with torch.inference_mode(False), torch.enable_grad():
             log_scale, log_eta = (value.clone().requires_grad_() for value in (log_scale, log_eta))
             optimizer = torch.optim.LBFGS([log_scale, log_eta], max_iter=CALIBRATION_STEPS,

@@ -35,7 +35,7 @@ def pixel_distance(sigma):
         A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].
     """
     def distance(x, reconstructions):
-        x = x.view(len(x), *[1] * (reconstructions.dim() - x.dim()), *x.shape[1:])
+        x = x.reshape(len(x), *[1] * (reconstructions.dim() - x.dim()), *x.shape[1:])
         return (x - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
     return distance
 
@@ -43,11 +43,11 @@ def pixel_distance(sigma):
 def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.1, seed=0, batch_size=64):
     """Find the latents with which each class explains images best.
 
-    Maximizes ``log p(x | z, c) - KL(N(z, s^2 I) || N(0, I))`` over z for every class, which is ``-distance - |z|^2 / 2``
-    up to constants, whatever s: the inference of Schott et al. (2018, arXiv 1805.09190), who start Adam from the best
-    of thousands of draws. Here the mean of the encoder is the first start (Schott et al. throw the encoders away), far
-    fewer draws are compared, the best few of these are followed, and the rate falls to 0 along a line. Of all
-    points visited the best is kept, so that the result is never worse than any start.
+    Maximizes ``log p(x | z, c) - KL(N(z, s^2 I) || N(0, I))`` over z for every class, which is
+    ``-distance - |z|^2 / 2`` up to constants, whatever s: the inference of Schott et al. (2018, arXiv 1805.09190), who
+    start Adam from the best of thousands of draws. Here the mean of the encoder is the first start (Schott et al. throw
+    the encoders away), far fewer draws are compared, the best few of these are followed, and the rate falls to 0 along
+    a line. Of all points visited the best is kept, so that the result is never worse than any start.
 
     Args:
         generators: :class:`cdn.reconstruction.ClassGenerators`, or what has their ``decode``, ``encode``, ``sigma``,
@@ -64,7 +64,8 @@ def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.
         batch_size: images treated at once; it changes nothing but rounding.
 
     Returns:
-        :class:`Inference`, without graph. Deterministic; parameters keep their ``requires_grad`` and get no gradient.
+        :class:`Inference`, without graph. Deterministic, and untouched by autocast; parameters keep their
+        ``requires_grad`` and get no gradient.
 
     Raises:
         ValueError: no start, more starts than draws, or a negative number of steps.
@@ -75,11 +76,12 @@ def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.
         raise ValueError(f"steps: expected at least 0, got {steps}")
     if not 1 <= starts <= draws + 1:
         raise ValueError(f"starts: expected the encoder and at most {draws} draws, so 1 to {draws + 1}, got {starts}")
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         distance = distance or pixel_distance(generators.sigma.detach())
         drawn = torch.randn(draws, generators.latents, generator=torch.Generator().manual_seed(seed)).to(x)
         drawn = drawn[:, None].expand(-1, generators.classes, -1)
         options = dict(steps=steps, starts=starts, rate=rate)
+        # Copies, as a tensor made in inference mode cannot be part of a graph.
         found = [_infer(generators, part.clone(), distance, drawn, **options) for part in x.split(batch_size)]
     return Inference(*map(torch.cat, zip(*found)))
 

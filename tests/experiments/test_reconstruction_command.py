@@ -8,8 +8,8 @@ from cdn.errors import CDNError
 from cdn.experiments import reconstruction
 from cdn.reconstruction import load_generators
 
-FAST = ["--device", "cpu", "--limit", "80", "--attack-images", "10", "--attack-steps", "4", "--width", "48",
-        "--search-steps", "8", "--starts", "1"]
+FAST = ["--device", "cpu", "--limit", "60", "--attack-images", "8", "--attack-steps", "4", "--width", "32",
+        "--search-steps", "6", "--starts", "1"]
 
 
 def run(folder, out, *options):
@@ -18,9 +18,9 @@ def run(folder, out, *options):
 
 
 def test_digits_are_classified_by_reconstruction(digits_run, tmp_path, capsys):
-    results = run(digits_run, tmp_path, "--fit-steps", 250)
+    results = run(digits_run, tmp_path, "--fit-steps", 200)
     assert results["clean"] > 0.93 and results["own_clean"] > 0.93 and results["calibration_loss"] < 0.4
-    assert results["images"] == 80 and results["attacked"] == 10 and results["generators"]["images"] == 1237
+    assert results["images"] == 60 and results["attacked"] == 8 and results["generators"]["images"] == 1237
     for shares in (*results["robust"]["reconstruction"].values(), *results["robust"]["own"].values()):
         assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0]
     # What withstands for certain is less than what was not found.
@@ -32,7 +32,8 @@ def test_digits_are_classified_by_reconstruction(digits_run, tmp_path, capsys):
     assert 0.2 < results["median_bound"] < 1 and (tmp_path / "picture.png").exists()
     assert "| reconstruction, APGD " in capsys.readouterr().out
 
-    again = run(digits_run, tmp_path, "--fit-steps", 250, "--radii-l2", "0.5", "--radii-linf", "16")
+    again = run(digits_run, tmp_path, "--fit-steps", 200, "--radii-l2", "0.5", "--radii-linf", "16",
+                "--attack-steps", "1")
     assert "used again" in capsys.readouterr().out
     assert again["generators"] == results["generators"] and again["clean"] == results["clean"]
     assert again["radii"] == dict(l2=[0.5], linf=[16 / 255])
