@@ -190,7 +190,7 @@ def draw_reconstructions(sets, made):
             tiles = torch.stack([found[name][0][k] for name in names])
             columns.append((search, tiles, [f"{value:.1f}" for value in psnr(images, tiles).tolist()]))
         groups.append(columns)
-    return draw_grid(groups, names)
+    return draw_grid(groups, [name.split()[0] for name in names])
 
 
 def _detectors(search):
