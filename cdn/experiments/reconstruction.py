@@ -12,13 +12,14 @@ examples:
 import time
 
 import torch
+from tqdm import tqdm
 
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
 from ..evaluation.grid import draw_grid
 from ..modes import evaluating
-from ..reconstruction import (ClassGenerators, ReconstructionClassifier, fit, latent_descent, load_generators,
-                              lower_bounds, save_generators)
+from ..reconstruction import (ClassGenerators, Inference, ReconstructionClassifier, fit, latent_descent,
+                              load_generators, lower_bounds, save_generators)
 from ..reconstruction.enlarge import Enlargement
 from ..robustness import distance, sweep
 from .command import Experiment, make_parser, text_table
@@ -82,7 +83,7 @@ def prepare(experiment, size):
         save_generators(path, generators, settings)
         print(f"wrote {path}")
     classifier = ReconstructionClassifier(generators, steps=args.search_steps, starts=args.starts, draws=args.draws,
-                                          seed=args.seed).to(experiment.device)
+                                          seed=args.seed, batch_size=args.batch_size).to(experiment.device)
     loss = classifier.calibrate(x[-held:], labels[-held:])
     return classifier, dict(generators=generators.config | settings, sigma=float(generators.sigma.detach()),
                             calibration_loss=loss)
@@ -101,7 +102,8 @@ def measure(classifier, own, x, labels, experiment):
         What JSON should hold, and (x, attacked, labels) of images that the L2 attack has found, or None.
     """
     args = experiment.args
-    found = classifier.infer(x)
+    with tqdm(x.split(args.batch_size), unit="batch", leave=False, disable=not experiment.progress) as parts:
+        found = Inference(*map(torch.cat, zip(*map(classifier.infer, parts))))
     right = found.bound.argmax(1) == labels
     with torch.no_grad():
         own_right = torch.cat([own(part).argmax(1) for part in x.split(args.batch_size)]) == labels
@@ -110,7 +112,7 @@ def measure(classifier, own, x, labels, experiment):
     options = dict(steps=args.attack_steps, seed=args.seed, batch_size=args.batch_size, progress=experiment.progress)
     curves = {name: {norm: sweep(model, x, labels, norm, radii, **options) for norm, radii in _radii(args).items()}
               for name, model in (("reconstruction", classifier), ("own", own))}
-    fooled, images = latent_descent(classifier, x, labels, steps=args.attack_steps)
+    fooled, images = latent_descent(classifier, x, labels, steps=args.attack_steps, progress=experiment.progress)
     lengths = torch.where(fooled, distance("l2", x, images), torch.inf).double()
     share = lambda lengths: [float((lengths > radius).double().mean()) for radius in _radii(args)["l2"]]
     attacked = {name: {norm: curve.robust_accuracy for norm, curve in norms.items()} for name, norms in curves.items()}

@@ -1,12 +1,13 @@
 """The attack made for reconstruction classifiers: walk towards what another class makes of the image."""
 import torch
+from tqdm import tqdm
 
 from ..robustness import Adversarial
 
 HALVINGS = 10
 
 
-def latent_descent(classifier, x, labels, *, steps=20, share=0.1):
+def latent_descent(classifier, x, labels, *, steps=20, share=0.1, progress=False):
     """Move images towards their reconstructions in the most likely wrong class until they are taken for it.
 
     The latent descent attack of Schott et al. (2018, arXiv 1805.09190): at each step the likeliest wrong class
@@ -20,6 +21,7 @@ def latent_descent(classifier, x, labels, *, steps=20, share=0.1):
         labels: their true classes, int64 [N].
         steps: at most; each is one inference.
         share: of the way, in (0, 1].
+        progress: show a progress bar on stderr.
 
     Returns:
         :class:`cdn.robustness.Adversarial`: found bool [N], and images [N, C, H, W], adversarial where found (the given
@@ -33,8 +35,8 @@ def latent_descent(classifier, x, labels, *, steps=20, share=0.1):
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     y, found = x.clone(), torch.zeros_like(labels, dtype=torch.bool)
-    with torch.no_grad():
-        for step in range(steps + 1):
+    with torch.no_grad(), tqdm(range(steps + 1), unit="step", leave=False, disable=not progress) as bar:
+        for step in bar:
             rows = (~found).nonzero()[:, 0]
             if not len(rows):
                 break
