@@ -63,8 +63,8 @@ def features(model):
     """Return the distance of a classifier's features.
 
     After Zhang, Isola, Efros, Shechtman & Wang, "The unreasonable effectiveness of deep features as a perceptual
-    metric" (2018), without their learned weights: the features of every stage, normalized over channels at each position;
-    squared differences, averaged over positions, summed over stages. In [0, 4] per stage.
+    metric" (2018), without their learned weights: the features of every stage, normalized over channels at each
+    position; squared differences, averaged over positions, summed over stages. In [0, 4] per stage.
 
     Args:
         model: one of :mod:`cdn.model`. Its batch normalization, if it has any, takes the mode that it is in.
