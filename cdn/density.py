@@ -57,6 +57,27 @@ def score(model, y, label=None, *, create_graph=False):
     return ops.score(lambda y: model(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
 
 
+def class_scores(model, y, *, create_graph=False):
+    """Return ``grad_y log p(y, c)`` for every class c: one forward, and one backward per class.
+
+    Args:
+        model: a model of log-densities.
+        y: noisy images [B, C, H, W].
+        create_graph: keep the graph: of all classes at once.
+
+    Returns:
+        The scores, [classes, B, C, H, W].
+
+    Raises:
+        ValueError: a model that is no density (a plain classifier or denoiser).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        y = ops.differentiable(y, keep=create_graph)
+        columns = _density(model)(y).unbind(1)
+        return torch.stack([torch.autograd.grad(column.sum(), y, retain_graph=create_graph or c < len(columns) - 1,
+                                                create_graph=create_graph)[0] for c, column in enumerate(columns)])
+
+
 def denoise(model, y, sigma, label=None, *, create_graph=False):
     """Return ``D(y) = y + sigma^2 s(y)``, the least-squares denoiser (Tweedie-Miyasawa).
 

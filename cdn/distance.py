@@ -1,13 +1,11 @@
 """How far two images are apart for the density that a denoiser knows."""
-import math
-
-import numpy as np
 import torch
 
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 
 from .density import denoise
+from .quadrature import level_nodes
 
 
 def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
@@ -70,12 +68,9 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")
-    low, high = math.log(levels.low), math.log(levels.high)
-    points, weights = np.polynomial.legendre.leggauss(nodes)
     total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    for node, (point, weight) in enumerate(zip(points, weights)):
-        sigma = math.exp((low + high + (high - low) * point) / 2)
-        factor = (high - low) / 2 * weight * 2 / sigma**2 / draws
+    for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
+        factor = weight * 2 / sigma**2 / draws
         for draw in range(draws):
             key = Noise(noise.seed, noise.offset + node * draws + draw)
             eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)

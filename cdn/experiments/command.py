@@ -106,6 +106,12 @@ class Experiment:
                 raise CDNError(f"{run.path}: was trained to denoise only, it has no classes")
         return runs
 
+    def require_density(self, *, classes=False):
+        """Raise CDNError unless the run was trained to model a density of images and, if asked for, their classes."""
+        if not self.run.has_density or classes and not self.run.has_classes:
+            raise CDNError(f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
+                           f"got a {type(self.model).__name__} trained on {self.run.objective or 'something else'}")
+
     @property
     def progress(self):
         """Whether to draw progress bars: only where a person watches."""

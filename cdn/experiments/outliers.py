@@ -39,7 +39,7 @@ INLIERS = "inliers"
 def main(argv=None):
     """Run the command."""
     parser = make_parser("outliers", __doc__, limit=1000)
-    parser.add_argument("--outliers", metavar="NAME=FOLDER", type=_named_folder, nargs="+", default=[],
+    parser.add_argument("--outliers", metavar="NAME=FOLDER", type=named_folder, nargs="+", default=[],
                         help="further sets: folders of image files, or of strips of images on top of each other")
     parser.add_argument("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
                         help="noise level of the second measurement, for images in [0, 1] (default: 25/255)")
@@ -186,7 +186,8 @@ def _edges(inliers, ratings):
                           BINS + 1, dtype=inliers.dtype)
 
 
-def _named_folder(text):
+def named_folder(text):
+    """Parse NAME=FOLDER, both not empty, and return it as it is."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")

@@ -1,0 +1,136 @@
+"""How well each class can reconstruct an image: a search for the best latent of each, by gradient ascent."""
+from typing import NamedTuple
+
+import torch
+
+# Values that one comparison of images with reconstructions of draws may hold at once.
+CHUNK = 1 << 23
+# Adam's averages of gradients and of their squares, and what keeps it from dividing by 0.
+FADING, SQUARE_FADING, EPS = 0.9, 0.999, 1e-8
+
+
+class Inference(NamedTuple):
+    """What :func:`infer` found of N images in K classes.
+
+    Attributes:
+        latents: [N, K, L].
+        reconstructions: [N, K, C, H, W], of these latents.
+        distances: [N, K], from each image to its reconstructions, in nats.
+        bound: [N, K], ``-distances - |latents|^2 / 2``: log p(x, z | c) up to a constant that all classes share.
+    """
+
+    latents: torch.Tensor
+    reconstructions: torch.Tensor
+    distances: torch.Tensor
+    bound: torch.Tensor
+
+
+def pixel_distance(sigma):
+    """Return the distance that stands for pixels with independent normal errors, ``|x - r|^2 / (2 sigma^2)``.
+
+    Args:
+        sigma: deviation of the errors, with white as 1.
+
+    Returns:
+        A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].
+    """
+    def distance(x, reconstructions):
+        x = x.reshape(len(x), *[1] * (reconstructions.dim() - x.dim()), *x.shape[1:])
+        return (x - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
+    return distance
+
+
+def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.1, seed=0, batch_size=64):
+    """Find the latents with which each class explains images best.
+
+    Maximizes ``log p(x | z, c) - KL(N(z, s^2 I) || N(0, I))`` over z for every class, which is
+    ``-distance - |z|^2 / 2`` up to constants, whatever s: the inference of Schott et al. (2018, arXiv 1805.09190), who
+    start Adam from the best of thousands of draws. Here the mean of the encoder is the first start (Schott et al. throw
+    the encoders away), far fewer draws are compared, the best few of these are followed, and the rate falls to 0 along
+    a line. Of all points visited the best is kept, so that the result is never worse than any start.
+
+    Args:
+        generators: :class:`cdn.reconstruction.ClassGenerators`, or what has their ``decode``, ``encode``, ``sigma``,
+            ``classes`` and ``latents``.
+        x: images [N, C, H, W] in [0, 1].
+        distance: a function of x [N, C, H, W] and reconstructions [N, ..., C, H, W] that returns [N, ...], which stands
+            for ``-log p(x | z, c)`` up to a constant that all classes share: at least 0, in nats, differentiable in
+            both. None for :func:`pixel_distance` at the deviation of the generators.
+        steps: of Adam from each start; 0 to keep the best start.
+        starts: the mean of the encoder, and the ``starts - 1`` best draws for each image and class.
+        draws: from N(0, I), the same for all images and classes.
+        rate: size of the first step in each latent dimension.
+        seed: of the draws.
+        batch_size: images treated at once; it changes nothing but rounding.
+
+    Returns:
+        :class:`Inference`, without graph. Deterministic, and untouched by autocast; parameters keep their
+        ``requires_grad`` and get no gradient.
+
+    Raises:
+        ValueError: no start, more starts than draws, or a negative number of steps.
+
+    Limitations: a local optimum. The bound of a class may be higher than found, by an unknown amount.
+    """
+    if steps < 0:
+        raise ValueError(f"steps: expected at least 0, got {steps}")
+    if not 1 <= starts <= draws + 1:
+        raise ValueError(f"starts: expected the encoder and at most {draws} draws, so 1 to {draws + 1}, got {starts}")
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        distance = distance or pixel_distance(generators.sigma.detach())
+        drawn = torch.randn(draws, generators.latents, generator=torch.Generator().manual_seed(seed)).to(x)
+        drawn = drawn[:, None].expand(-1, generators.classes, -1)
+        options = dict(steps=steps, starts=starts, rate=rate)
+        # Copies, as a tensor made in inference mode cannot be part of a graph.
+        found = [_infer(generators, part.clone(), distance, drawn, **options) for part in x.split(batch_size)]
+    return Inference(*map(torch.cat, zip(*found)))
+
+
+def bound_of(distances, latents):
+    """Return ``-distances - |latents|^2 / 2`` for distances [...] and latents [..., L]."""
+    return -distances - latents.square().sum(-1) / 2
+
+
+def _infer(generators, x, distance, drawn, *, steps, starts, rate):
+    z = generators.encode(x)[0][:, None]
+    if starts > 1:
+        z = torch.cat([z, _best_draws(generators, x, distance, drawn, starts - 1)], 1)
+    best, best_value = z, torch.full_like(z[..., 0], -torch.inf)
+    first, second = torch.zeros_like(z), torch.zeros_like(z)
+    for step in range(steps + 1):
+        value, gradient = _climb(generators, x, distance, z, last=step == steps)
+        better = value > best_value
+        best = torch.where(better[..., None], z, best)
+        best_value = torch.where(better, value, best_value)
+        if step < steps:
+            first = FADING * first + (1 - FADING) * gradient
+            second = SQUARE_FADING * second + (1 - SQUARE_FADING) * gradient.square()
+            mean, square = first / (1 - FADING ** (step + 1)), second / (1 - SQUARE_FADING ** (step + 1))
+            z = z + rate * (1 - step / steps) * mean / (square.sqrt() + EPS)
+    latents = _pick(best, best_value.argmax(1, keepdim=True))[:, 0]
+    reconstructions = generators.decode(latents)
+    distances = distance(x, reconstructions)
+    return latents, reconstructions, distances, bound_of(distances, latents)
+
+
+def _climb(generators, x, distance, z, *, last):
+    """Return the bound at latents z [N, starts, K, L] and, unless this is the last time, its gradient."""
+    with torch.set_grad_enabled(not last):
+        z = z.detach().requires_grad_(not last)
+        value = bound_of(distance(x, generators.decode(z)), z)
+        gradient = None if last else torch.autograd.grad(value.sum(), z)[0]
+    return value.detach(), gradient
+
+
+def _best_draws(generators, x, distance, drawn, count):
+    """Return the draws that explain each image best in each class, [N, count, K, L]."""
+    chunk = max(CHUNK // max(x.numel() * generators.classes, 1), 1)
+    values = torch.cat([
+        bound_of(distance(x, generators.decode(part).expand(len(x), -1, -1, -1, -1, -1)), part)
+        for part in drawn.split(chunk)], 1)
+    return _pick(drawn.expand(len(x), -1, -1, -1), values.topk(count, dim=1).indices)
+
+
+def _pick(latents, index):
+    """Return of latents [N, M, K, L] those that an index [N, count, K] names in the second dimension."""
+    return latents.gather(1, index[..., None].expand(-1, -1, -1, latents.shape[-1]))
