@@ -71,8 +71,8 @@ def make_parser():
            choices=BLOCKS)
     option(model, "width", "channels of the first stage, a multiple of 8", type=positive_int)
     option(model, "stem", "imagenet: reduce the resolution by 4 first", choices=STEMS)
-    option(model, "head", "how the density comes out of the features (default: log-energy; linear for jem, which takes no other)",
-           choices=HEADS)
+    option(model, "head", "how the density comes out of the features (default: log-energy; linear for jem, which takes "
+           "no other)", choices=HEADS)
     option(model, "norm", "group normalization that keeps the scale of its input, or not", choices=NORMS)
     option(model, "homogeneous", "make the score exactly homogeneous in the centred image", action="store_true")
 

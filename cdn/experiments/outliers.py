@@ -4,10 +4,10 @@
 
 Four detectors, each greater for what looks more like the training: the log-density log p(y), its typicality, the norm
 of the score and the maximum softmax (cdn/analysis/detection.py). Outliers are noise, constant images, distorted test
-images ("mirrored" ones are a control: photographs stay photographs), letters where images have no color, and the folders
-given with --outliers. All is measured on images as they are and again with Gaussian noise of --sigma on inliers and
-outliers alike, as the network models the densities of noisy images. Half of the images taken are inliers, the other half
-is what distorted outliers are made of.
+images ("mirrored" ones are a control: photographs stay photographs), letters where images have no color, and the
+folders given with --outliers. All is measured on images as they are and again with Gaussian noise of --sigma on inliers
+and outliers alike, as the network models the densities of noisy images. Half of the images taken are inliers, the other
+half is what distorted outliers are made of.
 
 A classifier without a density is measured by its maximum softmax alone. The figures hold for these outliers only.
 """

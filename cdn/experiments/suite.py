@@ -75,10 +75,11 @@ def plan(args):
     """
     suffix = "-small" if args.data == "digits" else "18"
     usual, short = (options + args.training for options in BUDGETS[args.budget])
+    denoising = ["--objective", "denoising", "--clean-share", "0"]
     models = {
         "joint": usual,
         "classification": ["--objective", "classification", *usual],
-        "denoising": ["--objective", "denoising", "--clean-share", "0", *usual],
+        "denoising": [*denoising, *usual],
         "resnet": ["--model", f"resnet{suffix}", *usual],
         "resnet-clean": ["--model", f"resnet{suffix}", "--clean-share", "1", *usual],
         "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
@@ -93,13 +94,14 @@ def plan(args):
                                str(args.out / "comparison")], args.out / "comparison" / "comparison.png")
     classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
     experiments = {"denoisers": [], "jacobian": [], "robustness": classifiers, "outliers": [],
-                   "sampling": ["--classifier", str(runs["resnet"])], "restoration": []}
+                   "sampling": ["--classifier", str(runs["resnet"])], "restoration": [],
+                   "reconstruction": [], "denoising_classifier": [], "similarities": [], "out_of_domain": []}
     if args.photographs:
         experiments["photographs"] = ["--images", args.photographs]
     if args.patches:
         patches = args.out / "patches"
-        stages["train-patches"] = _training(patches, ["--data", "imagefolder", "--data-dir", args.patches, "--objective",
-                                                      "denoising", "--clean-share", "0", *usual, *PATCHES])
+        stages["train-patches"] = _training(patches, [
+            "--data", "imagefolder", "--data-dir", args.patches, *denoising, *usual, *PATCHES])
         if args.photographs:
             stages["photographs-patches"] = Stage(["cdn.experiments.photographs", str(patches), "--images",
                                                    args.photographs], patches / "photographs" / REPORT)
