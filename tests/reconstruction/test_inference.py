@@ -104,6 +104,15 @@ def test_another_distance_takes_the_place_of_the_pixels():
     assert {shape[1:] for shape in calls} == {(4, 3, 2, 2, 3), (2, 3, 2, 2, 3), (3, 2, 2, 3)}
 
 
+def test_images_made_in_inference_mode_take_any_distance():
+    """A product, unlike a difference, keeps the image for the gradient, which such a tensor must not be."""
+    product = lambda x, r: 10 - (x.view(len(x), *[1] * (r.dim() - 4), *x.shape[1:]) * r).flatten(-3).sum(-1)
+    generators, x = random_generators(), torch.rand(3, 2, 2, 3, dtype=torch.float64)
+    with torch.inference_mode():
+        found = infer(generators, x.clone(), product, steps=3)
+    torch.testing.assert_close(found.bound, infer(generators, x, product, steps=3).bound)
+
+
 def test_pixel_distance():
     x, r = torch.rand(4, 2, 3, 3), torch.rand(4, 5, 6, 2, 3, 3)
     distance = pixel_distance(0.5)(x, r)
