@@ -11,6 +11,7 @@ shifted by a pixel. Prints a table, and writes report.json, picture.png and reco
 example:
   python -m cdn.experiments.similarities runs/cifar10 --limit 200 --search pixels SSIM --classifier runs/resnet
 """
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,13 +47,14 @@ def main(argv=None):
     classifier = experiment.open(args.classifier) if args.classifier else run
     if not classifier.has_classes:
         raise CDNError(f"{classifier.path}: was trained to denoise only, its features are not those of a classifier")
+    levels = _levels(args, run)
     training, labels = experiment.spread_images(run.dataset.train, args.train_images)
     generators = ClassGenerators(len(run.dataset.classes), run.dataset.shape, width=args.width, seed=args.seed)
     generators.to(experiment.device)
     try:
         fit(generators, training, labels, steps=args.train_steps, seed=args.seed, progress=experiment.progress)
         with evaluating(run.model, args.precision), evaluating(classifier.model, args.precision):
-            shares, made = measure(experiment, generators, classifier.model, training, labels)
+            shares, made = measure(experiment, generators, classifier.model, levels, training, labels)
     except ValueError as error:
         raise CDNError(f"{run.path}: {error}") from None
     results = dict(images=min(args.limit, len(run.dataset.test)), training=len(training),
@@ -65,11 +67,11 @@ def main(argv=None):
     experiment.write(results)
 
 
-def measure(experiment, generators, classifier, training, labels):
+def measure(experiment, generators, classifier, levels, training, labels):
     """Return accuracies by way, similarity and kind of image, and a figure of what was reconstructed."""
     args, run = experiment.args, experiment.run
     similarities = {PIXELS: pixels(), SSIM: Structural(), FEATURES: features(classifier),
-                    INFORMATION: information(run.model, run.levels, nodes=args.nodes, noise=Noise(args.seed))}
+                    INFORMATION: information(run.model, levels, nodes=args.nodes, noise=Noise(args.seed))}
     x, truth = experiment.test_images()
     kinds = {"clean": x, f"σ = {round(255 * args.sigma)}/255":
              sample_noise(x, args.sigma, Noise(args.seed, EVALUATION))[0].clamp(0, 1), "shifted": shifted(x)}
@@ -152,6 +154,14 @@ def _few_of_each(labels, count):
     return torch.cat([(labels == c).nonzero()[:count, 0] for c in labels.unique()])
 
 
+def _levels(args, run):
+    """Return the noise levels of information, those of the training or from a higher one on."""
+    low = run.levels.low if args.low is None else args.low
+    if low >= run.levels.high:
+        raise CDNError(f"--low: expected less than {run.levels.high:g}, the highest level of the training, got {low:g}")
+    return replace(run.levels, law="log-uniform", low=low)
+
+
 def _search(args):
     return dict(steps=args.steps, starts=1, seed=args.seed)
 
@@ -168,6 +178,8 @@ def _parser():
         help="training images of each class that are neighbours (default: %(default)s)")
     add("--nodes", metavar="N", type=positive_int, default=4,
         help="noise levels of information (default: %(default)s)")
+    add("--low", metavar="S", type=parse_sigma,
+        help="lowest noise level of information, as 0.1 or 25/255 (default: that of the training)")
     group = parser.add_argument_group("generators")
     group.add_argument("--train-images", metavar="N", type=positive_int, default=5000,
                        help="to train on, at most (default: %(default)s)")

@@ -44,5 +44,7 @@ def test_what_cannot_be_is_refused(digits_run, tmp_path):
         run(plain, tmp_path / "out")
     with pytest.raises(CDNError, match="denoiser: was trained to denoise only, its features are not"):
         run(digits_run, tmp_path / "out", "--classifier", denoiser)
+    with pytest.raises(CDNError, match="--low: expected less than 1, the highest level of the training, got 1"):
+        run(digits_run, tmp_path / "out", "--low", 1)
     with pytest.raises(CDNError, match="expected images of every class, found none of class"):
         run(digits_run, tmp_path / "out", "--train-images", 3)
