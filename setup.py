@@ -1,11 +1,15 @@
-"""Build the CPU library, which is optional: without a C++17 compiler, plain PyTorch does its work.
+"""Build the CPU library and the CUDA library, which are optional: plain PyTorch can do their work.
 
-It is one shared library with a plain C interface, loaded by ctypes, so it depends on neither Python's nor
-torch's version. The environment variable CDN_CPU decides: 0 skips it, 1 makes a failure fatal, unset tries
-and warns.
+Each is one shared library with a plain C interface, loaded by ctypes, so it depends on neither Python's nor torch's
+version. Environment variables decide: CDN_CPU=0 skips the one, which needs a C++17 compiler, and CDN_CUDA=0 the other,
+which needs nvcc; 1 makes a failure fatal; unset tries and warns, or skips the CUDA library silently where there is no
+nvcc. No GPU is needed, or looked for. CDN_CUDA_ARCHITECTURES names what to build for, as "90" or "80 90", instead of
+what runs on all GPUs from compute capability 8.0.
 """
 import os
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +18,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError
+from setuptools.errors import BaseError, CCompilerError, CompileError
 
 FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          # One rounding per operation, so that every processor draws the same noise ...
@@ -28,6 +32,9 @@ VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX51
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false",  # as above
+              "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cudart", "static"]  # which loads without a driver
+ARCHITECTURES = ["80", "90"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -42,23 +49,61 @@ def variant(path):
     return Path(path).stem.rpartition("_")[2]
 
 
+def nvcc():
+    """Return the path of nvcc, None if there is none."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ] + ["/usr/local/cuda"]
+    places = [os.path.join(home, "bin") for home in homes]
+    return shutil.which("nvcc", path=os.pathsep.join([*places[:-1], os.environ.get("PATH", ""), places[-1]]))
+
+
 class BuildLibrary(build_ext):
-    """Compile every file with its own flags and link them into cdn_kernels/_cpu.so."""
+    """Compile every file of a library with its own flags and link them into cdn_kernels/_cpu.so or _cuda.so."""
 
     def get_ext_filename(self, fullname):
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext):
-        if os.environ.get("CDN_CPU") == "0":
+        name = ext.name.rpartition("_")[2].upper()
+        wanted = os.environ.get(f"CDN_{name}")
+        if wanted == "0" or (name == "CUDA" and wanted != "1" and not nvcc()):
             return
         try:
-            self.build_library(ext)
-        except (BaseError, CCompilerError, OSError) as error:
-            if os.environ.get("CDN_CPU") == "1":
+            self.build_cuda(ext) if name == "CUDA" else self.build_cpu(ext)
+        except (BaseError, CCompilerError, OSError, subprocess.CalledProcessError) as error:
+            if wanted == "1":
                 raise
-            print(f"warning: the CPU kernels were not built, PyTorch's operations take their place: {error}")
+            print(f"warning: the {name} kernels were not built, others take their place: {error}")
 
-    def build_library(self, ext):
+    def build_cuda(self, ext):
+        compiler = nvcc()
+        if not compiler:
+            raise CompileError("CDN_CUDA=1 needs nvcc, which is neither on the PATH nor below CUDA_HOME")
+        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+        release = re.search(r"release ([\d.]+)", version).group(1)
+        named = re.split(r"[\s,;]+", os.environ.get("CDN_CUDA_ARCHITECTURES", "").strip())
+        chosen = [name for name in named if name]
+        codes = [(name, f"sm_{name}") for name in chosen or ARCHITECTURES]
+        if not chosen:  # the newest also as PTX, which drivers compile for what is newer still
+            codes.append((ARCHITECTURES[-1], f"compute_{ARCHITECTURES[-1]}"))
+        flags = [*NVCC_FLAGS, f"-DCDN_CUDA_BUILD=nvcc {release}: {' '.join(code for _, code in codes)}"]
+        if os.environ.get("CXX"):
+            flags += ["-ccbin", os.environ["CXX"]]
+        for name, code in codes:
+            flags += ["-gencode", f"arch=compute_{name},code={code}"]
+        os.makedirs(self.build_temp, exist_ok=True)
+
+        def compiled(source):
+            target = os.path.join(self.build_temp, f"{Path(source).stem}.cu.o")
+            subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compiled, ext.sources))
+        library = self.get_ext_fullpath(ext.name)
+        os.makedirs(os.path.dirname(library) or ".", exist_ok=True)
+        subprocess.run([compiler, *flags, "-shared", *objects, "-o", library], check=True)
+
+    def build_cpu(self, ext):
         macros = [("CDN_X86", None)] if X86 else []
         threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
         common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
@@ -87,8 +132,13 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def library(name, files):
+    """Describe the library cdn_kernels/_NAME.so."""
+    return Extension(f"cdn_kernels._{name}", files, optional=os.environ.get(f"CDN_{name.upper()}") != "1",
+                     depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))])
+
+
 setup(
-    ext_modules=[Extension("cdn_kernels._cpu", sources(), optional=os.environ.get("CDN_CPU") != "1",
-                           depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))])],
+    ext_modules=[library("cpu", sources()), library("cuda", sorted(map(str, Path("csrc/cuda").glob("*.cu"))))],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )
