@@ -34,6 +34,8 @@ VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX51
 NOISE_FLAGS = ["-fschedule-insns"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false",  # as above
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cudart", "static"]  # which loads without a driver
+# What is below 2^-126 becomes 0, which saves three instructions with every reciprocal.
+NORM_FLAGS = ["-ftz=true"]
 ARCHITECTURES = ["80", "90"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -82,19 +84,20 @@ class BuildLibrary(build_ext):
         release = re.search(r"release ([\d.]+)", version).group(1)
         named = re.split(r"[\s,;]+", os.environ.get("CDN_CUDA_ARCHITECTURES", "").strip())
         chosen = [name for name in named if name]
-        codes = [(name, f"sm_{name}") for name in chosen or ARCHITECTURES]
+        codes = {name: [f"sm_{name}"] for name in chosen or ARCHITECTURES}
         if not chosen:  # the newest also as PTX, which drivers compile for what is newer still
-            codes.append((ARCHITECTURES[-1], f"compute_{ARCHITECTURES[-1]}"))
-        flags = [*NVCC_FLAGS, f"-DCDN_CUDA_BUILD=nvcc {release}: {' '.join(code for _, code in codes)}"]
+            codes[ARCHITECTURES[-1]].append(f"compute_{ARCHITECTURES[-1]}")
+        flags = [*NVCC_FLAGS, f"-DCDN_CUDA_BUILD=nvcc {release}: {' '.join(sum(codes.values(), []))}"]
         if os.environ.get("CXX"):
             flags += ["-ccbin", os.environ["CXX"]]
-        for name, code in codes:
-            flags += ["-gencode", f"arch=compute_{name},code={code}"]
+        for name, kinds in codes.items():
+            flags += ["-gencode", f"arch=compute_{name},code=[{','.join(kinds)}]"]
         os.makedirs(self.build_temp, exist_ok=True)
 
         def compiled(source):
             target = os.path.join(self.build_temp, f"{Path(source).stem}.cu.o")
-            subprocess.run([compiler, *flags, "-c", source, "-o", target], check=True)
+            own = NORM_FLAGS if Path(source).stem == "norm" else []
+            subprocess.run([compiler, *flags, *own, "-c", source, "-o", target], check=True)
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,7 +1,7 @@
 // How a pass of the norm is cut into blocks of threads; names and formulas: docs/derivations.md.
 //
 // A sample lies as [pixels, channels], and statistics are those of groups of channels. A block of threads takes a bundle
-// of groups: all of them where they depend on each other (scale-preserving), otherwise as many as fill lines of memory.
+// of groups: all of them where they depend on each other (scale-preserving), otherwise as many as read memory well.
 // Threads stand in rows of one pixel, each with a vector of channels of one group, and take steps of so many pixels.
 //
 // A whole pass sums over the pixels of a bundle and then writes, in one launch. What it has read stays in shared memory,
@@ -19,7 +19,7 @@ constexpr int kDepth = 4;            // steps under way: what is read ahead of t
 constexpr int kMostThreads = 512;    // of a block, so that a thread has 128 registers
 constexpr int kFewestThreads = 128;
 constexpr int kVectors = 8;          // of a thread, from which on there are more threads
-constexpr int kLine = 128;           // bytes of a line of memory
+constexpr int kLine = 64;            // bytes that a bundle reads side by side, at least
 constexpr int kMostChunks = 64;      // whose sums every block of the second launch adds up
 
 enum NormPhase { kWholePass, kSumPass, kWritePass };

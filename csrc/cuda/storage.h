@@ -70,18 +70,12 @@ struct Numbers {
 
 template <typename Float, int N>
 CDN_DEVICE Numbers<Whole<Float>, N> unpacked(const Vector<Whole<Float>, N>& vector) {
-    Numbers<Whole<Float>, N> numbers;
-#pragma unroll
-    for (int i = 0; i < N; ++i) numbers[i] = vector.elements[i];
-    return numbers;
+    return bit_cast<Numbers<Whole<Float>, N>>(vector);
 }
 
 template <typename Float, int N>
 CDN_DEVICE Vector<Whole<Float>, N> packed(const Numbers<Whole<Float>, N>& numbers) {
-    Vector<Whole<Float>, N> vector;
-#pragma unroll
-    for (int i = 0; i < N; ++i) vector.elements[i] = numbers[i];
-    return vector;
+    return bit_cast<Vector<Whole<Float>, N>>(numbers);
 }
 
 template <typename Pair, int N>

@@ -10,6 +10,8 @@
 
 #include <cuda_pipeline.h>
 
+#include "norm_plan.h"
+
 namespace {
 
 constexpr std::size_t kMostShared = 1 << 18, kGuard = 4096, kStack = 64 << 10;
@@ -186,4 +188,19 @@ extern "C" __attribute__((visibility("default"))) void emulate(int shared, int c
     shared_of_block = shared;
     multiprocessors = count;
     backwards = reversed;
+}
+
+// How norm_plan.h cuts a pass on that GPU: 0 if it does not fit, 1 whole and kept, 2 whole and kept in part, 3 split. The
+// numbers of the type are bytes of an element, elements of a vector and bytes of a computed number.
+extern "C" __attribute__((visibility("default"))) int plan(int sweep, int element, int vector, int real, std::int64_t batch,
+                                                           int channels, int pixels, int groups, int coupled) {
+    const cdn::NormPlace place{shared_of_block, multiprocessors, element, vector, real};
+    const auto plan = cdn::plan_norm(cdn::kNormNeeds[sweep], place, batch, channels, pixels, groups, coupled);
+    const auto& cut = plan.cut;
+    if (!plan.threads) return 0;
+    if (plan.shared > shared_of_block || cut.rows * cut.columns > plan.threads || cut.steps * cut.rows < cut.chunk
+        || std::int64_t{cut.chunks} * cut.chunk < pixels || (cut.chunks - 1) * cut.chunk >= pixels
+        || cut.tiles * cut.columns * vector < cut.bundle * cut.width || plan.bundles * cut.bundle < groups)
+        emulation::fail("a plan that does not cover its sample");
+    return !plan.whole() ? 3 : cut.kept < cut.steps ? 2 : 1;
 }
