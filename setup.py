@@ -8,17 +8,17 @@ what runs on all GPUs from compute capability 8.0.
 """
 import os
 import platform
-import re
-import shutil
+import runpy
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError, CompileError
+from setuptools.errors import BaseError, CCompilerError
 
 FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
          # One rounding per operation, so that every processor draws the same noise ...
@@ -32,11 +32,7 @@ VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX51
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false",  # as above
-              "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cudart", "static"]  # which loads without a driver
-# What is below 2^-126 becomes 0, which saves three instructions with every reciprocal.
-NORM_FLAGS = ["-ftz=true"]
-ARCHITECTURES = ["80", "90"]
+CUDA = SimpleNamespace(**runpy.run_path("csrc/cuda/build.py"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -51,13 +47,6 @@ def variant(path):
     return Path(path).stem.rpartition("_")[2]
 
 
-def nvcc():
-    """Return the path of nvcc, None if there is none."""
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ] + ["/usr/local/cuda"]
-    places = [os.path.join(home, "bin") for home in homes]
-    return shutil.which("nvcc", path=os.pathsep.join([*places[:-1], os.environ.get("PATH", ""), places[-1]]))
-
-
 class BuildLibrary(build_ext):
     """Compile every file of a library with its own flags and link them into cdn_kernels/_cpu.so or _cuda.so."""
 
@@ -67,7 +56,7 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext):
         name = ext.name.rpartition("_")[2].upper()
         wanted = os.environ.get(f"CDN_{name}")
-        if wanted == "0" or (name == "CUDA" and wanted != "1" and not nvcc()):
+        if wanted == "0" or (name == "CUDA" and wanted != "1" and not CUDA.find_nvcc()):
             return
         try:
             self.build_cuda(ext) if name == "CUDA" else self.build_cpu(ext)
@@ -77,34 +66,7 @@ class BuildLibrary(build_ext):
             print(f"warning: the {name} kernels were not built, others take their place: {error}")
 
     def build_cuda(self, ext):
-        compiler = nvcc()
-        if not compiler:
-            raise CompileError("CDN_CUDA=1 needs nvcc, which is neither on the PATH nor below CUDA_HOME")
-        version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-        release = re.search(r"release ([\d.]+)", version).group(1)
-        named = re.split(r"[\s,;]+", os.environ.get("CDN_CUDA_ARCHITECTURES", "").strip())
-        chosen = [name for name in named if name]
-        codes = {name: [f"sm_{name}"] for name in chosen or ARCHITECTURES}
-        if not chosen:  # the newest also as PTX, which drivers compile for what is newer still
-            codes[ARCHITECTURES[-1]].append(f"compute_{ARCHITECTURES[-1]}")
-        flags = [*NVCC_FLAGS, f"-DCDN_CUDA_BUILD=nvcc {release}: {' '.join(sum(codes.values(), []))}"]
-        if os.environ.get("CXX"):
-            flags += ["-ccbin", os.environ["CXX"]]
-        for name, kinds in codes.items():
-            flags += ["-gencode", f"arch=compute_{name},code=[{','.join(kinds)}]"]
-        os.makedirs(self.build_temp, exist_ok=True)
-
-        def compiled(source):
-            target = os.path.join(self.build_temp, f"{Path(source).stem}.cu.o")
-            own = NORM_FLAGS if Path(source).stem == "norm" else []
-            subprocess.run([compiler, *flags, *own, "-c", source, "-o", target], check=True)
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compiled, ext.sources))
-        library = self.get_ext_fullpath(ext.name)
-        os.makedirs(os.path.dirname(library) or ".", exist_ok=True)
-        subprocess.run([compiler, *flags, "-shared", *objects, "-o", library], check=True)
+        CUDA.build(Path(self.get_ext_fullpath(ext.name)), CUDA.named_architectures())
 
     def build_cpu(self, ext):
         macros = [("CDN_X86", None)] if X86 else []

@@ -2,7 +2,7 @@
 
 The functions take the arguments of those of cpu.py; kernels run in torch's current stream, and nothing waits for them.
 The functions trust their caller (the registered operations) with shapes and dtypes. Limitations: images of the norm
-must be channels last; a sample has less than 2**31 values; not yet measured on a GPU, so that impl="auto" does not
+must be channels last; a sample has less than 2**30 values; not yet measured on a GPU, so that impl="auto" does not
 choose it.
 """
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
@@ -73,7 +73,8 @@ def can_use_cuda(device, dtype):
 def built_for(build):
     """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles)."""
     names = build.partition(":")[2].split()
-    return tuple({int(name.partition("_")[2]) for name in names if name.startswith(kind)} for kind in ("sm_", "compute_"))
+    return tuple({int(name.removeprefix(kind)) for name in names if name.startswith(kind)}
+                 for kind in ("sm_", "compute_"))
 
 
 def why_not_on(capability, name, driver, toolkit, architectures):
@@ -99,11 +100,12 @@ def why_not_on(capability, name, driver, toolkit, architectures):
         return None
     if all(a > capability for a in portable):
         listed = ", ".join(map(dotted, sorted(machine_code | portable)))
-        return (f"the library was built for compute capability {listed}, and the GPU has {dotted(capability)} ({name}); "
-                f"reinstall with CDN_CUDA_ARCHITECTURES={capability}")
+        return (f"the library was built for compute capability {listed}, and the GPU has {dotted(capability)} "
+                f"({name}); reinstall with CDN_CUDA_ARCHITECTURES={capability}")
     if driver < toolkit:
-        return (f"the GPU ({name}) needs code that the driver compiles, and the driver supports CUDA {version(driver)}, "
-                f"older than the library's {version(toolkit)}; reinstall with CDN_CUDA_ARCHITECTURES={capability}")
+        return (f"the GPU ({name}) needs code that the driver compiles, and the driver supports CUDA "
+                f"{version(driver)}, older than the library's {version(toolkit)}; reinstall with "
+                f"CDN_CUDA_ARCHITECTURES={capability}")
     return None
 
 

@@ -1,8 +1,8 @@
 // The C interface of the CUDA library: plain pointers and integers, no Python and no torch.
 //
-// Pointers are to memory of the GPU, unless said otherwise. Functions that return int return 0 if the work is on its way
-// in the caller's stream, for which they never wait, and otherwise a status that cdn_cuda_error explains. The current
-// device of the thread must be that of the pointers and of the stream.
+// Pointers are to memory of the GPU. Functions that launch kernels return 0 once these are on their way in the caller's
+// stream, for which they never wait, and otherwise a status that cdn_cuda_error explains. The current device of the
+// thread must be that of the pointers and of the stream.
 #pragma once
 
 #include "../api.h"
@@ -13,8 +13,8 @@
 // The value of CDN_CUDA_INTERFACE that the library was built with.
 CDN_API int cdn_cuda_interface();
 
-// The compiler and the architectures of the library, as "nvcc 13.0: sm_80 sm_90 compute_90"; the last can be compiled for
-// newer ones by the driver.
+// The compiler and the architectures of the library, as "nvcc 13.0: sm_80 sm_90 compute_90"; the last is code that the
+// driver can compile for newer ones.
 CDN_API const char* cdn_cuda_build();
 
 // The version of CUDA of the library and the latest one that the driver supports, 0 without a driver: 13000 is 13.0.

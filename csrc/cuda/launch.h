@@ -12,6 +12,10 @@ namespace cdn {
 constexpr int kRefused = -1;  // a status that is no error of CUDA: an argument out of range
 constexpr int kTooLarge = -2;
 
+// Samples have fewer values than that, so that 32 bits also count the steps beyond their end.
+constexpr std::int64_t kMostValues = 1 << 30;
+constexpr std::int64_t kMostBlocks = 0x7fffffff;
+
 // Run a kernel; return 0 or what CUDA refused.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream, Arguments... arguments) {
@@ -31,8 +35,8 @@ int launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, 
 // An attribute of the current device, or 0 if there is none.
 inline int attribute(cudaDeviceAttr wanted) {
     int device = 0, value = 0;
-    if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, wanted, device) != cudaSuccess) return 0;
-    return value;
+    if (cudaGetDevice(&device) != cudaSuccess) return 0;
+    return cudaDeviceGetAttribute(&value, wanted, device) == cudaSuccess ? value : 0;
 }
 
 // Tell whether all addresses, null or not, are multiples of so many bytes.

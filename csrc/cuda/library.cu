@@ -19,7 +19,7 @@ const char* cdn_cuda_error(int status) {
     switch (status) {
         case cdn::kRefused: return "an argument is out of range";
         case cdn::kTooLarge:
-            return "a sample has 2^31 values or more, or groups that do not fit into the shared memory of a block";
+            return "a sample has 2^30 values or more, or groups that do not fit into the shared memory of a block";
     }
     return cudaGetErrorString(static_cast<cudaError_t>(status));
 }

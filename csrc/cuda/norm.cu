@@ -1,6 +1,4 @@
 // The C interface of residual + GELU + group normalization.
-#include <limits>
-
 #include "launch.h"
 #include "norm_sweeps.h"
 
@@ -18,8 +16,7 @@ struct Shape {
     int refused() const {
         if (sweep < CDN_FORWARD || sweep > CDN_TANGENT || batch < 0 || channels < 1 || pixels < 1) return kRefused;
         if (groups < 1 || channels % groups) return kRefused;
-        constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-        return batch > most || channels > most / pixels ? kTooLarge : 0;
+        return batch > kMostBlocks || channels >= kMostValues / pixels ? kTooLarge : 0;
     }
 
     template <typename Storage>

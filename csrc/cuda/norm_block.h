@@ -20,8 +20,8 @@ struct NormPass {
     NormCut cut;
 };
 
-// The statistics of a sample: per group mean b = pivot + mean, in two parts so that a large mean keeps its digits, r, and
-// k = V r^2; per sample s, which is 0 if all of b is constant within its groups, and so is z.
+// The statistics of a sample: per group mean b = pivot + mean, in two parts so that a large mean keeps its digits, r,
+// and k = V r^2; per sample s, which is 0 if all of b is constant within its groups, and so is z.
 template <typename Real>
 struct NormStatistics {
     Real *pivot, *mean, *r, *k, *s;
@@ -73,10 +73,10 @@ struct NormBlock {
     Real* const scalars = totals + kSums * cut.bundle * cut.width;  // [any, bundle]
 
     __device__ NormBlock(const NormCut& cut, const NormNeeds& needs)
-        : cut(cut), rows_of_sums(reinterpret_cast<Real*>(tape_slots(
-              needs.kept * (cut.kept + (cut.kept < cut.steps ? kDepth : 0)) + needs.passing * kDepth))) {}
+        : cut(cut), rows_of_sums(reinterpret_cast<Real*>(slot(needs.kept * cut.slots() + needs.passing * kDepth))) {}
 
-    __device__ __forceinline__ V* tape_slots(int index) const {
+    // Where the slots of shared memory begin, of which each has a vector of every thread.
+    __device__ __forceinline__ V* slot(int index) const {
         return reinterpret_cast<V*>(cdn_shared) + index * static_cast<int>(blockDim.x);
     }
 
@@ -94,12 +94,12 @@ struct NormBlock {
     __device__ __forceinline__ V* vectors(void* start) const {
         return const_cast<V*>(vectors(static_cast<const void*>(start)));
     }
-    // The tape of a tensor that is the i-th of those that both halves of a sweep read, or of those after them.
+    // The tape of the i-th tensor that both halves of a sweep read, and of the one that one of them does.
     __device__ __forceinline__ Tape<V> kept_tape(const void* start, int i) const {
-        return {vectors(start), tape_slots(i * (cut.kept + (cut.kept < cut.steps ? kDepth : 0))) + threadIdx.x, cut.kept};
+        return {vectors(start), slot(i * cut.slots()) + threadIdx.x, cut.kept};
     }
     __device__ __forceinline__ Tape<V> passing_tape(const void* start, int kept_tapes) const {
-        return {vectors(start), tape_slots(kept_tapes * (cut.kept + (cut.kept < cut.steps ? kDepth : 0))) + threadIdx.x, 0};
+        return {vectors(start), slot(kept_tapes * cut.slots()) + threadIdx.x, 0};
     }
 
     __device__ __forceinline__ NormStatistics<Real> statistics(void* start) const {
@@ -119,7 +119,9 @@ struct NormBlock {
     template <typename F, typename... Tapes>
     __device__ __forceinline__ void walk(bool again, F f, const Tapes&... tapes) const {
         const int vectors = cut.channels / N;
-        const auto exists = [&](int step) { return active && step < cut.steps && pixel + step * cut.rows < last_pixel; };
+        const auto exists = [&](int step) {
+            return active && step < cut.steps && pixel + step * cut.rows < last_pixel;
+        };
         const auto place = [&](int step) { return (pixel + step * cut.rows) * vectors; };
         const auto fetch = [&](int step) {
             if (exists(step)) (tapes.fetch(step, place(step), again), ...);

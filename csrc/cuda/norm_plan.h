@@ -1,14 +1,16 @@
 // How a pass of the norm is cut into blocks of threads; names and formulas: docs/derivations.md.
 //
-// A sample lies as [pixels, channels], and statistics are those of groups of channels. A block of threads takes a bundle
-// of groups: all of them where they depend on each other (scale-preserving), otherwise as many as read memory well.
-// Threads stand in rows of one pixel, each with a vector of channels of one group, and take steps of so many pixels.
+// A sample lies as [pixels, channels], and statistics are those of groups of channels. A block of threads takes a
+// bundle of groups: all of them where they depend on each other (scale-preserving), otherwise as many as read memory
+// well. Threads stand in rows of one pixel, each with a vector of channels of one group, and step over the pixels.
 //
-// A whole pass sums over the pixels of a bundle and then writes, in one launch. What it has read stays in shared memory,
-// or as many steps of it as fit: all of them, and memory is read once. The rest is read again, mostly from the second
-// level cache. Where there are too few samples to fill the chip, or rows are longer than a block, the pass is split: one
-// launch sums over chunks of pixels and tiles of channels, a second folds those sums and writes.
+// A whole pass sums over the pixels of a bundle and then writes, in one launch. Of what it has read, as many steps as
+// fit stay in shared memory: if all do, memory is read once. The others are read again, mostly from the second level
+// cache. Where there are too few samples to fill the chip, or rows are longer than a block, the pass is split: one
+// launch sums over chunks of pixels and tiles of channels, and a second folds those sums and writes.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -38,6 +40,9 @@ struct NormCut {
     int chunk, chunks;   // pixels of a block
     int kept;            // steps that stay in shared memory
     bool coupled;        // groups depend on each other
+
+    // Slots of a tensor in shared memory: of the steps that stay, and of those that pass through if there are others.
+    __host__ __device__ int slots() const { return kept + (kept < steps ? kDepth : 0); }
 };
 
 // What a GPU offers, and the numbers of a type: bytes of an element, elements of a vector, bytes of a computed number.
@@ -55,7 +60,7 @@ struct NormPlan {
     bool whole() const { return workspace == 0; }
 };
 
-// A batch or a sample of 2^31 values or more is beyond what is counted here; so is a wider vector than fits a group.
+// Cut a pass over samples of less than 2^30 values, where vectors of place.vector channels fill a group.
 inline NormPlan plan_norm(const NormNeeds& needs, const NormPlace& place, std::int64_t batch, int channels, int pixels,
                           int groups, bool coupled) {
     NormPlan plan{};
@@ -71,7 +76,8 @@ inline NormPlan plan_norm(const NormNeeds& needs, const NormPlace& place, std::i
     int threads = kFewestThreads;
     while (threads < kMostThreads && (threads < columns || vectors > std::int64_t{kVectors} * threads)) threads *= 2;
     const auto shared = [&](int kept) {
-        const std::int64_t slots = needs.kept * (kept + (kept < cut.steps ? kDepth : 0)) + needs.passing * kDepth;
+        cut.kept = kept;
+        const std::int64_t slots = needs.kept * cut.slots() + needs.passing * kDepth;
         const std::int64_t numbers = std::int64_t{threads} * place.vector
             + std::int64_t{needs.sums} * cut.bundle * cut.width + std::int64_t{needs.scalars} * cut.bundle;
         return slots * threads * place.vector * place.element + numbers * place.real;
@@ -88,20 +94,21 @@ inline NormPlan plan_norm(const NormNeeds& needs, const NormPlace& place, std::i
         if (threads == kFewestThreads) return plan;
         threads /= 2;
     }
-    if (shared(cut.steps) <= place.shared) cut.kept = cut.steps;
-    else while (shared(cut.kept + 1) <= place.shared) ++cut.kept;
+    int kept = cut.steps;
+    if (shared(kept) > place.shared)
+        for (kept = 0; shared(kept + 1) <= place.shared;) ++kept;
 
     const std::int64_t blocks = batch * plan.bundles * cut.tiles;
-    if (cut.tiles > 1 || (cut.kept < cut.steps && blocks < place.multiprocessors)) {
+    if (cut.tiles > 1 || (kept < cut.steps && blocks < place.multiprocessors)) {
         const int wanted = std::min(kMostChunks, parts(2 * place.multiprocessors, std::max<std::int64_t>(blocks, 1)));
-        cut.kept = 0;
+        kept = 0;
         cut.steps = parts(cut.steps, std::min(wanted, parts(cut.steps, kVectors)));
         cut.chunk = cut.steps * cut.rows;
         cut.chunks = parts(pixels, cut.chunk);
         plan.workspace = batch * cut.chunks * needs.sums * channels * place.real;
     }
     plan.threads = threads;
-    plan.shared = static_cast<int>(shared(cut.kept));
+    plan.shared = static_cast<int>(shared(kept));
     return plan;
 }
 

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward(const NormPass p
     }, v);
 }
 
-// What the sweeps after the first know of the thread's group: b - pivot - mean is centred, and g_b = s r q + g_constant +
+// What the sweeps after the first know of the thread's group: c = b - pivot - mean, and g_b = s r q + g_constant +
 // g_centred c with q = gain g_z.
 template <typename Real>
 struct NormGroup {
@@ -153,7 +153,8 @@ CDN_DEVICE Real norm_project(const Block& block, const NormPass& pass, int sum_g
         block.scalar(be, g) = mean(sum_gc) * statistics.r[g];
     });
     const Real s = mine.s, r = mine.r;
-    const Real Q = cut.coupled ? block.over_groups([&](int g) { return statistics.k[g] * block.scalar(be, g); }) : Real(0);
+    Real Q = 0;
+    if (cut.coupled) Q = block.over_groups([&](int g) { return statistics.k[g] * block.scalar(be, g); });
     const Real pull = s == 0 ? Real(0) : Q / s;
     mine.g_constant = -s * r * block.scalar(mq, block.group);
     mine.g_centred = pull - s * r * r * block.scalar(be, block.group);
@@ -223,8 +224,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_backward(const NormPass 
     }, v, grad, source);
 }
 
-// From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and the share of
-// the sample in the gradient of the gain.
+// From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and the share
+// of the sample in the gradient of the gain.
 template <typename Storage, int N>
 __global__ void __launch_bounds__(kMostThreads, 1) norm_tangent(const NormPass pass) {
     using Real = typename Storage::Real;
@@ -275,7 +276,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_tangent(const NormPass p
             - block.scalar(kMq, g) * mb;
     });
 
-    // J = s r bdot + J0 + JC c;  e = e_b bdot + e_q q + e_0 + e_c c. In a dead sample r, k and s are 0, and so is all of it.
+    // J = s r bdot + J0 + JC c;  e = e_b bdot + e_q q + e_0 + e_c c. In a dead sample r, k and s are 0, and all of it.
     const Real s = mine.s, r = mine.r, T = s * s, eps = static_cast<Real>(pass.eps);
     const Real alive_s = s == 0 ? Real(1) : s;
     const auto alive = [](Real r) { return r == 0 ? Real(1) : r; };

@@ -1,9 +1,9 @@
 """The CUDA library in two forms: compiled by nvcc, and for the processor, by tests/kernels/cuda_emulation."""
 import os
 import re
+import runpy
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int, c_int64
 from pathlib import Path
@@ -15,13 +15,13 @@ SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 EMULATION = Path(__file__).parent / "cuda_emulation"
 BUILT = ROOT / "cdn_kernels/_cuda.so"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+NVCC = runpy.run_path(ROOT / "csrc/cuda/build.py")["find_nvcc"]()
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas",
          "-DCDN_CUDA_BUILD=emulated:", f"-I{EMULATION}", f"-I{ROOT / 'csrc/cuda'}"]
 
 
 def emulated(folder):
-    """Build the very sources of the library for the processor; return it, loaded, with the functions of emulation.cpp."""
+    """Build the sources of the library for the processor; return it, with the functions of emulation.cpp."""
     def compiled(source):
         target = folder / f"{source.name}.o"
         subprocess.run([COMPILER, *FLAGS, "-x", "c++", "-c", source, "-o", target], check=True)
@@ -39,21 +39,19 @@ def emulated(folder):
 
 
 def compiled(folder):
-    """Return the path of the library for GPUs of all kinds: the installed one, or if that is older than its sources, anew.
+    """Return the path of the library for all GPUs: the installed one, or a new one if that is older than its sources.
 
     Raises:
-        AssertionError: nvcc refuses the sources.
+        subprocess.CalledProcessError: nvcc refuses the sources.
     """
     sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
     library = cuda.load(BUILT)[0]
     if library and BUILT.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         if {"sm_80", "sm_90"} <= set(library.cdn_cuda_build().decode().split()):
             return BUILT
-    environment = {name: value for name, value in os.environ.items() if name != "CDN_CUDA_ARCHITECTURES"}
-    done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--build-lib", folder, "--build-temp", folder],
-                          cwd=ROOT, env=environment | {"CDN_CPU": "0", "CDN_CUDA": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "cdn_kernels/_cuda.so"
+    library = folder / "_cuda.so"
+    runpy.run_path(ROOT / "csrc/cuda/build.py")["build"](library)
+    return library
 
 
 def cuobjdump():

@@ -1,4 +1,4 @@
-"""The CUDA library without a GPU: it loads, says where it runs and why not elsewhere, and its machine code is as meant."""
+"""The CUDA library without a GPU: it loads, says where it runs and where not, and its machine code is as meant."""
 import re
 from types import SimpleNamespace
 

@@ -1,7 +1,7 @@
 """The CUDA kernels against the reference, at every order: on a GPU where there is one, and imitated on the processor.
 
-The imitation (cuda_emulation) runs the sources of the library unchanged. It can be of any size, so that small images meet
-what only large ones do on a GPU: samples that shared memory holds in part, and passes in two launches.
+The imitation (cuda_emulation) runs the sources of the library unchanged. It can be of any size, so that small images
+meet what only large ones do on a GPU: samples that shared memory holds in part, and passes in two launches.
 """
 import functools
 import itertools
@@ -22,6 +22,7 @@ from test_passes import HARD, norm, norm_inputs, run_all_sweeps
 
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 H200 = (227 << 10, 132)  # bytes of shared memory of a block, multiprocessors
+SWEEPS = (FORWARD, BACKWARD, TANGENT)
 KEPT, PARTLY, SPLIT = 1, 2, 3  # what emulation.cpp calls the ways to cut a pass
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # A row, groups that fill no vector or line, one channel per group, one group, a bundle that is not full, whole vectors.
@@ -117,7 +118,8 @@ def test_norm_survives_hard_inputs(place, keep, dtype, make):
 
 def test_samples_of_constant_groups_are_dead(place):
     for dtype in (F32, BF16):
-        x, gain = torch.full((2, 16, 3, 3), 0.3, dtype=dtype).contiguous(memory_format=torch.channels_last), torch.ones(16)
+        x = torch.full((2, 16, 3, 3), 0.3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        gain = torch.ones(16)
         for result in derivatives(norm("cuda", 2, True, residual=False), (x, gain)):
             assert torch.equal(result, torch.zeros_like(result))
 
@@ -163,8 +165,8 @@ def test_what_the_kernels_do_not_take_is_refused(place):
     x = torch.ones(1, 1 << 17, 1, 1)
     with pytest.raises(ValueError, match="the shared memory of a block"):
         cdn_kernels.gelu_group_norm(x, torch.ones(1 << 17), 1, impl="cuda")
-    with pytest.raises(ValueError, match=r"2\^31 values or more"):
-        cuda._workspace(x, cuda.LIBRARY.cdn_cuda_gelu_norm_workspace(FORWARD, TYPES[BF16], 1, 1 << 16, 1 << 15, 8, True))
+    with pytest.raises(ValueError, match=r"2\^30 values or more"):
+        cuda._workspace(x, cuda.LIBRARY.cdn_cuda_gelu_norm_workspace(FORWARD, TYPES[BF16], 1, 1 << 15, 1 << 15, 8, 1))
     with pytest.raises(RuntimeError, match="out of range"):
         cuda.gelu_norm(7, torch.ones(1, 4, 1, 1), torch.ones(4), 2, 0.1, True, True, statistics=x, out=x)
 
@@ -179,8 +181,8 @@ def planned(chip, sweep, dtype, shape, groups, keep):
     element, vector = (8, 1) if dtype == F64 else (dtype.itemsize, 16 // dtype.itemsize)
     real = 8 if dtype == F64 else 4
     batch, channels, height, width = shape
-    return chip.plan(sweep, element, 1 if channels // groups % vector else vector, real, batch, channels, height * width,
-                     groups, keep)
+    vector = vector if channels // groups % vector == 0 else 1
+    return chip.plan(sweep, element, vector, real, batch, channels, height * width, groups, keep)
 
 
 @pytest.fixture
@@ -251,11 +253,12 @@ def test_the_stages_of_a_network_stay_in_shared_memory(chip):
     all_of_it, a100 = [KEPT] * 3, (163 << 10, 108)
     # Forward, backward and tangent keep one, two and three tensors, of 128 KiB in the first stage. Only the
     # scale-preserving norm needs all groups of a sample at once.
-    expected = {(H200, True): [[KEPT, PARTLY, PARTLY], all_of_it], (H200, False): [all_of_it, all_of_it],
-                (a100, True): [[PARTLY] * 3, [KEPT, PARTLY, PARTLY]], (a100, False): [[KEPT, PARTLY, PARTLY], all_of_it]}
+    forward_only = [KEPT, PARTLY, PARTLY]
+    expected = {(H200, True): [forward_only, all_of_it], (H200, False): [all_of_it, all_of_it],
+                (a100, True): [[PARTLY] * 3, forward_only], (a100, False): [forward_only, all_of_it]}
     for (size, keep), first_two in expected.items():
         chip.emulate(*size, False)
-        cuts = [[planned(chip, sweep, BF16, *stage, keep) for sweep in (FORWARD, BACKWARD, TANGENT)] for stage in stages]
+        cuts = [[planned(chip, sweep, BF16, *stage, keep) for sweep in SWEEPS] for stage in stages]
         assert cuts == [*first_two, all_of_it, all_of_it]
 
 
@@ -265,7 +268,7 @@ def test_every_plan_covers_its_sample(chip):
     sizes = itertools.product((99 << 10, 227 << 10), (1, 132), (0, 1, 700), (1, 12, 64, 512), (1, 49, 1024, 224 * 224))
     for shared, multiprocessors, batch, channels, pixels in sizes:
         chip.emulate(shared, multiprocessors, False)
-        for sweep, dtype, keep in itertools.product((FORWARD, BACKWARD, TANGENT), (F32, F64, BF16), (True, False)):
+        for sweep, dtype, keep in itertools.product(SWEEPS, (F32, F64, BF16), (True, False)):
             for groups in {1, channels // 4 or 1, channels}:
                 kinds.add(planned(chip, sweep, dtype, (batch, channels, pixels, 1), groups, keep))
     assert kinds == {KEPT, PARTLY, SPLIT}
@@ -276,7 +279,8 @@ def test_every_plan_covers_its_sample(chip):
 # ------------------------------------------------------------------------------------------------------------
 
 # C order in vectors and not, colours in vectors and not, other numbers of channels, several blocks of threads.
-NOISE_SHAPES = [(3, 1), (2, 1025), (2, 4096), (7,), (0, 3), (2, 0), (2, 3, 8, 8), (2, 3, 5, 7), (2, 5, 7, 3), (2, 1, 4, 4)]
+NOISE_SHAPES = [(3, 1), (2, 1025), (2, 4096), (7,), (0, 3), (2, 0), (2, 3, 8, 8), (2, 3, 5, 7), (2, 5, 7, 3),
+                (2, 1, 4, 4)]
 
 
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])
@@ -291,17 +295,15 @@ def test_words_are_equal_bit_for_bit(place, stream):
 @pytest.mark.parametrize("shape", NOISE_SHAPES, ids=str)
 def test_noise_is_that_of_the_cpu(place, dtype, shape):
     x, sigma = torch.rand(shape).to(dtype), torch.rand(shape[0])
+    close = dict(rtol=1e-14, atol=1e-15) if dtype == F64 else dict(rtol=0, atol=0)
     for x in (x, x.to(memory_format=torch.channels_last)) if len(shape) == 4 else (x,):
         y, _ = sample_noise(x, sigma, KEY, impl="cuda")
         expected, _ = sample_noise(x.cpu(), sigma.cpu(), KEY, impl="cpu")
-        if dtype == F64:
-            torch.testing.assert_close(y.cpu(), expected, rtol=1e-14, atol=1e-15)
-        else:
-            assert torch.equal(y.cpu(), expected)
+        torch.testing.assert_close(y.cpu(), expected, **close)
         assert y.stride() == expected.stride()
         eps = cdn_kernels.standard_normal(shape, KEY, dtype=dtype, device=place, impl="cuda")
         theirs = cdn_kernels.standard_normal(shape, KEY, dtype=dtype, device="cpu", impl="cpu")
-        torch.testing.assert_close(eps.cpu(), theirs, rtol=1e-14 if dtype == F64 else 0, atol=1e-15 if dtype == F64 else 0)
+        torch.testing.assert_close(eps.cpu(), theirs, **close)
 
 
 @needs_cpu
@@ -312,13 +314,14 @@ def test_levels_are_those_of_the_cpu(place, levels):
         expected = sample_sigma(300, KEY, levels, dtype=dtype, device="cpu", impl="cpu")
         torch.testing.assert_close(sigma.cpu(), expected, rtol=4 * 2.0**-52 if dtype == F64 else 0, atol=0)
     x = torch.rand(6, 5)
-    for mine, expected in zip(sample_noise(x, levels, KEY, impl="cuda"), sample_noise(x.cpu(), levels, KEY, impl="cpu")):
+    both = sample_noise(x, levels, KEY, impl="cuda"), sample_noise(x.cpu(), levels, KEY, impl="cpu")
+    for mine, expected in zip(*both):
         assert torch.equal(mine.cpu(), expected)
 
 
 @needs_cpu
 @dtypes
-@pytest.mark.parametrize("shape", [(3, 1), (2, 2051), (2, 3, 8, 8), (2, 5, 7, 3), (1, 3, 160, 120), (1, 40000)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (2, 2051), (2, 3, 8, 8), (2, 5, 7, 3), (1, 3, 96, 120), (1, 20000)], ids=str)
 def test_denoising_is_that_of_the_cpu(place, dtype, shape):
     score, sigma = torch.randn(shape).to(dtype), torch.rand(shape[0]) + 0.1
     sigma[1:2] = 0.0

@@ -1,5 +1,5 @@
-// What the CUDA kernels need of CUDA, on a processor: a launch runs its blocks one after the other, and the threads of a
-// block as fibers, one at a time, each until it waits for the others. See emulation.cpp.
+// What the CUDA kernels need of CUDA, on a processor: a launch runs its blocks one after the other, and the threads of
+// a block as fibers, one at a time, each until it waits for the others. See emulation.cpp.
 //
 // Harsher than a GPU in some things: shared memory starts as NaN and ends where the launch said, asynchronous copies
 // happen as late as they may, and waiting for threads that went elsewhere is an error.

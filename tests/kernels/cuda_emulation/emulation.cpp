@@ -55,7 +55,8 @@ ucontext_t scheduler_context;
 const std::function<void()>* kernel;
 
 [[noreturn]] void fail(const char* what) {
-    std::fprintf(stderr, "CUDA emulation: %s (block %u, %u, %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+    std::fprintf(stderr, "CUDA emulation: %s (block %u, %u, %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
+                 threadIdx.x);
     std::abort();
 }
 
@@ -190,10 +191,11 @@ extern "C" __attribute__((visibility("default"))) void emulate(int shared, int c
     backwards = reversed;
 }
 
-// How norm_plan.h cuts a pass on that GPU: 0 if it does not fit, 1 whole and kept, 2 whole and kept in part, 3 split. The
-// numbers of the type are bytes of an element, elements of a vector and bytes of a computed number.
-extern "C" __attribute__((visibility("default"))) int plan(int sweep, int element, int vector, int real, std::int64_t batch,
-                                                           int channels, int pixels, int groups, int coupled) {
+// How norm_plan.h cuts a pass on that GPU: 0 if it does not fit, 1 whole and kept, 2 whole and kept in part, 3 split.
+// The numbers of the type are bytes of an element, elements of a vector and bytes of a computed number.
+extern "C" __attribute__((visibility("default"))) int plan(int sweep, int element, int vector, int real,
+                                                           std::int64_t batch, int channels, int pixels, int groups,
+                                                           int coupled) {
     const cdn::NormPlace place{shared_of_block, multiprocessors, element, vector, real};
     const auto plan = cdn::plan_norm(cdn::kNormNeeds[sweep], place, batch, channels, pixels, groups, coupled);
     const auto& cut = plan.cut;
