@@ -190,19 +190,19 @@ def cut(chip, monkeypatch):
     """Return a function that lets all passes be cut as wanted, by imitating the smallest GPU that cuts them so."""
     run = cuda.gelu_norm
 
-    def cut_as(wanted, backwards=False):
+    def cut_as(wanted, otherwise=False):
         multiprocessors = 1000 if wanted == SPLIT else 1
 
         @functools.cache
         def smallest(*pass_):
             for shared in range(1 << 12, H200[0], 1 << 10):
-                chip.emulate(shared, multiprocessors, backwards)
+                chip.emulate(shared, multiprocessors, otherwise)
                 if planned(chip, *pass_) == wanted:
                     return shared
             raise AssertionError("no GPU cuts this so")
 
         def gelu_norm(sweep, x, gain, groups, eps, keep, last, **tensors):
-            chip.emulate(smallest(sweep, x.dtype, x.shape, groups, keep), multiprocessors, backwards)
+            chip.emulate(smallest(sweep, x.dtype, x.shape, groups, keep), multiprocessors, otherwise)
             run(sweep, x, gain, groups, eps, keep, last, **tensors)
 
         monkeypatch.setattr(cuda, "gelu_norm", gelu_norm)
@@ -238,12 +238,12 @@ def test_rows_longer_than_a_block_are_as_exact_as_eager(chip):
 
 
 @pytest.mark.parametrize("way", [KEPT, PARTLY, SPLIT], ids=["kept", "kept in part", "in two launches"])
-def test_the_order_of_threads_does_not_matter(cut, way):
-    """Without a barrier where one is needed, it would."""
+def test_the_order_of_events_does_not_matter(cut, way):
+    """Without a barrier or a slot where one is needed, it would: threads go the other way, and copies at once."""
     for shape, groups, dtype in (((2, 64, 9, 31), 8, BF16), ((1, 6, 40, 25), 2, F32)):
         results = []
-        for backwards in (False, True):
-            cut(way, backwards)
+        for otherwise in (False, True):
+            cut(way, otherwise)
             results.append(run_all_sweeps(shape, groups, True, dtype, backend=cuda)[0])
         assert all(torch.equal(a, b) for a, b in zip(*results))
 

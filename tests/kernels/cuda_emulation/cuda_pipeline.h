@@ -1,4 +1,4 @@
-// Asynchronous copies, which happen when the thread waits for them and not before.
+// Asynchronous copies, which happen when the thread waits for them or at once.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -2,7 +2,7 @@
 // a block as fibers, one at a time, each until it waits for the others. See emulation.cpp.
 //
 // Harsher than a GPU in some things: shared memory starts as NaN and ends where the launch said, asynchronous copies
-// happen as late as they may, and waiting for threads that went elsewhere is an error.
+// happen as late as they may or else at once, and waiting for threads that went elsewhere is an error.
 #pragma once
 
 #define __CUDACC__

@@ -18,7 +18,8 @@ constexpr std::size_t kMostShared = 1 << 18, kGuard = 4096, kStack = 64 << 10;
 constexpr unsigned char kPoison = 0xff, kGuardByte = 0xa5;
 
 int shared_of_block = 227 << 10, multiprocessors = 132;
-bool backwards = false;  // the order in which threads take turns, which nothing may depend on
+// Threads take turns from the last on, and copies happen at once and not as late as they may: nothing may depend on it.
+bool otherwise = false;
 
 }  // namespace
 
@@ -106,7 +107,7 @@ void run_block() {
         bool moved = false;
         unsigned done = 0, at_barrier = 0;
         for (unsigned turn = 0; turn < blockDim.x; ++turn) {
-            const unsigned i = backwards ? blockDim.x - 1 - turn : turn;
+            const unsigned i = otherwise ? blockDim.x - 1 - turn : turn;
             if (fibers[i].state == kReady) {
                 resume(fibers[i]);
                 moved = true;
@@ -156,7 +157,8 @@ void exchange(const void* mine, void* other, std::size_t size, int other_lane) {
 void __pipeline_memcpy_async(void* to, const void* from, std::size_t size) {
     const auto both = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
     if ((size != 4 && size != 8 && size != 16) || both % size) emulation::fail("a copy of a wrong size or alignment");
-    emulation::running->copies.back().push_back({to, from, size});
+    if (otherwise) std::memcpy(to, from, size);
+    else emulation::running->copies.back().push_back({to, from, size});
 }
 
 void __pipeline_commit() { emulation::running->copies.emplace_back(); }
@@ -184,11 +186,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid value" : "no error"; }
 
-// The GPU that is imitated, for tests.
-extern "C" __attribute__((visibility("default"))) void emulate(int shared, int count, int reversed) {
+// The GPU that is imitated, and which of the two orders of events, for tests.
+extern "C" __attribute__((visibility("default"))) void emulate(int shared, int count, int other_order) {
     shared_of_block = shared;
     multiprocessors = count;
-    backwards = reversed;
+    otherwise = other_order;
 }
 
 // How norm_plan.h cuts a pass on that GPU: 0 if it does not fit, 1 whole and kept, 2 whole and kept in part, 3 split.
