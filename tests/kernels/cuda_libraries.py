@@ -17,6 +17,7 @@ BUILT = ROOT / "cdn_kernels/_cuda.so"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NVCC = runpy.run_path(ROOT / "csrc/cuda/build.py")["find_nvcc"]()
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas",
+         "-U_FORTIFY_SOURCE",  # which forbids to jump between stacks
          "-DCDN_CUDA_BUILD=emulated:", f"-I{EMULATION}", f"-I{ROOT / 'csrc/cuda'}"]
 
 

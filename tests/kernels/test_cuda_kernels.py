@@ -5,6 +5,7 @@ meet what only large ones do on a GPU: samples that shared memory holds in part,
 """
 import functools
 import itertools
+import sys
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
-    if cuda_libraries.COMPILER is None:
-        pytest.skip("no C++ compiler, which the imitation of a GPU needs")
+    if cuda_libraries.COMPILER is None or sys.platform != "linux":
+        pytest.skip("no C++ compiler, or not Linux, which the imitation of a GPU needs")
     return cuda_libraries.emulated(tmp_path_factory.mktemp("cuda"))
 
 
@@ -71,8 +72,8 @@ def inputs_of(shape, dtype):
 
 
 def check_norm(groups, keep, inputs, eps=0.1, residual=True):
-    # Of what has 16 bits, GELU is that of csrc/gelu.h, within 2^-20 but for roundings.
-    constants = 2.0**-19 if inputs[0].dtype in (BF16, F16) else 0.0
+    # Relative errors of GELU, see csrc/gelu.h: of the exponential for 16 bits, of the division otherwise.
+    constants = {BF16: 2.0**-19, F16: 2.0**-19, F32: 2.0**-21}.get(inputs[0].dtype, 0.0)
     assert_as_exact_as_eager(norm("cuda", groups, keep, eps, residual), norm("reference", groups, keep, eps, residual),
                              inputs, constants=constants)
 
