@@ -1,15 +1,19 @@
-"""Build the CPU library, which is optional: without a C++17 compiler, plain PyTorch does its work.
+"""Build the CPU library and the CUDA library, which are optional: plain PyTorch can do their work.
 
-It is one shared library with a plain C interface, loaded by ctypes, so it depends on neither Python's nor
-torch's version. The environment variable CDN_CPU decides: 0 skips it, 1 makes a failure fatal, unset tries
-and warns.
+Each is one shared library with a plain C interface, loaded by ctypes, so it depends on neither Python's nor torch's
+version. Environment variables decide: CDN_CPU=0 skips the one, which needs a C++17 compiler, and CDN_CUDA=0 the other,
+which needs nvcc; 1 makes a failure fatal; unset tries and warns, or skips the CUDA library silently where there is no
+nvcc. No GPU is needed, or looked for. CDN_CUDA_ARCHITECTURES names what to build for, as "90" or "80 90", instead of
+what runs on all GPUs from compute capability 8.0.
 """
 import os
 import platform
+import runpy
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -28,6 +32,7 @@ VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX51
             "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
+CUDA = SimpleNamespace(**runpy.run_path("csrc/cuda/build.py"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -43,22 +48,27 @@ def variant(path):
 
 
 class BuildLibrary(build_ext):
-    """Compile every file with its own flags and link them into cdn_kernels/_cpu.so."""
+    """Compile every file of a library with its own flags and link them into cdn_kernels/_cpu.so or _cuda.so."""
 
     def get_ext_filename(self, fullname):
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext):
-        if os.environ.get("CDN_CPU") == "0":
+        name = ext.name.rpartition("_")[2].upper()
+        wanted = os.environ.get(f"CDN_{name}")
+        if wanted == "0" or (name == "CUDA" and wanted != "1" and not CUDA.find_nvcc()):
             return
         try:
-            self.build_library(ext)
-        except (BaseError, CCompilerError, OSError) as error:
-            if os.environ.get("CDN_CPU") == "1":
+            self.build_cuda(ext) if name == "CUDA" else self.build_cpu(ext)
+        except (BaseError, CCompilerError, OSError, subprocess.CalledProcessError) as error:
+            if wanted == "1":
                 raise
-            print(f"warning: the CPU kernels were not built, PyTorch's operations take their place: {error}")
+            print(f"warning: the {name} kernels were not built, others take their place: {error}")
 
-    def build_library(self, ext):
+    def build_cuda(self, ext):
+        CUDA.build(Path(self.get_ext_fullpath(ext.name)), CUDA.named_architectures())
+
+    def build_cpu(self, ext):
         macros = [("CDN_X86", None)] if X86 else []
         threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
         common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
@@ -87,8 +97,13 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def library(name, files):
+    """Describe the library cdn_kernels/_NAME.so."""
+    return Extension(f"cdn_kernels._{name}", files, optional=os.environ.get(f"CDN_{name.upper()}") != "1",
+                     depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))])
+
+
 setup(
-    ext_modules=[Extension("cdn_kernels._cpu", sources(), optional=os.environ.get("CDN_CPU") != "1",
-                           depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))])],
+    ext_modules=[library("cpu", sources()), library("cuda", sorted(map(str, Path("csrc/cuda").glob("*.cu"))))],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )

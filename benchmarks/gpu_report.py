@@ -61,10 +61,19 @@ def _train(run, *options):
 
 RUNS = {"joint": [], "classification": ["--objective", "classification"],
         "denoiser": ["--model", "denoiser18", "--clean-share", "0"]}
+
+
+def _build(args):
+    """Build for the GPU at hand only."""
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else ()
+    return ["csrc/cuda/build.py", *(["".join(map(str, capability))] if capability else [])]
+
+
 STAGES = {
+    "build": Stage(_build, "the CUDA library for this GPU"),
     "info": Stage(lambda args: ["-m", "cdn_kernels.info"], "what runs here"),
     "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py",
-                                 "triton_convolution.py"],
+                                 "triton_convolution.py", "test_cuda_kernels.py", "-k", "not emulated"],
                    "the kernels against the reference, all orders", "tests/kernels"),
     "graphs": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_on_gpu.py"],
                     "training steps that never wait, as CUDA graphs"),

@@ -4,7 +4,7 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cpu, triton
+from .backends import cpu, cuda, triton
 from .backends.dispatch import AUTOMATIC, IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
 from .backends.triton.convolution_choice import chosen
 
@@ -42,6 +42,17 @@ def _triton():
     return f"available{where}\n              convolutions: {chosen()}"
 
 
+def _cuda():
+    reason = cuda.can_use_cuda(torch.device("cuda"), torch.float32)
+    if cuda.MISSING:
+        return f"not available: {reason}"
+    built = f"built by {cuda.LIBRARY.cdn_cuda_build().decode()}"
+    if reason:
+        return f"not available: {reason}\n              {built}"
+    return (f"available on {torch.cuda.get_device_name()}; {built}\n"
+            "              not measured yet, so that impl=\"auto\" leaves it to others")
+
+
 def main():
     """Print versions, backends and the table of operations."""
     print(f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
@@ -54,7 +65,8 @@ def main():
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
         print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
-    print(f"  triton      {_triton()}\n")
+    print(f"  triton      {_triton()}")
+    print(f"  cuda        {_cuda()}\n")
     width = max(map(len, OPERATIONS))
     device = torch.device("cuda") if torch.cuda.is_available() else _CPU
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  on {device.type} runs")

@@ -47,7 +47,7 @@ class GELUGroupNorm(nn.Module):
         num_channels: of images [B, num_channels, H, W], divisible by num_groups.
         eps: regularization of the variance, > 0; relative to its mean over groups if scale_preserving.
         scale_preserving: keep the deviation that the groups of a sample have in common.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: num_groups does not divide num_channels.

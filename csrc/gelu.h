@@ -3,7 +3,8 @@
 // phi' = Phi + u pdf and phi'' = pdf (2 - u^2), Phi and pdf the distribution and density of a standard normal.
 // In float, the tail is Phi(-a) = exp(-a^2/2) t P(t), t = k/(k + a), with polynomials fitted over [0, 13.2]. Relative
 // errors of exp and P: 3e-9 and 1.5e-8, or 1e-7 and 7e-7 if brief, for numbers of 16 bits: below 2^-20 together, where
-// half a unit in the last place of such a number is 2^-12 or 2^-9. Double takes the C library's functions. Fused
+// half a unit in the last place of such a number is 2^-12 or 2^-9. On a GPU what is brief takes the exponential of the
+// hardware, within 2^-19 as far as a = 5 and 2^-17 everywhere. Double takes the C library's functions. Fused
 // multiply-adds stand where they are wanted and nowhere else: a compiler that fuses at will makes phi(u) - phi(u)
 // differ from 0.
 #pragma once
@@ -27,6 +28,13 @@ CDN_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b
 // Where both tails are told from 0: farther out, they stay what they are there or smaller, below 1e-34.
 CDN_HOST_DEVICE float farthest(float) { return 13.0f; }
 CDN_HOST_DEVICE double farthest(double) { return 40.0; }
+
+template <typename Real>
+CDN_HOST_DEVICE Real quotient(float k, Real a) { return k / a; }
+#ifdef __CUDA_ARCH__
+// Within two units in the last place, without the branches of a division that rounds correctly.
+CDN_HOST_DEVICE float quotient(float k, float a) { return __fdividef(k, a); }
+#endif
 
 // What is left to tell apart a number from a pack of them (cpu/pack.h).
 CDN_HOST_DEVICE float magnitude(float u) { return std::fabs(u); }
@@ -53,6 +61,9 @@ CDN_HOST_DEVICE Real bell(Real a) {
     const float magic = 0x1.8p23f;
     const Real square = a * a, shifted = multiply_add(square, 0x1.715476p-1f, magic), n = shifted - magic;
     Real p, r;
+#ifdef __CUDA_ARCH__
+    if constexpr (brief) return ::exp2f(square * -0.72134752044448170368f);
+#endif
     if constexpr (brief) {
         r = multiply_add(n, 0x1.62e43p+0f, -square);
         p = 0.00025977095356211066f;
@@ -80,7 +91,7 @@ CDN_HOST_DEVICE double bell(double a) { return ::exp(a * a * -0.5); }
 template <bool brief, typename Real>
 CDN_HOST_DEVICE Real tail(Real a, Real e) {
     if constexpr (brief) {
-        const Real t = 3.8125f / (3.8125f + a);
+        const Real t = quotient(3.8125f, 3.8125f + a);
         Real p = -0.07088417559862137f;
         p = multiply_add(p, t, 0.21433144807815552f);
         p = multiply_add(p, t, -0.08921543508768082f);
@@ -90,7 +101,7 @@ CDN_HOST_DEVICE Real tail(Real a, Real e) {
         p = multiply_add(p, t, 0.10446226596832275f);
         return e * (t * p);
     } else {
-        const Real t = 3.75f / (3.75f + a);
+        const Real t = quotient(3.75f, 3.75f + a);
         Real p = 0.030272865667939186f;
         p = multiply_add(p, t, -0.1384868174791336f);
         p = multiply_add(p, t, 0.20164258778095245f);

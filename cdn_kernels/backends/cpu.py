@@ -3,14 +3,15 @@
 The functions trust their caller (the registered operations) with shapes, dtypes and layouts; the library
 itself only refuses numbers that it has no code for.
 """
-import ctypes
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
 
 from ..noise import LAWS
+from . import shared_library
 from .interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
+from .shared_library import address
 
 INTERFACE = 8  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -44,19 +45,8 @@ def load(path):
     Returns:
         (library, None), or (None, the reason why there is none).
     """
-    if not path.exists():
-        return None, "the CPU library was not built; reinstall with CDN_CPU=1 to see the compiler's error"
-    try:
-        library = ctypes.CDLL(str(path))
-        for name, arguments in _SIGNATURES.items():
-            getattr(library, name).argtypes = arguments
-        library.cdn_build.restype = library.cdn_features.restype = ctypes.c_char_p
-        version = library.cdn_interface()
-    except (OSError, AttributeError) as error:
-        return None, f"the CPU library could not be loaded: {error}"
-    if version != INTERFACE:
-        return None, f"the CPU library has interface {version}, expected {INTERFACE}; reinstall to rebuild it"
-    return library, None
+    return shared_library.load(path, "the CPU library", ("cdn_interface", INTERFACE), _SIGNATURES,
+                               ("cdn_build", "cdn_features"), "reinstall with CDN_CPU=1 to see the compiler's error")
 
 
 # Once, at import, in well under a millisecond: a constant that torch.compile can see through.
@@ -126,14 +116,14 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
     """
     batch = score.shape[0]
     _check(LIBRARY.cdn_denoising(
-        *map(_address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype], batch,
+        *map(address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype], batch,
         score.numel() // max(batch, 1) or 1, channels, seed, int(offset), threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY)))
 
 
 def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=None):
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
-    _check(LIBRARY.cdn_gelu(sweep, *map(_address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel(),
+    _check(LIBRARY.cdn_gelu(sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel(),
                             threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
 
 
@@ -149,7 +139,7 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
     batch, channels, height, width = x.shape
     pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     _check(LIBRARY.cdn_gelu_norm(
-        sweep, *map(_address, pointers), TYPES[x.dtype], batch, channels, height * width, groups, eps,
+        sweep, *map(address, pointers), TYPES[x.dtype], batch, channels, height * width, groups, eps,
         scale_preserving, channels_last, threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY)))
 
@@ -163,7 +153,7 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, thread
     """
     batch, channels, height, width = shape
     dtype = (out if a is None else a).dtype
-    _check(LIBRARY.cdn_pool(kind, *map(_address, (a, b, values, out)), TYPES[dtype], batch, channels, height * width,
+    _check(LIBRARY.cdn_pool(kind, *map(address, (a, b, values, out)), TYPES[dtype], batch, channels, height * width,
                             channels_last, threads or torch.get_num_threads(),
                             CAPABILITIES.index(capability or CAPABILITY)))
 
@@ -177,7 +167,7 @@ def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=
         engine: one of ENGINES; the fastest one if None.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
-    _check(LIBRARY.cdn_conv2d(kind, *map(_address, (first, second, out, activation)), batch, height, width, inputs,
+    _check(LIBRARY.cdn_conv2d(kind, *map(address, (first, second, out, activation)), batch, height, width, inputs,
                               outputs, size, stride, threads or torch.get_num_threads(),
                               ENGINES.index(engine or ENGINE)))
 
@@ -204,10 +194,6 @@ def random_words(batch, blocks, seed, offset, stream, capability=None):
     _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, int(offset),
                                     CAPABILITIES.index(capability or CAPABILITY)))
     return words.long() & 0xFFFFFFFF
-
-
-def _address(tensor):
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _check(status):

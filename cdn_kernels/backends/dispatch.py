@@ -7,30 +7,31 @@ import warnings
 
 import torch
 
-from . import cpu
+from . import cpu, cuda
 from .triton import can_use_triton
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 
 # Every operation of the library, and the backends that have kernels for it. Convolutions of any backend are torch's
 # where its own are not faster; what it adds to them is the order of calls.
 OPERATIONS = {
-    "sample_noise": ("cpu", "triton"),
-    "standard_normal": ("cpu", "triton"),
-    "sample_sigma": ("cpu", "triton"),
-    "denoising_loss": ("cpu", "triton"),
+    "sample_noise": ("cpu", "triton", "cuda"),
+    "standard_normal": ("cpu", "triton", "cuda"),
+    "sample_sigma": ("cpu", "triton", "cuda"),
+    "denoising_loss": ("cpu", "triton", "cuda"),
     "gelu": ("cpu", "triton"),
     "conv2d": ("cpu", "triton"),
     "conv2d_gelu": ("cpu", "triton"),
-    "gelu_group_norm": ("cpu", "triton"),
+    "gelu_group_norm": ("cpu", "triton", "cuda"),
     "channel_mean": ("cpu", "triton"),
     "energy": ("cpu", "triton"),
 }
 
-# What impl="auto" tries for tensors of a type of device, fastest first.
+# What impl="auto" tries for tensors of a type of device, fastest first; what has not been measured is not tried.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton",)}
 
-_CAN_USE = {"cpu": cpu.can_use_cpu, "triton": can_use_triton}
+_CAN_USE = {"cpu": cpu.can_use_cpu, "triton": can_use_triton, "cuda": cuda.can_use_cuda}
+_LOADED = {"cpu": cpu, "cuda": cuda}
 
 
 class _Automatic(threading.local):
@@ -112,13 +113,11 @@ def fused_backend(device):
 
 
 def kernels(backend):
-    """Return the module with the kernels of a backend, all of which offer the functions of cpu.py.
+    """Return the module with the kernels of a backend, which offers the functions of cpu.py for its operations.
 
     That of triton is imported when it is first asked for.
     """
-    if backend == "cpu":
-        return cpu
-    return importlib.import_module(f"{__package__}.{backend}.operations")
+    return _LOADED.get(backend) or importlib.import_module(f"{__package__}.{backend}.operations")
 
 
 def check_impl(impl):

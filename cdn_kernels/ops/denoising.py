@@ -28,7 +28,7 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
         score: s [B, ...] with at least one value per image; float32, float64, bfloat16 or float16.
         sigma: a float, a 0-d or [B] tensor, >= 0.
         noise: the :class:`Noise` key that eps was drawn from by :func:`cdn_kernels.sample_noise`, or eps itself.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         A scalar in float32 (float64 for float64), differentiable to any order by score and sigma.

@@ -30,7 +30,7 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         x: images [B, ...], float32, float64, bfloat16 or float16.
         sigma: a float, a 0-d or [B] tensor, or :class:`NoiseLevels` to draw it from.
         noise: a :class:`Noise` key, or eps itself (the shape and device of x).
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         (y, sigma [B]): y in the dtype of x, rounded once; sigma in float32 (float64 for float64 images). Both
@@ -69,7 +69,7 @@ def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_f
         noise: a :class:`Noise` key.
         dtype: float64 draws in float64; float32, bfloat16 and float16 draw in float32 and round.
         memory_format: contiguous, or channels last (4-d shapes); the values do not depend on it.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
     """
     shape, device = torch.Size(shape), torch.device(device)
     check_dtype("dtype", dtype)

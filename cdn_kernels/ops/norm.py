@@ -36,7 +36,7 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
         residual: None or [B, C, H, W]; the sum is rounded to the dtype of x before anything else.
         eps: regularization of the variance, > 0; absolute (plain) or relative to its mean over groups.
         scale_preserving: which of the two norms.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, C, H, W] in the dtype of x and its layout (contiguous, unless x is channels last); statistics are taken in

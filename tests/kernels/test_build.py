@@ -47,7 +47,7 @@ def copy_tree(folder):
 
 def pip(*arguments, **variables):
     command = [sys.executable, "-m", "pip", *map(str, arguments), "--no-deps", "--no-build-isolation", "-q"]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    return subprocess.run(command, env=os.environ | {"CDN_CUDA": "0"} | variables, capture_output=True, text=True)
 
 
 @pytest.mark.slow

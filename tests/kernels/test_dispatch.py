@@ -29,7 +29,7 @@ def test_a_block_ends_with_an_error_too():
 
 
 def test_unknown_choices_are_named():
-    with pytest.raises(ValueError, match="impl must be one of auto, reference, cpu, triton, got 'gpu'"):
+    with pytest.raises(ValueError, match="impl must be one of auto, reference, cpu, triton, cuda, got 'gpu'"):
         with cdn_kernels.using("gpu"):
             pass
 

@@ -1,0 +1,192 @@
+"""Call the CUDA library, kernels in CUDA C++ for NVIDIA GPUs, through its C interface, csrc/cuda/api.h.
+
+The functions take the arguments of those of cpu.py; kernels run in torch's current stream, and nothing waits for them.
+The functions trust their caller (the registered operations) with shapes and dtypes. Limitations: images of the norm
+must be channels last; a sample has less than 2**30 values; not yet measured on a GPU, so that impl="auto" does not
+choose it.
+"""
+from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+import torch
+
+from ..noise import LAWS
+from . import shared_library
+from .interface import TYPES
+from .driver import why_no_gpu
+from .shared_library import address
+
+INTERFACE = 1  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
+LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
+
+_SIGNATURES = {
+    "cdn_cuda_interface": (),
+    "cdn_cuda_build": (),
+    "cdn_cuda_toolkit": (),
+    "cdn_cuda_driver": (),
+    "cdn_cuda_error": (c_int,),
+    "cdn_cuda_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int,
+                           c_void_p, c_void_p),
+    "cdn_cuda_gelu_norm_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int64, c_int),
+    "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_void_p),
+    "cdn_cuda_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_void_p,
+                              c_void_p),
+    "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
+    "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
+    "cdn_cuda_denoising_workspace": (c_int64, c_int64),
+}
+
+
+def load(path):
+    """Load the library, which needs neither a GPU nor a driver for that.
+
+    Returns:
+        (library, None), or (None, the reason why there is none).
+    """
+    library, missing = shared_library.load(
+        path, "the CUDA library", ("cdn_cuda_interface", INTERFACE), _SIGNATURES, ("cdn_cuda_build", "cdn_cuda_error"),
+        "reinstall with CDN_CUDA=1 where nvcc is, to see the compiler's error")
+    if library:
+        library.cdn_cuda_gelu_norm_workspace.restype = library.cdn_cuda_denoising_workspace.restype = c_int64
+    return library, missing
+
+
+LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cuda.so")
+
+
+def can_use_cuda(device, dtype):
+    """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
+    if MISSING:
+        return MISSING
+    if dtype not in TYPES:
+        return f"the dtype must be float32, float64, bfloat16 or float16, got {dtype}"
+    if device.type != "cuda":
+        return f"the tensor must be on a CUDA device, got device {device}"
+    if torch.version.hip:
+        return "it was written for NVIDIA GPUs, and this torch is for those of AMD"
+    if not torch.cuda.is_available():
+        return why_no_gpu()
+    properties = torch.cuda.get_device_properties(device)
+    return why_not_on(10 * properties.major + properties.minor, properties.name, LIBRARY.cdn_cuda_driver(),
+                      LIBRARY.cdn_cuda_toolkit(), built_for(LIBRARY.cdn_cuda_build().decode()))
+
+
+def built_for(build):
+    """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles)."""
+    names = build.partition(":")[2].split()
+    return tuple({int(name.removeprefix(kind)) for name in names if name.startswith(kind)}
+                 for kind in ("sm_", "compute_"))
+
+
+def why_not_on(capability, name, driver, toolkit, architectures):
+    """Return None if a library runs on a GPU, or the reason why not.
+
+    Args:
+        capability: of the GPU, 90 for 9.0.
+        name: of the GPU.
+        driver, toolkit: the latest CUDA that the driver supports and that of the library, 13000 for 13.0.
+        architectures: as :func:`built_for` returns them.
+    """
+    dotted = lambda n: f"{n // 10}.{n % 10}"
+    version = lambda n: f"{n // 1000}.{n % 1000 // 10}"
+    if capability < LEAST_CAPABILITY:
+        return (f"the GPU must have compute capability {dotted(LEAST_CAPABILITY)} or higher, got {dotted(capability)} "
+                f"({name})")
+    # Within a major version of CUDA drivers run what newer toolkits compiled, but compile for themselves what is older.
+    if driver // 1000 < toolkit // 1000:
+        return (f"the driver supports CUDA {version(driver)}, and the library was built with CUDA {version(toolkit)}; "
+                "install a newer driver, or reinstall with an older nvcc")
+    machine_code, portable = architectures
+    if any(a // 10 == capability // 10 and a <= capability for a in machine_code):
+        return None
+    if all(a > capability for a in portable):
+        listed = ", ".join(map(dotted, sorted(machine_code | portable)))
+        return (f"the library was built for compute capability {listed}, and the GPU has {dotted(capability)} "
+                f"({name}); reinstall with CDN_CUDA_ARCHITECTURES={capability}")
+    if driver < toolkit:
+        return (f"the GPU ({name}) needs code that the driver compiles, and the driver supports CUDA "
+                f"{version(driver)}, older than the library's {version(toolkit)}; reinstall with "
+                f"CDN_CUDA_ARCHITECTURES={capability}")
+    return None
+
+
+def add_noise(x, sigma, y, seed, offset, channels=0):
+    """Write ``x + sigma eps`` into y; arguments as for the function of cpu.py, the offset a tensor on the device."""
+    batch = y.shape[0]
+    _run("cdn_cuda_add_noise", y, *map(address, (x, sigma, y)), TYPES[y.dtype], batch, y.numel() // max(batch, 1),
+         channels, seed, address(offset))
+
+
+def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
+    """Draw noise levels into sigma and write ``x + sigma eps`` into y; arguments as for the function of cpu.py."""
+    sample_sigma(sigma, law, low, high, clean_share, seed, offset)
+    add_noise(x, sigma, y, seed, offset, channels)
+
+
+def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
+    """Write noise levels drawn from a law into sigma [B], float32 or float64."""
+    _run("cdn_cuda_sample_sigma", sigma, address(sigma), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law), low, high,
+         clean_share, seed, address(offset))
+
+
+def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None):
+    """Write the mean squares of the denoising residual, or factors times their gradients; see cpu.py."""
+    batch = score.shape[0]
+    size = score.numel() // max(batch, 1) or 1
+    workspace = None if errors is None else _workspace(score, LIBRARY.cdn_cuda_denoising_workspace(batch, size))
+    _run("cdn_cuda_denoising", score, *map(address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype],
+         batch, size, channels, seed, address(offset), address(workspace))
+
+
+def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
+              grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None):
+    """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
+
+    Args:
+        x: [B, C, H, W] with at least one pixel, channels last, as all tensors of that shape.
+        gain, statistics, gain_grad: contiguous, in the computing dtype.
+
+    Raises:
+        ValueError: images that are not channels last, or too large for the kernels.
+    """
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    if not channels_last and x.numel() > max(batch * channels, batch * pixels):
+        raise ValueError("impl='cuda' takes images that are channels last, got contiguous ones; convert them with "
+                         "x.to(memory_format=torch.channels_last)")
+    shape = batch, channels, pixels, groups
+    workspace = _workspace(x, LIBRARY.cdn_cuda_gelu_norm_workspace(sweep, TYPES[x.dtype], *shape, scale_preserving))
+    pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
+    _run("cdn_cuda_gelu_norm", x, sweep, *map(address, pointers), TYPES[x.dtype], *shape, eps, scale_preserving,
+         address(workspace))
+
+
+def random_words(batch, blocks, seed, offset, stream, device):
+    """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
+    words = torch.empty(batch, blocks, 4, dtype=torch.int32, device=device)
+    _run("cdn_cuda_random_words", words, address(words), batch, blocks, stream, seed, address(offset))
+    return words.long() & 0xFFFFFFFF
+
+
+def _stream(x):
+    """Return the stream that kernels on a tensor run in."""
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _workspace(x, size):
+    """Return memory of so many bytes on the device of a tensor, None for none."""
+    if size < 0:
+        _check(size)
+    return torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
+
+
+def _run(function, x, *arguments):
+    """Call a function of the library with the device and the stream of a tensor."""
+    with torch.cuda.device_of(x):
+        _check(getattr(LIBRARY, function)(*arguments, _stream(x)))
+
+
+def _check(status):
+    if status:
+        error = ValueError if status == -2 else RuntimeError
+        raise error(f"the CUDA library: {LIBRARY.cdn_cuda_error(status).decode()}")

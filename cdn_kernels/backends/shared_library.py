@@ -1,0 +1,38 @@
+"""Load a compiled library with a plain C interface."""
+import ctypes
+
+
+def load(path, name, version, signatures, words, advice):
+    """Load a library, if it is there and was built from the sources that the caller was written for.
+
+    Args:
+        path: of the file.
+        name: what to call it in a sentence.
+        version: the pair of the function that returns the version of its interface, and the one expected.
+        signatures: the types of the arguments of each function.
+        words: names of the functions that return text.
+        advice: what to do if it was not built.
+
+    Returns:
+        (library, None), or (None, the reason why there is none).
+    """
+    if not path.exists():
+        return None, f"{name} was not built; {advice}"
+    function, expected = version
+    try:
+        library = ctypes.CDLL(str(path))
+        for key, arguments in signatures.items():
+            getattr(library, key).argtypes = arguments
+        for key in words:
+            getattr(library, key).restype = ctypes.c_char_p
+        found = getattr(library, function)()
+    except (OSError, AttributeError) as error:
+        return None, f"{name} could not be loaded: {error}"
+    if found != expected:
+        return None, f"{name} has interface {found}, expected {expected}; reinstall to rebuild it"
+    return library, None
+
+
+def address(tensor):
+    """Return where the elements of a tensor lie, None for none."""
+    return None if tensor is None else tensor.data_ptr()

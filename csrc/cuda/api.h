@@ -1,0 +1,50 @@
+// The C interface of the CUDA library: plain pointers and integers, no Python and no torch.
+//
+// Pointers are to memory of the GPU. Functions that launch kernels return 0 once these are on their way in the caller's
+// stream, for which they never wait, and otherwise a status that cdn_cuda_error explains. The current device of the
+// thread must be that of the pointers and of the stream.
+#pragma once
+
+#include "../api.h"
+
+// Raised with every change of the functions below, so that Python refuses a library built from older sources.
+#define CDN_CUDA_INTERFACE 1
+
+// The value of CDN_CUDA_INTERFACE that the library was built with.
+CDN_API int cdn_cuda_interface();
+
+// The compiler and the architectures of the library, as "nvcc 13.0: sm_80 sm_90 compute_90"; the last is code that the
+// driver can compile for newer ones.
+CDN_API const char* cdn_cuda_build();
+
+// The version of CUDA of the library and the latest one that the driver supports, 0 without a driver: 13000 is 13.0.
+CDN_API int cdn_cuda_toolkit();
+CDN_API int cdn_cuda_driver();
+
+// What a status means: words for people to read.
+CDN_API const char* cdn_cuda_error(int status);
+
+// A pass of z = normalize(phi(v)), v = x + residual, over [batch, pixels, channels]: all as for cdn_gelu_norm, and a
+// workspace of as many bytes as cdn_cuda_gelu_norm_workspace says, or a negative number if it refuses the arguments.
+CDN_API int cdn_cuda_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
+                               const void* source, const void* tangent, void* statistics, void* sum, void* out,
+                               void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
+                               std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving,
+                               void* workspace, void* stream);
+CDN_API std::int64_t cdn_cuda_gelu_norm_workspace(int sweep, int type, std::int64_t batch, std::int64_t channels,
+                                                  std::int64_t pixels, std::int64_t groups, int scale_preserving);
+
+// As cdn_add_noise, cdn_sample_sigma and cdn_random_words, but for the offset, which is read on the GPU.
+CDN_API int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch,
+                               std::int64_t size, std::int64_t channels, std::uint64_t seed, const std::int64_t* offset,
+                               void* stream);
+CDN_API int cdn_cuda_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
+                                  double clean_share, std::uint64_t seed, const std::int64_t* offset, void* stream);
+CDN_API int cdn_cuda_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int random_stream,
+                                  std::uint64_t seed, const std::int64_t* offset, void* stream);
+
+// As cdn_denoising; if errors are asked for, with a workspace of cdn_cuda_denoising_workspace bytes.
+CDN_API int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
+                               int type, std::int64_t batch, std::int64_t size, std::int64_t channels,
+                               std::uint64_t seed, const std::int64_t* offset, void* workspace, void* stream);
+CDN_API std::int64_t cdn_cuda_denoising_workspace(std::int64_t batch, std::int64_t size);

@@ -1,0 +1,210 @@
+// Threads of a block as fibers that take turns, and the rest of what cuda_runtime.h declares.
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include <ucontext.h>
+
+#include <cuda_pipeline.h>
+
+#include "norm_plan.h"
+
+namespace {
+
+constexpr std::size_t kMostShared = 1 << 18, kGuard = 4096, kStack = 64 << 10;
+constexpr unsigned char kPoison = 0xff, kGuardByte = 0xa5;
+
+int shared_of_block = 227 << 10, multiprocessors = 132;
+// Threads take turns from the last on, and copies happen at once and not as late as they may: nothing may depend on it.
+bool otherwise = false;
+
+}  // namespace
+
+alignas(16) unsigned char cdn_shared[kMostShared + kGuard];
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+namespace {
+
+enum State { kReady, kAtBarrier, kInWarp, kDone };
+
+struct Copy {
+    void* to;
+    const void* from;
+    std::size_t size;
+};
+
+struct Fiber {
+    std::unique_ptr<char[]> stack{new char[kStack]};
+    std::jmp_buf place;
+    bool started = false;
+    State state;
+    std::deque<std::vector<Copy>> copies;  // a group each, the last one open
+    unsigned char exchanged[2][sizeof(double)];
+    int exchanges;
+};
+
+std::vector<Fiber> fibers;
+Fiber* running;
+std::jmp_buf scheduler;
+ucontext_t scheduler_context;
+const std::function<void()>* kernel;
+
+[[noreturn]] void fail(const char* what) {
+    std::fprintf(stderr, "CUDA emulation: %s (block %u, %u, %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z,
+                 threadIdx.x);
+    std::abort();
+}
+
+void wait(State state) {
+    running->state = state;
+    if (!_setjmp(running->place)) _longjmp(scheduler, 1);
+}
+
+// What a fiber does for ever: the kernel, once for every block.
+void work() {
+    for (;;) {
+        (*kernel)();
+        wait(kDone);
+    }
+}
+
+void resume(Fiber& fiber) {
+    running = &fiber;
+    threadIdx = dim3(&fiber - fibers.data(), 0, 0);
+    if (_setjmp(scheduler)) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    static ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, work, 0);
+    swapcontext(&scheduler_context, &context);
+}
+
+// Let those go on who wait in a warp that is complete.
+void release_warp(unsigned first) {
+    const unsigned last = std::min(first + 32, blockDim.x);
+    for (unsigned i = first; i < last; ++i)
+        if (fibers[i].state != kInWarp) return;
+    for (unsigned i = first; i < last; ++i) fibers[i].state = kReady;
+}
+
+void run_block() {
+    for (unsigned i = 0; i < blockDim.x; ++i) {
+        fibers[i].state = kReady;
+        fibers[i].copies.assign(1, {});
+        fibers[i].exchanges = 0;
+    }
+    for (;;) {
+        bool moved = false;
+        unsigned done = 0, at_barrier = 0;
+        for (unsigned turn = 0; turn < blockDim.x; ++turn) {
+            const unsigned i = otherwise ? blockDim.x - 1 - turn : turn;
+            if (fibers[i].state == kReady) {
+                resume(fibers[i]);
+                moved = true;
+            }
+            if (fibers[i].state == kInWarp) release_warp(i / 32 * 32);
+            done += fibers[i].state == kDone;
+            at_barrier += fibers[i].state == kAtBarrier;
+        }
+        if (done == blockDim.x) return;
+        if (at_barrier == blockDim.x)
+            for (unsigned i = 0; i < blockDim.x; ++i) fibers[i].state = kReady;
+        else if (!moved)
+            fail("threads wait for others that do not come");
+    }
+}
+
+}  // namespace
+
+void run(dim3 blocks, dim3 threads, std::size_t shared, const std::function<void()>& what) {
+    gridDim = blocks, blockDim = threads, kernel = &what;
+    if (fibers.size() < blockDim.x) fibers = std::vector<Fiber>(1024);
+    if (shared > kMostShared) fail("too much shared memory");
+    for (blockIdx.z = 0; blockIdx.z < blocks.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < blocks.x; ++blockIdx.x) {
+                std::memset(cdn_shared, kPoison, shared);
+                std::memset(cdn_shared + shared, kGuardByte, kGuard);
+                run_block();
+                for (std::size_t i = 0; i < kGuard; ++i)
+                    if (cdn_shared[shared + i] != kGuardByte) fail("a write beyond the shared memory of the block");
+            }
+}
+
+void wait_for_block() { wait(kAtBarrier); }
+
+// A lane may be one exchange ahead of another, which has yet to read from the last.
+void exchange(const void* mine, void* other, std::size_t size, int other_lane) {
+    const int slot = running->exchanges++ % 2;
+    const unsigned partner = threadIdx.x / 32 * 32 + other_lane;
+    std::memcpy(running->exchanged[slot], mine, size);
+    wait(kInWarp);
+    std::memcpy(other, fibers[partner].exchanged[slot], size);
+}
+
+}  // namespace emulation
+
+void __pipeline_memcpy_async(void* to, const void* from, std::size_t size) {
+    const auto both = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if ((size != 4 && size != 8 && size != 16) || both % size) emulation::fail("a copy of a wrong size or alignment");
+    if (otherwise) std::memcpy(to, from, size);
+    else emulation::running->copies.back().push_back({to, from, size});
+}
+
+void __pipeline_commit() { emulation::running->copies.emplace_back(); }
+
+void __pipeline_wait_prior(int groups) {
+    auto& copies = emulation::running->copies;
+    for (; copies.size() > static_cast<std::size_t>(groups) + 1; copies.pop_front())
+        for (const auto& copy : copies.front()) std::memcpy(copy.to, copy.from, copy.size);
+}
+
+cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors : shared_of_block;
+    return cudaSuccess;
+}
+
+const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid value" : "no error"; }
+
+// The GPU that is imitated, and which of the two orders of events, for tests.
+extern "C" __attribute__((visibility("default"))) void emulate(int shared, int count, int other_order) {
+    shared_of_block = shared;
+    multiprocessors = count;
+    otherwise = other_order;
+}
+
+// How norm_plan.h cuts a pass on that GPU: 0 if it does not fit, 1 whole and kept, 2 whole and kept in part, 3 split.
+// The numbers of the type are bytes of an element, elements of a vector and bytes of a computed number.
+extern "C" __attribute__((visibility("default"))) int plan(int sweep, int element, int vector, int real,
+                                                           std::int64_t batch, int channels, int pixels, int groups,
+                                                           int coupled) {
+    const cdn::NormPlace place{shared_of_block, multiprocessors, element, vector, real};
+    const auto plan = cdn::plan_norm(cdn::kNormNeeds[sweep], place, batch, channels, pixels, groups, coupled);
+    const auto& cut = plan.cut;
+    if (!plan.threads) return 0;
+    if (plan.shared > shared_of_block || cut.rows * cut.columns > plan.threads || cut.steps * cut.rows < cut.chunk
+        || std::int64_t{cut.chunks} * cut.chunk < pixels || (cut.chunks - 1) * cut.chunk >= pixels
+        || cut.tiles * cut.columns * vector < cut.bundle * cut.width || plan.bundles * cut.bundle < groups)
+        emulation::fail("a plan that does not cover its sample");
+    return !plan.whole() ? 3 : cut.kept < cut.steps ? 2 : 1;
+}

@@ -1,0 +1,87 @@
+"""The CUDA library in two forms: compiled by nvcc, and for the processor, by tests/kernels/cuda_emulation."""
+import os
+import re
+import runpy
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_int, c_int64
+from pathlib import Path
+
+from cdn_kernels.backends import cuda
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+EMULATION = Path(__file__).parent / "cuda_emulation"
+BUILT = ROOT / "cdn_kernels/_cuda.so"
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+NVCC = runpy.run_path(ROOT / "csrc/cuda/build.py")["find_nvcc"]()
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas",
+         "-U_FORTIFY_SOURCE",  # which forbids to jump between stacks
+         "-DCDN_CUDA_BUILD=emulated:", f"-I{EMULATION}", f"-I{ROOT / 'csrc/cuda'}"]
+
+
+def emulated(folder):
+    """Build the sources of the library for the processor; return it, with the functions of emulation.cpp."""
+    def compiled(source):
+        target = folder / f"{source.name}.o"
+        subprocess.run([COMPILER, *FLAGS, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, [*SOURCES, EMULATION / "emulation.cpp"]))
+    path = folder / "emulated.so"
+    subprocess.run([COMPILER, "-shared", *objects, "-o", path], check=True)
+    library, missing = cuda.load(path)
+    assert missing is None, missing
+    library.emulate.argtypes = (c_int, c_int, c_int)
+    library.plan.argtypes = (c_int, c_int, c_int, c_int, c_int64, c_int, c_int, c_int, c_int)
+    return library
+
+
+def compiled(folder):
+    """Return the path of the library for all GPUs: the installed one, or a new one if that is older than its sources.
+
+    Raises:
+        subprocess.CalledProcessError: nvcc refuses the sources.
+    """
+    sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
+    library = cuda.load(BUILT)[0]
+    if library and BUILT.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        if {"sm_80", "sm_90"} <= set(library.cdn_cuda_build().decode().split()):
+            return BUILT
+    library = folder / "_cuda.so"
+    runpy.run_path(ROOT / "csrc/cuda/build.py")["build"](library)
+    return library
+
+
+def cuobjdump():
+    """Return the path of cuobjdump, which comes with CUDA or else with triton; None if it is nowhere."""
+    found = shutil.which("cuobjdump")
+    if found is None and NVCC:
+        found = shutil.which("cuobjdump", path=Path(NVCC).parent)
+    if found is None:
+        try:
+            import triton
+        except ImportError:
+            return None
+        found = shutil.which("cuobjdump", path=Path(triton.__file__).parent / "backends/nvidia/bin")
+    return found
+
+
+def inspect(library, *options):
+    """Return what cuobjdump says of a library."""
+    return subprocess.run([cuobjdump(), *options, library], check=True, capture_output=True, text=True).stdout
+
+
+def usage(library, architecture):
+    """Return {mangled name: (registers, bytes of stack and of local memory)} of the kernels for an architecture."""
+    listing = inspect(library, "-res-usage", "-arch", architecture)
+    rows = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", listing)
+    return {name: (int(registers), int(stack) + int(local)) for name, registers, stack, local in rows}
+
+
+def portable_code(library):
+    """Return {mangled name: PTX} of the kernels, for the newest architecture."""
+    parts = re.split(r"\.entry (\w+)\(", inspect(library, "-ptx"))
+    return dict(zip(parts[1::2], parts[2::2]))
