@@ -12,8 +12,8 @@ import torch
 
 from ..noise import LAWS
 from . import shared_library
-from .interface import TYPES
 from .driver import why_no_gpu
+from .interface import TYPES
 from .shared_library import address
 
 INTERFACE = 1  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for

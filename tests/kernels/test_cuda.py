@@ -9,6 +9,7 @@ import cdn_kernels
 from cdn_kernels import info
 from cdn_kernels.backends import cuda
 from cdn_kernels.backends.dispatch import OPERATIONS, resolve
+from cdn_kernels.backends.driver import why_no_gpu
 
 import cuda_libraries
 
@@ -62,7 +63,7 @@ def test_reasons_are_given(monkeypatch):
     with pytest.raises(RuntimeError, match="the cuda backend has no kernel for this operation yet"):
         cdn_kernels.gelu(ones[1], impl="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda.can_use_cuda(CUDA, torch.float32) == "there is no CUDA device"
+    assert cuda.can_use_cuda(CUDA, torch.float32) == why_no_gpu()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties",
                         lambda device: SimpleNamespace(major=9, minor=0, name="a GPU"))

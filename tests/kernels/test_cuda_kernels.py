@@ -336,7 +336,7 @@ def test_denoising_is_that_of_the_cpu(place, dtype, shape):
 
 def test_a_level_that_is_no_number_shows(place):
     score, sigma = torch.randn(2, 7), torch.tensor([0.5, float("nan")])
-    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, 1, 2, "cuda")
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, 1, torch.tensor(2), "cuda")
     assert errors.isnan().tolist() == [False, True]
 
 
