@@ -5,6 +5,7 @@
 
 setup.py does the same on installing. It takes nothing but Python and nvcc: one shared library with a plain C interface.
 """
+import argparse
 import os
 import re
 import shutil
@@ -72,5 +73,18 @@ def named_architectures():
     return re.findall(r"\w+", os.environ.get("CDN_CUDA_ARCHITECTURES", ""))
 
 
+def main():
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architectures", nargs="*", metavar="N", type=int,
+                        help="ten times a compute capability, such as 90 (default: what CDN_CUDA_ARCHITECTURES says, or "
+                             f"{' and '.join(ARCHITECTURES)} and newer ones)")
+    names = list(map(str, parser.parse_args().architectures))
+    try:
+        build(architectures=names or named_architectures())
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    build(architectures=sys.argv[1:] or named_architectures())
+    main()
