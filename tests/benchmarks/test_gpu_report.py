@@ -87,7 +87,7 @@ def test_every_stage_is_a_command_that_exists():
 
     for name, stage in STAGES.items():
         words = stage.command(Arguments)
-        if words[1] == "cdn.train":
+        if words[1:2] == ["cdn.train"]:
             Settings(**{key: value for key, value in vars(make_parser().parse_args(words[2:])).items()
                         if key in Settings.__dataclass_fields__})
         if "-m" in words:

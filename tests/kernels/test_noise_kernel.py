@@ -276,7 +276,7 @@ X = torch.zeros(2, 3)
     (lambda: sample_noise(X, NoiseLevels(), X), TypeError, "noise must be a Noise.* got a tensor"),
     (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
     (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
-    (lambda: sample_noise(X, 1.0, KEY, impl="cuda"), ValueError, "auto, reference, cpu, triton, got 'cuda'"),
+    (lambda: sample_noise(X, 1.0, KEY, impl="metal"), ValueError, "auto, reference, cpu, triton, cuda, got 'metal'"),
     (lambda: sample_noise(X, 1.0, Noise(1, OFFSET.to("meta"))), ValueError, "offset must be on the .* cpu, got meta"),
     (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),
     (lambda: standard_normal((), KEY), ValueError, r"shape must be \[B, ...\]"),
