@@ -61,6 +61,25 @@ def save_model(path, model, classes=()):
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
+def read_safetensors(path, expected):
+    """Return the tensors of a file, by name, and its metadata.
+
+    Args:
+        path: the file, a ``Path``.
+        expected: what to say was expected if there is none.
+
+    Raises:
+        CheckpointError: the file is missing or torn.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected {expected}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+
+
 def load(path, device="cpu"):
     """Load a trained model, in evaluation mode.
 
@@ -77,14 +96,7 @@ def load(path, device="cpu"):
     path = Path(path)
     if path.is_dir():
         path = path / WEIGHTS
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a run folder or a {WEIGHTS}")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+    tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
     try:

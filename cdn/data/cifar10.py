@@ -7,7 +7,7 @@ import torch
 
 from cdn.data.cifar10_download import ARCHIVE, FOLDER, URL, download_cifar10
 from cdn.data.cifar10_pickle import read_pickled_batch, read_pickled_names
-from cdn.data.cifar10_strips import NAMES, check_labels, has_strips, read_strips
+from cdn.data.cifar10_strips import NAMES, check_labels, has_strips, read_integers, read_strips
 from cdn.data.split import MemorySplit
 from cdn.errors import DataError
 
@@ -115,12 +115,7 @@ def _read_exact(folder: Path, split: str, count: int) -> torch.Tensor:
     file = next((file for place in places if (file := place / f"{split}_inexact.npy").is_file()), None)
     if file is None:
         return exact
-    try:
-        inexact = np.load(file, allow_pickle=False)
-    except Exception as error:  # a corrupt header surfaces as almost any exception
-        raise DataError(f"{file}: expected a NumPy array, got {type(error).__name__}: {error}") from error
-    if not isinstance(inexact, np.ndarray) or inexact.ndim != 1 or inexact.dtype.kind not in "iu":
-        raise DataError(f"{file}: expected a one-dimensional array of integers")
+    inexact = read_integers(file, "a NumPy array")
     if inexact.size and inexact.min() < 0:
         raise DataError(f"{file}: expected image indices of at least 0, got {inexact.min()}")
     exact[torch.from_numpy(inexact[inexact < count].astype(np.int64))] = False

@@ -56,14 +56,20 @@ def _read_strip(file: Path) -> np.ndarray:
 
 
 def _read_labels(file: Path) -> np.ndarray:
-    try:
-        labels = np.load(file, allow_pickle=False)
-    except Exception as error:  # a corrupt header surfaces as almost any exception
-        raise DataError(f"{file}: expected the labels of the strips, got {type(error).__name__}: {error}") from error
-    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{file}: expected a one-dimensional array of integers")
+    labels = read_integers(file, "the labels of the strips")
     check_labels(file, labels)
     return labels
+
+
+def read_integers(file: Path, expected: str) -> np.ndarray:
+    """Read a NumPy file of integers, [N]; `expected` is what to call it where there is none."""
+    try:
+        integers = np.load(file, allow_pickle=False)
+    except Exception as error:  # a corrupt header surfaces as almost any exception
+        raise DataError(f"{file}: expected {expected}, got {type(error).__name__}: {error}") from error
+    if not isinstance(integers, np.ndarray) or integers.ndim != 1 or integers.dtype.kind not in "iu":
+        raise DataError(f"{file}: expected a one-dimensional array of integers")
+    return integers
 
 
 def check_labels(file: Path, labels: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cdn_kernels import Noise
 
 from ..analysis.detection import separation
-from ..analysis.outliers import read_outliers, synthetic_outliers
+from ..analysis.outliers import synthetic_outliers
 from ..cli import positive_float, positive_int, run_command
 from ..denoise import parse_sigma
 from ..errors import CDNError
@@ -32,7 +32,7 @@ from ..modes import evaluating
 from ..reconstruction import ClassGenerators, fit
 from ..reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
 from .command import Experiment, make_parser, text_table
-from .outliers import named_folder
+from .outliers import add_outliers, read_sets
 
 INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
@@ -85,12 +85,7 @@ def collect(experiment, count):
     synthetic = synthetic_outliers(inside, args.seed)
     some = torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()
     sets = {TRAINING: training[some], INSIDE: inside, OTHERS: others} | {name: synthetic[name] for name in SYNTHETIC}
-    for named in args.outliers:
-        name, _, folder = named.partition("=")
-        if name in sets:
-            raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
-        sets[name] = read_outliers(folder, dataset.shape, args.limit).to(experiment.device)
-    return training, sets
+    return training, sets | read_sets(experiment, sets, args.limit)
 
 
 def reconstruct_sets(experiment, sets, generators, strength):
@@ -202,8 +197,7 @@ def _parser():
     add = parser.add_argument
     add("--inside", metavar="K", type=positive_int,
         help="train the generator on the first K classes (default: half of them)")
-    add("--outliers", metavar="NAME=FOLDER", type=named_folder, nargs="+", default=[],
-        help="further sets: folders of image files, or of strips of images on top of each other")
+    add_outliers(parser)
     add("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
         help="noise level at which the arbiter rates, for images in [0, 1] (default: 25/255)")
     group = parser.add_argument_group("generator")

@@ -39,8 +39,7 @@ INLIERS = "inliers"
 def main(argv=None):
     """Run the command."""
     parser = make_parser("outliers", __doc__, limit=1000)
-    parser.add_argument("--outliers", metavar="NAME=FOLDER", type=named_folder, nargs="+", default=[],
-                        help="further sets: folders of image files, or of strips of images on top of each other")
+    add_outliers(parser)
     parser.add_argument("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
                         help="noise level of the second measurement, for images in [0, 1] (default: 25/255)")
     args = parser.parse_args(argv)
@@ -78,15 +77,35 @@ def collect(experiment):
         raise CDNError(f"--limit: expected at least 4 test images, two of them inliers, got {len(images)}")
     inliers, others = images[::2], images[1::2]
     synthetic = synthetic_outliers(others, args.seed)
-    sets = {}
-    for named in args.outliers:
-        name, _, folder = named.partition("=")
-        if name in (INLIERS, *sets, *synthetic):
-            raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
-        sets[name] = read_outliers(folder, dataset.shape, len(inliers)).to(experiment.device)
-    sets |= synthetic
+    sets = read_sets(experiment, (INLIERS, *synthetic), len(inliers)) | synthetic
     training, _ = experiment.spread_images(dataset.train, len(inliers))
     return inliers, sets, training
+
+
+def add_outliers(parser):
+    """Add the option --outliers, which :func:`read_sets` reads."""
+    parser.add_argument("--outliers", metavar="NAME=FOLDER", type=_named_folder, nargs="+", default=[],
+                        help="further sets: folders of image files, or of strips of images on top of each other")
+
+
+def read_sets(experiment, taken, limit):
+    """Return the sets of --outliers by name, on the device.
+
+    Args:
+        experiment: a :class:`cdn.experiments.command.Experiment`.
+        taken: names of other sets.
+        limit: how many images of a set to read at most.
+
+    Raises:
+        CDNError: a name that is taken, or a set that cannot be read.
+    """
+    sets = {}
+    for named in experiment.args.outliers:
+        name, _, folder = named.partition("=")
+        if name in (*taken, *sets):
+            raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
+        sets[name] = read_outliers(folder, experiment.run.dataset.shape, limit).to(experiment.device)
+    return sets
 
 
 def rate_sets(experiment, sets, training, sigma, bar):
@@ -186,7 +205,7 @@ def _edges(inliers, ratings):
                           BINS + 1, dtype=inliers.dtype)
 
 
-def named_folder(text):
+def _named_folder(text):
     """Parse NAME=FOLDER, both not empty, and return it as it is."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..cli import positive_float, positive_int, run_command, whole_number
 from ..errors import CDNError
+from ..evaluation.evaluate import accuracy
 from ..evaluation.grid import draw_grid
 from ..modes import evaluating
 from ..reconstruction import (ClassGenerators, Inference, ReconstructionClassifier, fit, latent_descent,
@@ -105,8 +106,7 @@ def measure(classifier, own, x, labels, experiment):
     with tqdm(x.split(args.batch_size), unit="batch", leave=False, disable=not experiment.progress) as parts:
         found = Inference(*map(torch.cat, zip(*map(classifier.infer, parts))))
     right = found.bound.argmax(1) == labels
-    with torch.no_grad():
-        own_right = torch.cat([own(part).argmax(1) for part in x.split(args.batch_size)]) == labels
+    own_clean = accuracy(own, x, labels, args.batch_size)
     bounds = lower_bounds(found, labels, classifier.generators.sigma.detach())
     x, labels, bounds = (values[:args.attack_images] for values in (x, labels, bounds))
     options = dict(steps=args.attack_steps, seed=args.seed, batch_size=args.batch_size, progress=experiment.progress)
@@ -120,7 +120,7 @@ def measure(classifier, own, x, labels, experiment):
     shown = _one_per_class(labels, (strongest.broken_at > 0) & strongest.broken_at.isfinite())[:SHOWN]
     return dict(
         images=len(right), attacked=len(x), radii=_radii(args), clean=float(right.double().mean()),
-        own_clean=float(own_right.double().mean()), robust=attacked, latent_descent=share(lengths),
+        own_clean=own_clean, robust=attacked, latent_descent=share(lengths),
         latent_descent_median=float(lengths[lengths > 0].median()) if (lengths > 0).any() else None,
         bound_above=share(bounds), median_bound=float(bounds.median()),
     ), (x[shown], strongest.images[shown], labels[shown]) if len(shown) else None

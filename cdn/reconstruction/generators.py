@@ -3,14 +3,13 @@ import json
 import math
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import CheckpointError
-from ..store import write_atomically
+from ..store import read_safetensors, write_atomically
 
 FORMAT = "cdn-generators-1"
 # Pixel deviation at which learning it starts.
@@ -129,14 +128,7 @@ def load_generators(path, device="cpu"):
     Raises:
         CheckpointError: the file is missing, torn, or holds no generators.
     """
-    if not Path(path).exists():
-        raise CheckpointError(f"{path} does not exist: expected generators")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+    tensors, metadata = read_safetensors(Path(path), "generators")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no generators of this package (no format {FORMAT!r} in its metadata)")
     generators = ClassGenerators(**json.loads(metadata["config"]))
