@@ -24,8 +24,6 @@ RECIPES = {
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
 
-# What a joint energy model changes of the recipe of any data set.
-JEM = dict(head="linear", optimizer="adamw", learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Settings:
     denoising_weight: float | None = None
     final_denoising_weight: float | None = None
     label_smoothing: float = 0.0
+    jem_start: str = "gaussian"
     jem_steps: int = 20
     jem_step_size: float = 1.0
     jem_noise: float = 0.01
@@ -86,7 +85,7 @@ class Settings:
     def __post_init__(self):
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
-        recipe = RECIPES[self.data] | (JEM if self.objective == "jem" else dict(head="log-energy"))
+        recipe = RECIPES[self.data] | dict(head="linear" if self.objective == "jem" else "log-energy")
         for name, value in recipe.items():
             if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
                 object.__setattr__(self, name, value)
