@@ -10,8 +10,8 @@ import torch
 CHOICE = os.environ.get("CDN_TRITON_CONVOLUTIONS", "measured")
 MAPS = ("forward", "input", "weight")  # by the numbers of ../interface.py
 # {name of a device: {(map, dtype, inputs, outputs, size of the filters, stride): pixels of y in a batch, at least}},
-# where the map is one of MAPS or "forward_gelu", as in ("forward_gelu", "bfloat16", 64, 64, 3, 1). Measured by
-# pytest benchmarks/test_convolutions.py --benchmark-only --full --device cuda
+# where the map is one of MAPS, "forward_gelu" or "input_gelu", as in ("forward_gelu", "bfloat16", 64, 64, 3, 1).
+# Measured by pytest benchmarks/test_convolutions.py --benchmark-only --full --device cuda
 FASTER = {}
 
 LARGEST_TILE = 128  # pixels
@@ -24,7 +24,7 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
         kind: CONV_FORWARD, CONV_INPUT or CONV_WEIGHT.
         x: any tensor on the device and of the dtype of the convolution.
         shape: [B, I, H, W] of its images and [O, I, k, k] of its filters, as a pair.
-        activation: whether GELU follows.
+        activation: whether GELU follows, or its derivative a gradient by the input.
     """
     if CHOICE == "torch" or too_large(shape, stride):
         return False
