@@ -13,7 +13,7 @@ from .model.head import HEADS
 from .store import load_config
 from .training.jem import STARTS
 from .training.recipe import OPTIMIZERS
-from .training.settings import BLOCKS, FREE, OBJECTIVES, RECIPES, Settings
+from .training.settings import BLOCKS, FREE, JEM, OBJECTIVES, RECIPES, Settings
 
 PICTURES = ("denoising.png", "chains.png", "curves.png")
 EXAMPLES = """examples:
@@ -97,7 +97,8 @@ def make_parser():
     option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
 
     jem = parser.add_argument_group("joint energy model (--objective jem)",
-                                    "Lengths are those of images in [-1, 1], as in the paper.")
+                                    "Lengths are those of images in [-1, 1], as in the paper. Unless they are given: "
+                                    f"{', '.join(f'{name} {value}' for name, value in JEM.items())}.")
     option(jem, "jem_start", "what chains start from: a normal distribution with the mean and covariance of images, or "
            "uniform noise, as in the paper", choices=STARTS)
     option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)
