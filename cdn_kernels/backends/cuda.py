@@ -16,7 +16,7 @@ from .driver import why_no_gpu
 from .interface import TYPES
 from .shared_library import address
 
-INTERFACE = 1  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
+INTERFACE = 2  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
 LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
 
 _SIGNATURES = {
@@ -28,6 +28,9 @@ _SIGNATURES = {
     "cdn_cuda_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int,
                            c_void_p, c_void_p),
     "cdn_cuda_gelu_norm_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int64, c_int),
+    "cdn_cuda_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_void_p),
+    "cdn_cuda_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_void_p, c_void_p),
+    "cdn_cuda_pool_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int),
     "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_void_p,
                               c_void_p),
@@ -47,7 +50,8 @@ def load(path):
         path, "the CUDA library", ("cdn_cuda_interface", INTERFACE), _SIGNATURES, ("cdn_cuda_build", "cdn_cuda_error"),
         "reinstall with CDN_CUDA=1 where nvcc is, to see the compiler's error")
     if library:
-        library.cdn_cuda_gelu_norm_workspace.restype = library.cdn_cuda_denoising_workspace.restype = c_int64
+        for name in ("gelu_norm", "pool", "denoising"):
+            getattr(library, f"cdn_cuda_{name}_workspace").restype = c_int64
     return library, missing
 
 
@@ -138,6 +142,11 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
          batch, size, channels, seed, address(offset), address(workspace))
 
 
+def gelu(sweep, u, grad, other, out, tangent_out):
+    """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
+    _run("cdn_cuda_gelu", u, sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel())
+
+
 def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
               grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None):
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
@@ -159,6 +168,24 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
     pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     _run("cdn_cuda_gelu_norm", x, sweep, *map(address, pointers), TYPES[x.dtype], *shape, eps, scale_preserving,
          address(workspace))
+
+
+def conv2d_is_faster(kind, x, shape, stride, activation):
+    """Tell whether our own kernels run a map of a convolution: there are none, and torch's run."""
+    return False
+
+
+def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
+    """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h; arguments as in cpu.py.
+
+    Raises:
+        ValueError: samples of 2**30 values, or 2**31 values or more to find.
+    """
+    batch, channels, height, width = shape
+    x = out if a is None else a
+    shape = batch, channels, height * width, channels_last
+    workspace = _workspace(x, LIBRARY.cdn_cuda_pool_workspace(kind, TYPES[x.dtype], *shape))
+    _run("cdn_cuda_pool", x, kind, *map(address, (a, b, values, out)), TYPES[x.dtype], *shape, address(workspace))
 
 
 def random_words(batch, blocks, seed, offset, stream, device):

@@ -19,12 +19,12 @@ OPERATIONS = {
     "standard_normal": ("cpu", "triton", "cuda"),
     "sample_sigma": ("cpu", "triton", "cuda"),
     "denoising_loss": ("cpu", "triton", "cuda"),
-    "gelu": ("cpu", "triton"),
-    "conv2d": ("cpu", "triton"),
-    "conv2d_gelu": ("cpu", "triton"),
+    "gelu": ("cpu", "triton", "cuda"),
+    "conv2d": ("cpu", "triton", "cuda"),
+    "conv2d_gelu": ("cpu", "triton", "cuda"),
     "gelu_group_norm": ("cpu", "triton", "cuda"),
-    "channel_mean": ("cpu", "triton"),
-    "energy": ("cpu", "triton"),
+    "channel_mean": ("cpu", "triton", "cuda"),
+    "energy": ("cpu", "triton", "cuda"),
 }
 
 # What impl="auto" tries for tensors of a type of device, fastest first; what has not been measured is not tried.

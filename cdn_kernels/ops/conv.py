@@ -28,8 +28,8 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         weight: filters [O, I, k, k], k odd; zero padding of k // 2 on each side. Under autocast, both are rounded to
             its dtype.
         stride: 1 or more.
-        impl: "auto", "reference" (torch's convolution and its own double backward), "cpu" or "triton" (our own kernels
-            where they are faster, else torch's convolutions, arranged as all backends arrange them).
+        impl: "auto", "reference" (torch's convolution and its own double backward), "cpu", "triton" or "cuda" (our own
+            kernels where they are faster, else torch's convolutions, arranged as all backends arrange them).
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)]. Differentiable to any order, in first-order convolutions only.

@@ -8,7 +8,7 @@
 #include "../api.h"
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_CUDA_INTERFACE 1
+#define CDN_CUDA_INTERFACE 2
 
 // The value of CDN_CUDA_INTERFACE that the library was built with.
 CDN_API int cdn_cuda_interface();
@@ -33,6 +33,15 @@ CDN_API int cdn_cuda_gelu_norm(int sweep, const void* x, const void* residual, c
                                void* workspace, void* stream);
 CDN_API std::int64_t cdn_cuda_gelu_norm_workspace(int sweep, int type, std::int64_t batch, std::int64_t channels,
                                                   std::int64_t pixels, std::int64_t groups, int scale_preserving);
+
+// As cdn_gelu and cdn_pool; a pooling with a workspace of as many bytes as cdn_cuda_pool_workspace says, or a negative
+// number if it refuses the arguments.
+CDN_API int cdn_cuda_gelu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
+                          int type, std::int64_t size, void* stream);
+CDN_API int cdn_cuda_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
+                          std::int64_t channels, std::int64_t pixels, int channels_last, void* workspace, void* stream);
+CDN_API std::int64_t cdn_cuda_pool_workspace(int kind, int type, std::int64_t batch, std::int64_t channels,
+                                             std::int64_t pixels, int channels_last);
 
 // As cdn_add_noise, cdn_sample_sigma and cdn_random_words, but for the offset, which is read on the GPU.
 CDN_API int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch,

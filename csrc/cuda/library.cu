@@ -19,7 +19,8 @@ const char* cdn_cuda_error(int status) {
     switch (status) {
         case cdn::kRefused: return "an argument is out of range";
         case cdn::kTooLarge:
-            return "a sample has 2^30 values or more, or groups that do not fit into the shared memory of a block";
+            return "a sample has 2^30 values or more, or a batch as many channels, or groups do not fit into the shared "
+                   "memory of a block";
     }
     return cudaGetErrorString(static_cast<cudaError_t>(status));
 }
