@@ -5,8 +5,8 @@ import torch
 
 from . import __version__
 from .backends import cpu, cuda, triton
+from .backends.convolution_choice import chosen
 from .backends.dispatch import AUTOMATIC, IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
-from .backends.triton.convolution_choice import chosen
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -39,7 +39,7 @@ def _triton():
     if reason:
         return f"not available: {reason}"
     where = ", interpreted on the CPU" if triton.INTERPRETED else f" on {torch.cuda.get_device_name()}"
-    return f"available{where}\n              convolutions: {chosen()}"
+    return f"available{where}\n              convolutions: {chosen('triton')}"
 
 
 def _cuda():
@@ -50,7 +50,8 @@ def _cuda():
     if reason:
         return f"not available: {reason}\n              {built}"
     return (f"available on {torch.cuda.get_device_name()}; {built}\n"
-            "              not measured yet, so that impl=\"auto\" leaves it to others")
+            "              not measured yet, so that impl=\"auto\" leaves it to others\n"
+            f"              convolutions: {chosen('cuda')}")
 
 
 def main():

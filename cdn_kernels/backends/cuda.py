@@ -12,6 +12,7 @@ import torch
 
 from ..noise import LAWS
 from . import shared_library
+from .convolution_choice import own_runs
 from .driver import why_no_gpu
 from .interface import TYPES
 from .shared_library import address
@@ -37,6 +38,8 @@ _SIGNATURES = {
     "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
     "cdn_cuda_denoising_workspace": (c_int64, c_int64),
+    "cdn_cuda_conv2d": (c_int, *[c_void_p] * 6, c_int, *[c_int64] * 7, c_void_p),
+    "cdn_cuda_conv2d_refuses": (c_int, c_int, *[c_int64] * 7),
 }
 
 
@@ -170,9 +173,36 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
          address(workspace))
 
 
+def conv2d(kind, first, second, out, shape, stride, *, preactivation=None, added=None, activation=None):
+    """Run a map of a convolution, and what follows it, see cdn_cuda_conv2d in csrc/cuda/api.h.
+
+    Args:
+        kind: CONV_FORWARD of x by the filters, or CONV_INPUT of the gradient by y by the filters: first and second.
+        out: the result, ``phi'(preactivation) product + added``; may be None beside an activation.
+        shape: [B, I, H, W] of x and [O, I, k, k] of the filters, as a pair.
+        stride: 1 or more.
+        preactivation, added, activation: None, or of the shape of the result; the first two are read, the third becomes
+            ``phi(out)``.
+
+    All tensors are channels last, of one dtype.
+
+    Raises:
+        ValueError: a convolution that the kernel does not take.
+    """
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    tensors = *map(_aligned, (first, second, preactivation, added)), out, activation
+    _run("cdn_cuda_conv2d", first, kind, *map(address, tensors), TYPES[first.dtype], batch, height, width, inputs,
+         outputs, size, stride)
+
+
 def conv2d_is_faster(kind, x, shape, stride, activation):
-    """Tell whether our own kernels run a map of a convolution: there are none, and torch's run."""
-    return False
+    """Tell whether our own kernel runs a map of a convolution; arguments as for :func:`own_runs`."""
+    if not own_runs("cuda", kind, x, shape, stride, activation):
+        return False
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    with torch.cuda.device_of(x):
+        return not LIBRARY.cdn_cuda_conv2d_refuses(kind, TYPES[x.dtype], batch, height, width, inputs, outputs, size,
+                                                   stride)
 
 
 def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
@@ -195,6 +225,11 @@ def random_words(batch, blocks, seed, offset, stream, device):
     return words.long() & 0xFFFFFFFF
 
 
+def _aligned(x):
+    """Return a tensor whose elements begin at a multiple of 16 bytes, x if it does; None for None."""
+    return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
+
+
 def _stream(x):
     """Return the stream that kernels on a tensor run in."""
     return torch.cuda.current_stream(x.device).cuda_stream
@@ -215,5 +250,5 @@ def _run(function, x, *arguments):
 
 def _check(status):
     if status:
-        error = ValueError if status == -2 else RuntimeError
+        error = ValueError if status in (-2, -3) else RuntimeError
         raise error(f"the CUDA library: {LIBRARY.cdn_cuda_error(status).decode()}")

@@ -23,7 +23,7 @@ FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cuda
 UNFUSED = ["-fmad=false"]
 # What is below 2^-126 becomes 0, which saves three instructions with every reciprocal.
 FLUSHED = ["-ftz=true"]
-OWN_FLAGS = {"noise": UNFUSED, "norm": FLUSHED, "gelu": FLUSHED}
+OWN_FLAGS = {"noise": UNFUSED, "norm": FLUSHED, "gelu": FLUSHED, "convolution": FLUSHED}
 ARCHITECTURES = ["80", "90"]
 
 

@@ -1,4 +1,5 @@
 // Threads of a block as fibers that take turns, and the rest of what cuda_runtime.h declares.
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -31,12 +32,17 @@ namespace emulation {
 
 namespace {
 
-enum State { kReady, kAtBarrier, kInWarp, kDone };
+enum State { kReady, kAtBarrier, kInTeam, kInWarp, kDone };
 
 struct Copy {
     void* to;
     const void* from;
-    std::size_t size;
+    std::size_t size, zeros;
+
+    void happen() const {
+        std::memcpy(to, from, size - zeros);
+        std::memset(static_cast<char*>(to) + size - zeros, 0, zeros);
+    }
 };
 
 struct Fiber {
@@ -45,12 +51,14 @@ struct Fiber {
     bool started = false;
     State state;
     std::deque<std::vector<Copy>> copies;  // a group each, the last one open
-    unsigned char exchanged[2][sizeof(double)];
-    int exchanges;
+    alignas(16) unsigned char deposits[2][48];
+    int count;              // of deposits
+    int barrier, teammates;  // that it waits at and for
 };
 
 std::vector<Fiber> fibers;
 Fiber* running;
+std::size_t shared_of_launch;
 std::jmp_buf scheduler;
 ucontext_t scheduler_context;
 const std::function<void()>* kernel;
@@ -97,11 +105,21 @@ void release_warp(unsigned first) {
     for (unsigned i = first; i < last; ++i) fibers[i].state = kReady;
 }
 
+// Let those go on who wait at a barrier for a team that is complete.
+void release_team(const Fiber& last) {
+    const auto waits = [&](const Fiber& fiber) { return fiber.state == kInTeam && fiber.barrier == last.barrier; };
+    const auto begin = fibers.begin(), end = begin + blockDim.x;
+    if (std::count_if(begin, end, waits) < last.teammates) return;
+    std::for_each(begin, end, [&](Fiber& fiber) {
+        if (waits(fiber)) fiber.state = kReady;
+    });
+}
+
 void run_block() {
     for (unsigned i = 0; i < blockDim.x; ++i) {
         fibers[i].state = kReady;
         fibers[i].copies.assign(1, {});
-        fibers[i].exchanges = 0;
+        fibers[i].count = 0;
     }
     for (;;) {
         bool moved = false;
@@ -113,6 +131,7 @@ void run_block() {
                 moved = true;
             }
             if (fibers[i].state == kInWarp) release_warp(i / 32 * 32);
+            if (fibers[i].state == kInTeam) release_team(fibers[i]);
             done += fibers[i].state == kDone;
             at_barrier += fibers[i].state == kAtBarrier;
         }
@@ -127,7 +146,7 @@ void run_block() {
 }  // namespace
 
 void run(dim3 blocks, dim3 threads, std::size_t shared, const std::function<void()>& what) {
-    gridDim = blocks, blockDim = threads, kernel = &what;
+    gridDim = blocks, blockDim = threads, kernel = &what, shared_of_launch = shared;
     if (fibers.size() < blockDim.x) fibers = std::vector<Fiber>(1024);
     if (shared > kMostShared) fail("too much shared memory");
     for (blockIdx.z = 0; blockIdx.z < blocks.z; ++blockIdx.z)
@@ -143,22 +162,34 @@ void run(dim3 blocks, dim3 threads, std::size_t shared, const std::function<void
 
 void wait_for_block() { wait(kAtBarrier); }
 
-// A lane may be one exchange ahead of another, which has yet to read from the last.
-void exchange(const void* mine, void* other, std::size_t size, int other_lane) {
-    const int slot = running->exchanges++ % 2;
-    const unsigned partner = threadIdx.x / 32 * 32 + other_lane;
-    std::memcpy(running->exchanged[slot], mine, size);
+void wait_for_team(int barrier, int count) {
+    if (barrier < 1 || barrier > 15 || count % 32) fail("a barrier that no GPU has");
+    running->barrier = barrier, running->teammates = count;
+    wait(kInTeam);
+}
+
+// A lane may be one deposit ahead of another, which has yet to read from the last.
+Deposits::Deposits(const void* mine, std::size_t size) : slot(running->count++ % 2) {
+    if (size > sizeof(running->deposits[slot])) fail("a deposit that is too large");
+    std::memcpy(running->deposits[slot], mine, size);
     wait(kInWarp);
-    std::memcpy(other, fibers[partner].exchanged[slot], size);
+}
+
+const void* Deposits::place(int lane) const { return fibers[threadIdx.x / 32 * 32 + lane].deposits[slot]; }
+
+const unsigned char* row_in_shared_memory(std::uint32_t address) {
+    if (address % 16 || address + 16 > shared_of_launch) fail("a row of a matrix that is not in shared memory");
+    return cdn_shared + address;
 }
 
 }  // namespace emulation
 
-void __pipeline_memcpy_async(void* to, const void* from, std::size_t size) {
+void __pipeline_memcpy_async(void* to, const void* from, std::size_t size, std::size_t zeros) {
     const auto both = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
-    if ((size != 4 && size != 8 && size != 16) || both % size) emulation::fail("a copy of a wrong size or alignment");
-    if (otherwise) std::memcpy(to, from, size);
-    else emulation::running->copies.back().push_back({to, from, size});
+    if ((size != 4 && size != 8 && size != 16) || both % size || zeros > size) emulation::fail("a copy of a wrong size or alignment");
+    const emulation::Copy copy{to, from, size, zeros};
+    if (otherwise) copy.happen();
+    else emulation::running->copies.back().push_back(copy);
 }
 
 void __pipeline_commit() { emulation::running->copies.emplace_back(); }
@@ -166,7 +197,7 @@ void __pipeline_commit() { emulation::running->copies.emplace_back(); }
 void __pipeline_wait_prior(int groups) {
     auto& copies = emulation::running->copies;
     for (; copies.size() > static_cast<std::size_t>(groups) + 1; copies.pop_front())
-        for (const auto& copy : copies.front()) std::memcpy(copy.to, copy.from, copy.size);
+        for (const auto& copy : copies.front()) copy.happen();
 }
 
 cudaError_t cudaGetDevice(int* device) {
