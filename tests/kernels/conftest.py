@@ -1,4 +1,4 @@
-"""Where tests of the CUDA kernels run: on a GPU where there is one, and imitated on the processor."""
+"""Where tests of the CUDA kernels run: on a GPU where there is one, imitated on the processor, or not, but compiled."""
 import sys
 
 import pytest
@@ -46,3 +46,18 @@ def place(request):
         request.getfixturevalue("gpu")
         with torch.device("cuda"):
             yield torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The library for sm_80 and sm_90, the installed one if it is newer than its sources."""
+    if cuda_libraries.NVCC is None:
+        pytest.skip("nvcc is not installed")
+    return cuda_libraries.compiled(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="session")
+def inspected(compiled):
+    if cuda_libraries.cuobjdump() is None:
+        pytest.skip("neither CUDA's cuobjdump nor triton's is installed")
+    return compiled

@@ -95,6 +95,12 @@ def usage(library, architecture):
     return {name: (int(registers), int(stack) + int(local)) for name, registers, stack, local in rows}
 
 
+def machine_code(library, architecture, kernels):
+    """Return {mangled name: SASS} of some kernels for an architecture."""
+    parts = re.split(r"Function : (\S+)\n", inspect(library, "-sass", "-arch", architecture, "-fun", ",".join(kernels)))
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
 def portable_code(library):
     """Return {mangled name: PTX} of the kernels, for the newest architecture."""
     parts = re.split(r"\.entry (\w+)\(", inspect(library, "-ptx"))

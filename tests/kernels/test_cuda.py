@@ -100,21 +100,6 @@ def test_a_library_that_is_missing_is_explained(tmp_path):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The library for sm_80 and sm_90, the installed one if it is newer than its sources."""
-    if cuda_libraries.NVCC is None:
-        pytest.skip("nvcc is not installed")
-    return cuda_libraries.compiled(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture(scope="module")
-def inspected(compiled):
-    if cuda_libraries.cuobjdump() is None:
-        pytest.skip("neither CUDA's cuobjdump nor triton's is installed")
-    return compiled
-
-
 def test_the_library_loads_without_a_gpu(compiled):
     loaded, missing = cuda.load(compiled)
     assert missing is None and loaded.cdn_cuda_toolkit() >= 12000 and loaded.cdn_cuda_driver() >= 0
