@@ -41,7 +41,7 @@ class Trainer:
         last = settings.fused or device.type == "cuda"
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
-        self.impl = fused_backend(device) if settings.fused else "reference"
+        self.impl = fused_backend(device, settings.impl) if settings.fused else "reference"
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)

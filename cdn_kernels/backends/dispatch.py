@@ -98,14 +98,19 @@ def why_not(operation, backend, device, dtype):
     return _CAN_USE[backend](device, dtype)
 
 
-def fused_backend(device):
+def fused_backend(device, impl="auto"):
     """Return the backend whose kernels run a network on a device.
 
+    Args:
+        impl: "auto" for the fastest that can, or the name of one, which is never replaced.
+
     Raises:
-        RuntimeError: none can; the message says why.
+        ValueError: an unknown impl.
+        RuntimeError: none can, or not the named one; the message says why.
     """
+    check_impl(impl)
     reasons = [f"there are no kernels for devices of type {device.type}"]
-    for backend in AUTOMATIC.get(device.type, ()):
+    for backend in AUTOMATIC.get(device.type, ()) if impl == "auto" else (impl,):
         reasons = [r for r in (why_not(operation, backend, device, torch.float32) for operation in OPERATIONS) if r]
         if not reasons:
             return backend

@@ -5,6 +5,7 @@
 // and the elements of a vector belong together.
 #include <algorithm>
 
+#include "../gelu.h"
 #include "launch.h"
 #include "storage.h"
 #include "sums.h"
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kPoolThreads, 1) pool_sum(const PoolPass pass)
         for (int i = 0; i < kPoolAhead; ++i) {
             const auto x = unpacked(a[i]), y = unpacked(b[i]);
 #pragma unroll
-            for (int k = 0; k < N; ++k) sums[k] += bs ? x[k] * y[k] : x[k];
+            for (int k = 0; k < N; ++k) sums[k] = multiply_add(x[k], bs ? y[k] : Real(1), sums[k]);
         }
     }
 

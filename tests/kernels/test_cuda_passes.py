@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
+import cdn
 import cdn_kernels
-from cdn_kernels import reference
+from cdn_kernels import Noise, NoiseLevels, reference
 from cdn_kernels.backends import cpu, cuda, dispatch
 from cdn_kernels.backends.interface import BACKWARD, DOT, FORWARD, MEAN, SCALE, SPREAD, TANGENT, TYPES
 
@@ -176,6 +177,27 @@ def test_what_the_kernels_do_not_take_is_refused(place):
             cuda._workspace(x, cuda.LIBRARY.cdn_cuda_pool_workspace(MEAN, TYPES[BF16], *shape, 1))
 
 
-def test_a_network_can_be_fused(chip):
-    """Every operation has a kernel, or one of torch's in its place."""
-    assert all("cuda" in backends for backends in dispatch.OPERATIONS.values())
+# ------------------------------------------------------------------------------------------------------------
+# Networks
+# ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, rtol", [(F64, 1e-9), (F32, 1e-4)], ids=str)
+def test_losses_of_training_are_those_of_the_reference(place, dtype, rtol):
+    def losses(impl, device):
+        torch.manual_seed(0)
+        with torch.device("cpu"):
+            model = cdn.gradresnet_small(10, 1, width=8).to(device, dtype).to(memory_format=torch.channels_last)
+            x, labels = torch.rand(4, 1, 8, 8).to(device, dtype), torch.arange(4).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+        result = []
+        for step in range(3):
+            optimizer.zero_grad()
+            loss, _ = cdn.joint_step(model, x, labels, NoiseLevels(clean_share=0.25), Noise(0, step), impl=impl)
+            optimizer.step()
+            result.append(float(loss))
+        return result
+
+    assert dispatch.fused_backend(place, "cuda") == "cuda"
+    found = losses("cuda", place)
+    assert found == pytest.approx(losses("reference", place), rel=rtol) and len(set(found)) == 3
