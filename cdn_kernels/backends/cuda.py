@@ -5,6 +5,7 @@ The functions trust their caller (the registered operations) with shapes and dty
 must be channels last; a sample has less than 2**30 values; not yet measured on a GPU, so that impl="auto" does not
 choose it.
 """
+import re
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
@@ -79,9 +80,12 @@ def can_use_cuda(device, dtype):
 
 
 def built_for(build):
-    """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles)."""
+    """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles).
+
+    Machine code for sm_90a counts as that for sm_90, the only GPUs of their major version.
+    """
     names = build.partition(":")[2].split()
-    return tuple({int(name.removeprefix(kind)) for name in names if name.startswith(kind)}
+    return tuple({int(re.search(r"\d+", name).group()) for name in names if name.startswith(kind)}
                  for kind in ("sm_", "compute_"))
 
 

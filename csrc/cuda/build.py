@@ -25,6 +25,8 @@ UNFUSED = ["-fmad=false"]
 FLUSHED = ["-ftz=true"]
 OWN_FLAGS = {"noise": UNFUSED, "norm": FLUSHED, "gelu": FLUSHED, "convolution": FLUSHED}
 ARCHITECTURES = ["80", "90"]
+# Machine code that has instructions of this compute capability alone: products by groups of four warps.
+OWN_CODE = {"90": "90a"}
 
 
 def find_nvcc():
@@ -50,15 +52,16 @@ def build(library=LIBRARY, architectures=()):
     if nvcc is None:
         raise FileNotFoundError("there is no nvcc, neither on the PATH nor below CUDA_HOME")
     version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-    codes = {name: [f"sm_{name}"] for name in architectures or ARCHITECTURES}
+    codes = [("sm", OWN_CODE.get(name, name)) for name in architectures or ARCHITECTURES]
     if not architectures:
-        codes[ARCHITECTURES[-1]].append(f"compute_{ARCHITECTURES[-1]}")
-    words = f"nvcc {re.search(r'release ([0-9.]+)', version).group(1)}: {' '.join(sum(codes.values(), []))}"
+        codes.append(("compute", ARCHITECTURES[-1]))
+    names = " ".join(f"{kind}_{name}" for kind, name in codes)
+    words = f"nvcc {re.search(r'release ([0-9.]+)', version).group(1)}: {names}"
     flags = [*FLAGS, f"-DCDN_CUDA_BUILD={words}"]
     if os.environ.get("CXX"):
         flags += ["-ccbin", os.environ["CXX"]]
-    for name, kinds in codes.items():
-        flags += ["-gencode", f"arch=compute_{name},code=[{','.join(kinds)}]"]
+    for kind, name in codes:
+        flags += ["-gencode", f"arch=compute_{name},code={kind}_{name}"]
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         def compiled(source):

@@ -16,7 +16,7 @@
 #include "../gelu.h"
 #include "instructions.h"
 
-extern __shared__ __align__(16) unsigned char cdn_shared[];
+extern __shared__ __align__(1024) unsigned char cdn_shared[];
 
 namespace cdn {
 
@@ -146,6 +146,49 @@ CDN_DEVICE void add_products(std::uint32_t pixels, std::uint32_t filters, WarpSu
     }
 }
 
+// What describes the filters of a tap, at a multiple of 1024, as a matrix in shared memory: rows of 128 bytes with their
+// vectors in the order of vector_place, and every eighth row 1024 bytes on.
+CDN_DEVICE std::uint64_t matrix_at(std::uint32_t address) {
+    constexpr std::uint64_t kVectorsInPlace = 1;
+    return kVectorsInPlace << 62 | std::uint64_t{8 * kPixelBytes / 16} << 32 | (address & 0x3ffff) / 16;
+}
+
+// The same by groups of four warps, which read filters out of shared memory once for all of them.
+template <typename Storage>
+CDN_DEVICE void add_products_of_group(std::uint32_t pixels, std::uint32_t filters, WarpSums& sums) {
+    const int lane = threadIdx.x % 32;
+    constexpr int kDeep = 16, kSteps = kFilterChannels / kDeep, kRowBytes = kHaloColumns * kPixelBytes;
+    const std::uint32_t pixel_row = pixels + lane % 16 * kPixelBytes;
+    const std::uint64_t matrix = matrix_at(filters);
+    std::uint32_t rows[2][kWarpRows + 2][4];
+    const auto read = [&](int step) {
+        const int right = step / kSteps, place = vector_place(lane + right, lane / 16);
+#pragma unroll
+        for (int y = 0; y < kWarpRows + 2; ++y)
+            load_matrices(rows[step % 2][y], pixel_row + right * kPixelBytes
+                                                 + (place ^ step % kSteps * 2 * kVectorBytes) + y * kRowBytes);
+    };
+    read(0);
+#pragma unroll
+    for (int y = 0; y < kWarpRows; ++y) settle(sums[y]);
+#pragma unroll
+    for (int step = 0; step < 3 * kSteps; ++step) {
+        begin_products();
+#pragma unroll
+        for (int down = 0; down < 3; ++down) {
+            const int filter = (down * 3 + step / kSteps) * kTapBytes + step % kSteps * 2 * kVectorBytes;
+#pragma unroll
+            for (int y = 0; y < kWarpRows; ++y)
+                start_product(Storage{}, sums[y], rows[step % 2][y + down], matrix + filter / 16);
+        }
+        end_products();
+        if (step + 1 == 3 * kSteps) break;
+        wait_for_products<1>();
+        read(step + 1);
+    }
+    wait_for_products<0>();
+}
+
 // Write phi'(preactivation) sums + added, rounded, and the GELU of that. Row and column are those of the warp.
 template <typename Storage>
 CDN_DEVICE void finish(const ConvolutionPass& pass, std::int64_t image, int row, int column, WarpSums& sums) {
@@ -204,7 +247,9 @@ CDN_DEVICE void finish(const ConvolutionPass& pass, std::int64_t image, int row,
 
 template <typename Storage>
 __global__ void __launch_bounds__(kTeams* kTeamThreads, 1) convolution(const ConvolutionPass pass) {
-    const int team = threadIdx.x / kTeamThreads, thread = threadIdx.x % kTeamThreads, warp = thread / 32;
+    // The same in all lanes, as the compiler sees only by the shuffle; only then do products of groups overlap.
+    const int team = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kTeamThreads, 0);
+    const int thread = threadIdx.x % kTeamThreads, warp = thread / 32;
     const int row = warp / 2 * kWarpRows, column = warp % 2 * kWarpColumns;
     unsigned char* const halo = cdn_shared + kFilterBytes + team * kHaloBytes;
     const std::uint32_t pixels = shared_address(halo + (row * kHaloColumns + column) * kPixelBytes);
@@ -215,11 +260,13 @@ __global__ void __launch_bounds__(kTeams* kTeamThreads, 1) convolution(const Con
     if (index < pass.tiles) fetch_halo(pass, ConvolutionTile(pass, index), halo, thread);
     __pipeline_commit();
     __pipeline_wait_prior(0);
+    if (has_groups()) show_to_products();
     __syncthreads();
     while (index < pass.tiles) {
         const ConvolutionTile tile(pass, index);
         WarpSums sums = {};
-        add_products<Storage>(pixels, shared_address(cdn_shared), sums);
+        if (has_groups()) add_products_of_group<Storage>(pixels, shared_address(cdn_shared), sums);
+        else add_products<Storage>(pixels, shared_address(cdn_shared), sums);
         wait_for_team(1 + team, kTeamThreads);
         index += step;
         if (index < pass.tiles) fetch_halo(pass, ConvolutionTile(pass, index), halo, thread);

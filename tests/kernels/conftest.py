@@ -50,7 +50,7 @@ def place(request):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """The library for sm_80 and sm_90, the installed one if it is newer than its sources."""
+    """The library for sm_80 and sm_90a, the installed one if it is newer than its sources."""
     if cuda_libraries.NVCC is None:
         pytest.skip("nvcc is not installed")
     return cuda_libraries.compiled(tmp_path_factory.mktemp("cuda"))

@@ -62,7 +62,7 @@ def compiled(folder):
     sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
     library = cuda.load(BUILT)[0]
     if library and BUILT.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        if {"sm_80", "sm_90"} <= set(library.cdn_cuda_build().decode().split()):
+        if {"sm_80", "sm_90a"} <= set(library.cdn_cuda_build().decode().split()):
             return BUILT
     library = folder / "_cuda.so"
     runpy.run_path(ROOT / "csrc/cuda/build.py")["build"](library)

@@ -41,7 +41,7 @@ def test_a_gpu_is_refused_with_a_reason(capability, driver, toolkit, architectur
 
 
 def test_architectures_are_read_from_the_build():
-    assert cuda.built_for("nvcc 13.0: sm_80 sm_90 compute_90") == BOTH
+    assert cuda.built_for("nvcc 13.0: sm_80 sm_90a compute_90") == BOTH
     assert cuda.built_for("nvcc 13.0: sm_120") == ({120}, set())
 
 
@@ -111,7 +111,7 @@ def test_the_library_loads_without_a_gpu(compiled):
     assert loaded.cdn_cuda_error(-1).decode() == "an argument is out of range"
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
 def test_kernels_fit_their_registers(inspected, architecture):
     usage = cuda_libraries.usage(inspected, architecture)
     passes = {kernel for kernel in usage if re.search(r"(norm_\w+|gelu_pass|pool_\w+)I", kernel)}

@@ -32,6 +32,15 @@ def _own(monkeypatch):
     monkeypatch.setattr(choice, "CHOICE", "own")
 
 
+@pytest.fixture(params=[cuda_libraries.H200, A100], ids=["by groups", "by warps"])
+def way(request, place):
+    """How products are made: by groups of four warps, as only an H200 can, or by warps."""
+    if place.type == "cpu":
+        request.getfixturevalue("chip").emulate(*request.param, False)
+    elif (torch.cuda.get_device_capability() == (9, 0)) != (request.param == cuda_libraries.H200):
+        pytest.skip("not on this GPU")
+
+
 def layer(batch, height, width, dtype=BF16, channels=64):
     return problem((batch, channels, channels, height, width), 3, 1, dtype=dtype)
 
@@ -53,14 +62,14 @@ def inputs_of(batch, height, width, dtype=BF16):
 @maps
 @pytest.mark.parametrize("dtype, batch, height, width", [*((BF16, *case) for case in CASES), (F16, 1, 7, 9)],
                          ids=str)
-def test_maps_are_as_exact_as_one_rounding(place, kind, dtype, batch, height, width):
+def test_maps_are_as_exact_as_one_rounding(way, kind, dtype, batch, height, width):
     operands, shapes = layer(batch, height, width, dtype)
     assert_rounded_once(run(kind, operands, shapes), *exact(kind, operands, 3, 1))
 
 
 @maps
 @dtypes
-def test_what_follows_a_map_is_exact(place, kind, dtype):
+def test_what_follows_a_map_is_exact(way, kind, dtype):
     operands, shapes = layer(1, 9, 35, dtype)
     first, second, like = operands[kind]
     u, added = (nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0] for _ in range(2))
@@ -82,7 +91,7 @@ def test_what_follows_a_map_is_exact(place, kind, dtype):
 
 
 @maps
-def test_infinity_and_nan_stay_where_they_belong(place, kind):
+def test_infinity_and_nan_stay_where_they_belong(way, kind):
     operands, shapes = layer(2, 6, 34)
     operands[kind][0][1, 2, 4, 31] = float("nan")
     out = run(kind, operands, shapes)
@@ -104,12 +113,13 @@ def test_addresses_may_be_any(place):
 
 
 @maps
-def test_blocks_and_the_order_of_events_do_not_matter(chip, kind):
-    """Without a barrier where one is needed they would: threads go the other way, and copies happen at once."""
+@pytest.mark.parametrize("shared", [cuda_libraries.H200[0], A100[0]], ids=["by groups", "by warps"])
+def test_blocks_and_the_order_of_events_do_not_matter(chip, shared, kind):
+    """Without a barrier where one is needed they would: threads go the other way, copies and products happen at once."""
     operands, shapes = layer(3, 5, 33)
     results = []
     for multiprocessors, otherwise in ((132, False), (1, False), (1, True), (5, True)):
-        chip.emulate(A100[0], multiprocessors, otherwise)
+        chip.emulate(shared, multiprocessors, otherwise)
         results.append(run(kind, operands, shapes))
     assert all(torch.equal(results[0], other) for other in results[1:])
 
@@ -119,17 +129,21 @@ def test_blocks_and_the_order_of_events_do_not_matter(chip, kind):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_tensor_cores_multiply_and_nothing_is_spilled(inspected, architecture):
+# What a warp needs of 16 summed channels and a column of taps, in four steps of a loop or in all twelve: products, and
+# reads of 512 bytes.
+@pytest.mark.parametrize("architecture, product, products, reads", [
+    ("sm_80", "HMMA.16816.F32", 4 * 3 * 32, 4 * 18), ("sm_90a", "HGMMA.64x64x16.F32", 12 * 3 * 4, 12 * 6)])
+def test_tensor_cores_multiply_and_nothing_is_spilled(inspected, architecture, product, products, reads):
     usage = {name: found for name, found in cuda_libraries.usage(inspected, architecture).items() if KERNEL in name}
     code = cuda_libraries.machine_code(inspected, architecture, usage)
     assert len(usage) == 2
     for kernel, (registers, local) in usage.items():
-        products, reads = (len(re.findall(rf"\b{name}\b", code[kernel])) for name in (r"HMMA\.16816\.F32\S*", "LDSM"))
-        print(f"{kernel}: {registers} registers, {local} bytes of local memory, {products} products, {reads} reads")
+        print(f"{kernel}: {registers} registers, {local} bytes of local memory")
         assert local == 0 and registers * 256 <= 65536
-        # What a warp needs of 16 summed channels and a column of taps, in four steps of a loop.
-        assert products == 4 * 96 and reads == 4 * 18
+        assert len(re.findall(rf"\b{re.escape(product)}\b", code[kernel])) == products
+        assert len(re.findall(r"\bLDSM\b", code[kernel])) == reads
+        # One wait for every step and the last: the compiler adds its own where it cannot let products overlap.
+        assert len(re.findall(r"\bWARPGROUP\.DEPBAR\b", code[kernel])) == (12 if "HGMMA" in product else 0)
 
 
 def test_memory_is_read_and_written_16_bytes_at_a_time(inspected):

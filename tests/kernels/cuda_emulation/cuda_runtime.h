@@ -64,6 +64,11 @@ T __shfl_xor_sync(unsigned, T mine, int distance) {
     return emulation::Deposits(&mine, sizeof(T)).of<T>(threadIdx.x % 32 ^ distance);
 }
 
+template <typename T>
+T __shfl_sync(unsigned, T mine, int lane) {
+    return emulation::Deposits(&mine, sizeof(T)).of<T>(lane);
+}
+
 // As wrong as it may be: by two units in the last place.
 inline float __fdividef(float a, float b) { return a / b * (1 + 0x1p-22f); }
 

@@ -51,7 +51,9 @@ struct Fiber {
     bool started = false;
     State state;
     std::deque<std::vector<Copy>> copies;  // a group each, the last one open
-    alignas(16) unsigned char deposits[2][48];
+    std::deque<std::vector<std::function<void()>>> products;  // the same
+    bool begun, shown;
+    alignas(16) unsigned char deposits[2][160];
     int count;              // of deposits
     int barrier, teammates;  // that it waits at and for
 };
@@ -119,6 +121,8 @@ void run_block() {
     for (unsigned i = 0; i < blockDim.x; ++i) {
         fibers[i].state = kReady;
         fibers[i].copies.assign(1, {});
+        fibers[i].products.assign(1, {});
+        fibers[i].begun = fibers[i].shown = false;
         fibers[i].count = 0;
     }
     for (;;) {
@@ -181,6 +185,34 @@ const unsigned char* row_in_shared_memory(std::uint32_t address) {
     if (address % 16 || address + 16 > shared_of_launch) fail("a row of a matrix that is not in shared memory");
     return cdn_shared + address;
 }
+
+const unsigned char* row_of_matrix(std::uint64_t matrix, int row, int vector) {
+    constexpr std::uint64_t kAddress = 0x3fff, kLeadingBytes = std::uint64_t{kAddress} << 16;  // which nothing depends on
+    if ((matrix & ~(kAddress | kLeadingBytes)) != (std::uint64_t{1} << 62 | std::uint64_t{64} << 32))
+        fail("a matrix that is not described as one of rows of 128 bytes");
+    const auto address = static_cast<std::uint32_t>((matrix & kAddress) * 16) + row * 128 + vector * 16;
+    return row_in_shared_memory(address ^ address / 128 % 8 * 16);
+}
+
+bool has_groups() { return shared_of_block >= 227 << 10; }
+
+void start_product(std::function<void()> product) {
+    if (!running->begun || !running->shown) fail("a product before what has to come first");
+    if (otherwise) product();
+    else running->products.back().push_back(std::move(product));
+}
+
+void begin_products() { running->begun = true; }
+void end_products() {
+    running->begun = false;
+    running->products.emplace_back();
+}
+void wait_for_products(int sets) {
+    auto& products = running->products;
+    for (; products.size() > static_cast<std::size_t>(sets) + 1; products.pop_front())
+        for (const auto& product : products.front()) product();
+}
+void show_to_products() { running->shown = true; }
 
 }  // namespace emulation
 

@@ -1,8 +1,11 @@
 // In place of csrc/cuda/instructions.h, whose guard this has: what those instructions do, by the threads of a warp.
 //
-// Harsher than a GPU: an address that is not a multiple of 16 bytes, or not in shared memory, is an error.
+// Harsher than a GPU: an address that is not a multiple of 16 bytes, or not in shared memory, is an error, and products of
+// groups happen as late as they may or else at once.
 #ifndef CDN_INSTRUCTIONS
 #define CDN_INSTRUCTIONS
+
+#include <functional>
 
 #include "storage.h"
 
@@ -11,6 +14,13 @@ extern unsigned char cdn_shared[];
 namespace emulation {
 
 const unsigned char* row_in_shared_memory(std::uint32_t address);
+const unsigned char* row_of_matrix(std::uint64_t matrix, int row, int vector);
+bool has_groups();
+void start_product(std::function<void()> product);
+void begin_products();
+void end_products();
+void wait_for_products(int sets);
+void show_to_products();
 
 }  // namespace emulation
 
@@ -29,13 +39,15 @@ inline void load_matrices(std::uint32_t (&pairs)[4], std::uint32_t row) {
 }
 
 template <typename Storage>
+void numbers_of(std::uint32_t pair, float* two) {
+    for (int i = 0; i < 2; ++i) two[i] = Storage::load(static_cast<typename Storage::Element>(pair >> 16 * i));
+}
+
+template <typename Storage>
 void multiply(Storage, float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t upper, std::uint32_t lower) {
     struct Operands { float a[4][2], b[2][2]; } mine;
-    const auto numbers = [](std::uint32_t pair, float (&two)[2]) {
-        for (int i = 0; i < 2; ++i) two[i] = Storage::load(static_cast<typename Storage::Element>(pair >> 16 * i));
-    };
-    for (int i = 0; i < 4; ++i) numbers(a[i], mine.a[i]);
-    numbers(upper, mine.b[0]), numbers(lower, mine.b[1]);
+    for (int i = 0; i < 4; ++i) numbers_of<Storage>(a[i], mine.a[i]);
+    numbers_of<Storage>(upper, mine.b[0]), numbers_of<Storage>(lower, mine.b[1]);
     const emulation::Deposits all(&mine, sizeof(mine));
     const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;
     for (int half = 0; half < 2; ++half)
@@ -50,6 +62,46 @@ void multiply(Storage, float (&sums)[4], const std::uint32_t (&a)[4], std::uint3
             }
         }
 }
+
+inline bool has_groups() { return emulation::has_groups(); }
+
+// Lanes show each other their share of a, and each of b two columns.
+template <typename Storage>
+void product_of_group(float (&sums)[8][4], const std::uint32_t (&a)[4], std::uint64_t matrix) {
+    struct Operands { float a[4][2], b[2][16]; } mine;
+    const int lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) numbers_of<Storage>(a[i], mine.a[i]);
+    for (int i = 0; i < 2; ++i)
+        for (int half = 0; half < 2; ++half) {
+            std::uint32_t pairs[4];
+            std::memcpy(pairs, emulation::row_of_matrix(matrix, 2 * lane + i, half), 16);
+            for (int k = 0; k < 4; ++k) numbers_of<Storage>(pairs[k], mine.b[i] + 8 * half + 2 * k);
+        }
+    const emulation::Deposits all(&mine, sizeof(mine));
+    float rows[2][16];
+    for (int k = 0; k < 16; ++k)
+        for (int i = 0; i < 2; ++i)
+            rows[i][k] = all.of<Operands>(lane / 4 * 4 + k % 8 / 2).a[k / 8 * 2 + i][k % 2];
+    for (int i = 0; i < 8; ++i)
+        for (int e = 0; e < 2; ++e) {
+            const float* const column = all.of<Operands>(i * 4 + lane % 4).b[e];
+            float upper = sums[i][e], lower = sums[i][2 + e];
+            for (int k = 0; k < 16; ++k) upper += rows[0][k] * column[k], lower += rows[1][k] * column[k];
+            sums[i][e] = upper, sums[i][2 + e] = lower;
+        }
+}
+
+template <typename Storage>
+void start_product(Storage, float (&sums)[8][4], const std::uint32_t (&a)[4], std::uint64_t matrix) {
+    emulation::start_product([&sums, &a, matrix] { product_of_group<Storage>(sums, a, matrix); });
+}
+
+inline void settle(float (&)[8][4]) {}
+inline void begin_products() { emulation::begin_products(); }
+inline void end_products() { emulation::end_products(); }
+template <int kSets>
+void wait_for_products() { emulation::wait_for_products(kSets); }
+inline void show_to_products() { emulation::show_to_products(); }
 
 inline void wait_for_team(int barrier, int count) { emulation::wait_for_team(barrier, count); }
 
