@@ -1,4 +1,5 @@
 """What a run leaves on disk, and how it is written so that a crash cannot tear it."""
+import contextlib
 import json
 import math
 import os
@@ -99,13 +100,20 @@ def load(path, device="cpu"):
     tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
-    try:
+    with fitting(path):
         model = build(json.loads(metadata["model"]))
         model.load_state_dict(tensors)
         model.classes = tuple(json.loads(metadata["classes"]))
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
     return model.eval().to(device)
+
+
+@contextlib.contextmanager
+def fitting(path):
+    """Raise CheckpointError where what a file holds does not fit what its metadata says that it is."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
 
 
 def load_run(path, device="cpu"):

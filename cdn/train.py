@@ -11,6 +11,7 @@ from .errors import CDNError
 from .model.gradresnet import NORMS, STEMS
 from .model.head import HEADS
 from .store import load_config
+from .training.jem import STARTS
 from .training.recipe import OPTIMIZERS
 from .training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
 
@@ -99,12 +100,14 @@ def make_parser():
     jem = parser.add_argument_group("joint energy model (--objective jem)",
                                     "Lengths are those of images in [-1, 1], as in the paper. Unless they are given: "
                                     f"{', '.join(f'{name} {value}' for name, value in JEM.items())}.")
+    option(jem, "jem_start", "what chains start from: a normal distribution with the mean and covariance of images, or "
+           "uniform noise, as in the paper", choices=STARTS)
     option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)
     option(jem, "jem_step_size", "factor of the score in a Langevin step", type=positive_float)
     option(jem, "jem_noise", "deviation of the noise of a Langevin step", type=nonnegative_float)
     option(jem, "jem_input_noise", "deviation of the noise that training images get", type=nonnegative_float)
     option(jem, "jem_buffer", "most chains that are kept; never more than training images", type=positive_int)
-    option(jem, "jem_restart", "probability that a chain starts afresh, from uniform noise", type=fraction)
+    option(jem, "jem_restart", "probability that a chain starts afresh", type=fraction)
 
     recipe = parser.add_argument_group("recipe")
     option(recipe, "epochs", "passes over the training images", type=positive_int)

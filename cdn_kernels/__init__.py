@@ -10,6 +10,7 @@ from .memory import keep_pages
 from .modules import ConvGELU, GELUGroupNorm
 from .noise import Noise, NoiseLevels
 from .ops.conv import conv2d, conv2d_gelu
+from .ops.conv_pair import conv2d_gelu_conv2d
 from .ops.denoising import denoising_loss
 from .ops.foreign import foreign
 from .ops.gelu import gelu
@@ -22,7 +23,7 @@ from .step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu",
+    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "conv2d_gelu_conv2d",
     "cross_entropy", "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp",
     "reference", "sample_noise", "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
 ]

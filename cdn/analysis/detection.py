@@ -87,9 +87,7 @@ def rate(evidence, reference):
         A dict from the names of detectors to ratings [N], greater for what looks more like the training:
 
         * "log density": ``log p(y)``.
-        * "typicality": ``-|log p(y) - m| / s`` for the mean m and deviation s over the training images. Outliers may
-          well have a higher density than any image of the training (Nalisnick et al., "Detecting out-of-distribution
-          inputs to deep generative models using typicality", 2019, for sets of one image).
+        * "typicality": :func:`typicality`.
         * "score norm": ``-|grad_y log p(y)|``, the approximate mass of Grathwohl et al. ("Your classifier is secretly
           an energy based model", 2020). A blind network may well take an outlier for an image with more noise, whose
           score is smaller: it then prefers outliers.
@@ -98,13 +96,29 @@ def rate(evidence, reference):
     """
     ratings = {}
     if evidence.log_density is not None:
-        deviation, mean = torch.std_mean(reference.log_density)
         ratings[LOG_DENSITY] = evidence.log_density
-        ratings[TYPICALITY] = -(evidence.log_density - mean).abs() / deviation
+        ratings[TYPICALITY] = typicality(evidence.log_density, reference.log_density)
         ratings[SCORE_NORM] = -evidence.score_norm
     if evidence.confidence is not None:
         ratings[SOFTMAX] = evidence.confidence
     return ratings
+
+
+def typicality(log_density, reference):
+    """Return ``-|log p(y) - m| / s`` for the mean m and deviation s of ``log p`` over training images.
+
+    Outliers may well have a higher density than any image of the training: Nalisnick et al., "Detecting
+    out-of-distribution inputs to deep generative models using typicality", 2019, here for sets of one image.
+
+    Args:
+        log_density: of the images to rate, [N].
+        reference: of training images, at least two, at the same noise level, [M].
+
+    Returns:
+        [N], at most 0.
+    """
+    deviation, mean = torch.std_mean(reference)
+    return -(log_density - mean).abs() / deviation
 
 
 def separation(inliers, outliers):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import CheckpointError
-from ..store import read_safetensors, write_atomically
+from ..store import fitting, read_safetensors, write_atomically
 
 FORMAT = "cdn-generators-1"
 # Pixel deviation at which learning it starts.
@@ -126,14 +126,16 @@ def load_generators(path, device="cpu"):
         (generators, settings).
 
     Raises:
-        CheckpointError: the file is missing, torn, or holds no generators.
+        CheckpointError: the file is missing, torn, holds no generators, or weights of others.
     """
     tensors, metadata = read_safetensors(Path(path), "generators")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no generators of this package (no format {FORMAT!r} in its metadata)")
-    generators = ClassGenerators(**json.loads(metadata["config"]))
-    generators.load_state_dict(tensors)
-    return generators.to(device), json.loads(metadata["settings"])
+    with fitting(path):
+        generators = ClassGenerators(**json.loads(metadata["config"]))
+        generators.load_state_dict(tensors)
+        settings = json.loads(metadata["settings"])
+    return generators.to(device), settings
 
 
 def _pass(layers, values):

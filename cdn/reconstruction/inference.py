@@ -35,9 +35,13 @@ def pixel_distance(sigma):
         A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].
     """
     def distance(x, reconstructions):
-        x = x.reshape(len(x), *[1] * (reconstructions.dim() - x.dim()), *x.shape[1:])
-        return (x - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
+        return (beside(x, reconstructions) - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
     return distance
+
+
+def beside(x, r):
+    """View x [N, ...] so that it stands beside r [N, ..., ...], which has dimensions in between."""
+    return x.reshape(len(x), *[1] * (r.dim() - x.dim()), *x.shape[1:]).expand_as(r)
 
 
 def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.1, seed=0, batch_size=64):

@@ -11,6 +11,7 @@ from torch import nn
 
 from cdn_kernels import sample_noise
 
+from ..analysis.detection import typicality
 from ..density import log_prob
 from .inference import infer, pixel_distance
 
@@ -90,8 +91,8 @@ def reconstruct(generators, x, strength=1.0, **options):
 class Arbiter:
     """Rate images by how typical their ``log p`` is of reference images, with noise of one level on all of them.
 
-    The typicality of :func:`cdn.analysis.detection.rate`, ``-|log p(y) - m| / s``: neither a lower nor a higher density
-    than that of real images is a good sign.
+    Neither a lower nor a higher density than that of real images is a good sign:
+    :func:`cdn.analysis.detection.typicality`.
 
     Args:
         model: a model of log-densities.
@@ -105,10 +106,10 @@ class Arbiter:
 
     def __init__(self, model, reference, sigma, noise, batch_size=256):
         self.model, self.sigma, self.batch_size = model, sigma, batch_size
-        self.deviation, self.mean = torch.std_mean(self._log_density(reference, noise))
+        self.reference = self._log_density(reference, noise)
 
     def __call__(self, x, noise):
-        return -(self._log_density(x, noise) - self.mean).abs() / self.deviation
+        return typicality(self._log_density(x, noise), self.reference)
 
     def _log_density(self, x, noise):
         y, _ = sample_noise(x, self.sigma, noise)

@@ -16,7 +16,7 @@ from ..density import denoise
 from ..evaluation.metrics import ssim
 from ..model.gradresnet import Trunk
 from ..quadrature import level_nodes
-from .inference import pixel_distance
+from .inference import beside, pixel_distance
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
 # Images that a matrix embeds at once.
@@ -35,7 +35,7 @@ class Embedded:
 
     def __call__(self, x, r):
         others = self.embed(r.flatten(0, -4)).view(*r.shape[:-3], -1)
-        return (_beside(self.embed(x), others) - others).square().sum(-1)
+        return (beside(self.embed(x), others) - others).square().sum(-1)
 
     def matrix(self, a, b):
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
@@ -47,7 +47,7 @@ class Structural:
     """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, with its smaller windows."""
 
     def __call__(self, x, r):
-        return 1 - ssim(_beside(x, r).flatten(0, -4), r.flatten(0, -4)).view(r.shape[:-3])
+        return 1 - ssim(beside(x, r).flatten(0, -4), r.flatten(0, -4)).view(r.shape[:-3])
 
     def matrix(self, a, b):
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
@@ -132,11 +132,6 @@ def nearest_class(similarity, x, examples, labels, classes):
         raise ValueError(f"labels: expected examples of every class, found none of class {min(missing)}")
     matrix = similarity.matrix(x, examples)
     return torch.stack([matrix[:, labels == c].amin(1) for c in range(classes)], 1)
-
-
-def _beside(x, r):
-    """View x [N, ...] so that it stands beside r [N, ..., ...], which has dimensions in between."""
-    return x.view(len(x), *[1] * (r.dim() - x.dim()), *x.shape[1:]).expand_as(r)
 
 
 def _stages(model, x):

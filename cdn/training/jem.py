@@ -3,7 +3,9 @@
 The baseline to denoising score matching: the same logits ``f(y)_c = log p(y, c)``, but ``log p(y) = logsumexp f(y)`` is
 learned by pushing it up at images and down at samples that a chain of stochastic gradient Langevin dynamics draws from
 the model itself. After Grathwohl et al., "Your classifier is secretly an energy based model and you should treat it
-like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings.
+like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings. There, chains start from uniform noise,
+and training is known to diverge; here, as in Yang and Ji, "JEM++" (ICCV 2021), they start from a normal distribution with
+the moments of the images, next to where they have to go (JEM++ takes one per class).
 """
 import torch
 
@@ -19,6 +21,46 @@ from ..errors import CDNError
 UNIT = 0.5
 # Far from the steps of training (from 0) and of evaluation (from 2**62), so that no two draw the same noise.
 CHAINS = 1 << 61
+# So many images give the moments that chains start from.
+MOMENT_IMAGES = 1000
+
+
+class Uniform:
+    """Noise that is uniform in [0, 1].
+
+    Args:
+        images: [n, C, H, W], of which it takes the shape only.
+    """
+
+    def __init__(self, images):
+        self.shape = images.shape[1:]
+
+    def draw(self, count, generator):
+        """Draw [count, C, H, W], with a generator of the CPU."""
+        return torch.rand(count, *self.shape, generator=generator)
+
+
+class Gaussian:
+    """The normal distribution with the mean and the covariance of some images.
+
+    A sum of the centered images, weighted with standard normal numbers, has their covariance: the matrix itself, of
+    (C H W)^2 numbers, is never formed.
+
+    Args:
+        images: float32 [n, C, H, W], on the CPU.
+    """
+
+    def __init__(self, images):
+        self.mean = images.mean(0)
+        self.spread = (images - self.mean).div_(len(images)**0.5)
+
+    def draw(self, count, generator):
+        """Draw [count, C, H, W], with a generator of the CPU."""
+        weights = torch.randn(count, len(self.spread), generator=generator)
+        return self.mean + (weights @ self.spread.flatten(1)).view(count, *self.mean.shape)
+
+
+STARTS = {"gaussian": Gaussian, "uniform": Uniform}
 
 
 def langevin(log_density, y, noise, *, steps, step_size, deviation):
@@ -73,23 +115,25 @@ class JointEnergy:
 
     Args:
         settings: a :class:`cdn.training.settings.Settings`.
-        shape: (C, H, W) of the images of a step.
-        images: number of training images; there are no more chains than that.
+        images: some of the images of the run, float32 [n, C, H, W] in [0, 1], on the CPU: what chains start from.
+        count: number of training images; there are no more chains than that.
         device: where the chains live.
 
     Attributes:
         chains: where they are, float32 [chains, C, H, W]; the replay buffer. Images that make sense are in [0, 1].
 
     Raises:
-        CDNError: fewer chains than a step needs.
+        CDNError: fewer chains than a step needs, or an unknown start.
     """
 
-    def __init__(self, settings, shape, images, device):
-        self.settings = settings
-        count = min(settings.jem_buffer, images)
+    def __init__(self, settings, images, count, device):
+        if settings.jem_start not in STARTS:
+            raise CDNError(f"jem_start: expected one of {', '.join(STARTS)}, got {settings.jem_start!r}")
+        self.settings, self.start = settings, STARTS[settings.jem_start](images)
+        count = min(settings.jem_buffer, count)
         if count < settings.batch_size:
             raise CDNError(f"jem_buffer: a batch of {settings.batch_size} images needs as many chains, got {count}")
-        self.chains = torch.rand(count, *shape, generator=keyed_generator("chains", settings.seed, 0)).to(device)
+        self.chains = self.start.draw(count, keyed_generator("chains", settings.seed, 0)).to(device)
 
     def step(self, model, x, labels, step):
         """Move some of the chains, and add the gradient of :func:`contrastive_loss` to ``.grad``.
@@ -122,7 +166,8 @@ class JointEnergy:
         generator, device = keyed_generator("replay", settings.seed, step), self.chains.device
         chosen = torch.randperm(len(self.chains), generator=generator)[:count].to(device)
         restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
-        fresh = torch.rand(count, *self.chains.shape[1:], generator=generator).to(device)
+        with torch.autocast("cpu", enabled=False):
+            fresh = self.start.draw(count, generator).to(device)
         y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
         y = langevin(lambda y: ops.logsumexp(model(y)), y, Noise(settings.seed, CHAINS + step * settings.jem_steps),
                      steps=settings.jem_steps, step_size=UNIT**2 * settings.jem_step_size,

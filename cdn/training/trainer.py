@@ -13,7 +13,7 @@ from cdn_kernels.phases import phase
 from ..data import Augmentation, Batches, channel_mean
 from ..objective import joint_step
 from .health import Health
-from .jem import JointEnergy
+from .jem import MOMENT_IMAGES, JointEnergy
 from .recipe import learning_rate, make_optimizer
 
 
@@ -55,8 +55,7 @@ class Trainer:
         self.share, self.denoising_weight = torch.zeros((), device=device), torch.zeros((), device=device)
         self.jem = None
         if settings.objective == "jem":
-            side = (settings.crop_size,) * 2 if settings.crop_size else dataset.shape[1:]
-            self.jem = JointEnergy(settings, (dataset.shape[0], *side), len(dataset.train), device)
+            self.jem = JointEnergy(settings, self._first_images(MOMENT_IMAGES), len(dataset.train), device)
         self.say = say
         self.step = 0
         self._start()
@@ -68,6 +67,14 @@ class Trainer:
         # The chains of a joint energy model are drawn on the CPU.
         recorded = self.settings.fused and self.device.type == "cuda" and not self.jem
         self.run = Graphed(self.work, self.device, say=self.say) if recorded else self.work
+
+    def _first_images(self, count):
+        """Return the images of the first steps, at least so many, on the CPU."""
+        images = []
+        for step in range(-(-count // self.settings.batch_size)):
+            self.batches.seek(step)
+            images.append(self.batch()[0].cpu())
+        return torch.cat(images)
 
     def advance(self):
         """Do the next step and return its scalars, which stay on the device until the step after it."""

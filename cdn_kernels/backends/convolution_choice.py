@@ -24,7 +24,7 @@ def own_runs(backend, kind, x, shape, stride, activation):
         x: any tensor on the device and of the dtype of the convolution.
         shape: [B, I, H, W] of its images and [O, I, k, k] of its filters, as a pair.
         stride: 1 or more.
-        activation: whether GELU follows.
+        activation: whether GELU follows, or its derivative a gradient by the input.
     """
     if CHOICE != "measured":
         return CHOICE == "own"

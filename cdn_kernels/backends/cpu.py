@@ -178,10 +178,10 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
     Args:
         kind, shape, stride: as for :func:`conv2d`.
         x: any tensor of the dtype of the convolution.
-        activation: whether GELU follows.
+        activation: whether GELU follows, or its derivative a gradient, which our own has no epilogue for.
     """
     (_, inputs, _, _), (outputs, _, size, _) = shape
-    if ENGINE is None or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
+    if ENGINE is None or kind == CONV_INPUT and activation or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
         return False
     return {CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
             CONV_INPUT: stride > 1 and inputs > 16 or inputs % 32 == 0,

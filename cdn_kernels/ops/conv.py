@@ -37,11 +37,11 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
     Raises:
         TypeError, ValueError: an argument of the wrong type or shape.
     """
-    _check(x, weight, stride)
+    check_convolution(x, weight, stride)
     backend = resolve_untransformed("conv2d", impl, x)
     if backend == "reference":
         return reference.conv2d(x, weight, stride)
-    return torch.ops.cdn_kernels.conv2d(*_as_autocast(x, weight), stride, backend)
+    return torch.ops.cdn_kernels.conv2d(*as_autocast(x, weight=weight), stride, backend)
 
 
 def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
@@ -52,37 +52,49 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
     Returns:
         ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
     """
-    _check(x, weight, stride)
+    check_convolution(x, weight, stride)
     backend = resolve_untransformed("conv2d_gelu", impl, x)
     if backend == "reference":
         return reference.conv2d_gelu(x, weight, stride)
-    x, weight = _as_autocast(x, weight)
+    x, weight = as_autocast(x, weight=weight)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep, backend)[0]
 
 
-def _as_autocast(x, weight):
+def as_autocast(x, **filters):
+    """Return images and filters as the operations take them, rounded to the dtype of autocast where it is active.
+
+    Raises:
+        TypeError: filters of another dtype than x.
+    """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-    if x.dtype != weight.dtype:
-        raise TypeError(f"weight must have the dtype of x, {x.dtype}, got {weight.dtype}")
-    return x, as_input(weight)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if dtype is None:
+        for name, weight in filters.items():
+            if x.dtype != weight.dtype:
+                raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
+        dtype = x.dtype
+    return x.to(dtype), *(as_input(weight.to(dtype)) for weight in filters.values())
 
 
-def _check(x, weight, stride):
+def check_convolution(x, weight, stride, name="weight"):
+    """Raise TypeError or ValueError unless these are images, filters for them, called by a name, and a stride."""
     check_tensor("x", x, 4)
-    check_tensor("weight", weight, 4)
-    outputs, inputs, height, width = weight.shape
-    if height != width or height % 2 == 0:
-        raise ValueError(f"weight must be [O, I, k, k] with odd k, got {list(weight.shape)}")
-    if x.shape[1] != inputs:
-        raise ValueError(f"x must have the {inputs} channels that weight takes, got {list(x.shape)}")
+    check_filters(weight, x.device, name)
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x must have the {weight.shape[1]} channels that {name} takes, got {list(x.shape)}")
     if not isinstance(stride, int) or stride < 1:
         raise ValueError(f"stride must be an integer of 1 or more, got {stride!r}")
-    if x.device != weight.device:
-        raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
+
+
+def check_filters(weight, device, name):
+    """Raise TypeError or ValueError unless weight holds filters that the operations take, on the device of x."""
+    check_tensor(name, weight, 4)
+    _, _, height, width = weight.shape
+    if height != width or height % 2 == 0:
+        raise ValueError(f"{name} must be [O, I, k, k] with odd k, got {list(weight.shape)}")
+    if device != weight.device:
+        raise ValueError(f"{name} must be on the device of x, {device}, got {weight.device}")
 
 
 def _forward_gelu(x, weight, stride, keep, backend):

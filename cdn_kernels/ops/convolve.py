@@ -40,6 +40,18 @@ def by_input(grad, weight, shape, stride, backend):
     return _backward(grad, x, weight, stride, (True, False))[0]
 
 
+def by_preactivation(grad, weight, u, stride, keep, backend):
+    """Return (phi'(u) p, p) with p the gradient by x = phi(u) from that by the result; p is None unless it is kept."""
+    shapes = u.shape, weight.shape
+    if _runs_here(CONV_INPUT, grad, weight, shapes, stride, backend, activation=True):
+        out = empty_by_input(grad, weight, u.shape, stride, backend)
+        product = torch.empty_like(out) if keep else None
+        _run(CONV_INPUT, grad, weight, out, shapes, stride, backend, u=in_layout(u, True), product=product)
+        return out, product
+    product = by_input(grad, weight, u.shape, stride, backend)
+    return torch.ops.cdn_kernels.gelu_backward(u, product, None, backend), product if keep else None
+
+
 def by_weight(x, grad, size, stride, backend):
     """Return the gradient by the filters [O, I, size, size] from that by u."""
     weight = empty_by_weight(x, grad, size, stride, backend)

@@ -18,7 +18,7 @@ def network(impl):
     """Return a function of an image and four parameters that uses every operation."""
     def energy(y, stem, first, second, gain):
         h = cdn_kernels.conv2d_gelu(y, stem, impl=impl)
-        v = cdn_kernels.conv2d(cdn_kernels.conv2d_gelu(h, first, impl=impl), second, impl=impl)
+        v = cdn_kernels.conv2d_gelu_conv2d(h, first, second, impl=impl)
         h = cdn_kernels.gelu_group_norm(v, gain, 2, residual=h, impl=impl)
         return h.square().mean((1, 2, 3))
     return energy
@@ -64,7 +64,9 @@ def test_gradient_penalties_equal_the_reference():
 
 
 def calls(profile, name):
-    return sum(e.count for e in profile.key_averages() if e.key == f"cdn_kernels::{name}")
+    """Count the calls of an operation, and of the one of its kind after a GELU."""
+    names = {f"cdn_kernels::{name}", f"cdn_kernels::{name.replace('_', '_of_gelu_')}"}
+    return sum(e.count for e in profile.key_averages() if e.key in names)
 
 
 def test_the_score_computes_no_weight_gradients():
@@ -144,6 +146,7 @@ def op_samples():
     torch.manual_seed(0)
     x, r, g, t = (torch.randn(2, 4, 3, 5, requires_grad=True) for _ in range(4))
     gain, weight = torch.rand(4, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
+    g6, h = torch.randn(2, 6, 3, 5, requires_grad=True), reference.gelu(x).detach()
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
     return [
         (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g, t)), (OPS.gelu_backward, (x, g, None)),
@@ -151,13 +154,17 @@ def op_samples():
         (OPS.conv2d, (x, weight, 2)),
         (OPS.conv2d_input, (torch.randn(2, 6, 2, 3, requires_grad=True), weight, [2, 4, 3, 5], 2)),
         (OPS.conv2d_weight, (x, torch.randn(2, 6, 2, 3, requires_grad=True), 3, 2)),
+        (OPS.conv2d_of_gelu, (x, h, weight, 1)),
+        (OPS.conv2d_of_gelu_input, (g6, weight, x, 1, True)),
+        (OPS.conv2d_of_gelu_input, (g6.detach(), weight.detach(), x.detach(), 1, False)),
+        (OPS.conv2d_of_gelu_weight, (x, h, g6, 3, 1)),
         (OPS.gelu_group_norm, (x, r, gain, 2, 0.1, True)), (OPS.gelu_group_norm, (x, None, gain, 2, 0.1, False)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, t, 2, 0.1, True, True)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, None, 2, 0.1, True, False)),
     ]
 
 
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(16))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, (*arguments, "cpu"))
@@ -181,6 +188,12 @@ X, W = torch.ones(2, 4, 3, 3), torch.ones(6, 4, 3, 3)
     (lambda: cdn_kernels.conv2d_gelu(X, W[:, :3]), r"x must have the 3 channels that weight takes, got \[2, 4, 3, 3\]"),
     (lambda: cdn_kernels.conv2d_gelu(X, W[..., :2, :2]), "weight must be .* with odd k"),
     (lambda: cdn_kernels.conv2d_gelu(X, W, 0), "stride must be an integer of 1 or more, got 0"),
+    (lambda: cdn_kernels.conv2d(X, W.double()), "weight must have the dtype of x, torch.float32, got torch.float64"),
+    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W[:, :3], W), "x must have the 3 channels that first takes"),
+    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W),
+     r"second must take the 6 channels that first gives, got \[6, 4, 3, 3\]"),
+    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W[..., 0]), "second must have 4 dimensions"),
+    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W.transpose(0, 1).double()), "second must have the dtype of x"),
     (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(3), 2),
      r"weight must have one gain per channel, \[4\], got \[3\]"),
     (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 3), "groups must divide the 4 channels of x, got 3"),

@@ -72,7 +72,8 @@ def launches(maps, dtype, shape, size, stride):
     with recorded() as result:
         for kind in maps:
             first, second, out = operands[kind]
-            more = {CONV_FORWARD: dict(added=out, activation=out), CONV_INPUT: dict(u=out, added=out)}.get(kind, {})
+            more = {CONV_FORWARD: dict(added=out, activation=out),
+                    CONV_INPUT: dict(u=out, added=out, product=out)}.get(kind, {})
             operations.conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
     return result
 

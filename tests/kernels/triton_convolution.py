@@ -14,7 +14,7 @@ from cdn_kernels.backends.triton import convolution as plan
 from cdn_kernels.backends.triton import convolution_choice, convolution_tiles, operations
 from cdn_kernels.ops import convolve
 
-from oracle import assert_rounded_once, maps_of_convolutions
+from oracle import assert_as_exact_as_eager, assert_rounded_once, maps_of_convolutions
 from test_convolution import MARGIN, exact, nhwc, problem
 from triton_kernels import DEVICE, DTYPES, dtypes
 
@@ -95,6 +95,10 @@ def test_what_follows_a_map_is_exact(dtype, shape, size, stride, kind):
     out = run(kind, operands, shapes, stride, u=u, added=added)
     # |phi'| is less than 1.2.
     assert_rounded_once(out, slope * product + added.double(), 1.2 * absolute, added.double().abs())
+    kept, buffer = nhwc(*like.shape, dtype=dtype)
+    assert torch.equal(run(kind, operands, shapes, stride, u=u, added=added, product=kept), out)
+    assert_rounded_once(kept, product, absolute)
+    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
 
 
 @maps
@@ -133,6 +137,25 @@ def test_operations_are_as_exact_as_eager_and_use_every_map(monkeypatch, dtype, 
     # Another algorithm of the vendor's library sums the same products in another order.
     ulps = 8 if dtype == torch.float32 else 1
     assert maps_of_convolutions(monkeypatch, operations, "triton", inputs, stride, ulps=ulps) == set(MAPS)
+
+
+def pair_inputs(dtype):
+    x, first = inputs_of((1, 2, 8, 4, 3), 3, dtype)
+    return x, first, (torch.randn(2, 8, 3, 3) / 8).to(dtype)
+
+
+def test_the_derivative_of_a_gelu_is_part_of_the_map_before_it(monkeypatch):
+    """Of the pair, every gradient by the pre-activation comes out of one kernel, at all orders."""
+    epilogues = []
+    kernel = operations.conv2d
+    monkeypatch.setattr(operations, "conv2d", lambda kind, *arguments, **options: (
+        epilogues.append((kind, *sorted(options))), kernel(kind, *arguments, **options)))
+    pair = lambda impl: lambda *inputs: cdn_kernels.conv2d_gelu_conv2d(*inputs, 2, impl=impl)
+    for dtype in (BF16, F32):
+        assert_as_exact_as_eager(pair("triton"), pair("reference"), pair_inputs(dtype), ulps=8)
+    assert (CONV_INPUT, "product", "u") in epilogues
+    inputs = [t.requires_grad_() for t in pair_inputs(F64)]
+    assert gradcheck(pair("triton"), inputs, fast_mode=True) and gradgradcheck(pair("triton"), inputs, fast_mode=True)
 
 
 def test_the_table_and_the_layout_decide(monkeypatch):

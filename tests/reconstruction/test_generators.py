@@ -2,6 +2,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cdn.errors import CheckpointError
 from cdn.reconstruction import ClassGenerators, load_generators, save_generators
@@ -66,10 +68,15 @@ def test_files_that_hold_none(tmp_path):
     (tmp_path / "torn").write_bytes((tmp_path / "torn").read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="is torn or not a safetensors file"):
         load_generators(tmp_path / "torn")
-    from safetensors.torch import save_file
     save_file(dict(a=torch.zeros(2)), tmp_path / "other")
     with pytest.raises(CheckpointError, match="holds no generators of this package"):
         load_generators(tmp_path / "other")
+    save_generators(tmp_path / "whole", ClassGenerators(2, (1, 8, 8), width=4))
+    with safe_open(tmp_path / "whole", "pt") as file:
+        save_file({name: file.get_tensor(name)[:1] for name in file.keys() if name != "log_sigma"}, tmp_path / "half",
+                  file.metadata())
+    with pytest.raises(CheckpointError, match="half does not fit the model it names: .*size mismatch"):
+        load_generators(tmp_path / "half")
 
 
 @pytest.mark.parametrize("options, sentence", [

@@ -11,7 +11,7 @@ from cdn import train
 from cdn.data import load_dataset
 from cdn.errors import CDNError, DivergedError
 from cdn.store import load
-from cdn.training.jem import CHAINS, JointEnergy, contrastive_loss, langevin
+from cdn.training.jem import CHAINS, Gaussian, JointEnergy, contrastive_loss, langevin
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
@@ -20,6 +20,7 @@ from cdn_kernels.backends import cpu
 TINY = ["--objective", "jem", "--width", "8", "--steps", "6", "--batch-size", "16", "--jem-steps", "3",
         "--jem-buffer", "40", "--evaluations", "1", "--device", "cpu"]
 DEVICE = torch.device("cpu")
+IMAGES = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_lengths_are_those_of_the_paper():
     settings = Settings(objective="jem", batch_size=4, jem_steps=1, jem_step_size=0.7, jem_noise=0.2, jem_buffer=4,
                         jem_restart=0.0)
     model = cdn.gradresnet_small(10, 1, width=8, head="linear")
-    chains = JointEnergy(settings, (1, 8, 8), 100, DEVICE)
+    chains = JointEnergy(settings, IMAGES, 100, DEVICE)
     start = 2 * chains.chains - 1
     u = start.clone().requires_grad_()
     score, = torch.autograd.grad(model((u + 1) / 2).logsumexp(1).sum(), u)
@@ -97,14 +98,35 @@ def test_chains_go_on_where_they_were_or_start_afresh():
     model = cdn.gradresnet_small(10, 1, width=8, head="linear")
     still = dict(objective="jem", batch_size=20, jem_steps=1, jem_step_size=1e-9, jem_noise=0.0, jem_buffer=50)
     for probability in (0.0, 0.5, 1.0):
-        chains = JointEnergy(Settings(**still, jem_restart=probability), (1, 8, 8), 1000, DEVICE)
+        chains = JointEnergy(Settings(**still, jem_restart=probability), IMAGES, 1000, DEVICE)
         before = chains.chains.clone()
         samples = chains.sample(model, 20, step=0)
         moved = (chains.chains - before).abs().amax((1, 2, 3)) > 1e-3
         assert {0.0: moved.sum() == 0, 0.5: 3 <= moved.sum() <= 17, 1.0: moved.sum() == 20}[probability]
         nearest = samples.flatten(1) - chains.chains.flatten(1)[match(chains.chains, samples)]
         assert nearest.abs().max() < 1e-5
-    assert len(JointEnergy(Settings(**still), (1, 8, 8), 30, DEVICE).chains) == 30
+    assert len(JointEnergy(Settings(**still), IMAGES, 30, DEVICE).chains) == 30
+
+
+def test_chains_start_with_the_moments_of_images():
+    """To five standard errors of their estimates from Gaussian draws; of other shapes too, with any mean."""
+    images = torch.rand(7, 2, 3, 1, generator=torch.Generator().manual_seed(5))**2
+    draws = Gaussian(images).draw(40_000, torch.Generator().manual_seed(1))
+    assert draws.shape == (40_000, 2, 3, 1)
+    rows, drawn = images.flatten(1).double(), draws.flatten(1).double()
+    wanted, found = torch.cov(rows.T, correction=0), torch.cov(drawn.T)
+    variances = wanted.diagonal()
+    assert ((drawn.mean(0) - rows.mean(0)).abs() < 5 * (variances / 40_000).sqrt()).all()
+    assert ((found - wanted).abs() < 5 * ((variances[:, None] * variances + wanted**2) / 40_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("start, inside", [("gaussian", False), ("uniform", True)])
+def test_what_chains_start_from(start, inside):
+    settings = Settings(objective="jem", batch_size=16, jem_buffer=500, jem_start=start)
+    chains = Trainer(settings, load_dataset("digits"), 50, DEVICE).jem.chains
+    assert chains.shape == (500, 1, 8, 8) and bool(((chains >= 0) & (chains <= 1)).all()) == inside
+    # The corners of digits are mostly black; uniform noise does not know.
+    assert (float(chains[:, :, 0, 0].abs().mean()) < 0.2) == (start == "gaussian")
 
 
 def test_training_lowers_the_cross_entropy_and_keeps_the_contrast_small():
@@ -184,7 +206,7 @@ def test_chains_that_blow_up_stop_the_run_and_start_afresh(trainer):
     (["--model", "denoiser-small"], "a denoiser-small can only be trained with --objective denoising, got 'jem'"),
     (["--model", "resnet-small"], "a resnet-small can only be trained with --objective classification, got 'jem'"),
     (["--head", "log-energy"], "a joint energy model needs --head linear: .*, got 'log-energy'"),
-    (["--jem-buffer", "8"], "jem_buffer: a batch of 16 images needs as many chains, got 8")])
+    (["--jem-start", "uniform", "--jem-buffer", "8"], "jem_buffer: a batch of 16 images needs as many chains, got 8")])
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
         train.main([*TINY, *options, "--out", str(tmp_path / "run")])

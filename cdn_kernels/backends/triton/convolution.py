@@ -12,12 +12,13 @@ from .launch import computing_type, launch
 BLOCK = 512  # elements of a program that adds up
 
 
-def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None):
+def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None,
+           product=None):
     """Run one of the three maps of a convolution with "same" padding, summed in float32 and rounded once.
 
     The maps to images end with ``out = phi'(u) product + added`` and ``activation = phi(out)``: after a forward map
     GELU, with or without a residual; in the gradient by the input, the backward pass of the GELU before the
-    convolution.
+    convolution, which may need the product itself.
 
     Args:
         kind: CONV_FORWARD of x by the filters, CONV_INPUT of the gradient by y by the filters, or CONV_WEIGHT of x by
@@ -25,7 +26,7 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
         out: the result; may be None beside an activation.
         shape: [B, I, H, W] of x and [O, I, k, k] of the filters, k odd, as a pair.
         stride: 1 or more.
-        u, added, activation: None, or of the shape of the result; the first two are read, the third is written.
+        u, added, activation, product: None, or of the shape of the result; the first two are read, the others written.
 
     All tensors are channels last, of one dtype; float64 is summed in float64. Float32 is multiplied as it is, or in
     TF32 where ``torch.backends.cudnn.conv.fp32_precision`` says so, which decides for torch's convolutions too. Weight
@@ -42,7 +43,7 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
         _by_parts(first, second, out, total, programs, constants)
     else:
         phases = stride**2 if kind == CONV_INPUT else 1
-        launch(convolution_maps.to_images, (programs, phases), first, second, u, added, out, activation, total,
+        launch(convolution_maps.to_images, (programs, phases), first, second, u, added, out, activation, product, total,
                BACK=kind == CONV_INPUT, **constants)
 
 

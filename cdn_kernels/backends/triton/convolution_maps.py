@@ -33,14 +33,14 @@ def _inside(row, column, exists, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def to_images(source, filters, u, added, out, activation, total, BACK: tl.constexpr, HEIGHT: tl.constexpr,
+def to_images(source, filters, u, added, out, activation, kept, total, BACK: tl.constexpr, HEIGHT: tl.constexpr,
               WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr,
               OUTPUTS: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, BLOCK_M: tl.constexpr,
               BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr):
     """Write y from x, or x from y (BACK), as out = phi'(u) product + added, rounded, and activation = phi(out).
 
-    u, added, out and activation may be None. Programs are tiles of BLOCK_M of the total pixels of y and BLOCK_N
-    channels, and one for each phase of x.
+    The product itself goes to kept. u, added, out, activation and kept may be None. Programs are tiles of BLOCK_M of
+    the total pixels of y and BLOCK_N channels, and one for each phase of x.
     """
     K: tl.constexpr = OUTPUTS if BACK else INPUTS  # channels of the source, which has HEIGHT_K x WIDTH_K pixels
     N: tl.constexpr = INPUTS if BACK else OUTPUTS  # and of the result
@@ -94,6 +94,8 @@ def to_images(source, filters, u, added, out, activation, total, BACK: tl.conste
     start_n = base * (HEIGHT_N * WIDTH_N * N)
     places_n = (((image * HEIGHT_N + row_n) * WIDTH_N + column_n) * N)[:, None] + n[None, :]
     inside_n = exists_n[:, None] & (n < N)[None, :]
+    if kept is not None:
+        store(kept + start_n, places_n, sums, inside_n)
     if u is not None:
         sums *= gelu(load(u + start_n, places_n, inside_n, REAL))[1]
     if added is not None:
