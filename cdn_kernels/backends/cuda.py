@@ -39,7 +39,7 @@ _SIGNATURES = {
     "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
     "cdn_cuda_denoising_workspace": (c_int64, c_int64),
-    "cdn_cuda_conv2d": (c_int, *[c_void_p] * 6, c_int, *[c_int64] * 7, c_void_p),
+    "cdn_cuda_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_void_p),
     "cdn_cuda_conv2d_refuses": (c_int, c_int, *[c_int64] * 7),
 }
 
@@ -177,16 +177,16 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
          address(workspace))
 
 
-def conv2d(kind, first, second, out, shape, stride, *, preactivation=None, added=None, activation=None):
+def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
     """Run a map of a convolution, and what follows it, see cdn_cuda_conv2d in csrc/cuda/api.h.
 
     Args:
         kind: CONV_FORWARD of x by the filters, or CONV_INPUT of the gradient by y by the filters: first and second.
-        out: the result, ``phi'(preactivation) product + added``; may be None beside an activation.
+        out: the result, ``phi'(u) product + added``; may be None beside an activation.
         shape: [B, I, H, W] of x and [O, I, k, k] of the filters, as a pair.
         stride: 1 or more.
-        preactivation, added, activation: None, or of the shape of the result; the first two are read, the third becomes
-            ``phi(out)``.
+        u, added, activation, product: None, or of the shape of the result; the first two are read, the activation
+            becomes ``phi(out)``.
 
     All tensors are channels last, of one dtype.
 
@@ -194,7 +194,7 @@ def conv2d(kind, first, second, out, shape, stride, *, preactivation=None, added
         ValueError: a convolution that the kernel does not take.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
-    tensors = *map(_aligned, (first, second, preactivation, added)), out, activation
+    tensors = *map(_aligned, (first, second, u, added)), out, activation, product
     _run("cdn_cuda_conv2d", first, kind, *map(address, tensors), TYPES[first.dtype], batch, height, width, inputs,
          outputs, size, stride)
 

@@ -28,7 +28,7 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
         first: filters [M, I, k, k]; second: filters [O, M, l, l]; k and l odd, with "same" padding. Under autocast, all
             are rounded to its dtype.
         stride: of the first convolution, 1 or more; the second has 1.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)]. Differentiable twice; impl="reference" any number of times.

@@ -58,12 +58,12 @@ CDN_API int cdn_cuda_denoising(const void* score, const void* sigma, const void*
                                std::uint64_t seed, const std::int64_t* offset, void* workspace, void* stream);
 CDN_API std::int64_t cdn_cuda_denoising_workspace(std::int64_t batch, std::int64_t size);
 
-// A convolution as cdn_conv2d, forward or by the input, of bfloat16 or float16, 3x3 with stride 1 and 64 channels on both
-// sides. With the product of first and second, rounded once, and phi(u) = GELU:
-//   out = phi'(preactivation) product + added (either may be null, for one and zero), activation = phi(out)
-// One of the results may be null. Addresses must be multiples of 16.
-CDN_API int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void* preactivation,
-                            const void* added, void* out, void* activation, int type, std::int64_t batch,
+// A convolution as cdn_conv2d, forward or by the input, of bfloat16 or float16, 3x3 with stride 1 and 64 channels on
+// both sides. Its product is what cdn_conv2d would write without an activation; phi is the GELU:
+//   out = phi'(u) product + added (either may be null, for one and zero), activation = phi(out)
+// of which, and of the product, some may be null. Addresses must be multiples of 16.
+CDN_API int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void* u, const void* added,
+                            void* out, void* activation, void* product, int type, std::int64_t batch,
                             std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs,
                             std::int64_t size, std::int64_t stride, void* stream);
 // The status with which cdn_cuda_conv2d would refuse a convolution on the current device, or 0.

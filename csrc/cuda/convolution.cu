@@ -29,14 +29,15 @@ int cdn_cuda_conv2d_refuses(int kind, int type, std::int64_t batch, std::int64_t
     return batch >= kMostBlocks / 2 / tiles ? kTooLarge : 0;
 }
 
-int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void* preactivation, const void* added,
-                    void* out, void* activation, int type, std::int64_t batch, std::int64_t height, std::int64_t width,
-                    std::int64_t inputs, std::int64_t outputs, std::int64_t size, std::int64_t stride, void* stream) {
+int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void* u, const void* added, void* out,
+                    void* activation, void* product, int type, std::int64_t batch, std::int64_t height,
+                    std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
+                    std::int64_t stride, void* stream) {
     if (const int status = cdn_cuda_conv2d_refuses(kind, type, batch, height, width, inputs, outputs, size, stride))
         return status;
-    if (!aligned(cdn::kVectorBytes, first, second, preactivation, added, out, activation)) return kRefused;
+    if (!aligned(cdn::kVectorBytes, first, second, u, added, out, activation, product)) return kRefused;
     if (batch == 0) return 0;
-    ConvolutionPass pass{first, second, preactivation, added, out, activation, static_cast<int>(height),
+    ConvolutionPass pass{first, second, u, added, out, activation, product, static_cast<int>(height),
                          static_cast<int>(width)};
     pass.rows = static_cast<int>(tiles_of(height, cdn::kTileRows));
     pass.columns = static_cast<int>(tiles_of(width, cdn::kTileColumns));

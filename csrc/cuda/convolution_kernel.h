@@ -1,14 +1,15 @@
 // The 3x3 convolution of 64 to 64 channels as a product of matrices out of shared memory.
 //
 // A block stays on its multiprocessor and takes one tile after the other, 8 x 32 pixels of the result. In shared memory
-// lie all filters, which it reads once, and the 10 x 34 pixels that each of its tiles depends on. It is two teams of four
-// warps with a tile each, which never wait for each other: while one ends its sums with GELU, writes them and fetches
-// the next tile, the other multiplies.
+// lie all filters, which it reads once, and the 10 x 34 pixels that each of its tiles depends on. It is two teams of
+// four warps with a tile each, which never wait for each other: while one ends its sums with GELU, writes them and
+// fetches the next tile, the other multiplies.
 //
 // A warp multiplies 4 rows of 16 pixels with 64 channels. For one of three columns of taps and 16 channels it reads six
-// rows of pixels, which serve three rows of taps, and the filters of these: 6 + 12 reads of 512 bytes for 96 products of
-// 16 x 16 x 8, or 9 KiB for 393,216 operations, where the tensor cores of an H200 do 4,096 in the time that its shared
-// memory takes for 128 bytes. A tile has 256 x 9 x 64 x 64 x 2 = 18.9 million operations, and reads 43.5 KB and writes 33 KB.
+// rows of pixels, which serve three rows of taps, and the filters of these: 6 + 12 reads of 512 bytes for 96 products
+// of 16 x 16 x 8. By groups of four warps the filters are read once for all: 9 KiB or 4.5 KiB for 393,216 operations.
+// Tensor cores that do 4,096 of them in a cycle take 96 cycles, and shared memory of 128 bytes a cycle 72 or 36. A tile
+// has 18.9 million operations; it reads 43.5 KB and writes 33 KB a tensor.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -35,8 +36,8 @@ constexpr int kHaloBytes = kHaloRows * kHaloColumns * kPixelBytes;
 constexpr int kConvolutionShared = kFilterBytes + kTeams * kHaloBytes;
 
 struct ConvolutionPass {
-    const void *images, *filters, *preactivation, *added;  // the last two may be null
-    void *out, *activation;                                // one may be null
+    const void *images, *filters, *u, *added;  // the last two may be null
+    void *out, *activation, *product;          // some may be null
     int height, width;
     int rows, columns, tiles;  // of an image, counted in tiles; of all images
     bool back;                 // the map by the input, from the gradient of the result
@@ -62,8 +63,8 @@ CDN_DEVICE int sum_of_channel(int channel) {
     return (channel & 0x21) | (channel & 0x06) << 2 | (channel & 0x18) >> 2;
 }
 
-// Write the filters to shared memory as [tap][sum][channel of the images]; the tap (0, 0) is up and left of a pixel. Those
-// of the map by the input are turned and transposed.
+// Write the filters to shared memory as [tap][sum][channel of the images]; the tap (0, 0) is up and left of a pixel.
+// Those of the map by the input are turned and transposed.
 template <typename Storage>
 CDN_DEVICE void load_filters(const ConvolutionPass& pass) {
     using V = Vector<Storage, kVectorBytes / sizeof(typename Storage::Element)>;
@@ -146,8 +147,8 @@ CDN_DEVICE void add_products(std::uint32_t pixels, std::uint32_t filters, WarpSu
     }
 }
 
-// What describes the filters of a tap, at a multiple of 1024, as a matrix in shared memory: rows of 128 bytes with their
-// vectors in the order of vector_place, and every eighth row 1024 bytes on.
+// What describes the filters of a tap, at a multiple of 1024, as a matrix in shared memory: rows of 128 bytes with
+// their vectors in the order of vector_place, and every eighth row 1024 bytes on.
 CDN_DEVICE std::uint64_t matrix_at(std::uint32_t address) {
     constexpr std::uint64_t kVectorsInPlace = 1;
     return kVectorsInPlace << 62 | std::uint64_t{8 * kPixelBytes / 16} << 32 | (address & 0x3ffff) / 16;
@@ -189,7 +190,7 @@ CDN_DEVICE void add_products_of_group(std::uint32_t pixels, std::uint32_t filter
     wait_for_products<0>();
 }
 
-// Write phi'(preactivation) sums + added, rounded, and the GELU of that. Row and column are those of the warp.
+// Write the sums, phi'(u) sums + added, and the GELU of what that was rounded to. Row and column are those of the warp.
 template <typename Storage>
 CDN_DEVICE void finish(const ConvolutionPass& pass, std::int64_t image, int row, int column, WarpSums& sums) {
     constexpr int kWide = kVectorBytes / sizeof(typename Storage::Element);
@@ -208,7 +209,7 @@ CDN_DEVICE void finish(const ConvolutionPass& pass, std::int64_t image, int row,
             const int x = column + lane / 4 + i / 2 * 8;
             exist[i] = x < pass.width;
             places[i] = (first + x) * kPixelVectors + i % 2 * 4 + lane % 4;
-            if (exist[i] && pass.preactivation) slopes[i] = static_cast<const V*>(pass.preactivation)[places[i]];
+            if (exist[i] && pass.u) slopes[i] = static_cast<const V*>(pass.u)[places[i]];
             if (exist[i] && pass.added) others[i] = static_cast<const V*>(pass.added)[places[i]];
         }
 #pragma unroll
@@ -217,7 +218,8 @@ CDN_DEVICE void finish(const ConvolutionPass& pass, std::int64_t image, int row,
 #pragma unroll
             for (int e = 0; e < kWide; ++e) values[e] = sums[0][i % 2 * 4 + e / 2][i / 2 * 2 + e % 2];
             if (!exist[i]) continue;
-            if (pass.preactivation) {
+            if (pass.product) static_cast<V*>(pass.product)[places[i]] = packed(values);
+            if (pass.u) {
                 const Row u = unpacked(slopes[i]);
 #pragma unroll
                 for (int e = 0; e < kWide; ++e) values[e] *= gelu<Storage::brief>(u[e]).first;

@@ -46,9 +46,9 @@ CDN_DEVICE constexpr bool has_groups() { return true; }
 CDN_DEVICE constexpr bool has_groups() { return false; }
 #endif
 
-// Start to add a b to the sums of four warps, each of which has 16 rows of a and of the sums as for multiply, and columns 8
-// i to 8 i + 7 in sums[i]. b has 64 columns and 16 rows, and is described as a matrix in shared memory with columns and rows
-// exchanged. Neither sums nor a may be touched until wait_for_products.
+// Start to add a b to the sums of four warps, each of which has 16 rows of a and of the sums as for multiply, and
+// columns 8 i to 8 i + 7 in sums[i]. b has 64 columns and 16 rows, and is described as a matrix in shared memory with
+// columns and rows exchanged. Neither sums nor a may be touched until wait_for_products.
 #define CDN_SUMS(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define CDN_START_PRODUCT(type)                                                                                   \
     asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " \

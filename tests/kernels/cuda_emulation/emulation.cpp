@@ -19,7 +19,8 @@ constexpr std::size_t kMostShared = 1 << 18, kGuard = 4096, kStack = 64 << 10;
 constexpr unsigned char kPoison = 0xff, kGuardByte = 0xa5;
 
 int shared_of_block = 227 << 10, multiprocessors = 132;
-// Threads take turns from the last on, and copies happen at once and not as late as they may: nothing may depend on it.
+// Threads take turns from the last on, warps go ahead of others as far as they can, and copies and products happen at
+// once and not as late as they may: nothing may depend on it.
 bool otherwise = false;
 
 }  // namespace
@@ -99,12 +100,12 @@ void resume(Fiber& fiber) {
     swapcontext(&scheduler_context, &context);
 }
 
-// Let those go on who wait in a warp that is complete.
-void release_warp(unsigned first) {
-    const unsigned last = std::min(first + 32, blockDim.x);
+// Let those go on who wait in a warp that is complete; tell whether it is.
+bool release_warp(unsigned first, unsigned last) {
     for (unsigned i = first; i < last; ++i)
-        if (fibers[i].state != kInWarp) return;
+        if (fibers[i].state != kInWarp) return false;
     for (unsigned i = first; i < last; ++i) fibers[i].state = kReady;
+    return true;
 }
 
 // Let those go on who wait at a barrier for a team that is complete.
@@ -117,6 +118,19 @@ void release_team(const Fiber& last) {
     });
 }
 
+// Give every thread of a warp a turn; tell whether one took it.
+bool run_warp(unsigned first, unsigned last) {
+    bool moved = false;
+    for (unsigned turn = first; turn < last; ++turn) {
+        Fiber& fiber = fibers[otherwise ? first + last - 1 - turn : turn];
+        if (fiber.state != kReady) continue;
+        resume(fiber);
+        moved = true;
+        if (fiber.state == kInTeam) release_team(fiber);
+    }
+    return moved;
+}
+
 void run_block() {
     for (unsigned i = 0; i < blockDim.x; ++i) {
         fibers[i].state = kReady;
@@ -125,22 +139,19 @@ void run_block() {
         fibers[i].begun = fibers[i].shown = false;
         fibers[i].count = 0;
     }
-    for (;;) {
+    const auto all = [](State state) {
+        return std::all_of(fibers.begin(), fibers.begin() + blockDim.x,
+                           [&](const Fiber& fiber) { return fiber.state == state; });
+    };
+    const unsigned warps = (blockDim.x + 31) / 32;
+    while (!all(kDone)) {
         bool moved = false;
-        unsigned done = 0, at_barrier = 0;
-        for (unsigned turn = 0; turn < blockDim.x; ++turn) {
-            const unsigned i = otherwise ? blockDim.x - 1 - turn : turn;
-            if (fibers[i].state == kReady) {
-                resume(fibers[i]);
-                moved = true;
-            }
-            if (fibers[i].state == kInWarp) release_warp(i / 32 * 32);
-            if (fibers[i].state == kInTeam) release_team(fibers[i]);
-            done += fibers[i].state == kDone;
-            at_barrier += fibers[i].state == kAtBarrier;
+        for (unsigned turn = 0; turn < warps; ++turn) {
+            const unsigned first = (otherwise ? warps - 1 - turn : turn) * 32, last = std::min(first + 32, blockDim.x);
+            do moved |= run_warp(first, last);
+            while (release_warp(first, last) && otherwise);
         }
-        if (done == blockDim.x) return;
-        if (at_barrier == blockDim.x)
+        if (all(kAtBarrier))
             for (unsigned i = 0; i < blockDim.x; ++i) fibers[i].state = kReady;
         else if (!moved)
             fail("threads wait for others that do not come");
@@ -187,7 +198,7 @@ const unsigned char* row_in_shared_memory(std::uint32_t address) {
 }
 
 const unsigned char* row_of_matrix(std::uint64_t matrix, int row, int vector) {
-    constexpr std::uint64_t kAddress = 0x3fff, kLeadingBytes = std::uint64_t{kAddress} << 16;  // which nothing depends on
+    constexpr std::uint64_t kAddress = 0x3fff, kLeadingBytes = kAddress << 16;  // which nothing depends on
     if ((matrix & ~(kAddress | kLeadingBytes)) != (std::uint64_t{1} << 62 | std::uint64_t{64} << 32))
         fail("a matrix that is not described as one of rows of 128 bytes");
     const auto address = static_cast<std::uint32_t>((matrix & kAddress) * 16) + row * 128 + vector * 16;
@@ -218,7 +229,8 @@ void show_to_products() { running->shown = true; }
 
 void __pipeline_memcpy_async(void* to, const void* from, std::size_t size, std::size_t zeros) {
     const auto both = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
-    if ((size != 4 && size != 8 && size != 16) || both % size || zeros > size) emulation::fail("a copy of a wrong size or alignment");
+    if ((size != 4 && size != 8 && size != 16) || both % size || zeros > size)
+        emulation::fail("a copy of a wrong size or alignment");
     const emulation::Copy copy{to, from, size, zeros};
     if (otherwise) copy.happen();
     else emulation::running->copies.back().push_back(copy);

@@ -1,7 +1,7 @@
 // In place of csrc/cuda/instructions.h, whose guard this has: what those instructions do, by the threads of a warp.
 //
-// Harsher than a GPU: an address that is not a multiple of 16 bytes, or not in shared memory, is an error, and products of
-// groups happen as late as they may or else at once.
+// Harsher than a GPU: an address that is not a multiple of 16 bytes, or not in shared memory, is an error, and products
+// of groups happen as late as they may or else at once.
 #ifndef CDN_INSTRUCTIONS
 #define CDN_INSTRUCTIONS
 
