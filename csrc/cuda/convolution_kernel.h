@@ -170,8 +170,7 @@ CDN_DEVICE void add_products_of_group(std::uint32_t pixels, std::uint32_t filter
                                                  + (place ^ step % kSteps * 2 * kVectorBytes) + y * kRowBytes);
     };
     read(0);
-#pragma unroll
-    for (int y = 0; y < kWarpRows; ++y) settle(sums[y]);
+    settle(sums);
 #pragma unroll
     for (int step = 0; step < 3 * kSteps; ++step) {
         begin_products();
@@ -188,6 +187,7 @@ CDN_DEVICE void add_products_of_group(std::uint32_t pixels, std::uint32_t filter
         read(step + 1);
     }
     wait_for_products<0>();
+    settle(sums);
 }
 
 // Write the sums, phi'(u) sums + added, and the GELU of what that was rounded to. Row and column are those of the warp.

@@ -65,10 +65,13 @@ CDN_DEVICE void start_product(Float16, float (&sums)[8][4], const std::uint32_t 
 }
 #undef CDN_START_PRODUCT
 
-// Have sums in their registers now: what the compiler writes there later would have to wait for products under way.
-CDN_DEVICE void settle(float (&sums)[8][4]) {
+// Have sums in their registers now, before products start or after they are waited for: no earlier and no later.
+template <int kCount>
+CDN_DEVICE void settle(float (&all)[kCount][8][4]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) asm volatile("" : CDN_SUMS(i));
+    for (auto& sums : all)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) asm volatile("" : CDN_SUMS(i));
 }
 #undef CDN_SUMS
 

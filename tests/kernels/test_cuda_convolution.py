@@ -243,3 +243,33 @@ def test_information_says_which_convolutions_run(monkeypatch):
     assert "were not measured on this device" in choice.chosen("cuda")
     monkeypatch.setitem(choice.FASTER, "a GPU", {("cuda", "forward", "bfloat16", 64, 64, 3, 1): 1024})
     assert "our own in 1 cases" in choice.chosen("cuda") and "were not measured" in choice.chosen("triton")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# On a GPU only
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_convolutions_are_captured_in_a_graph(gpu):
+    """Which they could not if anything waited for the device."""
+    with torch.device("cuda"):
+        x, weight = inputs_of(4, 32, 32)
+        work = lambda: cdn_kernels.conv2d_gelu(x, weight, impl="cuda")
+        expected = work()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = work()
+        graph.replay()
+        assert torch.equal(captured, expected)
+
+
+def test_batches_may_have_more_than_2_31_elements(gpu):
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("less than 24 GiB of memory")
+    with torch.device("cuda"):
+        x = torch.zeros(33000, 64, 32, 32, dtype=BF16).contiguous(memory_format=torch.channels_last)
+        last, weight = inputs_of(1, 32, 32)
+        x[-1:] = last
+        y = convolve.forward(x, weight, 1, "cuda")
+        assert torch.equal(y[-1:], convolve.forward(last, weight, 1, "cuda")) and not y[:-1].any()

@@ -96,7 +96,8 @@ void start_product(Storage, float (&sums)[8][4], const std::uint32_t (&a)[4], st
     emulation::start_product([&sums, &a, matrix] { product_of_group<Storage>(sums, a, matrix); });
 }
 
-inline void settle(float (&)[8][4]) {}
+template <int kCount>
+void settle(float (&)[kCount][8][4]) {}
 inline void begin_products() { emulation::begin_products(); }
 inline void end_products() { emulation::end_products(); }
 template <int kSets>
