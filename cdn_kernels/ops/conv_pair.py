@@ -1,8 +1,9 @@
 """Two convolutions with a GELU between them, whose backward passes end in the GELU's derivative.
 
-The second convolution takes the pre-activation u as its input, beside h = phi(u), which the first has written already:
-its gradient by u is phi'(u) times that by h, and a kernel can multiply while it still holds the latter. Where h is
-needed again, its gradient goes to u as well, so that derivatives of every order stay whole.
+With u the pre-activation and h = phi(u), the gradient by u is phi'(u) times that by h, and a kernel can multiply while
+it still holds the latter. As in ``conv2d_gelu``, u is returned: second derivatives reach it as a gradient of its own,
+which that kernel adds on the way. Where h is needed again, in the gradient by the second filters, its own gradient goes
+to u as well, so that derivatives of every order stay whole.
 """
 import torch
 
@@ -11,10 +12,12 @@ from . import convolve
 from .common import LIBRARY, asked_for, register, resolve_untransformed
 from .conv import as_autocast, check_convolution, check_filters
 
-LIBRARY.define("conv2d_of_gelu(Tensor u, Tensor h, Tensor weight, int stride, str backend) -> Tensor")
-LIBRARY.define("conv2d_of_gelu_input(Tensor grad, Tensor weight, Tensor u, int stride, bool keep, str backend)"
+LIBRARY.define("conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
+               " -> (Tensor, Tensor, Tensor)")
+LIBRARY.define("conv2d_of_gelu(Tensor u, Tensor h, Tensor weight, str backend) -> Tensor")
+LIBRARY.define("conv2d_of_gelu_input(Tensor grad, Tensor weight, Tensor u, Tensor? source, bool keep, str backend)"
                " -> (Tensor, Tensor)")
-LIBRARY.define("conv2d_of_gelu_weight(Tensor u, Tensor h, Tensor grad, int size, int stride, str backend) -> Tensor")
+LIBRARY.define("conv2d_of_gelu_weight(Tensor u, Tensor h, Tensor grad, int size, str backend) -> Tensor")
 
 
 def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
@@ -44,86 +47,108 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
     if backend == "reference":
         return reference.conv2d(reference.conv2d_gelu(x, first, stride), second)
     x, first, second = as_autocast(x, first=first, second=second)
-    keep = torch.is_grad_enabled() and (x.requires_grad or first.requires_grad)
-    ops = torch.ops.cdn_kernels
-    h, u = ops.conv2d_gelu(x, first, stride, keep, backend)
-    if not keep:
-        return ops.conv2d(h, second, 1, backend)
-    return ops.conv2d_of_gelu(u, h.detach(), second, 1, backend)
+    keep = torch.is_grad_enabled() and (x.requires_grad or first.requires_grad or second.requires_grad)
+    return torch.ops.cdn_kernels.conv2d_gelu_conv2d(x, first, second, stride, keep, backend)[0]
 
 
-def _forward(u, h, weight, stride, backend):
-    return convolve.forward(h, weight, stride, backend)
+def _forward(x, first, second, stride, keep, backend):
+    h, u = convolve.forward_gelu(x, first, stride, keep, backend)
+    out = convolve.forward(h, second, 1, backend)
+    return (out, h, u) if keep else (out, out.new_empty(0), out.new_empty(0))
 
 
-def _by_preactivation(grad, weight, u, stride, keep, backend):
-    out, product = convolve.by_preactivation(grad, weight, u, stride, keep, backend)
+def _empty_forward(x, first, second, stride, keep, backend):
+    h = convolve.empty_forward(x, first, stride, backend)
+    out = convolve.empty_forward(h, second, 1, backend)
+    return (out, h, torch.empty_like(h)) if keep else (out, out.new_empty(0), out.new_empty(0))
+
+
+def _by_preactivation(grad, weight, u, source, keep, backend):
+    out, product = convolve.by_preactivation(grad, weight, u, source, keep, backend)
     return out, out.new_empty(0) if product is None else product
 
 
-def _empty_by_preactivation(grad, weight, u, stride, keep, backend):
-    out = convolve.empty_by_input(grad, weight, u.shape, stride, backend)
+def _empty_by_preactivation(grad, weight, u, source, keep, backend):
+    out = convolve.empty_by_input(grad, weight, u.shape, 1, backend)
     return out, torch.empty_like(out) if keep else out.new_empty(0)
 
 
-def _by_weight(u, h, grad, size, stride, backend):
-    return convolve.by_weight(h, grad, size, stride, backend)
-
-
-register("conv2d_of_gelu", _forward, lambda u, *rest: convolve.empty_forward(*rest))
+register("conv2d_gelu_conv2d", _forward, _empty_forward)
+register("conv2d_of_gelu", lambda u, h, weight, backend: convolve.forward(h, weight, 1, backend),
+         lambda u, h, weight, backend: convolve.empty_forward(h, weight, 1, backend))
 register("conv2d_of_gelu_input", _by_preactivation, _empty_by_preactivation)
-register("conv2d_of_gelu_weight", _by_weight, lambda u, *rest: convolve.empty_by_weight(*rest))
+register("conv2d_of_gelu_weight", lambda u, h, grad, size, backend: convolve.by_weight(h, grad, size, 1, backend),
+         lambda u, h, grad, size, backend: convolve.empty_by_weight(h, grad, size, 1, backend))
 
 
-def _save(ctx, inputs, output):
-    u, h, third, *_, stride, backend = inputs
-    ctx.options = stride, backend
-    ctx.save_for_backward(u, h, third)
+def _save_pair(ctx, inputs, output):
+    x, first, second, ctx.stride, keep, ctx.backend = inputs
+    _, h, u = output
+    ctx.save_for_backward(x, first, second, h, u)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(h,) if keep else (h, u))
+
+
+def _pair_derivatives(ctx, g_out, _, g_u):
+    x, first, second, h, u = ctx.saved_tensors
+    ops, options = torch.ops.cdn_kernels, (ctx.stride, ctx.backend)
+    by_x, by_first, by_second = (asked_for(ctx, index) for index in range(3))
+    g = g_u
+    if g_out is not None and (by_x or by_first):
+        g = _input(g_out, second, u, g_u, ctx.backend)
+    return (ops.conv2d_input(g, first, x.shape, *options) if by_x and g is not None else None,
+            ops.conv2d_weight(x, g, first.shape[-1], *options) if by_first and g is not None else None,
+            ops.conv2d_of_gelu_weight(u, h, g_out, second.shape[-1], ctx.backend)
+            if by_second and g_out is not None else None, None, None, None)
+
+
+def _input(grad, weight, u, source, backend):
+    given = (grad, weight, u) if source is None else (grad, weight, u, source)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    return torch.ops.cdn_kernels.conv2d_of_gelu_input(grad, weight, u, source, keep, backend)[0]
 
 
 def _save_input(ctx, inputs, output):
-    grad, weight, u, stride, keep, backend = inputs
-    ctx.options = stride, backend
-    out, product = output
+    grad, weight, u, source, _, ctx.backend = inputs
+    _, product = output
+    ctx.has_source = source is not None
     ctx.save_for_backward(grad, weight, u, product)
-    ctx.mark_non_differentiable(product)
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(product)
 
 
-def _input(grad, weight, u, options):
-    stride, backend = options
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (grad, weight, u))
-    return torch.ops.cdn_kernels.conv2d_of_gelu_input(grad, weight, u, stride, keep, backend)[0]
+def _input_derivatives(ctx, t, _):
+    """Differentiate phi'(u) p + source, with p the gradient by h that was kept."""
+    grad, weight, u, product = ctx.saved_tensors
+    if t is None:
+        return (None,) * 6
+    ops, options = torch.ops.cdn_kernels, (1, ctx.backend)
+    along, by_u = ops.gelu_tangent(u, product, t, ctx.backend)
+    return (ops.conv2d(along, weight, *options) if asked_for(ctx, 0) else None,
+            ops.conv2d_weight(along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,
+            by_u, t if ctx.has_source else None, None, None)
 
 
-def _derivatives(ctx, g):
+def _save(ctx, inputs, output):
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors[:3])
+
+
+def _of_gelu_derivatives(ctx, t):
     u, h, weight = ctx.saved_tensors
-    by_u = _input(g, weight, u, ctx.options) if asked_for(ctx, 0) else None
-    by_weight = torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, g, weight.shape[-1], *ctx.options) \
-        if asked_for(ctx, 2) else None
-    return by_u, None, by_weight, None, None
+    return (_input(t, weight, u, None, ctx.backend) if asked_for(ctx, 0) else None, None,
+            torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, t, weight.shape[-1], ctx.backend)
+            if asked_for(ctx, 2) else None, None)
 
 
 def _weight_derivatives(ctx, t):
     u, h, grad = ctx.saved_tensors
-    by_u = _input(grad, t, u, ctx.options) if asked_for(ctx, 0) else None
-    by_grad = torch.ops.cdn_kernels.conv2d_of_gelu(u, h, t, *ctx.options) if asked_for(ctx, 2) else None
-    return by_u, None, by_grad, None, None, None
+    return (_input(grad, t, u, None, ctx.backend) if asked_for(ctx, 0) else None, None,
+            torch.ops.cdn_kernels.conv2d_of_gelu(u, h, t, ctx.backend) if asked_for(ctx, 2) else None, None, None)
 
 
-def _input_derivatives(ctx, t, _):
-    """Differentiate phi'(u) p, with p the gradient by h that was kept."""
-    grad, weight, u, product = ctx.saved_tensors
-    if t is None:
-        return (None,) * 6
-    ops = torch.ops.cdn_kernels
-    along, by_u = ops.gelu_tangent(u, product, t, ctx.options[1])
-    return (ops.conv2d(along, weight, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(along, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
-            by_u, None, None, None)
-
-
-for _name, _backward, _setup in (
-        ("conv2d_of_gelu", _derivatives, _save), ("conv2d_of_gelu_input", _input_derivatives, _save_input),
+for _name, _derivatives, _setup in (
+        ("conv2d_gelu_conv2d", _pair_derivatives, _save_pair), ("conv2d_of_gelu", _of_gelu_derivatives, _save),
+        ("conv2d_of_gelu_input", _input_derivatives, _save_input),
         ("conv2d_of_gelu_weight", _weight_derivatives, _save)):
-    torch.library.register_autograd(f"cdn_kernels::{_name}", _backward, setup_context=_setup, lib=LIBRARY)
+    torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

@@ -40,16 +40,20 @@ def by_input(grad, weight, shape, stride, backend):
     return _backward(grad, x, weight, stride, (True, False))[0]
 
 
-def by_preactivation(grad, weight, u, stride, keep, backend):
-    """Return (phi'(u) p, p) with p the gradient by x = phi(u) from that by the result; p is None unless it is kept."""
+def by_preactivation(grad, weight, u, source, keep, backend):
+    """Return (phi'(u) p + source, p) with p the gradient by x = phi(u) from that by the result of stride 1.
+
+    The source may be None, and p is unless it is kept.
+    """
     shapes = u.shape, weight.shape
-    if _runs_here(CONV_INPUT, grad, weight, shapes, stride, backend, activation=True):
-        out = empty_by_input(grad, weight, u.shape, stride, backend)
+    if _runs_here(CONV_INPUT, grad, weight, shapes, 1, backend, activation=True):
+        out = empty_by_input(grad, weight, u.shape, 1, backend)
         product = torch.empty_like(out) if keep else None
-        _run(CONV_INPUT, grad, weight, out, shapes, stride, backend, u=in_layout(u, True), product=product)
+        u, source = (None if t is None else in_layout(t, True) for t in (u, source))
+        _run(CONV_INPUT, grad, weight, out, shapes, 1, backend, u=u, added=source, product=product)
         return out, product
-    product = by_input(grad, weight, u.shape, stride, backend)
-    return torch.ops.cdn_kernels.gelu_backward(u, product, None, backend), product if keep else None
+    product = by_input(grad, weight, u.shape, 1, backend)
+    return torch.ops.cdn_kernels.gelu_backward(u, product, source, backend), product if keep else None
 
 
 def by_weight(x, grad, size, stride, backend):

@@ -146,7 +146,8 @@ def op_samples():
     torch.manual_seed(0)
     x, r, g, t = (torch.randn(2, 4, 3, 5, requires_grad=True) for _ in range(4))
     gain, weight = torch.rand(4, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
-    g6, h = torch.randn(2, 6, 3, 5, requires_grad=True), reference.gelu(x).detach()
+    g6, w2 = torch.randn(2, 6, 3, 5, requires_grad=True), torch.randn(5, 6, 1, 1, requires_grad=True)
+    h = reference.gelu(x).detach()
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
     return [
         (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g, t)), (OPS.gelu_backward, (x, g, None)),
@@ -154,17 +155,18 @@ def op_samples():
         (OPS.conv2d, (x, weight, 2)),
         (OPS.conv2d_input, (torch.randn(2, 6, 2, 3, requires_grad=True), weight, [2, 4, 3, 5], 2)),
         (OPS.conv2d_weight, (x, torch.randn(2, 6, 2, 3, requires_grad=True), 3, 2)),
-        (OPS.conv2d_of_gelu, (x, h, weight, 1)),
-        (OPS.conv2d_of_gelu_input, (g6, weight, x, 1, True)),
-        (OPS.conv2d_of_gelu_input, (g6.detach(), weight.detach(), x.detach(), 1, False)),
-        (OPS.conv2d_of_gelu_weight, (x, h, g6, 3, 1)),
+        (OPS.conv2d_gelu_conv2d, (x, weight, w2, 2, True)),
+        (OPS.conv2d_gelu_conv2d, (x.detach(), weight.detach(), w2.detach(), 1, False)),
+        (OPS.conv2d_of_gelu, (x, h, weight)), (OPS.conv2d_of_gelu_input, (g6, weight, x, t, True)),
+        (OPS.conv2d_of_gelu_input, (g6.detach(), weight.detach(), x.detach(), None, False)),
+        (OPS.conv2d_of_gelu_weight, (x, h, g6, 3)),
         (OPS.gelu_group_norm, (x, r, gain, 2, 0.1, True)), (OPS.gelu_group_norm, (x, None, gain, 2, 0.1, False)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, t, 2, 0.1, True, True)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, None, 2, 0.1, True, False)),
     ]
 
 
-@pytest.mark.parametrize("index", range(16))
+@pytest.mark.parametrize("index", range(18))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, (*arguments, "cpu"))

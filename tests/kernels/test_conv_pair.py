@@ -34,6 +34,17 @@ def test_numerical_checks_with_frozen_tensors(learned):
     assert gradcheck(pair(1), tensors) and gradgradcheck(pair(1), tensors)
 
 
+def test_numerical_checks_of_what_its_backward_pass_is_made_of():
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    g, weight, u, source = draw(2, 5, 3, 4), draw(5, 6, 3, 3), draw(2, 6, 3, 4), draw(2, 6, 3, 4)
+    ops = torch.ops.cdn_kernels
+    of_u = lambda function: lambda u, *rest: function(u, reference.gelu(u).detach(), *rest)
+    by_input = lambda g, weight, u, source: ops.conv2d_of_gelu_input(g, weight, u, source, True, "cpu")[0]
+    assert gradcheck(by_input, (g, weight, u, source)) and gradcheck(by_input, (g, weight, u, None))
+    assert gradcheck(of_u(lambda u, h, weight: ops.conv2d_of_gelu(u, h, weight, "cpu")), (u, weight))
+    assert gradcheck(of_u(lambda u, h, g: ops.conv2d_of_gelu_weight(u, h, g, 3, "cpu")), (u, g))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_it_is_as_exact_as_eager(dtype, layout):
