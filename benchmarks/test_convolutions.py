@@ -1,4 +1,6 @@
 """The library's own convolutions against PyTorch's, map by map, on the layers of GradResNet-18 at width 64."""
+import functools
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from cdn_kernels.ops import convolve
 
 from .harness.agreement import agreement
 from .harness.ceilings import Work
+from .harness.workers import refusing
 
 full = pytest.mark.full
 MAPS = {"forward": CONV_FORWARD, "forward, GELU": CONV_FORWARD, "by the input": CONV_INPUT,
@@ -33,13 +36,13 @@ def test_convolution(paired, settings, name, layer):
     g = torch.randn_like(convolve.empty_forward(x, weight, stride, settings.library))
     options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
 
-    def own():
+    def own(backend=settings.library):
         kind = MAPS[name]
         first, second, like = {CONV_FORWARD: (x, weight, g), CONV_INPUT: (g, weight, x),
                                CONV_WEIGHT: (x, g, weight)}[kind]
         out, activation = torch.empty_like(like), torch.empty_like(like) if "GELU" in name else None
-        dispatch.kernels(settings.library).conv2d(kind, first, second, out, (x.shape, weight.shape), stride,
-                                                  activation=activation)
+        dispatch.kernels(backend).conv2d(kind, first, second, out, (x.shape, weight.shape), stride,
+                                         activation=activation)
         return [out] if activation is None else [out, activation]
 
     def torchs():
@@ -49,10 +52,11 @@ def test_convolution(paired, settings, name, layer):
         mask = [name == "by the input", name == "by the filters", False]
         return [t for t in torch.ops.aten.convolution_backward(g, x, weight, None, *options, mask) if t is not None]
 
+    peers = {"PyTorch": torchs, **{backend: refusing(functools.partial(own, backend)) for backend in settings.others}}
     work = Work(2 * g.numel() * weight[0].numel(), dtype=torch.bfloat16)
     paired(f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, bf16",
-           ("this library", own), {"PyTorch": torchs}, work, agreement(own, 0.01), operation="convolution",
-           map=name, layer=layer)
+           ("this library", own), peers, work, agreement(own, 0.01), operation="convolution", map=name, layer=layer,
+           batch=len(x), dtype="bf16", backend=settings.library)
 
 
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=full), "bf16"])

@@ -180,12 +180,14 @@ def _resumed_settings(run, arguments):
 
 
 def _announce_fused(settings, device):
-    from cdn_kernels.backends.dispatch import OPERATIONS, fused_backend
+    import torch
+    from cdn_kernels.backends.dispatch import fused_backends
     try:
-        backend = fused_backend(device, settings.impl)
+        found = fused_backends(device, settings.impl, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     except RuntimeError as error:
         raise CDNError(f"--fused: {error}") from None
-    print(f"fused, by the {backend} kernels: {', '.join(OPERATIONS)}")
+    for backend in dict.fromkeys(found.values()):
+        print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 """Which convolutions run in our own kernels on a GPU, and which in those of torch with a pass after them.
 
-The environment variable CDN_GPU_CONVOLUTIONS decides: "measured", the default, takes our own where the table says that
-they are faster on a device, "own" takes them wherever a backend has a kernel, and "torch" nowhere.
+The environment variable CDN_GPU_CONVOLUTIONS decides: "measured", the default, takes our own where measured.py
+says that they are faster on a device, "own" takes them wherever a backend has a kernel, and "torch" nowhere.
 """
 import os
 
 import torch
 
+from . import measured
+
 CHOICE = os.environ.get("CDN_GPU_CONVOLUTIONS", "measured")
-MAPS = ("forward", "input", "weight")  # by the numbers of interface.py
-# {name of a device: {(backend, map, dtype, inputs, outputs, size of the filters, stride): pixels of y in a batch, at
-# least}}, where the map is one of MAPS or "forward_gelu", as in ("triton", "forward_gelu", "bfloat16", 64, 64, 3, 1).
-# Measured by pytest benchmarks/test_convolutions.py --benchmark-only --full --device cuda
-FASTER = {}
 
 
 def own_runs(backend, kind, x, shape, stride, activation):
@@ -28,11 +25,7 @@ def own_runs(backend, kind, x, shape, stride, activation):
     """
     if CHOICE != "measured":
         return CHOICE == "own"
-    faster = FASTER.get(torch.cuda.get_device_name(x.device), {}) if FASTER and x.is_cuda else {}
-    (batch, inputs, height, width), (outputs, _, size, _) = shape
-    name = MAPS[kind] + ("_gelu" if activation else "")
-    least = faster.get((backend, name, str(x.dtype).removeprefix("torch."), inputs, outputs, size, stride))
-    return least is not None and batch * -(-height // stride) * -(-width // stride) >= least
+    return measured.convolution_is_faster(backend, kind, x, shape, stride, activation)
 
 
 def chosen(backend):
@@ -41,8 +34,8 @@ def chosen(backend):
         return "our own where there are kernels, as CDN_GPU_CONVOLUTIONS says"
     if CHOICE == "torch":
         return "those of torch, as CDN_GPU_CONVOLUTIONS says"
-    measured = FASTER.get(torch.cuda.get_device_name(), {}) if torch.cuda.is_available() else {}
-    cases = sum(key[0] == backend for key in measured)
-    if cases:
-        return f"our own in {cases} cases that were measured to be faster here, else those of torch"
-    return "those of torch; our own were not measured on this device (CDN_GPU_CONVOLUTIONS=own runs them)"
+    found = measured.gpu(torch.device("cuda"))
+    if not found:
+        return "those of torch; our own were not measured on this device (CDN_GPU_CONVOLUTIONS=own runs them)"
+    cases = sum(key.startswith(f"{backend} ") and measured.is_faster(row) for key, row in found["convolutions"].items())
+    return f"our own in {cases} cases that were measured to be faster here, else those of torch"
