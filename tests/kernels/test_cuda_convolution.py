@@ -173,17 +173,21 @@ def test_operations_are_as_exact_as_eager_and_use_the_kernel(place, monkeypatch,
 
 
 def test_a_residual_block_is_as_exact_as_eager_and_multiplies_by_slopes(place, monkeypatch):
-    (x, first), (_, second) = inputs_of(1, 7, 9), inputs_of(1, 1, 1)
-    followed = []
+    inputs = *inputs_of(1, 7, 9), inputs_of(1, 1, 1)[1]
+    ends = []
     kernel = cuda.conv2d
-    monkeypatch.setattr(cuda, "conv2d", lambda kind, *a, **k: (
-        followed.append((kind, *(name for name, given in k.items() if given is not None))), kernel(kind, *a, **k)))
-
-    def block(impl):
-        return lambda x, *filters: x + cdn_kernels.conv2d_gelu_conv2d(x, *filters, impl=impl)
-
-    assert_as_exact_as_eager(block("cuda"), block("reference"), (x, first, second))
-    assert {(CONV_FORWARD, "activation"), (CONV_INPUT, "u", "product"), (CONV_INPUT, "u", "added")} <= set(followed)
+    monkeypatch.setattr(cuda, "conv2d", lambda kind, *arguments, **options: (
+        ends.append((kind, *(name for name, given in options.items() if given is not None))),
+        kernel(kind, *arguments, **options)))
+    block = lambda impl: lambda x, *filters: x + cdn_kernels.conv2d_gelu_conv2d(x, *filters, impl=impl)
+    assert_as_exact_as_eager(block("cuda"), block("reference"), inputs)
+    ends.clear()
+    x, *filters = inputs
+    score, = torch.autograd.grad(block("cuda")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
+    assert ends == [(CONV_FORWARD, "activation"), (CONV_FORWARD,), (CONV_INPUT, "u", "product"), (CONV_INPUT,)]
+    ends.clear()
+    torch.autograd.grad(score.square().sum(), x)
+    assert [end for end in ends if "u" in end] == [(CONV_INPUT, "u", "added")]
 
 
 @pytest.mark.parametrize("shape, size, stride, dtype", [
