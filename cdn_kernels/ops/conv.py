@@ -85,6 +85,8 @@ def as_autocast(x, **filters):
 
 def fastest_for(x, weight, stride):
     """Return the backend that was measured to run a convolution of x fastest, or None."""
+    if measured.gpu(x.device) is None:  # a device that autocast may not know
+        return None
     return measured.fastest_for_layer(x.device, _autocast_dtype(x) or x.dtype, (x.shape, weight.shape), stride)
 
 
