@@ -24,7 +24,8 @@ from .steps import DTYPES
 PASSES = {"gelu": ["gelu"], "gelu_group_norm": ["norm"], "channel_mean": ["pool mean", "pool spread"],
           "energy": ["pool dot", "pool scale"], "sample_noise": ["add noise"], "denoising_loss": ["denoising"]}
 # The maps of a convolution, as test_convolutions.py and as the table call them.
-MAPS = {"forward": "forward", "forward, GELU": "forward_gelu", "by the input": "input", "by the filters": "weight"}
+MAPS = {"forward": "forward", "forward, GELU": "forward_gelu", "by the input": "input",
+        "by the input, GELU": "input_gelu", "by the filters": "weight"}
 OWN, TORCH = "this library", "PyTorch"
 
 
@@ -77,7 +78,7 @@ def choices(record):
         dtype, layer = measured.name_of(DTYPES[facts["dtype"]]), measured.layer(shape, stride)
         torchs, quicker = seconds.pop(TORCH), {}
         for backend, own in seconds.items():
-            row = dict(torch=list(ratio(torchs, own)), pixels=measured.pixels(shape, stride))
+            row = dict(torch=_rounded(ratio(torchs, own)), pixels=measured.pixels(shape, stride))
             entry["convolutions"][f"{backend} {MAPS[facts['map']]} {dtype} {layer}"] = row
             quicker[backend] = own if measured.is_faster(row) else torchs
         layers.setdefault((f"{dtype} {layer}", measured.pixels(shape, stride)), []).append((quicker, torchs))
@@ -109,7 +110,7 @@ def comparison(cases):
     others = {backend: total([ratio(case[backend], case[best]) for case in cases], medians[best])
               for backend in backends if backend != best}
     return dict(fastest=best if all(other.low > 1 for other in others.values()) else None,
-                others={backend: list(other) for backend, other in others.items()})
+                others={backend: _rounded(other) for backend, other in others.items()})
 
 
 def ratio(times, reference):
@@ -121,6 +122,10 @@ def total(ratios, weights):
     """Return the Ratio of sums, from those of their terms: as far as all their intervals can be off together."""
     return Ratio(*(sum(weight * value for weight, value in zip(weights, values)) / sum(weights)
                    for values in zip(*ratios)))
+
+
+def _rounded(ratio):
+    return [round(value, 4) for value in ratio]
 
 
 if __name__ == "__main__":

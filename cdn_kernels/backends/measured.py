@@ -11,7 +11,8 @@ GPU, by its name, it has::
 ``others`` says how many times as long as the fastest backend each of the others takes, and ``torch`` how many times as
 long as the backend's own kernel torch's convolution takes: [median, low, high] with the interval that holds the true
 median with 95 % probability. Only what differs beyond the noise decides: elsewhere ``fastest`` is null. ``pixels`` are
-those of the results of a batch, and smaller batches were not measured. MAP is one of interface.MAPS or "forward_gelu".
+those of the results of a batch, and smaller batches were not measured. MAP is one of interface.MAPS, with "_gelu" if GELU follows
+or, in a gradient, its derivative.
 """
 import json
 from pathlib import Path
@@ -59,7 +60,7 @@ def convolution_is_faster(backend, kind, x, shape, stride, activation):
         kind: CONV_FORWARD, CONV_INPUT or CONV_WEIGHT.
         x: any tensor on the device and of the dtype of the convolution.
         shape, stride: as for :func:`fastest_for_layer`.
-        activation: whether GELU follows.
+        activation: whether GELU follows, or its derivative a gradient by the input.
     """
     found = gpu(x.device)
     name = MAPS[kind] + ("_gelu" if activation else "")

@@ -39,7 +39,7 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         TypeError, ValueError: an argument of the wrong type or shape.
     """
     check_convolution(x, weight, stride)
-    backend = resolve_untransformed("conv2d", impl, x, _fastest(x, weight, stride))
+    backend = resolve_untransformed("conv2d", impl, x, fastest_for(x, weight, stride))
     if backend == "reference":
         return reference.conv2d(x, weight, stride)
     return torch.ops.cdn_kernels.conv2d(*as_autocast(x, weight=weight), stride, backend)
@@ -54,7 +54,7 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
         ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
     """
     check_convolution(x, weight, stride)
-    backend = resolve_untransformed("conv2d_gelu", impl, x, _fastest(x, weight, stride))
+    backend = resolve_untransformed("conv2d_gelu", impl, x, fastest_for(x, weight, stride))
     if backend == "reference":
         return reference.conv2d_gelu(x, weight, stride)
     x, weight = as_autocast(x, weight=weight)
@@ -83,7 +83,10 @@ def as_autocast(x, **filters):
     return x.to(dtype), *(as_input(weight.to(dtype)) for weight in filters.values())
 
 
-def _fastest(x, weight, stride):
+def fastest_for(x, weight, stride):
+    """Return the backend that was measured to run a convolution of x fastest, or None."""
+    if measured.gpu(x.device) is None:  # a device that autocast may not know
+        return None
     return measured.fastest_for_layer(x.device, _autocast_dtype(x) or x.dtype, (x.shape, weight.shape), stride)
 
 

@@ -10,7 +10,7 @@ import torch
 from .. import reference
 from . import convolve
 from .common import LIBRARY, asked_for, register, resolve_untransformed
-from .conv import as_autocast, check_convolution, check_filters
+from .conv import as_autocast, check_convolution, check_filters, fastest_for
 
 LIBRARY.define("conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
                " -> (Tensor, Tensor, Tensor)")
@@ -43,7 +43,7 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
     check_filters(second, x.device, "second")
     if second.shape[1] != first.shape[0]:
         raise ValueError(f"second must take the {first.shape[0]} channels that first gives, got {list(second.shape)}")
-    backend = resolve_untransformed("conv2d_gelu", impl, x)
+    backend = resolve_untransformed("conv2d_gelu", impl, x, fastest_for(x, first, stride))
     if backend == "reference":
         return reference.conv2d(reference.conv2d_gelu(x, first, stride), second)
     x, first, second = as_autocast(x, first=first, second=second)
