@@ -1,6 +1,7 @@
 """Prove and measure the GPU kernels on this machine, in one command.
 
-    python -m benchmarks.gpu_report --out DIR                                  tests, ceilings, kernels, steps: minutes
+    python -m benchmarks.gpu_report --out DIR                                  tests, ceilings, kernels, steps, the table
+                                                                               for impl="auto", sanitizer: minutes
     python -m benchmarks.gpu_report --out DIR --only train --data-dir DATA     train on CIFAR-10, with both baselines
 
 Every stage is a command of its own that prints as it goes and leaves its log and its JSON in DIR. One that fails is
@@ -12,7 +13,6 @@ import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from cdn.cli import run_logged
 from cdn_kernels import machine
 
 from . import page
@@ -69,11 +70,19 @@ def _build(args):
     return ["csrc/cuda/build.py", *(["".join(map(str, capability))] if capability else [])]
 
 
+def _choices(args):
+    """Choose by what the stages before have recorded."""
+    recorded = [args.out / f"test_{name}.json" for name in ("passes", "convolutions")]
+    return ["-m", "benchmarks.choices", *[str(path) for path in recorded if path.exists()], "--out",
+            str(args.out / "measured.json")]
+
+
 STAGES = {
     "build": Stage(_build, "the CUDA library for this GPU"),
     "info": Stage(lambda args: ["-m", "cdn_kernels.info"], "what runs here"),
     "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py",
-                                 "triton_convolution.py", "test_cuda_kernels.py", "-k", "not emulated"],
+                                 "triton_convolution.py", "test_cuda_kernels.py", "test_cuda_passes.py",
+                                 "test_cuda_convolution.py", "-k", "not emulated"],
                    "the kernels against the reference, all orders", "tests/kernels"),
     "graphs": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_on_gpu.py"],
                     "training steps that never wait, as CUDA graphs"),
@@ -81,6 +90,10 @@ STAGES = {
     "step": Stage(_benchmark("test_joint_step"), "the joint step and the score against all peers"),
     "operations": Stage(_benchmark("test_operations"), "every operation, by order"),
     "convolutions": Stage(_benchmark("test_convolutions", "--full"), "our own convolutions against PyTorch's"),
+    "choices": Stage(_choices, "the table for impl=\"auto\" on this GPU, to be copied to "
+                               "cdn_kernels/backends/measured.json"),
+    "sanitize": Stage(lambda args: ["-m", "benchmarks.sanitize", "--out", str(args.out)],
+                      "compute-sanitizer on a few of the CUDA tests"),
     "scaling": Stage(_benchmark("test_scaling"), "time and memory against the batch", default=False),
     **{f"train-{name}": Stage(_train(name, *options), f"CIFAR-10: {name}", default=False)
        for name, options in RUNS.items()},
@@ -147,14 +160,9 @@ def run(name, stage, args):
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which the deterministic algorithms of the tests need
-    with (args.out / f"{name}.log").open("w") as log, subprocess.Popen(
-            [sys.executable, *stage.command(args)], cwd=ROOT / stage.folder, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            log.write(line)
-            log.flush()
-    return dict(stage=name, seconds=time.perf_counter() - start, exit=process.returncode)
+    status = run_logged([sys.executable, *stage.command(args)], args.out / f"{name}.log", cwd=ROOT / stage.folder,
+                        env=environment)
+    return dict(stage=name, seconds=time.perf_counter() - start, exit=status)
 
 
 def training(folder):

@@ -176,7 +176,7 @@ SECTIONS = [
             _PEERS | _COSTS),
     Section("Convolutions", "test_convolutions.py", "--full", "", ["convolution", "torch.nn.Conv2d"], _PEERS | _COSTS),
     Section("Passes between convolutions", "test_passes.py", "--full", "On tensors larger than the cache.", ["pass"],
-            {"share of a copy's bandwidth": _share, "library": _median()}),
+            {"share of a copy's bandwidth": _share, "library": _median()} | _PEERS),
     Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
     Section("Certification", "test_certification.py", "--full",
             "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one "

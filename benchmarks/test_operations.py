@@ -8,7 +8,7 @@ from cdn_kernels import reference
 
 from .harness.agreement import agreement
 from .harness.ceilings import Work
-from .harness.workers import Refused
+from .harness.workers import refusing
 from .operations import EPS, GROUP_SIZE, KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
 from .peers import group_norms
 from .steps import DTYPES
@@ -27,18 +27,6 @@ layouts = pytest.mark.parametrize("layout", [
     pytest.param(name, marks=() if name == "channels last" else full) for name in LAYOUTS])
 names = pytest.mark.parametrize("name", [
     pytest.param(name, marks=full if name == "residual + GELU + norm" else ()) for name in OPERATIONS])
-
-
-def refusing(sweep):
-    """Return a sweep whose exceptions say that it refuses: what others wrote need not do all that this library does."""
-
-    def call():
-        try:
-            return sweep()
-        except Exception as error:
-            raise Refused(str(error)) from error
-
-    return call
 
 
 @layouts

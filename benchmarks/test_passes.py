@@ -1,4 +1,7 @@
-"""Every pass between convolutions against a copy of as many bytes: "times the floor" is how far from memory it is."""
+"""Every pass between convolutions against a copy of as many bytes: "times the floor" is how far from memory it is.
+
+On a GPU those of the other backend run beside it, for impl="auto" to choose by (choices.py).
+"""
 import math
 
 import pytest
@@ -20,14 +23,18 @@ SMALL = (3, 64, 32, 32)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", sum(NAMES.values(), []))
 def test_pass(paired, settings, name, dtype, layout):
-    kernels = dispatch.kernels(settings.library)
-    make = lambda shape: make_pass(name, kernels, shape, DTYPES[dtype], LAYOUTS[layout], settings.device)
-    wrong = difference(make(settings.shape(SMALL)))
-    assert not wrong, f"{name}: no measurement: {wrong}"
     # Tensors of 128 MiB each, larger than any cache.
     image = math.prod(SMALL[1:]) * DTYPES[dtype].itemsize
-    case = make(settings.shape((128 * MIB // image, *SMALL[1:])))
+    cases = []
+    for backend in (settings.library, *settings.others):
+        make = lambda shape: make_pass(name, dispatch.kernels(backend), shape, DTYPES[dtype], LAYOUTS[layout],
+                                       settings.device)
+        wrong = difference(make(settings.shape(SMALL)))
+        assert not wrong, f"{name}: no measurement: {backend}: {wrong}"
+        cases.append(make(settings.shape((128 * MIB // image, *SMALL[1:]))))
+    case, *others = cases
     bytes_ = sum(t.nbytes for t in case.reads + case.writes)
     size = bytes_ / len(case.reads + case.writes) / MIB
-    paired(f"{name}: {size:.0f} MiB a tensor, {dtype}, {layout}", ("this library", case.run), {}, Work(bytes=bytes_),
-           operation="pass", name=name, dtype=dtype, layout=layout)
+    paired(f"{name}: {size:.0f} MiB a tensor, {dtype}, {layout}", ("this library", case.run),
+           {backend: other.run for backend, other in zip(settings.others, others)}, Work(bytes=bytes_),
+           operation="pass", name=name, dtype=dtype, layout=layout, backend=settings.library)

@@ -1,6 +1,7 @@
 """What every command shares: argument types, devices, and errors a person can read."""
 import argparse
 import os
+import subprocess
 import sys
 
 import torch
@@ -27,6 +28,23 @@ def run_command(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def run_logged(command, log, **options):
+    """Run another command, showing what it prints and writing that to a file too; return its exit status.
+
+    Args:
+        command: its words.
+        log: path of the file.
+        options: for subprocess.Popen, such as cwd and env.
+    """
+    with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                                 **options) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            file.write(line)
+            file.flush()
+    return process.returncode
 
 
 def _fail(message):

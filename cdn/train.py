@@ -13,7 +13,7 @@ from .model.head import HEADS
 from .store import load_config
 from .training.jem import STARTS
 from .training.recipe import OPTIMIZERS
-from .training.settings import BLOCKS, FREE, JEM, OBJECTIVES, RECIPES, Settings
+from .training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
 
 PICTURES = ("denoising.png", "chains.png", "curves.png")
 EXAMPLES = """examples:
@@ -47,6 +47,7 @@ def make_parser():
                      help="first measure the time and the bytes of each phase of a step")
     option(run, "fused", "train with the compiled kernels, on a GPU as a CUDA graph; stops if they cannot run",
            action=argparse.BooleanOptionalAction)
+    option(run, "impl", "whose kernels --fused runs; auto: the fastest", choices=KERNELS)
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
     option(run, "seed", "of weights, batches, augmentation and noise", type=whole_number)
@@ -133,7 +134,7 @@ def main(argv=None):
         run = run or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     device = pick_device(settings.device)
     if settings.fused:
-        _announce_fused(device)
+        _announce_fused(settings, device)
         cdn_kernels.keep_pages()
 
     from .training.loop import train  # here, because plotting libraries take a second that --help need not wait for
@@ -178,13 +179,15 @@ def _resumed_settings(run, arguments):
     return Settings.from_dict(stored)
 
 
-def _announce_fused(device):
-    from cdn_kernels.backends.dispatch import OPERATIONS, fused_backend
+def _announce_fused(settings, device):
+    import torch
+    from cdn_kernels.backends.dispatch import fused_backends
     try:
-        backend = fused_backend(device)
+        found = fused_backends(device, settings.impl, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     except RuntimeError as error:
         raise CDNError(f"--fused: {error}") from None
-    print(f"fused, by the {backend} kernels: {', '.join(OPERATIONS)}")
+    for backend in dict.fromkeys(found.values()):
+        print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
 
 
 if __name__ == "__main__":

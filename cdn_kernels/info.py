@@ -4,9 +4,9 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cpu, cuda, triton
-from .backends.dispatch import AUTOMATIC, IMPLEMENTATIONS, OPERATIONS, check_impl, why_not
-from .backends.triton.convolution_choice import chosen
+from .backends import cpu, cuda, measured, triton
+from .backends.convolution_choice import chosen
+from .backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -25,11 +25,13 @@ def describe(impl="auto", device=_CPU):
         ValueError: an unknown impl.
     """
     check_impl(impl)
-    backends = AUTOMATIC[device.type] if impl == "auto" else () if impl == "reference" else (impl,)
-    return [(operation, _fastest(operation, backends, device)) for operation in OPERATIONS]
+    return [(operation, _fastest(operation, impl, device)) for operation in OPERATIONS]
 
 
-def _fastest(operation, backends, device):
+def _fastest(operation, impl, device):
+    backends = () if impl == "reference" else (impl,)
+    if impl == "auto":
+        backends = automatic(device, measured.fastest(operation, device, torch.float32))
     usable = (b for b in backends if why_not(operation, b, device, torch.float32) is None)
     return next(usable, "reference")
 
@@ -39,7 +41,7 @@ def _triton():
     if reason:
         return f"not available: {reason}"
     where = ", interpreted on the CPU" if triton.INTERPRETED else f" on {torch.cuda.get_device_name()}"
-    return f"available{where}\n              convolutions: {chosen()}"
+    return f"available{where}\n              convolutions: {chosen('triton')}"
 
 
 def _cuda():
@@ -50,7 +52,7 @@ def _cuda():
     if reason:
         return f"not available: {reason}\n              {built}"
     return (f"available on {torch.cuda.get_device_name()}; {built}\n"
-            "              not measured yet, so that impl=\"auto\" leaves it to others")
+            f"              convolutions: {chosen('cuda')}")
 
 
 def main():
@@ -66,7 +68,8 @@ def main():
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
         print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
     print(f"  triton      {_triton()}")
-    print(f"  cuda        {_cuda()}\n")
+    print(f"  cuda        {_cuda()}")
+    print(f"  impl=\"auto\" on a GPU: {measured.describe()}\n")
     width = max(map(len, OPERATIONS))
     device = torch.device("cuda") if torch.cuda.is_available() else _CPU
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  on {device.type} runs")

@@ -17,7 +17,7 @@ class ConvGELU(nn.Module):
         in_channels, out_channels: of images [B, in_channels, H, W].
         kernel_size: odd.
         stride: 1 or more.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: an even kernel_size.

@@ -23,7 +23,13 @@ CDN_HOST_DEVICE float multiply_add(float a, float b, float c) {
     return a * b + c;
 #endif
 }
-CDN_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b + c; }
+CDN_HOST_DEVICE double multiply_add(double a, double b, double c) {
+#ifdef __CUDA_ARCH__
+    return ::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 // Where both tails are told from 0: farther out, they stay what they are there or smaller, below 1e-34.
 CDN_HOST_DEVICE float farthest(float) { return 13.0f; }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cdn_kernels import machine
+from cdn_kernels.backends.dispatch import why_not
 
 from ..steps import Problem
 from .ceilings import floor
@@ -35,6 +36,13 @@ class Settings:
     def library(self):
         """The impl that is judged."""
         return "triton" if self.device == "cuda" else "cpu"
+
+    @property
+    def others(self):
+        """The other backends with kernels for the device, as far as they run here; named as this library's peers."""
+        rivals = {"cuda": ("triton", "cuda")}.get(self.device, ())
+        return [name for name in rivals if name != self.library
+                and why_not("gelu", name, torch.device(self.device), torch.float32) is None]
 
     def shape(self, shape):
         """Return [B, C, H, W], tiny in a smoke test."""

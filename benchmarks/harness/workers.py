@@ -13,6 +13,18 @@ class Refused(Exception):
     """A case cannot run here; the message says why."""
 
 
+def refusing(case):
+    """Return a case whose exceptions say that it refuses: what others wrote need not do all that this library does."""
+
+    def call():
+        try:
+            return case()
+        except Exception as error:
+            raise Refused(str(error)) from error
+
+    return call
+
+
 class Worker:
     """A case in another process, which waits until it is called; a context manager.
 

@@ -8,13 +8,12 @@ is named in the table at the end, and the others run. Everything a command print
 that of training; experiments take their defaults, and each can be repeated alone with more images by its own command.
 """
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ..cli import run_command
+from ..cli import run_command, run_logged
 from ..data import DATASETS
 from ..errors import CDNError
 from .command import REPORT, make_folder, text_table
@@ -60,7 +59,10 @@ def main(argv=None):
     for number, (name, stage) in enumerate(chosen.items(), 1):
         print(f"\n== {name}, {number} of {len(chosen)}", flush=True)
         start = time.perf_counter()
-        outcome = "done before" if stage.result.exists() else _run(stage, args.out / "logs" / f"{name}.log")
+        outcome = "done before"
+        if not stage.result.exists():
+            status = run_logged([sys.executable, "-um", *stage.command], args.out / "logs" / f"{name}.log")
+            outcome = FAILED if status else "done"
         rows.append([name, f"{time.perf_counter() - start:.0f} s", outcome])
     print()
     print(text_table(["stage", "time", "outcome"], rows))
@@ -130,16 +132,6 @@ def _training(run, options):
     begun = (run / "config.json").exists()
     return Stage(["cdn.train", *(["--resume", str(run)] if begun else [*options, "--out", str(run)])],
                  run / "curves.png")
-
-
-def _run(stage, log):
-    """Run a stage, printing and logging what it prints; return its outcome."""
-    with log.open("w") as file, subprocess.Popen([sys.executable, "-um", *stage.command], stdout=subprocess.PIPE,
-                                                 stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            file.write(line)
-    return FAILED if process.returncode else "done"
 
 
 def _parser():

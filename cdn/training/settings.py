@@ -2,6 +2,7 @@
 from dataclasses import asdict, dataclass, fields
 
 from cdn_kernels import NoiseLevels
+from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
 
 from ..errors import CDNError
 from ..model import DirectDenoiser, GradResNet, ResNet
@@ -9,6 +10,7 @@ from ..model import DirectDenoiser, GradResNet, ResNet
 BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (2, 2),
           "resnet18": (2, 2, 2, 2), "resnet-small": (2, 2), "denoiser18": (2, 2, 2, 2), "denoiser-small": (2, 2)}
 OBJECTIVES = ("joint", "classification", "denoising", "jem")
+KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
 # What may change when a run is resumed, since it changes nothing but what is seen of the run.
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
@@ -81,6 +83,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     fused: bool = False
+    impl: str = "auto"
     log_every: int = 20
     evaluations: int = 10
     checkpoint_seconds: float = 60.0
@@ -94,6 +97,8 @@ class Settings:
                 object.__setattr__(self, name, value)
         if self.model not in BLOCKS:
             raise CDNError(f"model: expected one of {', '.join(BLOCKS)}, got {self.model!r}")
+        if self.impl != "auto" and not self.fused:
+            raise CDNError(f"--impl {self.impl} says whose kernels --fused runs: give both")
         if self.steps is not None and self.epochs is not None:
             raise CDNError("give epochs or steps, not both")
         family = self.model.partition("-")[0].rstrip("0123456789")

@@ -6,7 +6,7 @@ import torch
 
 import cdn_kernels
 from cdn_kernels import Noise
-from cdn_kernels.backends.dispatch import fused_backend
+from cdn_kernels.backends.dispatch import fused_backends
 from cdn_kernels.graphs import Graphed
 from cdn_kernels.phases import phase
 
@@ -41,7 +41,9 @@ class Trainer:
         last = settings.fused or device.type == "cuda"
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
-        self.impl = fused_backend(device) if settings.fused else "reference"
+        self.impl = settings.impl if settings.fused else "reference"
+        if settings.fused:
+            fused_backends(device, settings.impl)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
                                         settings.weight_decay)

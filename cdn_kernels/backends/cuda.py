@@ -2,9 +2,10 @@
 
 The functions take the arguments of those of cpu.py; kernels run in torch's current stream, and nothing waits for them.
 The functions trust their caller (the registered operations) with shapes and dtypes. Limitations: images of the norm
-must be channels last; a sample has less than 2**30 values; not yet measured on a GPU, so that impl="auto" does not
-choose it.
+must be channels last; a sample has less than 2**30 values; of convolutions there is that of a first stage, 3x3 with 64
+channels; not yet measured on a GPU, so that impl="auto" does not choose it.
 """
+import re
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import torch
 
 from ..noise import LAWS
 from . import shared_library
+from .convolution_choice import own_runs
 from .driver import why_no_gpu
 from .interface import TYPES
 from .shared_library import address
 
-INTERFACE = 1  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
+INTERFACE = 2  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
 LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
 
 _SIGNATURES = {
@@ -28,12 +30,17 @@ _SIGNATURES = {
     "cdn_cuda_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int,
                            c_void_p, c_void_p),
     "cdn_cuda_gelu_norm_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int64, c_int),
+    "cdn_cuda_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_void_p),
+    "cdn_cuda_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_void_p, c_void_p),
+    "cdn_cuda_pool_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int),
     "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_void_p,
                               c_void_p),
     "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
     "cdn_cuda_denoising_workspace": (c_int64, c_int64),
+    "cdn_cuda_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_void_p),
+    "cdn_cuda_conv2d_refuses": (c_int, c_int, *[c_int64] * 7),
 }
 
 
@@ -47,7 +54,8 @@ def load(path):
         path, "the CUDA library", ("cdn_cuda_interface", INTERFACE), _SIGNATURES, ("cdn_cuda_build", "cdn_cuda_error"),
         "reinstall with CDN_CUDA=1 where nvcc is, to see the compiler's error")
     if library:
-        library.cdn_cuda_gelu_norm_workspace.restype = library.cdn_cuda_denoising_workspace.restype = c_int64
+        for name in ("gelu_norm", "pool", "denoising"):
+            getattr(library, f"cdn_cuda_{name}_workspace").restype = c_int64
     return library, missing
 
 
@@ -72,9 +80,12 @@ def can_use_cuda(device, dtype):
 
 
 def built_for(build):
-    """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles)."""
+    """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles).
+
+    Machine code for sm_90a counts as that for sm_90, the only GPUs of their major version.
+    """
     names = build.partition(":")[2].split()
-    return tuple({int(name.removeprefix(kind)) for name in names if name.startswith(kind)}
+    return tuple({int(re.search(r"\d+", name).group()) for name in names if name.startswith(kind)}
                  for kind in ("sm_", "compute_"))
 
 
@@ -138,6 +149,11 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
          batch, size, channels, seed, address(offset), address(workspace))
 
 
+def gelu(sweep, u, grad, other, out, tangent_out):
+    """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
+    _run("cdn_cuda_gelu", u, sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel())
+
+
 def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
               grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None):
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
@@ -161,11 +177,61 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
          address(workspace))
 
 
+def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
+    """Run a map of a convolution, and what follows it, see cdn_cuda_conv2d in csrc/cuda/api.h.
+
+    Args:
+        kind: CONV_FORWARD of x by the filters, or CONV_INPUT of the gradient by y by the filters: first and second.
+        out: the result, ``phi'(u) product + added``; may be None beside an activation.
+        shape: [B, I, H, W] of x and [O, I, k, k] of the filters, as a pair.
+        stride: 1 or more.
+        u, added, activation, product: None, or of the shape of the result; the first two are read, the activation
+            becomes ``phi(out)``.
+
+    All tensors are channels last, of one dtype.
+
+    Raises:
+        ValueError: a convolution that the kernel does not take.
+    """
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    tensors = *map(_aligned, (first, second, u, added)), out, activation, product
+    _run("cdn_cuda_conv2d", first, kind, *map(address, tensors), TYPES[first.dtype], batch, height, width, inputs,
+         outputs, size, stride)
+
+
+def conv2d_is_faster(kind, x, shape, stride, activation):
+    """Tell whether our own kernel runs a map of a convolution; arguments as for :func:`own_runs`."""
+    if not own_runs("cuda", kind, x, shape, stride, activation):
+        return False
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    with torch.cuda.device_of(x):
+        return not LIBRARY.cdn_cuda_conv2d_refuses(kind, TYPES[x.dtype], batch, height, width, inputs, outputs, size,
+                                                   stride)
+
+
+def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
+    """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h; arguments as in cpu.py.
+
+    Raises:
+        ValueError: samples of 2**30 values, or 2**31 values or more to find.
+    """
+    batch, channels, height, width = shape
+    x = out if a is None else a
+    shape = batch, channels, height * width, channels_last
+    workspace = _workspace(x, LIBRARY.cdn_cuda_pool_workspace(kind, TYPES[x.dtype], *shape))
+    _run("cdn_cuda_pool", x, kind, *map(address, (a, b, values, out)), TYPES[x.dtype], *shape, address(workspace))
+
+
 def random_words(batch, blocks, seed, offset, stream, device):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32, device=device)
     _run("cdn_cuda_random_words", words, address(words), batch, blocks, stream, seed, address(offset))
     return words.long() & 0xFFFFFFFF
+
+
+def _aligned(x):
+    """Return a tensor whose elements begin at a multiple of 16 bytes, x if it does; None for None."""
+    return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _stream(x):
@@ -188,5 +254,5 @@ def _run(function, x, *arguments):
 
 def _check(status):
     if status:
-        error = ValueError if status == -2 else RuntimeError
+        error = ValueError if status in (-2, -3) else RuntimeError
         raise error(f"the CUDA library: {LIBRARY.cdn_cuda_error(status).decode()}")

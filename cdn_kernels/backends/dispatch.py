@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from . import cpu, cuda
+from . import cpu, cuda, measured
 from .triton import can_use_triton
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
@@ -19,15 +19,15 @@ OPERATIONS = {
     "standard_normal": ("cpu", "triton", "cuda"),
     "sample_sigma": ("cpu", "triton", "cuda"),
     "denoising_loss": ("cpu", "triton", "cuda"),
-    "gelu": ("cpu", "triton"),
-    "conv2d": ("cpu", "triton"),
-    "conv2d_gelu": ("cpu", "triton"),
+    "gelu": ("cpu", "triton", "cuda"),
+    "conv2d": ("cpu", "triton", "cuda"),
+    "conv2d_gelu": ("cpu", "triton", "cuda"),
     "gelu_group_norm": ("cpu", "triton", "cuda"),
-    "channel_mean": ("cpu", "triton"),
-    "energy": ("cpu", "triton"),
+    "channel_mean": ("cpu", "triton", "cuda"),
+    "energy": ("cpu", "triton", "cuda"),
 }
 
-# What impl="auto" tries for tensors of a type of device, fastest first; what has not been measured is not tried.
+# What impl="auto" tries for tensors of a type of device where nothing was measured (measured.py).
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton",)}
 
 _CAN_USE = {"cpu": cpu.can_use_cpu, "triton": can_use_triton, "cuda": cuda.can_use_cuda}
@@ -61,13 +61,14 @@ def using(impl):
         _automatic.impl = previous
 
 
-def resolve(operation, impl, device, dtype):
+def resolve(operation, impl, device, dtype, fastest=None):
     """Return the backend that runs an operation on tensors of a device and dtype.
 
     Args:
         operation: a key of OPERATIONS.
         impl: "auto" for what :func:`using` says, by default the fastest that can, silently; or the name of one, which
             is never replaced.
+        fastest: the backend that was measured to be the fastest for this, or None.
 
     Raises:
         ValueError: an unknown impl.
@@ -83,7 +84,7 @@ def resolve(operation, impl, device, dtype):
         if reason:
             raise RuntimeError(f"{operation}: impl={impl!r} cannot run: {reason}")
         return impl
-    for backend in AUTOMATIC.get(device.type, ()):
+    for backend in automatic(device, fastest):
         if why_not(operation, backend, device, dtype) is None:
             return backend
     if cpu.MISSING and device.type == "cpu" and not torch.compiler.is_compiling():
@@ -98,18 +99,35 @@ def why_not(operation, backend, device, dtype):
     return _CAN_USE[backend](device, dtype)
 
 
-def fused_backend(device):
-    """Return the backend whose kernels run a network on a device.
+def automatic(device, fastest=None):
+    """Return the backends that impl="auto" tries on a device, fastest first.
+
+    Args:
+        fastest: the one that was measured to be, or None.
+    """
+    return tuple(dict.fromkeys((*filter(None, [fastest]), *AUTOMATIC.get(device.type, ()))))
+
+
+def fused_backends(device, impl="auto", dtype=torch.float32):
+    """Return the backends whose kernels run a network on a device, by operation.
+
+    Args:
+        impl: "auto" for the fastest, or the name of one, which is never replaced.
+        dtype: of the tensors between the operations.
 
     Raises:
-        RuntimeError: none can; the message says why.
+        ValueError: an unknown impl.
+        RuntimeError: an operation would run without kernels, or not by the named backend; the message says why.
     """
-    reasons = [f"there are no kernels for devices of type {device.type}"]
-    for backend in AUTOMATIC.get(device.type, ()):
-        reasons = [r for r in (why_not(operation, backend, device, torch.float32) for operation in OPERATIONS) if r]
-        if not reasons:
-            return backend
-    raise RuntimeError(reasons[0])
+    check_impl(impl)
+    found = {}
+    for operation in OPERATIONS:
+        tried = automatic(device, measured.fastest(operation, device, dtype)) if impl == "auto" else (impl,)
+        reasons = {backend: why_not(operation, backend, device, dtype) for backend in tried}
+        found[operation] = next((backend for backend in tried if reasons[backend] is None), None)
+        if found[operation] is None:
+            raise RuntimeError(next(iter(reasons.values()), f"there are no kernels for devices of type {device.type}"))
+    return found
 
 
 def kernels(backend):

@@ -1,6 +1,7 @@
 """What the registered operations share: layouts, dtypes, and what a backward pass is asked for."""
 import torch
 
+from ..backends import measured
 from ..backends.dispatch import check_impl, resolve
 from ..backends.interface import TYPES
 
@@ -46,14 +47,20 @@ def transformed():
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def resolve_untransformed(operation, impl, x):
+def resolve_untransformed(operation, impl, x, fastest=None):
     """Return the backend for x [...], the reference under torch.func transforms and forward-mode differentiation.
+
+    Args:
+        fastest: the backend that was measured to be the fastest; what is known of the operation if None.
 
     Raises:
         RuntimeError: a transform is active and impl names a backend that cannot be transformed, or cannot run.
     """
     if not transformed():
-        return resolve(operation, impl, x.device, x.dtype)
+        # Images were measured channels last.
+        if fastest is None and (x.dim() != 4 or is_channels_last(x)):
+            fastest = measured.fastest(operation, x.device, x.dtype)
+        return resolve(operation, impl, x.device, x.dtype, fastest)
     if impl in ("auto", "reference"):
         return "reference"
     check_impl(impl)

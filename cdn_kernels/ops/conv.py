@@ -11,6 +11,7 @@ of its own, and the backward pass adds it on the way.
 import torch
 
 from .. import reference
+from ..backends import measured
 from . import convolve
 from .common import LIBRARY, as_input, asked_for, check_tensor, register, resolve_untransformed
 
@@ -28,8 +29,8 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         weight: filters [O, I, k, k], k odd; zero padding of k // 2 on each side. Under autocast, both are rounded to
             its dtype.
         stride: 1 or more.
-        impl: "auto", "reference" (torch's convolution and its own double backward), "cpu" or "triton" (our own kernels
-            where they are faster, else torch's convolutions, arranged as all backends arrange them).
+        impl: "auto", "reference" (torch's convolution and its own double backward), "cpu", "triton" or "cuda" (our own
+            kernels where they are faster, else torch's convolutions, arranged as all backends arrange them).
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)]. Differentiable to any order, in first-order convolutions only.
@@ -38,7 +39,7 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
         TypeError, ValueError: an argument of the wrong type or shape.
     """
     check_convolution(x, weight, stride)
-    backend = resolve_untransformed("conv2d", impl, x)
+    backend = resolve_untransformed("conv2d", impl, x, fastest_for(x, weight, stride))
     if backend == "reference":
         return reference.conv2d(x, weight, stride)
     return torch.ops.cdn_kernels.conv2d(*as_autocast(x, weight=weight), stride, backend)
@@ -53,12 +54,18 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
         ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
     """
     check_convolution(x, weight, stride)
-    backend = resolve_untransformed("conv2d_gelu", impl, x)
+    backend = resolve_untransformed("conv2d_gelu", impl, x, fastest_for(x, weight, stride))
     if backend == "reference":
         return reference.conv2d_gelu(x, weight, stride)
     x, weight = as_autocast(x, weight=weight)
     keep = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep, backend)[0]
+
+
+def _autocast_dtype(x):
+    """Return the dtype that autocast gives to the convolutions of x, None where it is not active."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def as_autocast(x, **filters):
@@ -67,14 +74,20 @@ def as_autocast(x, **filters):
     Raises:
         TypeError: filters of another dtype than x.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    dtype = _autocast_dtype(x)
     if dtype is None:
         for name, weight in filters.items():
             if x.dtype != weight.dtype:
                 raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
         dtype = x.dtype
     return x.to(dtype), *(as_input(weight.to(dtype)) for weight in filters.values())
+
+
+def fastest_for(x, weight, stride):
+    """Return the backend that was measured to run a convolution of x fastest, or None."""
+    if measured.gpu(x.device) is None:  # a device that autocast may not know
+        return None
+    return measured.fastest_for_layer(x.device, _autocast_dtype(x) or x.dtype, (x.shape, weight.shape), stride)
 
 
 def check_convolution(x, weight, stride, name="weight"):

@@ -10,7 +10,7 @@ import torch
 from .. import reference
 from . import convolve
 from .common import LIBRARY, asked_for, register, resolve_untransformed
-from .conv import as_autocast, check_convolution, check_filters
+from .conv import as_autocast, check_convolution, check_filters, fastest_for
 
 LIBRARY.define("conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
                " -> (Tensor, Tensor, Tensor)")
@@ -31,7 +31,7 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
         first: filters [M, I, k, k]; second: filters [O, M, l, l]; k and l odd, with "same" padding. Under autocast, all
             are rounded to its dtype.
         stride: of the first convolution, 1 or more; the second has 1.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, O, ceil(H / stride), ceil(W / stride)]. Differentiable twice; impl="reference" any number of times.
@@ -43,7 +43,7 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
     check_filters(second, x.device, "second")
     if second.shape[1] != first.shape[0]:
         raise ValueError(f"second must take the {first.shape[0]} channels that first gives, got {list(second.shape)}")
-    backend = resolve_untransformed("conv2d_gelu", impl, x)
+    backend = resolve_untransformed("conv2d_gelu", impl, x, fastest_for(x, first, stride))
     if backend == "reference":
         return reference.conv2d(reference.conv2d_gelu(x, first, stride), second)
     x, first, second = as_autocast(x, first=first, second=second)

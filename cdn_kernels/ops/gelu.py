@@ -21,7 +21,7 @@ def gelu(u, *, impl="auto"):
 
     Args:
         u: pre-activations, any shape; float32, float64, bfloat16 or float16.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         The shape, dtype and layout of u (contiguous, unless u is channels last), computed in float32 (float64 for

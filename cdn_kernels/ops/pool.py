@@ -25,7 +25,7 @@ def channel_mean(h, *, impl="auto"):
 
     Args:
         h: [B, C, H, W] with at least one pixel; float32, float64, bfloat16 or float16.
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         [B, C] in float32 (float64 for float64). Differentiable to any order.
@@ -47,7 +47,7 @@ def energy(features, maps, *, impl="auto"):
     Args:
         features: list of [B, C_l, H_l, W_l].
         maps: list of 1x1 filters A_l [E_l, C_l, 1, 1].
-        impl: "auto", "reference", "cpu" or "triton".
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         q [B] in float32 (float64 for float64). Differentiable to any order.

@@ -8,7 +8,7 @@
 #include "../api.h"
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_CUDA_INTERFACE 1
+#define CDN_CUDA_INTERFACE 2
 
 // The value of CDN_CUDA_INTERFACE that the library was built with.
 CDN_API int cdn_cuda_interface();
@@ -34,6 +34,15 @@ CDN_API int cdn_cuda_gelu_norm(int sweep, const void* x, const void* residual, c
 CDN_API std::int64_t cdn_cuda_gelu_norm_workspace(int sweep, int type, std::int64_t batch, std::int64_t channels,
                                                   std::int64_t pixels, std::int64_t groups, int scale_preserving);
 
+// As cdn_gelu and cdn_pool; a pooling with a workspace of as many bytes as cdn_cuda_pool_workspace says, or a negative
+// number if it refuses the arguments.
+CDN_API int cdn_cuda_gelu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
+                          int type, std::int64_t size, void* stream);
+CDN_API int cdn_cuda_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
+                          std::int64_t channels, std::int64_t pixels, int channels_last, void* workspace, void* stream);
+CDN_API std::int64_t cdn_cuda_pool_workspace(int kind, int type, std::int64_t batch, std::int64_t channels,
+                                             std::int64_t pixels, int channels_last);
+
 // As cdn_add_noise, cdn_sample_sigma and cdn_random_words, but for the offset, which is read on the GPU.
 CDN_API int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch,
                                std::int64_t size, std::int64_t channels, std::uint64_t seed, const std::int64_t* offset,
@@ -48,3 +57,15 @@ CDN_API int cdn_cuda_denoising(const void* score, const void* sigma, const void*
                                int type, std::int64_t batch, std::int64_t size, std::int64_t channels,
                                std::uint64_t seed, const std::int64_t* offset, void* workspace, void* stream);
 CDN_API std::int64_t cdn_cuda_denoising_workspace(std::int64_t batch, std::int64_t size);
+
+// A convolution as cdn_conv2d, forward or by the input, of bfloat16 or float16, 3x3 with stride 1 and 64 channels on
+// both sides. Its product is what cdn_conv2d would write without an activation; phi is the GELU:
+//   out = phi'(u) product + added (either may be null, for one and zero), activation = phi(out)
+// of which, and of the product, some may be null. Addresses must be multiples of 16.
+CDN_API int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void* u, const void* added,
+                            void* out, void* activation, void* product, int type, std::int64_t batch,
+                            std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs,
+                            std::int64_t size, std::int64_t stride, void* stream);
+// The status with which cdn_cuda_conv2d would refuse a convolution on the current device, or 0.
+CDN_API int cdn_cuda_conv2d_refuses(int kind, int type, std::int64_t batch, std::int64_t height, std::int64_t width,
+                                    std::int64_t inputs, std::int64_t outputs, std::int64_t size, std::int64_t stride);

@@ -17,11 +17,16 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 LIBRARY = Path(__file__).parents[2] / "cdn_kernels/_cuda.so"
-# One rounding per operation, so that the noise is that of the CPU; and a runtime that loads without a driver.
-FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cudart", "static"]
+# A runtime that loads without a driver.
+FLAGS = ["-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--cudart", "static"]
+# One rounding per operation, so that the noise is that of the CPU.
+UNFUSED = ["-fmad=false"]
 # What is below 2^-126 becomes 0, which saves three instructions with every reciprocal.
-OWN_FLAGS = {"norm": ["-ftz=true"]}
+FLUSHED = ["-ftz=true"]
+OWN_FLAGS = {"noise": UNFUSED, "norm": FLUSHED, "gelu": FLUSHED, "convolution": FLUSHED}
 ARCHITECTURES = ["80", "90"]
+# Machine code that has instructions of this compute capability alone: products by groups of four warps.
+OWN_CODE = {"90": "90a"}
 
 
 def find_nvcc():
@@ -47,15 +52,16 @@ def build(library=LIBRARY, architectures=()):
     if nvcc is None:
         raise FileNotFoundError("there is no nvcc, neither on the PATH nor below CUDA_HOME")
     version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-    codes = {name: [f"sm_{name}"] for name in architectures or ARCHITECTURES}
+    codes = [("sm", OWN_CODE.get(name, name)) for name in architectures or ARCHITECTURES]
     if not architectures:
-        codes[ARCHITECTURES[-1]].append(f"compute_{ARCHITECTURES[-1]}")
-    words = f"nvcc {re.search(r'release ([0-9.]+)', version).group(1)}: {' '.join(sum(codes.values(), []))}"
+        codes.append(("compute", ARCHITECTURES[-1]))
+    names = " ".join(f"{kind}_{name}" for kind, name in codes)
+    words = f"nvcc {re.search(r'release ([0-9.]+)', version).group(1)}: {names}"
     flags = [*FLAGS, f"-DCDN_CUDA_BUILD={words}"]
     if os.environ.get("CXX"):
         flags += ["-ccbin", os.environ["CXX"]]
-    for name, kinds in codes.items():
-        flags += ["-gencode", f"arch=compute_{name},code=[{','.join(kinds)}]"]
+    for kind, name in codes:
+        flags += ["-gencode", f"arch=compute_{name},code={kind}_{name}"]
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         def compiled(source):

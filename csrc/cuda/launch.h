@@ -11,6 +11,7 @@ namespace cdn {
 
 constexpr int kRefused = -1;  // a status that is no error of CUDA: an argument out of range
 constexpr int kTooLarge = -2;
+constexpr int kNoKernel = -3;
 
 // Samples have fewer values than that, so that 32 bits also count the steps beyond their end.
 constexpr std::int64_t kMostValues = 1 << 30;

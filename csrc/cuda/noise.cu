@@ -4,6 +4,7 @@
 
 #include "launch.h"
 #include "noise_kernels.h"
+#include "sums.h"
 
 namespace cdn {
 namespace {
@@ -89,8 +90,8 @@ int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors
             const int status = launch_units<Unit>(cdn::residual_squares<Storage, layout.value>, cdn::kLongest, pass,
                                                   batch, shared, stream);
             if (status || pass.parts == 1 || batch == 0) return status;
-            const dim3 blocks(static_cast<unsigned>(parts(batch, kThreads)));
-            return launch(cdn::add_parts<typename Storage::Real>, blocks, kThreads, 0, stream, pass, batch);
+            return cdn::add_parts(pass.partial, errors, sizeof(typename Storage::Real) == 8, batch, pass.parts,
+                                  static_cast<double>(size), stream);
         });
     });
 }

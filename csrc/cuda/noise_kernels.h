@@ -75,11 +75,6 @@ __global__ void __launch_bounds__(kThreads, 1) residual_gradient(const NoisePass
     unit.write(static_cast<typename Storage::Element*>(pass.y) + share.image * pass.image.size, values);
 }
 
-template <typename Real>
-CDN_DEVICE void write_error(void* errors, std::int64_t image, double sum, int size) {
-    static_cast<Real*>(errors)[image] = static_cast<Real>(sum / size);
-}
-
 // Sums of squares: of a unit in the computing type, of units, lanes and warps in double, in a fixed order.
 template <typename Storage, NoiseLayout kLayout>
 __global__ void __launch_bounds__(kThreads, 1) residual_squares(const NoisePass pass) {
@@ -104,17 +99,8 @@ __global__ void __launch_bounds__(kThreads, 1) residual_squares(const NoisePass 
     __syncthreads();
     if (threadIdx.x > 0) return;
     for (int warp = 1; warp < kThreads / 32; ++warp) sum += of_warps[warp];
-    if (pass.parts == 1) write_error<Real>(pass.errors, share.image, sum, pass.image.size);
+    if (pass.parts == 1) static_cast<Real*>(pass.errors)[share.image] = static_cast<Real>(sum / pass.image.size);
     else pass.partial[blockIdx.x] = sum;
-}
-
-template <typename Real>
-__global__ void __launch_bounds__(kThreads, 1) add_parts(const NoisePass pass, std::int64_t batch) {
-    const std::int64_t image = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-    if (image >= batch) return;
-    double sum = 0;
-    for (int part = 0; part < pass.parts; ++part) sum += pass.partial[image * pass.parts + part];
-    write_error<Real>(pass.errors, image, sum, pass.image.size);
 }
 
 // Levels are drawn in double and rounded once, so that every backend draws the same.

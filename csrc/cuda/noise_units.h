@@ -36,7 +36,7 @@ template <typename Storage, NoiseLayout kLayout>
 struct NoiseUnit {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
-    static constexpr int N = kVectorBytes / sizeof(Element), kPixels = N < 4 ? 4 : N, kCount = kLayout * kPixels;
+    static constexpr int N = kVector<Storage>, kPixels = N < 4 ? 4 : N, kCount = kLayout * kPixels;
 
     const NoiseImage& of;
     const int index;

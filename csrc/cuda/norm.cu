@@ -31,7 +31,7 @@ struct Shape {
 
 // Double is there to check derivatives with.
 template <typename Storage>
-constexpr int kWide = sizeof(typename Storage::Element) > 4 ? 1 : kVectorBytes / sizeof(typename Storage::Element);
+constexpr int kWide = sizeof(typename Storage::Element) > 4 ? 1 : kVector<Storage>;
 
 template <typename Storage, int N>
 int run(const Shape& shape, NormPass pass, void* stream) {

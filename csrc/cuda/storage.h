@@ -53,6 +53,8 @@ using Bfloat16 = Half<Bfloat16Pair>;
 using Float16 = Half<Float16Pair>;
 
 constexpr int kVectorBytes = 16;
+template <typename Storage>
+constexpr int kVector = kVectorBytes / sizeof(typename Storage::Element);  // elements of the widest access
 
 // N elements side by side, read and written by one instruction.
 template <typename Storage, int N>

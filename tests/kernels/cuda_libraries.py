@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int, c_int64
 from pathlib import Path
 
+import torch
+
 from cdn_kernels.backends import cuda
 
 ROOT = Path(__file__).parents[2]
@@ -15,17 +17,29 @@ SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 EMULATION = Path(__file__).parent / "cuda_emulation"
 BUILT = ROOT / "cdn_kernels/_cuda.so"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-NVCC = runpy.run_path(ROOT / "csrc/cuda/build.py")["find_nvcc"]()
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas",
+BUILD = runpy.run_path(ROOT / "csrc/cuda/build.py")
+NVCC = BUILD["find_nvcc"]()
+H200 = (227 << 10, 132)  # bytes of shared memory of a block, multiprocessors
+# Relative errors of GELU, see csrc/gelu.h: of the exponential for 16 bits, of the division otherwise.
+GELU_ERRORS = {torch.bfloat16: 2.0**-19, torch.float16: 2.0**-19, torch.float32: 2.0**-21, torch.float64: 0.0}
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
          "-U_FORTIFY_SOURCE",  # which forbids to jump between stacks
          "-DCDN_CUDA_BUILD=emulated:", f"-I{EMULATION}", f"-I{ROOT / 'csrc/cuda'}"]
+
+
+def contraction(source):
+    """Return the flags that let products and sums of a source be one operation where nvcc makes them one."""
+    if "-fmad=false" in BUILD["OWN_FLAGS"].get(source.stem, []):
+        return ["-ffp-contract=off"]
+    return ["-ffp-contract=fast", *(["-mfma"] if re.search(r"^flags\b.*\bfma\b", CPUINFO.read_text(), re.M) else [])]
 
 
 def emulated(folder):
     """Build the sources of the library for the processor; return it, with the functions of emulation.cpp."""
     def compiled(source):
         target = folder / f"{source.name}.o"
-        subprocess.run([COMPILER, *FLAGS, "-x", "c++", "-c", source, "-o", target], check=True)
+        subprocess.run([COMPILER, *FLAGS, *contraction(source), "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -48,7 +62,7 @@ def compiled(folder):
     sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
     library = cuda.load(BUILT)[0]
     if library and BUILT.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        if {"sm_80", "sm_90"} <= set(library.cdn_cuda_build().decode().split()):
+        if {"sm_80", "sm_90a"} <= set(library.cdn_cuda_build().decode().split()):
             return BUILT
     library = folder / "_cuda.so"
     runpy.run_path(ROOT / "csrc/cuda/build.py")["build"](library)
@@ -79,6 +93,12 @@ def usage(library, architecture):
     listing = inspect(library, "-res-usage", "-arch", architecture)
     rows = re.findall(r"Function (\S+):\n\s*REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", listing)
     return {name: (int(registers), int(stack) + int(local)) for name, registers, stack, local in rows}
+
+
+def machine_code(library, architecture, kernels):
+    """Return {mangled name: SASS} of some kernels for an architecture."""
+    parts = re.split(r"Function : (\S+)\n", inspect(library, "-sass", "-arch", architecture, "-fun", ",".join(kernels)))
+    return dict(zip(parts[1::2], parts[2::2]))
 
 
 def portable_code(library):

@@ -52,6 +52,15 @@ def assert_as_exact_as_eager(kernel, eager, inputs, ulps=1, constants=0.0):
         assert error <= bound, (order, error, allowed, eps * scale)
 
 
+def assert_rounded_once(out, truth, absolute, more=0.0):
+    """Assert an error of one rounding, and of sums in float32 of terms whose absolute values sum to absolute.
+
+    Sums of n terms of either sign err by about sqrt(n) roundings of 2^-24, at most n.
+    """
+    sums = 2.0**-46 if out.dtype == torch.float64 else 2.0**-18
+    assert ((out.double() - truth).abs() <= torch.finfo(out.dtype).eps * truth.abs() + sums * (absolute + more)).all()
+
+
 def maps_of_convolutions(monkeypatch, kernels, impl, inputs, stride, **options):
     """Check conv2d and conv2d_gelu at all orders; return the set of maps that the kernels of a backend ran for them."""
     calls = []

@@ -5,7 +5,6 @@ meet what only large ones do on a GPU: samples that shared memory holds in part,
 """
 import functools
 import itertools
-import sys
 
 import pytest
 import torch
@@ -13,16 +12,15 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
 from cdn_kernels import Noise, denoising_loss, reference, sample_noise, sample_sigma
-from cdn_kernels.backends import cpu, cuda, dispatch
+from cdn_kernels.backends import cpu, cuda
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, TYPES
 
-import cuda_libraries
+from cuda_libraries import GELU_ERRORS, H200
 from oracle import assert_as_exact_as_eager, derivatives
 from test_noise_kernel import LEVELS
 from test_passes import HARD, norm, norm_inputs, run_all_sweeps
 
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
-H200 = (227 << 10, 132)  # bytes of shared memory of a block, multiprocessors
 SWEEPS = (FORWARD, BACKWARD, TANGENT)
 KEPT, PARTLY, SPLIT = 1, 2, 3  # what emulation.cpp calls the ways to cut a pass
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -34,48 +32,13 @@ dtypes = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
 
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    if cuda_libraries.COMPILER is None or sys.platform != "linux":
-        pytest.skip("no C++ compiler, or not Linux, which the imitation of a GPU needs")
-    return cuda_libraries.emulated(tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture
-def chip(emulated, monkeypatch):
-    """Let the backend run on the processor; the library's `emulate` says what GPU is imitated."""
-    monkeypatch.setattr(cuda, "LIBRARY", emulated)
-    monkeypatch.setattr(cuda, "_stream", lambda x: None)
-    monkeypatch.setitem(dispatch._CAN_USE, "cuda", lambda device, dtype: None)
-    emulated.emulate(*H200, False)
-    return emulated
-
-
-@pytest.fixture(params=["emulated", "gpu"])
-def place(request):
-    """Where a test runs: the device that its tensors are made on."""
-    if request.param == "emulated":
-        request.getfixturevalue("chip")
-        yield torch.device("cpu")
-    elif not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU")
-    else:
-        reason = cuda.can_use_cuda(torch.device("cuda"), F32)
-        if reason:
-            pytest.skip(reason)
-        with torch.device("cuda"):
-            yield torch.device("cuda")
-
-
 def inputs_of(shape, dtype):
     return norm_inputs(shape, dtype, torch.channels_last)
 
 
 def check_norm(groups, keep, inputs, eps=0.1, residual=True):
-    # Relative errors of GELU, see csrc/gelu.h: of the exponential for 16 bits, of the division otherwise.
-    constants = {BF16: 2.0**-19, F16: 2.0**-19, F32: 2.0**-21}.get(inputs[0].dtype, 0.0)
     assert_as_exact_as_eager(norm("cuda", groups, keep, eps, residual), norm("reference", groups, keep, eps, residual),
-                             inputs, constants=constants)
+                             inputs, constants=GELU_ERRORS[inputs[0].dtype])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -349,15 +312,6 @@ def test_loss_passes_numerical_checks(place):
 # ------------------------------------------------------------------------------------------------------------
 # On a GPU only
 # ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU")
-    reason = cuda.can_use_cuda(torch.device("cuda"), F32)
-    if reason:
-        pytest.skip(reason)
 
 
 def test_passes_are_captured_in_a_graph(gpu):

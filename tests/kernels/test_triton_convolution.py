@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from cdn_kernels import info
+from cdn_kernels.backends import convolution_choice as choice
+from cdn_kernels.backends import measured
 from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
-from cdn_kernels.backends.triton import convolution_choice as choice
+from cdn_kernels.backends.triton.convolution_choice import conv2d_is_faster
 
 from test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  # noqa: F401, a fixture
 
@@ -17,27 +19,16 @@ from test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  #
 # ------------------------------------------------------------------------------------------------------------
 
 
-def runs(batch=8, kind=CONV_FORWARD, activation=True, dtype=BF16):
-    x = SimpleNamespace(device=CUDA, is_cuda=True, dtype=dtype)
-    return choice.conv2d_is_faster(kind, x, ((batch, 64, 32, 32), (64, 64, 3, 3)), 2, activation)
-
-
-def test_what_was_measured_decides(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "a GPU")
-    monkeypatch.setattr(choice, "CHOICE", "measured")
-    assert not runs()
-    monkeypatch.setitem(choice.FASTER, "a GPU", {("forward_gelu", "bfloat16", 64, 64, 3, 2): 8 * 16 * 16})
-    assert runs() and not runs(batch=7)
-    assert not runs(activation=False) and not runs(kind=CONV_INPUT, activation=False) and not runs(dtype=FP32)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "another GPU")
-    assert not runs()
+def runs():
+    x = SimpleNamespace(device=CUDA, dtype=BF16)
+    return conv2d_is_faster(CONV_FORWARD, x, ((8, 64, 32, 32), (64, 64, 3, 3)), 2, True)
 
 
 def test_the_environment_decides(monkeypatch, capsys):
-    monkeypatch.setattr(choice, "FASTER", {})
+    monkeypatch.setattr(measured, "TABLE", {})
     for name, expected in (("own", "our own"), ("torch", "those of torch"), ("measured", "not measured on this")):
         monkeypatch.setattr(choice, "CHOICE", name)
-        assert runs() == (name == "own") and expected in choice.chosen()
+        assert runs() == (name == "own") and expected in choice.chosen("triton")
     monkeypatch.setattr(backend, "can_use_triton", lambda *_: None)
     monkeypatch.setattr(backend, "INTERPRETED", True)
     info.main()

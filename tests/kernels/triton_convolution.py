@@ -8,12 +8,13 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
 from cdn_kernels import reference
+from cdn_kernels.backends import convolution_choice as choice
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.backends.triton import convolution as plan
 from cdn_kernels.backends.triton import convolution_choice, convolution_tiles, operations
 from cdn_kernels.ops import convolve
 
-from oracle import assert_as_exact_as_eager, maps_of_convolutions
+from oracle import assert_as_exact_as_eager, assert_rounded_once, maps_of_convolutions
 from test_convolution import MARGIN, exact, nhwc, problem
 from triton_kernels import DEVICE, DTYPES, dtypes
 
@@ -31,7 +32,7 @@ EVERYWHERE = [*((BF16, *case) for case in CASES), *((dtype, *CASES[n]) for dtype
 
 @pytest.fixture(autouse=True)
 def _setting(monkeypatch):
-    monkeypatch.setattr(convolution_choice, "CHOICE", "own")
+    monkeypatch.setattr(choice, "CHOICE", "own")
     convolutions = torch.backends.cudnn.conv
     before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     torch.use_deterministic_algorithms(True)  # which fills empty tensors with NaN
@@ -54,15 +55,6 @@ def run(kind, operands, shapes, stride, **options):
     operations.conv2d(kind, first, second, out, shapes, stride, **options)
     assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
     return out
-
-
-def assert_rounded_once(out, truth, absolute, more=0.0):
-    """Assert an error of one rounding, and of sums in float32 of terms whose absolute values sum to absolute.
-
-    Sums of n terms of either sign err by about sqrt(n) roundings of 2^-24, at most n.
-    """
-    sums = 2.0**-46 if out.dtype == torch.float64 else 2.0**-18
-    assert ((out.double() - truth).abs() <= torch.finfo(out.dtype).eps * truth.abs() + sums * (absolute + more)).all()
 
 
 @pytest.mark.parametrize("dtype, shape, size, stride", EVERYWHERE, ids=str)
@@ -179,10 +171,10 @@ def test_the_table_and_the_layout_decide(monkeypatch):
     calls = []
     monkeypatch.setattr(operations, "conv2d", lambda *a, **k: calls.append(a[0]))
     convolve.forward(x.contiguous(), weight, 1, "triton")
-    monkeypatch.setattr(convolution_choice, "CHOICE", "measured")
+    monkeypatch.setattr(choice, "CHOICE", "measured")
     convolve.forward(x, weight, 1, "triton")
     assert not calls
-    monkeypatch.setattr(convolution_choice, "CHOICE", "own")
+    monkeypatch.setattr(choice, "CHOICE", "own")
     convolve.forward(x, weight, 1, "triton")
     assert calls == [CONV_FORWARD]
 

@@ -7,6 +7,7 @@ from cdn.data.batches import AHEAD
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
+from cdn_kernels.backends.cuda import can_use_cuda
 from cdn_kernels.backends.triton import can_use_triton
 from cdn_kernels.graphs import WARM_UP, Graphed
 
@@ -18,7 +19,11 @@ KINDS = {"adamw": {}, "muon bf16": dict(optimizer="muon", precision="bf16", clea
          "moving lambda": dict(final_denoising_weight=0.5, flip=True),
          "classification": dict(objective="classification"),
          "denoiser": dict(model="denoiser-small"), "resnet": dict(model="resnet-small")}
-kinds = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+NO_CUDA = can_use_cuda(CUDA, torch.float32)
+kinds = pytest.mark.parametrize("options", [
+    *(pytest.param(options, id=name) for name, options in KINDS.items()),
+    pytest.param(dict(impl="cuda", precision="bf16"), id="cuda",
+                 marks=pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA)))])
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,8 @@ def test_every_kind_of_run_finishes(tmp_path, options):
     (["--model", "resnet-small", "--objective", "joint"], "only be trained with --objective classification"),
     (["--sigma-low", "2"], "0 < low <= high"), (["--epochs", "3"], "epochs or steps, not both"),
     (["--data", "cifar10"], "data"), (["--width", "12"], "multiple of 8"),
-    (["--resume"], "name the run folder"), (["--device", "tpu:7"], "device 'tpu:7'")])
+    (["--impl", "cpu"], "whose kernels --fused runs: give both"),
+    (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "), (["--resume"], "name the run folder"), (["--device", "tpu:7"], "device 'tpu:7'")])
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     arguments = options if "--resume" in options else ["--out", tmp_path / "run", *options]
     with pytest.raises(CDNError, match=message) as error:
@@ -99,8 +100,8 @@ def test_fused_draws_the_same_noise(tmp_path, capsys):
     if cpu.MISSING:
         pytest.skip(cpu.MISSING)
     run("--out", tmp_path / "plain")
-    run("--out", tmp_path / "fused", "--fused")
-    assert "fused" in capsys.readouterr().out
+    run("--out", tmp_path / "fused", "--fused", "--impl", "cpu")
+    assert "fused, by the cpu kernels" in capsys.readouterr().out
     weights = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("plain", "fused")]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=1e-3)

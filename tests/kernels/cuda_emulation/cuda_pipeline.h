@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
-void __pipeline_memcpy_async(void* to, const void* from, std::size_t size);
+// Of the size, the last zeros are not read, and 0 is written.
+void __pipeline_memcpy_async(void* to, const void* from, std::size_t size, std::size_t zeros = 0);
 void __pipeline_commit();
 void __pipeline_wait_prior(int groups);

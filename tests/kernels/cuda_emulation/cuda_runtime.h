@@ -39,7 +39,21 @@ namespace emulation {
 
 void run(dim3 blocks, dim3 threads, std::size_t shared, const std::function<void()>& kernel);
 void wait_for_block();
-void exchange(const void* mine, void* other, std::size_t size, int other_lane);  // within a warp
+void wait_for_team(int barrier, int count);
+
+// What the lanes of a warp show each other; a lane may make the next before others have read this one.
+class Deposits {
+public:
+    Deposits(const void* mine, std::size_t size);
+    template <typename T>
+    const T& of(int lane) const {
+        return *static_cast<const T*>(place(lane));
+    }
+
+private:
+    const void* place(int lane) const;
+    int slot;
+};
 
 }  // namespace emulation
 
@@ -47,9 +61,12 @@ inline void __syncthreads() { emulation::wait_for_block(); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T mine, int distance) {
-    T other;
-    emulation::exchange(&mine, &other, sizeof(T), threadIdx.x % 32 ^ distance);
-    return other;
+    return emulation::Deposits(&mine, sizeof(T)).of<T>(threadIdx.x % 32 ^ distance);
+}
+
+template <typename T>
+T __shfl_sync(unsigned, T mine, int lane) {
+    return emulation::Deposits(&mine, sizeof(T)).of<T>(lane);
 }
 
 // As wrong as it may be: by two units in the last place.
@@ -86,3 +103,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* where, void (*kernel)(P
     emulation::run(blocks, threads, where->dynamicSmemBytes, [=] { kernel(arguments...); });
     return cudaSuccess;
 }
+
+// What CUDA C++ has no functions for comes before the sources ask for it.
+#include "instructions.h"
