@@ -1,8 +1,9 @@
 """Prove and measure the GPU kernels on this machine, in one command.
 
-    python -m benchmarks.gpu_report --out DIR                                  tests, ceilings, kernels, steps, the table
-                                                                               for impl="auto", sanitizer: minutes
-    python -m benchmarks.gpu_report --out DIR --only train --data-dir DATA     train on CIFAR-10, with both baselines
+    python -m benchmarks.gpu_report --out DIR
+        tests, ceilings, kernels, steps, the table for impl="auto", compute-sanitizer: minutes
+    python -m benchmarks.gpu_report --out DIR --only train --data-dir DATA
+        train on CIFAR-10, with both baselines
 
 Every stage is a command of its own that prints as it goes and leaves its log and its JSON in DIR. One that fails is
 named in the table at the end, and the others run. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the

@@ -11,8 +11,8 @@ GPU, by its name, it has::
 ``others`` says how many times as long as the fastest backend each of the others takes, and ``torch`` how many times as
 long as the backend's own kernel torch's convolution takes: [median, low, high] with the interval that holds the true
 median with 95 % probability. Only what differs beyond the noise decides: elsewhere ``fastest`` is null. ``pixels`` are
-those of the results of a batch, and smaller batches were not measured. MAP is one of interface.MAPS, with "_gelu" if GELU follows
-or, in a gradient, its derivative.
+those of the results of a batch, and smaller batches were not measured. MAP is one of interface.MAPS, with "_gelu" if
+GELU follows or, in a gradient, its derivative.
 """
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def fastest(operation, device, dtype):
 
 
 def fastest_for_layer(device, dtype, shape, stride):
-    """Return the backend that was measured to run the maps of a convolution fastest, with torch's where these are faster.
+    """Return the backend that was measured to run all maps of a convolution fastest, its own and those of torch.
 
     Args:
         shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.

@@ -19,8 +19,8 @@ const char* cdn_cuda_error(int status) {
     switch (status) {
         case cdn::kRefused: return "an argument is out of range";
         case cdn::kTooLarge:
-            return "a sample has 2^30 values or more, or a batch as many channels, or groups do not fit into the shared "
-                   "memory of a block";
+            return "a sample has 2^30 values or more, or a batch as many channels, or groups do not fit into the "
+                   "shared memory of a block";
         case cdn::kNoKernel:
             return "its convolutions are forward or by the input, 3x3 with stride 1, from 64 to 64 channels, of "
                    "bfloat16 or float16, on GPUs whose blocks may have 157 KiB of shared memory";

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import choices
 from benchmarks.choices import MAPS, OWN, TORCH
+from benchmarks.harness.paired import Settings
 from benchmarks.passes import NAMES
 from cdn_kernels import info
 from cdn_kernels.backends import convolution_choice, cuda, dispatch, measured, triton
@@ -183,6 +184,13 @@ def test_a_network_runs_by_several_backends(monkeypatch, gpu, table):
     monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: "it is not installed")
     with pytest.raises(RuntimeError, match="it is not installed"):
         dispatch.fused_backends(CUDA)
+
+
+def test_backends_are_compared_on_a_gpu(monkeypatch, gpu):
+    of = lambda device: Settings(device=device, rounds=None, seconds=1.0, smoke=False, full=False)
+    assert of("cuda").library == "triton" and of("cuda").others == ["cuda"] and of("cpu").others == []
+    monkeypatch.setitem(dispatch._CAN_USE, "cuda", lambda device, dtype: "it was not built")
+    assert of("cuda").others == []
 
 
 def test_information_says_what_auto_means(monkeypatch, gpu, table, capsys):

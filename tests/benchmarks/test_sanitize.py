@@ -1,4 +1,4 @@
-"""What the stage "sanitize" says of a sanitizer that is missing, refuses, finds something or nothing; with a stand-in."""
+"""What the stage "sanitize" says of a sanitizer that is missing, refuses, or finds something or nothing; a stand-in."""
 import sys
 
 import pytest

@@ -32,7 +32,9 @@ def contraction(source):
     """Return the flags that let products and sums of a source be one operation where nvcc makes them one."""
     if "-fmad=false" in BUILD["OWN_FLAGS"].get(source.stem, []):
         return ["-ffp-contract=off"]
-    return ["-ffp-contract=fast", *(["-mfma"] if re.search(r"^flags\b.*\bfma\b", CPUINFO.read_text(), re.M) else [])]
+    # At -O1 GCC makes them one only if told to try what takes long.
+    has_one = re.search(r"^flags\b.*\bfma\b", CPUINFO.read_text(), re.M)
+    return ["-ffp-contract=fast", "-fexpensive-optimizations", *(["-mfma"] if has_one else [])]
 
 
 def emulated(folder):

@@ -48,7 +48,8 @@ def test_every_kind_of_run_finishes(tmp_path, options):
     (["--sigma-low", "2"], "0 < low <= high"), (["--epochs", "3"], "epochs or steps, not both"),
     (["--data", "cifar10"], "data"), (["--width", "12"], "multiple of 8"),
     (["--impl", "cpu"], "whose kernels --fused runs: give both"),
-    (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "), (["--resume"], "name the run folder"), (["--device", "tpu:7"], "device 'tpu:7'")])
+    (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "), (["--resume"], "name the run folder"),
+    (["--device", "tpu:7"], "device 'tpu:7'")])
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     arguments = options if "--resume" in options else ["--out", tmp_path / "run", *options]
     with pytest.raises(CDNError, match=message) as error:
