@@ -98,8 +98,9 @@ def make_parser():
     option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
 
     jem = parser.add_argument_group("joint energy model (--objective jem)",
-                                    "Lengths are those of images in [-1, 1], as in the paper. Unless they are given: "
-                                    f"{', '.join(f'{name} {value}' for name, value in JEM.items())}.")
+                                    "Lengths are those of images in [-1, 1], as in the paper. Unless they are given, "
+                                    f"the head is linear and the learning rate on digits "
+                                    f"{JEM['digits']['learning_rate']}.")
     option(jem, "jem_start", "what chains start from: a normal distribution with the mean and covariance of images, or "
            "uniform noise, as in the paper", choices=STARTS)
     option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)

@@ -3,9 +3,9 @@
 The baseline to denoising score matching: the same logits ``f(y)_c = log p(y, c)``, but ``log p(y) = logsumexp f(y)`` is
 learned by pushing it up at images and down at samples that a chain of stochastic gradient Langevin dynamics draws from
 the model itself. After Grathwohl et al., "Your classifier is secretly an energy based model and you should treat it
-like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings. There, chains start from uniform noise,
-and training is known to diverge; here, as in Yang and Ji, "JEM++" (ICCV 2021), they start from a normal distribution with
-the moments of the images, next to where they have to go (JEM++ takes one per class).
+like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the settings. There, chains start from uniform
+noise, and training is known to diverge; here, as in Yang and Ji, "JEM++" (ICCV 2021), they start from a normal
+distribution with the moments of the images, next to where they have to go (JEM++ takes one per class).
 """
 import torch
 

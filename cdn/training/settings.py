@@ -26,9 +26,10 @@ RECIPES = {
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
 
-# What a joint energy model changes of the recipe of any data set. The contrast with samples makes its gradients noisy:
-# at the rate of the other objectives it diverged on the digits.
-JEM = dict(head="linear", optimizer="adamw", learning_rate=1e-3)
+# What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
+# other objectives it diverged on the digits.
+JEM = {"digits": dict(head="linear", learning_rate=1e-3), "cifar10": dict(head="linear"),
+       "imagefolder": dict(head="linear")}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Settings:
     def __post_init__(self):
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
-        recipe = RECIPES[self.data] | (JEM if self.objective == "jem" else dict(head="log-energy"))
+        recipe = RECIPES[self.data] | (JEM[self.data] if self.objective == "jem" else dict(head="log-energy"))
         for name, value in recipe.items():
             if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
                 object.__setattr__(self, name, value)

@@ -23,7 +23,8 @@ def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
     modules = [words[2] for words in commands]
     assert modules.count("cdn.train") == 8 and modules.count("cdn.evaluate") == 7 and len(set(modules)) == 18
     trained = [vars(train.make_parser().parse_args(words[3:])) for words in commands if words[2] == "cdn.train"]
-    assert sorted(options["epochs"] for options in trained) == [50] + 7 * [200]
+    assert [options["epochs"] for options in trained] == 8 * [200]
+    assert [options["jem_steps"] for options in trained if options.get("objective") == "jem"] == [5]
     assert [options["data_dir"] for options in trained if options["data"] == "imagefolder"] == ["photos"]
     assert {words[3] for words in commands if words[2].endswith("photographs")} == {
         f"{tmp_path}/out/joint", f"{tmp_path}/out/patches"}
