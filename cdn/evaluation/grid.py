@@ -28,6 +28,7 @@ def draw_grid(groups, names=(), inches=INCHES):
     axes.set_axis_off()
     captioned = any(len(captions) for group in groups for _, _, captions in group)
     pitch = 1 + (CAPTION_HEIGHT if captioned else GAP)
+    above = TITLE_HEIGHT if any(title for group in groups for title, _, _ in group) else GAP
     text = lambda x, y, string, **style: axes.text(x, y, string, fontsize=7.5, **style)
     for row, name in enumerate(names):
         text(-0.12, row * pitch + 0.5, _shorten(name), ha="right", va="center")
@@ -44,8 +45,8 @@ def draw_grid(groups, names=(), inches=INCHES):
         left += GROUP_GAP
     margin = NAME_WIDTH if names else GAP
     width = left - GROUP_GAP + margin
-    height = rows * pitch + TITLE_HEIGHT
-    axes.set(xlim=(-margin, width - margin), ylim=(height - TITLE_HEIGHT, -TITLE_HEIGHT))
+    height = rows * pitch + above
+    axes.set(xlim=(-margin, width - margin), ylim=(height - above, -above))
     figure.set_size_inches(inches * width, inches * height)
     return figure
 
