@@ -23,7 +23,8 @@ from .step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu", "conv2d_gelu_conv2d",
-    "cross_entropy", "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm", "keep_pages", "logsumexp",
-    "reference", "sample_noise", "sample_sigma", "score", "score_matching_step", "standard_normal", "using",
+    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu",
+    "conv2d_gelu_conv2d", "cross_entropy", "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm",
+    "keep_pages", "logsumexp", "reference", "sample_noise", "sample_sigma", "score", "score_matching_step",
+    "standard_normal", "using",
 ]

@@ -83,8 +83,8 @@ def main():
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architectures", nargs="*", metavar="N", type=int,
-                        help="ten times a compute capability, such as 90 (default: what CDN_CUDA_ARCHITECTURES says, or "
-                             f"{' and '.join(ARCHITECTURES)} and newer ones)")
+                        help="ten times a compute capability, such as 90 (default: what CDN_CUDA_ARCHITECTURES says, "
+                             f"or {' and '.join(ARCHITECTURES)} and newer ones)")
     names = list(map(str, parser.parse_args().architectures))
     try:
         build(architectures=names or named_architectures())

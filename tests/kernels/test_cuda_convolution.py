@@ -15,7 +15,7 @@ from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.ops import convolve
 
 import cuda_libraries
-from oracle import assert_as_exact_as_eager, assert_rounded_once, maps_of_convolutions
+from oracle import assert_as_exact_as_eager, assert_captured, assert_rounded_once, maps_of_convolutions
 from test_convolution import MARGIN, exact, nhwc, problem
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -247,17 +247,9 @@ def test_the_size_of_a_convolution_and_the_gpu_are_checked(chip):
 
 
 def test_convolutions_are_captured_in_a_graph(gpu):
-    """Which they could not if anything waited for the device."""
     with torch.device("cuda"):
         x, weight = inputs_of(4, 32, 32)
-        work = lambda: cdn_kernels.conv2d_gelu(x, weight, impl="cuda")
-        expected = work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = work()
-        graph.replay()
-        assert torch.equal(captured, expected)
+        assert_captured(lambda: [cdn_kernels.conv2d_gelu(x, weight, impl="cuda")])
 
 
 def test_batches_may_have_more_than_2_31_elements(gpu):

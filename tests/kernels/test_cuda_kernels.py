@@ -11,12 +11,12 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
-from cdn_kernels import Noise, denoising_loss, reference, sample_noise, sample_sigma
+from cdn_kernels import Noise, denoising_loss, reference, sample_noise
 from cdn_kernels.backends import cpu, cuda
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, TYPES
 
 from cuda_libraries import GELU_ERRORS, H200
-from oracle import assert_as_exact_as_eager, derivatives
+from oracle import assert_as_exact_as_eager, assert_captured, assert_levels_are_those_of_the_cpu, derivatives
 from test_noise_kernel import LEVELS
 from test_passes import HARD, norm, norm_inputs, run_all_sweeps
 
@@ -273,14 +273,7 @@ def test_noise_is_that_of_the_cpu(place, dtype, shape):
 @needs_cpu
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_levels_are_those_of_the_cpu(place, levels):
-    for dtype in (F32, F64):
-        sigma = sample_sigma(300, KEY, levels, dtype=dtype, device=place, impl="cuda")
-        expected = sample_sigma(300, KEY, levels, dtype=dtype, device="cpu", impl="cpu")
-        torch.testing.assert_close(sigma.cpu(), expected, rtol=4 * 2.0**-52 if dtype == F64 else 0, atol=0)
-    x = torch.rand(6, 5)
-    both = sample_noise(x, levels, KEY, impl="cuda"), sample_noise(x.cpu(), levels, KEY, impl="cpu")
-    for mine, expected in zip(*both):
-        assert torch.equal(mine.cpu(), expected)
+    assert_levels_are_those_of_the_cpu("cuda", place, levels, KEY)
 
 
 @needs_cpu
@@ -315,7 +308,6 @@ def test_loss_passes_numerical_checks(place):
 
 
 def test_passes_are_captured_in_a_graph(gpu):
-    """Which they could not if anything waited for the device."""
     with torch.device("cuda"):
         x, r, gain = inputs_of((4, 64, 32, 32), BF16)
 
@@ -323,13 +315,7 @@ def test_passes_are_captured_in_a_graph(gpu):
             y, sigma = sample_noise(x, LEVELS[0], KEY, impl="cuda")
             return norm("cuda", 8, True)(y, r, gain), sigma
 
-        expected = work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = work()
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(captured, expected))
+        assert_captured(work)
 
 
 def test_batches_may_have_more_than_2_31_elements(gpu):

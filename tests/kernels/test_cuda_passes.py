@@ -10,7 +10,7 @@ from cdn_kernels.backends import cpu, cuda, dispatch
 from cdn_kernels.backends.interface import BACKWARD, DOT, FORWARD, MEAN, SCALE, SPREAD, TANGENT, TYPES
 
 from cuda_libraries import GELU_ERRORS, H200
-from oracle import assert_as_exact_as_eager
+from oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
 from test_passes import check_every_16_bit_number
 
 OPS = torch.ops.cdn_kernels
@@ -72,13 +72,7 @@ def images(shape, dtype, layout):
 
 @layouts
 def test_every_op_passes_numerical_checks(place, layout):
-    a, b = (images((2, 3, 4, 2), F64, layout).requires_grad_() for _ in range(2))
-    values, means = (torch.randn(s, dtype=F64, requires_grad=True) for s in (2, (2, 3)))
-    for op, inputs in ((OPS.channel_mean, (a,)), (OPS.sample_square, (a,)), (OPS.sample_dot, (a, b)),
-                       (OPS.sample_scale, (a, values)),
-                       (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,))):
-        function = lambda *inputs: op(*inputs, "cuda")
-        assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
+    assert_head_passes_numerical_checks("cuda", (2, 3, 4, 2), layout)
 
 
 @layouts

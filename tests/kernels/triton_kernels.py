@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
-from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
+from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise
 from cdn_kernels.backends import cpu, interface
 from cdn_kernels.backends.dispatch import resolve
 from cdn_kernels.backends.triton import INTERPRETED, operations
@@ -15,7 +15,8 @@ from cdn_kernels.backends.triton import noise as noise_plan
 from cdn_kernels.backends.triton import norm as norm_plan
 from cdn_kernels.backends.triton import pool as pool_plan
 
-from oracle import assert_as_exact_as_eager, derivatives
+from oracle import (assert_as_exact_as_eager, assert_head_passes_numerical_checks, assert_levels_are_those_of_the_cpu,
+                    derivatives)
 from test_autograd import network, network_inputs, penalty
 from test_noise_kernel import LEVELS
 from test_passes import HARD, norm, norm_inputs, run_all_sweeps
@@ -173,14 +174,7 @@ def test_noise_is_that_of_the_cpu(dtype, shape):
 @needs_cpu
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_levels_are_those_of_the_cpu(levels):
-    for dtype in (torch.float32, torch.float64):
-        sigma = sample_sigma(300, KEY, levels, dtype=dtype, device=DEVICE, impl="triton")
-        expected = sample_sigma(300, KEY, levels, dtype=dtype, device="cpu", impl="cpu")
-        torch.testing.assert_close(sigma.cpu(), expected, rtol=4 * 2.0**-52 if dtype == torch.float64 else 0, atol=0)
-    x = torch.rand(6, 5)
-    both = sample_noise(x, levels, KEY, impl="triton"), sample_noise(x.cpu(), levels, KEY, impl="cpu")
-    for mine, expected in zip(*both):
-        assert torch.equal(mine.cpu(), expected)
+    assert_levels_are_those_of_the_cpu("triton", DEVICE, levels, KEY)
 
 
 @needs_cpu
@@ -210,14 +204,7 @@ def test_loss_passes_numerical_checks():
 
 
 def test_every_map_of_the_head_passes_numerical_checks():
-    a, b = (torch.randn(2, 3, 2, 1, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
-            for _ in range(2))
-    values, means = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (2, (2, 3)))
-    for op, inputs in ((OPS.channel_mean, (a,)), (OPS.sample_square, (a,)), (OPS.sample_dot, (a, b)),
-                       (OPS.sample_scale, (a, values)),
-                       (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,))):
-        function = lambda *inputs: op(*inputs, "triton")
-        assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
+    assert_head_passes_numerical_checks("triton", (2, 3, 2, 1), torch.channels_last)
 
 
 @layouts
