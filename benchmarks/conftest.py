@@ -12,7 +12,7 @@ from .harness.ceilings import Work
 from .harness.paired import Paired, Settings
 from .harness.table import table
 from .harness.workers import Worker
-from .steps import DTYPES, TOLERANCE
+from .steps import DTYPES, TOLERANCE, Recorded
 
 _RESULTS = pytest.StashKey[list]()
 
@@ -61,14 +61,18 @@ def paired(benchmark, settings, request):
 def compare(paired, settings):
     """Return a function (case, problem, step, peers, units) that times steps, each in a process of its own.
 
-    The library's is step(problem, impl=...), peers are (factory, arguments, ..., options) by name, and units the
-    convolutions whose operations are the floor.
+    The library's is step(problem, impl=...), on a GPU recorded as a CUDA graph, and beside it a peer without one. Peers
+    are (factory, arguments, ..., options) by name, and units the convolutions whose operations are the floor.
     """
 
     def run(case, problem, step, peers, units=None, **facts):
         with ExitStack() as stack:
             start = lambda *args, **options: stack.enter_context(Worker(*args, **options))
-            library = start(step, problem, impl=settings.library, keep_pages=True)
+            ours = (step, problem, settings.library)
+            if settings.device == "cuda":
+                peers = {"this library, call by call": (*ours, {}), **peers}
+                ours = (Recorded, *ours)
+            library = start(*ours, keep_pages=True)
             peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
             for worker in (library, *peers.values()):
                 worker.prepare()

@@ -17,6 +17,8 @@ from .harness.table import bytes_text, seconds_text
 LESSONS = Path(__file__).parent / "lessons.md"
 EAGER = "eager, channels last", "eager, contiguous"
 CLASSIFIER, UNITS = "(eager step of a classifier)", "(its convolutions alone, by PyTorch)"
+# Measured on a GPU only, where the library is a CUDA graph.
+COMPILED, COMPILED_CLASSIFIER, CALLS = "compiled", "(compiled step of a classifier)", "this library, call by call"
 
 
 class Section(NamedTuple):
@@ -159,17 +161,21 @@ def _each(result):
 
 
 _BOTH_EAGER = {f"{name} / library": _ratio(name) for name in EAGER}
+_ON_GPU = {"compiled / library": _ratio(COMPILED), "without a graph / library": _ratio(CALLS)}
 _PEERS = {"times the library": _each}
 _COSTS = {"library / floor": _floor, "library": _median(), "memory, library / eager": _memory}
 SECTIONS = [
     Section("The training step", "test_joint_step.py::test_joint_step", "--full",
             "Cross-entropy and denoising score matching, without the optimizer.", ["joint step"],
-            _BOTH_EAGER | {"library / eager classifier": _ratio(CLASSIFIER, inverse=True),
-                           "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True)} | _COSTS),
+            _BOTH_EAGER | _ON_GPU | {
+                "library / compiled classifier": _ratio(COMPILED_CLASSIFIER, inverse=True),
+                "library / eager classifier": _ratio(CLASSIFIER, inverse=True),
+                "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True)} | _COSTS),
     Section("What one would run instead", "test_joint_step.py::test_every_peer", "--full",
             "The same step with plain norm and linear head. What each peer is: `benchmarks/peers/`.",
             ["joint step, all peers"], _PEERS | _COSTS),
-    Section("The score alone", "test_joint_step.py::test_score", "--full", "", ["score"], _BOTH_EAGER | _COSTS),
+    Section("The score alone", "test_joint_step.py::test_score", "--full", "", ["score"],
+            _BOTH_EAGER | _ON_GPU | _COSTS),
     Section("Operations by order of differentiation", "test_operations.py", "",
             "\"Backward\" includes the forward, \"double backward\" both.",
             ["conv + GELU", "residual + GELU + norm", "residual + GELU + scale-preserving norm", "noise", "residual"],

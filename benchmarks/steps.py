@@ -8,6 +8,8 @@ import cdn
 import cdn_kernels
 from cdn_kernels.graphs import WARM_UP, Graphed
 
+from .harness.memory import peak_bytes
+
 LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By how much gradients of two implementations may differ, of their norm: what rounding does.
@@ -72,63 +74,66 @@ class Step:
         x, self.labels = problem.data()
         self.x = x.contiguous(memory_format=layout)
 
-    def __call__(self):
-        """Run a step; return its loss and leave its gradient in ``.grad`` of the parameters."""
+    def work(self):
+        """Do all of a step but wait for its loss; return that."""
         self.model.zero_grad()
         with self.problem.autocast():
             loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0),
                                      denoising_weight=self.denoising, impl=self.impl)
-        return float(loss)
+        return loss
+
+    def __call__(self):
+        """Run a step; return its loss and leave its gradient in ``.grad`` of the parameters."""
+        return float(self.work())
 
     def result(self):
         """Return the gradient of the last step as one vector, parameter by parameter, float32 on the CPU."""
         return torch.cat([p.grad.float().cpu().contiguous().flatten() for p in self.model.parameters()])
 
 
-class Recorded(Step):
-    """The step as ``cdn.train --fused`` runs it on a GPU: a CUDA graph, replayed.
+class Score(Step):
+    """The score alone, without a graph."""
+
+    def work(self):
+        """Find the score, and return one of its numbers without waiting for it."""
+        with self.problem.autocast(), cdn_kernels.using(self.impl):
+            self.score = cdn.score(self.model, self.x)
+        return self.score[0, 0, 0, 0]
+
+    def result(self):
+        """Return the last score as one vector."""
+        return self.score.float().cpu().contiguous().flatten()
+
+
+class Recorded:
+    """A step or a score as ``cdn.train --fused`` runs steps on a GPU: a CUDA graph, replayed.
+
+    Args:
+        build: Step or Score.
+        problem, impl: for it.
 
     Attributes:
-        replays: that no replay takes memory: what the step needs was taken for good when it was recorded.
+        recorded_bytes: the memory that recording took at its peak; replays take none.
 
     Raises:
         RuntimeError: it cannot be recorded; the message says why.
     """
 
-    replays = True
-
-    def __init__(self, problem, impl):
-        super().__init__(problem, impl)
-        self.run = Graphed(self.work, torch.device(problem.device), say=_refuse)
+    def __init__(self, build, problem, impl):
+        self.case = build(problem, impl)
+        self.run = Graphed(self.case.work, torch.device(problem.device), say=_refuse)
         for _ in range(WARM_UP):
             self.run()
-
-    def work(self):
-        """Do all of a step but wait for its loss."""
-        self.model.zero_grad()
-        with self.problem.autocast():
-            loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0), impl=self.impl)
-        return loss
+        self.recorded_bytes = peak_bytes(self.run, problem.device)
+        self.result = self.case.result
 
     def __call__(self):
+        """Run it; return a number that only a finished run knows."""
         return float(self.run())
 
 
 def _refuse(sentence):
     raise RuntimeError(sentence)
-
-
-class Score(Step):
-    """The score alone, without a graph."""
-
-    def __call__(self):
-        with self.problem.autocast(), cdn_kernels.using(self.impl):
-            self.score = cdn.score(self.model, self.x)
-        return float(self.score[0, 0, 0, 0])
-
-    def result(self):
-        """Return the last score as one vector."""
-        return self.score.float().cpu().contiguous().flatten()
 
 
 class SixUnits(TorchDispatchMode):

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from .peers import PEERS
+from .peers.compiled import CompiledScore
+from .peers.plain_compile import CompiledClassifier
 from .steps import Recorded, Score, SixUnits, Step
 
 PROBLEMS = {
@@ -32,8 +34,10 @@ def test_joint_step(compare, settings, name):
     else:
         peers |= {"(eager step of a classifier)": (Step, problem, dict(denoising=0.0)),
                   "(its convolutions alone, by PyTorch)": (SixUnits, problem, {})}
-    if settings.device == "cuda":
-        peers["this library, as a CUDA graph"] = (Recorded, problem, dict(impl=settings.library))
+    # On CPUs they compile for minutes and gain nothing, see test_every_peer.
+    if settings.device == "cuda" and name != "float32":
+        peers |= {"compiled": (PEERS["compiled"], problem, {}),
+                  "(compiled step of a classifier)": (CompiledClassifier, problem, {})}
     compare("joint step", problem, Step, peers, SixUnits(problem))
 
 
@@ -42,7 +46,7 @@ def test_joint_step(compare, settings, name):
         ("small", "float32"), ("default", "bf16"), ("default", "float32")))])
 def test_every_peer(compare, settings, size, precision):
     """All that could take the place of the library's step, on the network that every framework has."""
-    small = dict(width=32, batch=32) if size == "small" else {}
+    small = dict(width=32, batch=32) if size == "small" and settings.device == "cpu" else {}
     problem = settings.problem(precision=precision, yardstick=True, **small)
     peers = {name: (Step, problem, options) for name, options in EAGER.items()}
     compare("joint step, all peers", problem, Step, peers | {
@@ -52,4 +56,7 @@ def test_every_peer(compare, settings, size, precision):
 @problems("bf16")
 def test_score(compare, settings, name):
     problem = settings.problem(**PROBLEMS[name])
-    compare("score", problem, Score, {name: (Score, problem, options) for name, options in EAGER.items()})
+    peers = {name: (Score, problem, options) for name, options in EAGER.items()}
+    if settings.device == "cuda":
+        peers["compiled"] = CompiledScore, problem, {}
+    compare("score", problem, Score, peers)

@@ -12,13 +12,13 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_bytes(function, device="cpu"):
     """Call a function and return how much memory it took at its peak beyond what was held before.
 
-    On a CPU this is the resident memory of the process, which only Linux lets one reset and read: None elsewhere. None
-    also for what only replays a recording, whose memory was taken before.
+    On a CPU this is the resident memory of the process, which only Linux lets one reset and read: None elsewhere. What
+    only replays a recording took its memory before, and says how much: its ``recorded_bytes``.
     """
     gc.collect()
-    if getattr(function, "replays", False):
-        function()
-        return None
+    recorded = getattr(function, "recorded_bytes", None)
+    if recorded is not None:
+        return recorded
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

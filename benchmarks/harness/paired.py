@@ -15,6 +15,7 @@ from cdn_kernels.backends.dispatch import why_not
 
 from ..steps import Problem
 from .ceilings import floor
+from .device_time import DeviceTimer
 from .memory import peak_bytes
 from .timing import FEWEST_ROUNDS, schedule, summarize
 from .workers import Refused, Worker
@@ -63,7 +64,8 @@ class Result:
     Attributes:
         case: what was done, in words.
         facts: operation, order, dtype, layout, shape and the like.
-        seconds: by implementation, one per round; the first is the library.
+        seconds: by implementation, one per round; the first is the library. On a GPU those of the device, see
+            :class:`.device_time.DeviceTimer`, for a case of this process; in a process of its own all that it takes.
         ratios: by peer, how many times as long as the library it takes: a Ratio.
         floor: what its yardsticks need for the same work, see :func:`.ceilings.floor`, and the Ratio of the library to
             that.
@@ -134,8 +136,7 @@ class Paired:
         for key, (yardstick, _) in yardsticks.items():
             cases[key] = yardstick
             _, seconds[key] = self._warm_up(yardstick, memory=False)
-        times = self._time(name, {key: _finished(run, device) for key, run in cases.items()},
-                           rounds or self._rounds(sum(seconds.values())))
+        times = self._time(name, cases, rounds or self._rounds(sum(seconds.values())))
         if times:
             self._evaluate(times, name, {key: share for key, (_, share) in yardsticks.items()})
         self.benchmark.extra_info.update(vars(result))
@@ -160,11 +161,10 @@ class Paired:
             self.benchmark(cases[library])
             return None
         times = {name: [] for name in cases}
+        timers = {name: self._timer(case) for name, case in cases.items()}
 
         def run(name):
-            start = self.clock()
-            cases[name]()
-            times[name].append(self.clock() - start)
+            times[name].append(timers[name]())
 
         order = schedule(cases, rounds)
 
@@ -175,6 +175,18 @@ class Paired:
         self.benchmark.pedantic(run, (library,), setup=others, rounds=rounds)
         others()
         return times
+
+    def _timer(self, case):
+        """Return a function that runs a case once and returns its seconds."""
+        if self.settings.device == "cuda" and not isinstance(case, Worker):
+            return DeviceTimer(case)
+
+        def run():
+            start = self.clock()
+            case()
+            return self.clock() - start
+
+        return run
 
     def _rounds(self, seconds):
         """Return how many rounds of so many seconds to take."""
@@ -190,10 +202,3 @@ class Paired:
         result.seconds = {name: values for name, values in times.items() if name not in shares}
         result.ratios = {name: summarize([a / b for a, b in zip(values, own)])
                          for name, values in result.seconds.items() if name != library}
-
-
-def _finished(case, device):
-    """Return a function that has not returned before the device is done."""
-    if device != "cuda" or isinstance(case, Worker):
-        return case
-    return lambda: (case(), torch.cuda.synchronize())

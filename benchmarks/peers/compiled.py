@@ -1,6 +1,6 @@
-"""torch.compile of the whole step: what PyTorch itself offers to those who differentiate twice."""
+"""torch.compile of the whole step, or score: what PyTorch itself offers to those who differentiate twice."""
 import torch
-from torch.func import grad_and_value
+from torch.func import grad, grad_and_value
 
 import cdn_kernels
 
@@ -25,3 +25,20 @@ class Compiled(Functional):
     def __call__(self):
         with cdn_kernels.using("reference"):
             return self.keep(*self.step(self.parameters(), *self.draw()))
+
+
+class CompiledScore(Functional):
+    """The score alone, a functional gradient by the input in one compiled graph."""
+
+    def __init__(self, problem):
+        super().__init__(problem)
+        self.gradient = torch.compile(grad(self.log_density, argnums=1, has_aux=True), dynamic=False, fullgraph=True)
+
+    def __call__(self):
+        with cdn_kernels.using("reference"):
+            self.score, _ = self.gradient(self.parameters(), self.x)
+        return float(self.score[0, 0, 0, 0])
+
+    def result(self):
+        """Return the last score as one vector."""
+        return self.score.float().cpu().contiguous().flatten()

@@ -4,6 +4,7 @@ Our own take images stored channels last. Where they are faster was measured, an
 (conv2d_is_faster).
 """
 import torch
+from torch._prims_common import suggest_memory_format
 
 from ..backends.dispatch import kernels
 from ..backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
@@ -15,7 +16,7 @@ def forward(x, weight, stride, backend):
     shapes = x.shape, weight.shape
     if _runs_here(CONV_FORWARD, x, weight, shapes, stride, backend):
         return _run(CONV_FORWARD, x, weight, empty_forward(x, weight, stride, backend), shapes, stride, backend)
-    return torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
+    return _torchs(x, weight, stride)
 
 
 def forward_gelu(x, weight, stride, keep, backend):
@@ -26,7 +27,7 @@ def forward_gelu(x, weight, stride, keep, backend):
         u = torch.empty_like(out) if keep else None
         _run(CONV_FORWARD, x, weight, u, shapes, stride, backend, activation=out)
         return out, u
-    u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
+    u = _torchs(x, weight, stride)
     return torch.ops.cdn_kernels.gelu(u, backend), u if keep else None
 
 
@@ -88,7 +89,14 @@ def _runs_here(kind, first, second, shapes, stride, backend, activation=False):
 
 def _channels_last(x, other):
     # As torch does it: a tensor that came as contiguous out of some view does not turn the network around.
-    return is_channels_last(x) or is_channels_last(other)
+    return _asks_for_channels_last(x) or _asks_for_channels_last(other)
+
+
+def _asks_for_channels_last(x):
+    if not x.is_contiguous():
+        return is_channels_last(x)
+    # Of a single channel or pixel both layouts are one, and strides say which was meant.
+    return x.is_contiguous(memory_format=torch.channels_last) and suggest_memory_format(x) == torch.channels_last
 
 
 def _run(kind, first, second, out, shapes, stride, backend, **options):
@@ -96,8 +104,19 @@ def _run(kind, first, second, out, shapes, stride, backend, **options):
     return out
 
 
+# Whatever layout torch chooses: in float64 cuDNN's results are contiguous, also of images that are channels last.
+
+
+def _torchs(x, weight, stride):
+    u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
+    return in_layout(u, _channels_last(x, weight))
+
+
 def _backward(grad, x, weight, stride, mask):
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *_options(weight.shape, stride), [*mask, False])
+    options = _options(weight.shape, stride)
+    found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, [*mask, False])
+    last = _channels_last(grad, weight if mask[0] else x)
+    return [g if g is None else in_layout(g, last) for g in found]
 
 
 def _options(filters, stride):

@@ -71,7 +71,13 @@ def build(library=LIBRARY, architectures=()):
 
         objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cu"))))
         library.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([nvcc, *flags, "-shared", *objects, "-o", library], check=True)
+        # Whole or not at all: others may run with what was there before.
+        unfinished = library.with_name(f"{library.stem}.{os.getpid()}.so")
+        try:
+            subprocess.run([nvcc, *flags, "-shared", *objects, "-o", unfinished], check=True)
+            unfinished.replace(library)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def named_architectures():

@@ -9,6 +9,14 @@ from cdn_kernels.backends import cuda, dispatch
 import cuda_libraries
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what runs on a GPU, where there is one."""
+    for item in items:
+        places = getattr(item, "callspec", None) and item.callspec.params.get("place")
+        if "gpu" in (places, *item.fixturenames):
+            item.add_marker("gpu")
+
+
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     if cuda_libraries.COMPILER is None or sys.platform != "linux":

@@ -1,8 +1,11 @@
 """Our own convolutions of bfloat16: every engine of this processor, against float64."""
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_map_only
 
 import cdn_kernels
 from cdn_kernels import reference
@@ -174,16 +177,31 @@ def test_operations_use_them_at_every_order(monkeypatch, size, stride):
     assert torch.equal(inference, cdn_kernels.conv2d_gelu(x.requires_grad_(), weight, stride, impl="cpu"))
 
 
-@pytest.mark.parametrize("engine", [None, "portable"])
-def test_results_have_the_layout_of_the_input(monkeypatch, engine):
+def in_the_other_layout(function):
+    """Return a function of tensors whose results [B, C, H, W] are contiguous if channels last, and the reverse."""
+    def turn(t):
+        last = t.is_contiguous(memory_format=torch.channels_last)
+        return t.contiguous(memory_format=torch.contiguous_format if last else torch.channels_last)
+
+    return lambda *arguments: tree_map_only(torch.Tensor, turn, function(*arguments))
+
+
+@pytest.mark.parametrize("engine, turned", [(None, False), (None, True), ("portable", False)])
+def test_results_have_the_layout_of_the_input(monkeypatch, engine, turned):
+    """Also where torch's convolutions turn the layout, as those of cuDNN do in float64."""
     monkeypatch.setattr(cpu, "ENGINE", engine)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 32, 6, 6).bfloat16().contiguous(memory_format=layout)
-        weight = torch.randn(32, 32, 3, 3).bfloat16()
+    if turned:
+        for name in ("convolution", "convolution_backward"):
+            monkeypatch.setattr(torch.ops.aten, name, in_the_other_layout(getattr(torch.ops.aten, name)))
+    for layout, channels in itertools.product((torch.contiguous_format, torch.channels_last), (32, 1)):
+        x = torch.randn(2, channels, 6, 6).bfloat16().contiguous(memory_format=layout)
+        # Images of one channel are in both layouts, and the filters say which is meant.
+        weight = torch.randn(32, channels, 3, 3).bfloat16().to(memory_format=layout)
         y = convolve.forward(x, weight, 1, "cpu")
         for result in (y, *convolve.forward_gelu(x, weight, 2, True, "cpu"),
                        convolve.by_input(y, weight, x.shape, 1, "cpu"), convolve.by_weight(x, y, 3, 1, "cpu")):
             assert result.is_contiguous(memory_format=layout)
+        assert y.stride() == convolve.empty_forward(x, weight, 1, "cpu").stride()
 
 
 @pytest.mark.parametrize("options", [dict(engine=None), dict(engine="portable", size=2),
