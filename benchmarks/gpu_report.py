@@ -6,7 +6,8 @@
         train on CIFAR-10, with both baselines
 
 Every stage is a command of its own that prints as it goes and leaves its log and its JSON in DIR. One that fails is
-named in the table at the end, and the others run. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the
+named in the table at the end, and the others run. Those that time nothing run side by side: most of that is compiling,
+also of what is timed later, while the GPU is idle. Needs PyTorch with CUDA, triton, pytest and pytest-benchmark; the
 checkout need not be installed. DATA holds CIFAR-10 in any layout that cdn.data reads, such as strips of WebP.
 """
 import argparse
@@ -16,6 +17,8 @@ import shlex
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,18 +44,26 @@ class Stage(NamedTuple):
         about: what it shows.
         folder: where it runs, below the checkout.
         default: whether it runs unless --only names others.
+        beside: a word that neighbours share which run at the same time, as none of them times anything.
     """
 
     command: object
     about: str
     folder: str = "."
     default: bool = True
+    beside: str = ""
 
 
 def _benchmark(name, *options):
     return lambda args: [
         "-m", "pytest", "-q", f"benchmarks/{name}.py", "--benchmark-only", "--device", args.device, "--seconds",
         str(args.seconds), "--benchmark-json", str(args.out / f"{name}.json"), *options]
+
+
+def _shared(share, log, *tests):
+    """Run tests in several processes, by a share of the cores."""
+    return lambda args: ["-m", "benchmarks.side_by_side", "--parts", str(max(1, round(share * os.cpu_count()))),
+                         "--log", str(args.out / log), "--", "-q", "-p", "no:cacheprovider", *tests]
 
 
 def _train(run, *options):
@@ -79,22 +90,27 @@ def _choices(args):
 
 
 STAGES = {
-    "build": Stage(_build, "the CUDA library for this GPU"),
+    "build": Stage(_build, "the CUDA library for this GPU", beside="compilers"),
+    "tests-triton": Stage(_shared(0.5, "tests-triton", "triton_kernels.py", "triton_convolution.py"),
+                          "the Triton kernels against the reference, all orders", "tests/kernels", beside="compilers"),
+    "compile": Stage(
+        _shared(0.25, "compile", "benchmarks/test_passes.py", "benchmarks/test_convolutions.py", "--full", "-k",
+                "not contiguous", "--benchmark-disable"),
+        "the kernels that are timed below, for Triton's cache", beside="compilers"),
     "info": Stage(lambda args: ["-m", "cdn_kernels.info"], "what runs here"),
-    "tests": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_kernels.py",
-                                 "triton_convolution.py", "test_cuda_kernels.py", "test_cuda_passes.py",
-                                 "test_cuda_convolution.py", "-k", "not emulated"],
-                   "the kernels against the reference, all orders", "tests/kernels"),
-    "graphs": Stage(lambda args: ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_on_gpu.py"],
-                    "training steps that never wait, as CUDA graphs"),
+    "tests-cuda": Stage(_shared(0.25, "tests-cuda", "test_cuda_kernels.py", "test_cuda_passes.py",
+                                "test_cuda_convolution.py", "-m", "gpu"),
+                        "the CUDA kernels against the reference, all orders", "tests/kernels", beside="tests"),
+    "graphs": Stage(_shared(0.25, "graphs", "tests/training/test_on_gpu.py"),
+                    "training steps that never wait, as CUDA graphs", beside="tests"),
+    "sanitize": Stage(lambda args: ["-m", "benchmarks.sanitize", "--out", str(args.out)],
+                      "compute-sanitizer on a few of the CUDA tests", beside="tests"),
     "passes": Stage(_benchmark("test_passes"), "bandwidth of every pass, as a share of a copy's"),
-    "step": Stage(_benchmark("test_joint_step"), "the joint step and the score against all peers"),
-    "operations": Stage(_benchmark("test_operations"), "every operation, by order"),
     "convolutions": Stage(_benchmark("test_convolutions", "--full"), "our own convolutions against PyTorch's"),
     "choices": Stage(_choices, "the table for impl=\"auto\" on this GPU, to be copied to "
                                "cdn_kernels/backends/measured.json"),
-    "sanitize": Stage(lambda args: ["-m", "benchmarks.sanitize", "--out", str(args.out)],
-                      "compute-sanitizer on a few of the CUDA tests"),
+    "step": Stage(_benchmark("test_joint_step", "-k", "bf16"), "the joint step and the score against all peers"),
+    "operations": Stage(_benchmark("test_operations"), "every operation, by order", default=False),
     "scaling": Stage(_benchmark("test_scaling"), "time and memory against the batch", default=False),
     **{f"train-{name}": Stage(_train(name, *options), f"CIFAR-10: {name}", default=False)
        for name, options in RUNS.items()},
@@ -125,8 +141,8 @@ def main(argv=None):
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     about, rows, trained = machine.describe(args.device), [], {}
-    for name, stage in stages.items():
-        rows.append(run(name, stage, args))
+    for row in run_all(stages, args):
+        rows.append(row)
         trained = {name: found for name in RUNS if (found := training(args.out / name))}
         # Anew after every stage: what was found is kept if time runs out.
         report = dict(machine=about, stages=rows, training=trained)
@@ -155,14 +171,25 @@ def choose(names):
     return {name: stage for name, stage in STAGES.items() if any(name.startswith(wanted) for wanted in names)}
 
 
-def run(name, stage, args):
+def run_all(stages, args):
+    """Run stages, and yield what :func:`run` returns as they end; neighbours of one word run side by side."""
+    for _, group in groupby(stages.items(), lambda named: named[1].beside or named[0]):
+        named = list(group)
+        with ThreadPoolExecutor(len(named)) as pool:
+            prefix = "[{}] " if len(named) > 1 else ""
+            running = [pool.submit(run, name, stage, args, prefix.format(name)) for name, stage in named]
+            for done in as_completed(running):
+                yield done.result()
+
+
+def run(name, stage, args, prefix=""):
     """Run a stage, printing and logging what it prints; return {"stage", "seconds", "exit"}."""
     print(f"\n== {name}: {stage.about}", flush=True)
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
                    "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which the deterministic algorithms of the tests need
-    status = run_logged([sys.executable, *stage.command(args)], args.out / f"{name}.log", cwd=ROOT / stage.folder,
-                        env=environment)
+    status = run_logged([sys.executable, *stage.command(args)], args.out / f"{name}.log", prefix,
+                        cwd=ROOT / stage.folder, env=environment)
     return dict(stage=name, seconds=time.perf_counter() - start, exit=status)
 
 

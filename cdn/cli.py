@@ -30,18 +30,19 @@ def run_command(main):
         sys.exit(130)
 
 
-def run_logged(command, log, **options):
+def run_logged(command, log, prefix="", **options):
     """Run another command, showing what it prints and writing that to a file too; return its exit status.
 
     Args:
         command: its words.
         log: path of the file.
+        prefix: what to show before every line.
         options: for subprocess.Popen, such as cwd and env.
     """
     with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                                  **options) as process:
         for line in process.stdout:
-            print(line, end="", flush=True)
+            print(f"{prefix}{line}", end="", flush=True)
             file.write(line)
             file.flush()
     return process.returncode

@@ -16,7 +16,7 @@ def test_stages_are_chosen_by_name_or_beginning():
     assert set(choose(["train"])) == {name for name in STAGES if name.startswith("train")}
     assert list(choose(["step", "info"])) == ["info", "step"]
     assert all(stage.default for stage in choose(None).values())
-    with pytest.raises(SystemExit, match="--only: expected some of build, info, tests.* got 'fly'"):
+    with pytest.raises(SystemExit, match="--only: expected some of build, tests-triton.* got 'fly'"):
         choose(["fly"])
 
 
@@ -44,6 +44,25 @@ def test_a_stage_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, caps
     assert (tmp_path / "bad.log").read_text() == "tried\n"
     printed = capsys.readouterr().out
     assert "FAILED" in printed and "done" in printed
+
+
+def test_stages_that_time_nothing_run_side_by_side(monkeypatch, tmp_path, capsys):
+    """Each of two waits for the other, and the third finds what both left."""
+    monkeypatch.setattr(gpu_report.machine, "describe", lambda device: dict(device=device))
+    wait = ("import pathlib, time; here, there = map(pathlib.Path, {}); here.touch()\n"
+            "for _ in range(600): time.sleep(0.1 * (not there.exists()))\n"
+            "assert there.exists(); print('met')")
+    a, b = (str(tmp_path / name) for name in "ab")
+    both = f"import os; assert os.path.exists({a!r}) and os.path.exists({b!r})"
+    monkeypatch.setattr(gpu_report, "STAGES", {
+        "one": Stage(lambda args: ["-c", wait.format([a, b])], "meets another", beside="pair"),
+        "other": Stage(lambda args: ["-c", wait.format([b, a])], "meets one", beside="pair"),
+        "after": Stage(lambda args: ["-c", both], "comes later")})
+    gpu_report.main(["--out", str(tmp_path), "--device", "cpu"])
+    stages = json.loads((tmp_path / "report.json").read_text())["stages"]
+    assert [row["exit"] for row in stages] == [0, 0, 0] and stages[-1]["stage"] == "after"
+    printed = capsys.readouterr().out
+    assert "[one] met" in printed and "[other] met" in printed
 
 
 METRICS = [dict(kind="train", step=10, epoch=5.0, skipped=0, images_per_second=200.0),
