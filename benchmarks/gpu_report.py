@@ -28,8 +28,8 @@ from cdn.cli import run_logged
 from cdn_kernels import machine
 
 from . import page
+from .harness.checkout import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 RECIPE = ["--data", "cifar10", "--precision", "bf16", "--batch-size", "512", "--fused"]
 # What an evaluation of a training run says, and how it is printed.
 FIGURES = {"seconds": "{:.0f}", "accuracy": "{:.2%}", "accuracy_noisy": "{:.2%}", "psnr_15": "{:.2f}",
@@ -186,10 +186,9 @@ def run(name, stage, args, prefix=""):
     """Run a stage, printing and logging what it prints; return {"stage", "seconds", "exit"}."""
     print(f"\n== {name}: {stage.about}", flush=True)
     start = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
-                   "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which the deterministic algorithms of the tests need
     status = run_logged([sys.executable, *stage.command(args)], args.out / f"{name}.log", prefix,
-                        cwd=ROOT / stage.folder, env=environment)
+                        cwd=ROOT / stage.folder, env=environment(
+                            PYTHONUNBUFFERED="1", CUBLAS_WORKSPACE_CONFIG=":4096:8"))  # for deterministic algorithms
     return dict(stage=name, seconds=time.perf_counter() - start, exit=status)
 
 

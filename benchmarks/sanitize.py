@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cdn.cli import run_logged
 
-ROOT = Path(__file__).parents[1]
+from .harness.checkout import ROOT, environment
+
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}  # what torch asks of a driver may be refused
 FOUND = 86  # the exit status that we ask for where it finds errors
 LIMIT, LATE = 150, 124  # seconds of a tool, and the exit status of what took longer
@@ -66,11 +67,11 @@ def watch(sanitizer, tool, folder):
 
 def _run(sanitizer, tool, words, log):
     """Return the exit status and the output of Python under a tool."""
-    # Without the cache of torch every tensor is an allocation of its own, whose ends are known.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     limited = ["timeout", str(LIMIT)] if shutil.which("timeout") else []
     watched = [sanitizer, "--tool", tool, *TOOLS[tool], "--error-exitcode", str(FOUND), sys.executable, *words]
-    return run_logged([*limited, *watched], log, cwd=ROOT, env=environment), log.read_text()
+    # Without the cache of torch every tensor is an allocation of its own, whose ends are known.
+    alone = environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return run_logged([*limited, *watched], log, cwd=ROOT, env=alone), log.read_text()
 
 
 if __name__ == "__main__":

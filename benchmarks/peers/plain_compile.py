@@ -76,7 +76,7 @@ class CompiledClassifier(Functional):
             with self.problem.autocast():
                 loss = F.cross_entropy(self.network(y), self.labels)
             loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
 
 def _joint_loss(problem, network, labels, y, sigma, eps):

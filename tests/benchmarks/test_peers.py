@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from benchmarks.peers import PEERS
+from benchmarks.peers.compiled import CompiledScore
 from benchmarks.peers.forward_over_reverse import ForwardOverReverse
-from benchmarks.steps import Problem, Step
+from benchmarks.peers.plain_compile import CompiledClassifier
+from benchmarks.steps import Problem, Recorded, Score, Step
+from cdn_kernels.graphs import Graphed
 
 # In half precision of so narrow a network, fewer pixels would leave little but rounding.
 TINY = {"float32": Problem(width=8, batch=2, side=8, precision="float32"),
@@ -94,6 +97,24 @@ def test_compiled_peers(name, precision, yardstick):
 def test_pytorch_refuses_double_backward_through_a_compiled_network():
     with pytest.raises(RuntimeError, match="double backward"):
         PEERS["compiled network"](tiny("float32", True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer, eager", [(CompiledScore, Score),
+                                         (CompiledClassifier, lambda problem: Step(problem, denoising=0.0))])
+def test_compiled_parts_of_a_step(peer, eager):
+    peer, eager = peer(TINY["float32"]), eager(TINY["float32"])
+    assert peer() == pytest.approx(eager(), rel=1e-4)
+    assert error(peer.result(), eager.result()) <= 1e-4
+
+
+@pytest.mark.parametrize("build", [Step, Score])
+def test_a_recorded_case_does_what_the_case_does(monkeypatch, build):
+    # Where there is no GPU to record for, the case itself takes the place of its recording.
+    monkeypatch.setitem(Graphed.__init__.__kwdefaults__, "record", lambda function, stream: function)
+    recorded, plain = (make(TINY["float32"], "reference") for make in (lambda *a: Recorded(build, *a), build))
+    assert recorded() == plain() and recorded.recorded_bytes is not None
+    assert torch.equal(recorded.result(), plain.result())
 
 
 def test_every_peer_says_what_it_is():
