@@ -139,7 +139,7 @@ def noise_passes(kernels, shape, dtype, layout):
     sigma, errors, factors = (torch.rand(shape[0], dtype=real) + 0.1 for _ in range(3))
     channels = shape[1] if layout == torch.channels_last else 0
     key = KEY.seed, KEY.position(x.device)
-    eps = lambda: reference.standard_normal(shape, KEY, torch.float64)
+    eps = lambda: reference.standard_normal(shape, KEY, torch.float64).to(x.device)
     residual = lambda: reference.denoising_residual(x.double(), sigma.double(), eps())
     per_image = lambda values: values.double().view(-1, 1, 1, 1)
     return {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cdn_kernels
-from cdn_kernels.backends import interface
+from cdn_kernels.backends import convolution_choice, dispatch, interface
 from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.dispatch import resolve
 
@@ -164,3 +164,23 @@ def test_kernels_compile_to_what_they_should(case, capability):
         images = sum(isinstance(a, torch.Tensor) and a.numel() >= 4096 for a in launch.arguments)
         if case in WIDE and launch.constants.get("PHASE", WHOLE) == WHOLE:
             assert kernel.wide_loads + kernel.wide_stores >= images
+
+
+@compiles
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("batch", [1, 16])  # Triton compiles sizes of 1, and those divisible by 16, anew
+def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch, precision):
+    from triton_compile import launched_to_nowhere
+
+    import cdn
+
+    monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: None)
+    monkeypatch.setattr(convolution_choice, "CHOICE", "own")
+    model = cdn.gradresnet_small(10, 1, width=16).to(memory_format=torch.channels_last)
+    with launched_to_nowhere(90) as compiled, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        cdn.joint_step(model, torch.rand(batch, 1, 8, 8), torch.zeros(batch, dtype=torch.int64),
+                       cdn.NoiseLevels(clean_share=0.5), cdn.Noise(0), impl="triton")
+    names = {kernel.metadata.name for kernel in compiled}
+    assert {"forward", "backward", "tangent", "to_images", "to_filters", "_add_noise", "_sample_sigma",
+            "_residual_squares", "_residual_gradient", "_mean", "_spread", "_dot", "_scale"} <= names
+    assert all(kernel.metadata.shared <= 227 << 10 for kernel in compiled)

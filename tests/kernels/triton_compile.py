@@ -11,6 +11,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from cdn_kernels.backends.triton import operations  # noqa: F401, which imports the modules below
 
@@ -61,6 +62,41 @@ def recorded():
     finally:
         for module, original in zip(MODULES, originals):
             module.launch = original
+
+
+class _Driver:
+    """What Triton asks of the driver of a GPU before it launches a kernel there."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextlib.contextmanager
+def launched_to_nowhere(capability):
+    """Let Triton's own code bind, specialize and compile what is launched, all but run it; give a list of that.
+
+    Unlike :func:`recorded`, this takes tensors of the CPU, through whatever calls the backend's functions.
+    """
+    compiled, run, before = [], JITFunction.run, triton.runtime.driver._active
+
+    def dry_run(self, *arguments, grid, warmup, **options):
+        compiled.append(run(self, *arguments, grid=grid, warmup=True, **options))
+
+    JITFunction.run = dry_run
+    triton.runtime.driver.set_active(_Driver(capability))
+    try:
+        yield compiled
+    finally:
+        JITFunction.run, triton.runtime.driver._active = run, before
 
 
 def compile_launch(launch, capability):
