@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import cdn
 import cdn_kernels
 from cdn_kernels.backends import convolution_choice, dispatch, interface
 from cdn_kernels.backends import triton as backend
@@ -171,8 +172,6 @@ def test_kernels_compile_to_what_they_should(case, capability):
 @pytest.mark.parametrize("batch", [1, 16])  # Triton compiles sizes of 1, and those divisible by 16, anew
 def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch, precision):
     from triton_compile import launched_to_nowhere
-
-    import cdn
 
     monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: None)
     monkeypatch.setattr(convolution_choice, "CHOICE", "own")
