@@ -54,7 +54,7 @@ def main(argv=None):
 
 
 def merge(records):
-    """Return one Record of several; its machine's commit names those of all results.
+    """Return one Record of several; its date and its machine's commit name those of all results.
 
     Raises:
         SystemExit: records of different machines or versions.
@@ -66,7 +66,8 @@ def merge(records):
             raise SystemExit(f"expected runs of one machine, got {key} {found}")
     results = {name: result for record in records for name, result in record.results.items()}
     commits = sorted({str(result["machine"]["commit"]) for result in results.values()})
-    return Record(records[-1].date, last | dict(commit="`, `".join(commits)), results)
+    dates = sorted({record.date[:10] for record in records})
+    return Record(" and ".join(dates), last | dict(commit="`, `".join(commits)), results)
 
 
 def page(record, pictures, command):
@@ -85,7 +86,7 @@ Written by `{command}`, not by hand.
 
 {about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels,
 {about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]},
-{record.date[:10]}, commit `{about["commit"]}`.
+{record.date}, commit `{about["commit"]}`.
 
 A case is run in turn with its peers, in random order, after their values were found equal. Given are medians of the
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
