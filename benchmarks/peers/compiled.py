@@ -4,6 +4,7 @@ from torch.func import grad, grad_and_value
 
 import cdn_kernels
 
+from ..steps import Score
 from .functional import Functional
 
 
@@ -30,6 +31,8 @@ class Compiled(Functional):
 class CompiledScore(Functional):
     """The score alone, a functional gradient by the input in one compiled graph."""
 
+    result = Score.result
+
     def __init__(self, problem):
         super().__init__(problem)
         self.gradient = torch.compile(grad(self.log_density, argnums=1, has_aux=True), dynamic=False, fullgraph=True)
@@ -38,7 +41,3 @@ class CompiledScore(Functional):
         with cdn_kernels.using("reference"):
             self.score, _ = self.gradient(self.parameters(), self.x)
         return float(self.score[0, 0, 0, 0])
-
-    def result(self):
-        """Return the last score as one vector."""
-        return self.score.float().cpu().contiguous().flatten()

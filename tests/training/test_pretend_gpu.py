@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests/pretend_gpu"
 pytestmark = [
-    pytest.mark.skipif(torch.version.cuda is not None, reason="this torch knows real GPUs"),
+    pytest.mark.skipif(bool(torch.version.cuda or torch.version.hip), reason="this torch knows real GPUs"),
     pytest.mark.skipif(sys.platform != "linux" or shutil.which(os.environ.get("CXX", "g++")) is None,
                        reason="the device is compiled, on Linux, with a C++ compiler")]
 
