@@ -1,6 +1,6 @@
 // The gradient of a convolution by its filters: sums over places and pairs of samples.
 //
-// Samples are taken in chunks of 32 and interleaved in pairs, so that a shift by a tap is a distance between places
+// Samples are taken in chunks of at most 32 and interleaved in pairs, so that a shift by a tap is a distance between places
 // and never splits a pair. A tile is a number of output channels times a block of input channels; it sums over a band
 // of output rows that fits the second-level cache before it is added to the rest.
 #pragma once
@@ -15,18 +15,22 @@ namespace {
 
 template <typename Engine>
 class WeightGradient {
-    static constexpr std::int64_t kColumns = Engine::kColumns, kChunk = 32;
+    static constexpr std::int64_t kColumns = Engine::kColumns;
+    static constexpr std::int64_t kMostSamples = 32;  // of a chunk, and where there are few units:
+    static constexpr std::int64_t kFewestSamples = std::max<std::int64_t>(8, 2 * Engine::kPairs);
+    static constexpr std::int64_t kUnits = 4;  // to employ threads, however many there are: sums must not depend on it
     static constexpr std::int64_t kPart = 2 * kColumns;  // input channels of a unit
     static constexpr std::int64_t kManyParts = 8;
     static constexpr std::int64_t kPlaces = 1024;  // of a band, unless a single row has more
 
 public:
     explicit WeightGradient(const ConvolutionJob& job) : job_(job) {
-        samples_ = round_up(divide_up(std::min(job.batch, kChunk), 2), Engine::kPairs);
         outputs_ = round_up(job.outputs, Engine::kRows);
         part_ = std::min(kPart, round_up(job.inputs, kColumns));
         parts_ = divide_up(job.inputs, part_);
-        chunks_ = divide_up(job.batch, kChunk);
+        while (chunk_ > kFewestSamples && parts_ * divide_up(job.batch, chunk_) < kUnits) chunk_ /= 2;
+        samples_ = round_up(divide_up(std::min(job.batch, chunk_), 2), Engine::kPairs);
+        chunks_ = divide_up(job.batch, chunk_);
         // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
         separate_ = parts_ < kManyParts;
         sum_ = job.outputs * job.taps() * part_;
@@ -105,7 +109,7 @@ private:
         to += row * width * outputs_ * samples_;
         for (std::int64_t x = 0; x < width; ++x)
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
-                const Samples from = samples(job_.second, size, chunk * kChunk + 2 * pair);
+                const Samples from = samples(job_.second, size, chunk * chunk_ + 2 * pair);
                 for (std::int64_t output = 0; output < outputs_; output += tile) {
                     Pair* place = to + (x * outputs_ + output) * samples_;
                     const std::int64_t start = (y * width + x) * job_.outputs + output;
@@ -133,7 +137,7 @@ private:
             }
             const std::int64_t first = (y * width + x - padding) * inputs + part * part_;
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
-                const Samples from = samples(job_.first, job_.height * width * inputs, chunk * kChunk + 2 * pair);
+                const Samples from = samples(job_.first, job_.height * width * inputs, chunk * chunk_ + 2 * pair);
                 for (std::int64_t i = 0; i < part_; i += kColumns)
                     interleave<kColumns>(place + pair * part_ + i, from, first + i, inputs - part * part_ - i);
             }
@@ -200,6 +204,7 @@ private:
     }
 
     const ConvolutionJob& job_;
+    std::int64_t chunk_ = kMostSamples;
     std::int64_t samples_;  // pairs of samples in a chunk
     std::int64_t outputs_, part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
     bool separate_;
