@@ -1,8 +1,8 @@
 // The gradient of a convolution by its filters: sums over places and pairs of samples.
 //
-// Samples are taken in chunks of at most 32 and interleaved in pairs, so that a shift by a tap is a distance between places
-// and never splits a pair. A tile is a number of output channels times a block of input channels; it sums over a band
-// of output rows that fits the second-level cache before it is added to the rest.
+// Samples are taken in chunks of at most 32 and interleaved in pairs, so that a shift by a tap is a distance between
+// places and never splits a pair. A tile is a number of output channels times a block of input channels; it sums over a
+// band of output rows that fits the second-level cache before it is added to the rest.
 #pragma once
 
 #include <algorithm>
