@@ -11,6 +11,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from .harness.checkout import environment
+
 NO_TESTS = 5  # pytest's status where a process has no test to run
 
 
@@ -27,7 +29,8 @@ def main(argv=None):
         log = args.log.with_name(f"{args.log.name}-{part}.log")
         words = ["-m", "pytest", "-p", "benchmarks.harness.parts", "--part", f"{part}/{args.parts}", *args.tests]
         with log.open("w") as file:
-            status = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT).returncode
+            status = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT,
+                                    env=environment()).returncode
         return part, status, log.read_text()
 
     failed = False

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from .harness.checkout import ROOT
 from .operations import OPERATIONS, ORDERS, Sweep
 
-ROOT = Path(__file__).parents[1]
 FIRST_STEP = """
 import torch
 from benchmarks.steps import Problem, Step

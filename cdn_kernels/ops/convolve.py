@@ -8,7 +8,7 @@ from torch._prims_common import suggest_memory_format
 
 from ..backends.dispatch import kernels
 from ..backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
-from .common import in_layout, is_channels_last
+from .common import in_layout
 
 
 def forward(x, weight, stride, backend):
@@ -93,10 +93,9 @@ def _channels_last(x, other):
 
 
 def _asks_for_channels_last(x):
-    if not x.is_contiguous():
-        return is_channels_last(x)
     # Of a single channel or pixel both layouts are one, and strides say which was meant.
-    return x.is_contiguous(memory_format=torch.channels_last) and suggest_memory_format(x) == torch.channels_last
+    return x.is_contiguous(memory_format=torch.channels_last) and (
+        not x.is_contiguous() or suggest_memory_format(x) == torch.channels_last)
 
 
 def _run(kind, first, second, out, shapes, stride, backend, **options):
@@ -104,15 +103,14 @@ def _run(kind, first, second, out, shapes, stride, backend, **options):
     return out
 
 
-# Whatever layout torch chooses: in float64 cuDNN's results are contiguous, also of images that are channels last.
-
-
 def _torchs(x, weight, stride):
+    """Return torch's convolution, in our layout: in float64 cuDNN's is contiguous also of images channels last."""
     u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
     return in_layout(u, _channels_last(x, weight))
 
 
 def _backward(grad, x, weight, stride, mask):
+    """Return torch's gradients by the images and the filters, of which the mask asks for one, likewise."""
     options = _options(weight.shape, stride)
     found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, [*mask, False])
     last = _channels_last(grad, weight if mask[0] else x)

@@ -1,13 +1,10 @@
 """Tests that several processes share all run, once, and what fails is seen."""
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from benchmarks import side_by_side
 
-ROOT = Path(__file__).parents[2]
 TESTS = """
 import pytest
 @pytest.mark.parametrize("n", range(7))
@@ -19,7 +16,6 @@ def test_number(n):
 
 @pytest.fixture
 def share(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.chdir(tmp_path)  # of a project with no settings for pytest
     (tmp_path / "pytest.ini").write_text("[pytest]")
 
