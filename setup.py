@@ -6,12 +6,14 @@ which needs nvcc; 1 makes a failure fatal; unset tries and warns, or skips the C
 nvcc. No GPU is needed, or looked for. CDN_CUDA_ARCHITECTURES names what to build for, as "90" or "80 90", instead of
 what runs on all GPUs from compute capability 8.0.
 """
+
 import os
 import platform
 import runpy
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,16 +22,26 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fopenmp-simd",
-         # One rounding per operation, so that every processor draws the same noise ...
-         "-ffp-contract=off",
-         # ... without errno and exception flags, which no one reads and which stop vectorization.
-         "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-fopenmp-simd",
+    # One rounding per operation, so that every processor draws the same noise ...
+    "-ffp-contract=off",
+    # ... without errno and exception flags, which no one reads and which stop vectorization.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 # GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
 GCC_FLAGS = ["-fno-tree-pre"]
 AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
-VARIANTS = {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
-            "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
+VARIANTS = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"],
+}
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
 CUDA = SimpleNamespace(**runpy.run_path("csrc/cuda/build.py"))
@@ -79,9 +91,10 @@ class BuildLibrary(build_ext):
             return self.compiler.compile([source], self.build_temp, macros, extra_postargs=common + own)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = sum(pool.map(compiled, ext.sources), [])
-        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), extra_postargs=threading,
-                                         target_lang="c++")
+            objects = list(chain.from_iterable(pool.map(compiled, ext.sources)))
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=threading, target_lang="c++"
+        )
 
     def accepts(self, flag):
         """Tell whether the compiler knows a flag, and finds the libraries that it asks for."""
@@ -99,8 +112,12 @@ class Wheel(bdist_wheel):
 
 def library(name, files):
     """Describe the library cdn_kernels/_NAME.so."""
-    return Extension(f"cdn_kernels._{name}", files, optional=os.environ.get(f"CDN_{name.upper()}") != "1",
-                     depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))])
+    return Extension(
+        f"cdn_kernels._{name}",
+        files,
+        optional=os.environ.get(f"CDN_{name.upper()}") != "1",
+        depends=[str(p) for p in sorted(Path("csrc").rglob("*.h"))],
+    )
 
 
 setup(

@@ -8,33 +8,46 @@
 stays. A difference counts where the interval of the ratios of rounds does not hold 1, and for several cases together
 where the ends of all their intervals add up to one still.
 """
+
 import argparse
 import json
 import statistics
 from pathlib import Path
 
+from benchmarks.harness.record import read
+from benchmarks.harness.timing import FEWEST_ROUNDS, Ratio, summarize
+from benchmarks.page import merge
+from benchmarks.steps import DTYPES
 from cdn_kernels.backends import measured
 
-from .harness.record import read
-from .harness.timing import FEWEST_ROUNDS, Ratio, summarize
-from .page import merge
-from .steps import DTYPES
-
 # The passes that an operation is made of, by the beginnings of their names.
-PASSES = {"gelu": ["gelu"], "gelu_group_norm": ["norm"], "channel_mean": ["pool mean", "pool spread"],
-          "energy": ["pool dot", "pool scale"], "sample_noise": ["add noise"], "denoising_loss": ["denoising"]}
+PASSES = {
+    "gelu": ["gelu"],
+    "gelu_group_norm": ["norm"],
+    "channel_mean": ["pool mean", "pool spread"],
+    "energy": ["pool dot", "pool scale"],
+    "sample_noise": ["add noise"],
+    "denoising_loss": ["denoising"],
+}
 # The maps of a convolution, as test_convolutions.py and as the table call them.
-MAPS = {"forward": "forward", "forward, GELU": "forward_gelu", "by the input": "input",
-        "by the input, GELU": "input_gelu", "by the filters": "weight"}
+MAPS = {
+    "forward": "forward",
+    "forward, GELU": "forward_gelu",
+    "by the input": "input",
+    "by the input, GELU": "input_gelu",
+    "by the filters": "weight",
+}
 OWN, TORCH = "this library", "PyTorch"
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.choices", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.choices", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--out", type=Path, default=measured.FILE, metavar="FILE",
-                        help="the table (default: that of the package)")
+    parser.add_argument(
+        "--out", type=Path, default=measured.FILE, metavar="FILE", help="the table (default: that of the package)"
+    )
     args = parser.parse_args(argv)
     record = merge([read(path) for path in args.runs])
     entry = choices(record)
@@ -57,17 +70,24 @@ def choices(record):
     Raises:
         SystemExit: no case of kernels for GPUs, with enough rounds to tell a difference from noise.
     """
-    usable = lambda results: [result for result in results if result["facts"].get("backend") in ("triton", "cuda")
-                              and len(result["seconds"][OWN]) >= FEWEST_ROUNDS]
+    usable = lambda results: [
+        result
+        for result in results
+        if result["facts"].get("backend") in ("triton", "cuda") and len(result["seconds"][OWN]) >= FEWEST_ROUNDS
+    ]
     passes, convolutions = usable(record.of("pass")), usable(record.of("convolution"))
     if not passes and not convolutions:
         raise SystemExit(f"expected cases of the kernels for GPUs, in {FEWEST_ROUNDS} rounds or more, and found none")
     entry = dict(date=record.date, machine=record.machine, passes={}, layers={}, convolutions={})
     for operation, beginnings in PASSES.items():
         for dtype in DTYPES:
-            cases = [by_backend(result) for result in passes if result["facts"]["dtype"] == dtype
-                     and result["facts"]["layout"] == "channels last"
-                     and result["facts"]["name"].startswith(tuple(beginnings))]
+            cases = [
+                by_backend(result)
+                for result in passes
+                if result["facts"]["dtype"] == dtype
+                and result["facts"]["layout"] == "channels last"
+                and result["facts"]["name"].startswith(tuple(beginnings))
+            ]
             if cases and (row := comparison(cases)):
                 entry["passes"][f"{operation} {measured.name_of(DTYPES[dtype])}"] = row
     layers = {}
@@ -107,10 +127,15 @@ def comparison(cases):
         return None
     medians = {backend: [statistics.median(case[backend]) for case in cases] for backend in backends}
     best = min(backends, key=lambda backend: sum(medians[backend]))
-    others = {backend: total([ratio(case[backend], case[best]) for case in cases], medians[best])
-              for backend in backends if backend != best}
-    return dict(fastest=best if all(other.low > 1 for other in others.values()) else None,
-                others={backend: _rounded(other) for backend, other in others.items()})
+    others = {
+        backend: total([ratio(case[backend], case[best]) for case in cases], medians[best])
+        for backend in backends
+        if backend != best
+    }
+    return dict(
+        fastest=best if all(other.low > 1 for other in others.values()) else None,
+        others={backend: _rounded(other) for backend, other in others.items()},
+    )
 
 
 def ratio(times, reference):
@@ -120,8 +145,9 @@ def ratio(times, reference):
 
 def total(ratios, weights):
     """Return the Ratio of sums, from those of their terms: as far as all their intervals can be off together."""
-    return Ratio(*(sum(weight * value for weight, value in zip(weights, values)) / sum(weights)
-                   for values in zip(*ratios)))
+    return Ratio(
+        *(sum(weight * value for weight, value in zip(weights, values)) / sum(weights) for values in zip(*ratios))
+    )
 
 
 def _rounded(ratio):

@@ -8,10 +8,11 @@ Every comparison that both runs made is listed: how many times as long as the li
 long as its floor the library took. Ratios are compared, not times, so that a machine that is busier today does not look
 like a slower library. A change is one only where the intervals of the two runs do not overlap.
 """
+
 import argparse
 from pathlib import Path
 
-from .harness.record import read
+from benchmarks.harness.record import read
 
 
 def comparisons(record):
@@ -33,8 +34,9 @@ def verdict(old, new, more_is_better):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", type=Path, help="JSON of the run before")
     parser.add_argument("new", type=Path, help="JSON of the run after")
     args = parser.parse_args(argv)
@@ -56,8 +58,10 @@ def main(argv=None):
             case = key[0]
             print(f"\n{case}")
         print(f"  {key[1]:<38} {a.digits:<24} {b.digits:<24} x{b.median / a.median:.2f}  {word}".rstrip())
-    print(f"\n{len(shared)} comparisons: {counts['gained']} gained, {counts['LOST']} lost, {counts['']} within the "
-          f"spread; {len(before) - len(shared)} only in {args.old}, {len(after) - len(shared)} only in {args.new}")
+    print(
+        f"\n{len(shared)} comparisons: {counts['gained']} gained, {counts['LOST']} lost, {counts['']} within the "
+        f"spread; {len(before) - len(shared)} only in {args.old}, {len(after) - len(shared)} only in {args.new}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,29 @@
 """Options, the fixture ``paired``, and the table at the end of ``pytest benchmarks/ --benchmark-only``."""
+
 from contextlib import ExitStack
 from dataclasses import asdict
 
 import pytest
 import torch
 
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.ceilings import Work
+from benchmarks.harness.paired import Paired, Settings
+from benchmarks.harness.table import table
+from benchmarks.harness.workers import Worker
+from benchmarks.steps import DTYPES, TOLERANCE, Recorded
 from cdn_kernels import machine
-
-from .harness.agreement import agreement
-from .harness.ceilings import Work
-from .harness.paired import Paired, Settings
-from .harness.table import table
-from .harness.workers import Worker
-from .steps import DTYPES, TOLERANCE, Recorded
 
 _RESULTS = pytest.StashKey[list]()
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("benchmarks of cdn")
-    group.addoption("--full", action="store_true", help="the whole grid of shapes, dtypes and layouts, and peers that "
-                    "compile for minutes at full size")
+    group.addoption(
+        "--full",
+        action="store_true",
+        help="the whole grid of shapes, dtypes and layouts, and peers that compile for minutes at full size",
+    )
     group.addoption("--smoke", action="store_true", help="tiny tensors and two rounds: only to see that all runs")
     group.addoption("--rounds", type=int, help="rounds of every case (default: what fits --seconds, at least 6)")
     group.addoption("--seconds", type=float, default=1.5, help="what the rounds of a case may take (default: 1.5)")
@@ -77,8 +80,16 @@ def compare(paired, settings):
             for worker in (library, *peers.values()):
                 worker.prepare()
             work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
-            paired(f"{case}: {problem}", ("this library", library), peers, work,
-                   agreement(library, TOLERANCE[problem.precision]), operation=case, **asdict(problem), **facts)
+            paired(
+                f"{case}: {problem}",
+                ("this library", library),
+                peers,
+                work,
+                agreement(library, TOLERANCE[problem.precision]),
+                operation=case,
+                **asdict(problem),
+                **facts,
+            )
 
     return run
 
@@ -103,6 +114,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
     about = results[0]["machine"]
     terminalreporter.write_line("")
-    terminalreporter.write_line(f"{about['device']}, {about['threads']} threads, {about['capability']}, torch "
-                                f"{about['torch']}, Python {about['python']}; medians of ratios within a round and the "
-                                "interval that holds the true one with 95 % probability")
+    terminalreporter.write_line(
+        f"{about['device']}, {about['threads']} threads, {about['capability']}, torch "
+        f"{about['torch']}, Python {about['python']}; medians of ratios within a round and the "
+        "interval that holds the true one with 95 % probability"
+    )

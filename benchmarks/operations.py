@@ -1,6 +1,8 @@
 """The operations that are timed, each as the library has it and as one would write it without."""
+
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +45,9 @@ def _norm_inputs(shape, dtype):
 
 def _norm(scale_preserving):
     def library(x, gain, residual, impl):
-        return cdn_kernels.gelu_group_norm(x, gain, len(gain) // GROUP_SIZE, residual=residual, eps=EPS,
-                                           scale_preserving=scale_preserving, impl=impl)
+        return cdn_kernels.gelu_group_norm(
+            x, gain, len(gain) // GROUP_SIZE, residual=residual, eps=EPS, scale_preserving=scale_preserving, impl=impl
+        )
 
     def plain(x, gain, residual):
         return F.group_norm(F.gelu(x + residual), len(gain) // GROUP_SIZE, gain.to(x.dtype), None, EPS)
@@ -58,8 +61,10 @@ def _norm(scale_preserving):
 OPERATIONS = {
     "conv + GELU": Operation(
         lambda x, weight, impl: cdn_kernels.conv2d_gelu(x, weight, impl=impl),
-        lambda x, weight: F.gelu(F.conv2d(x, weight, padding=1)), _conv_inputs,
-        lambda x, weight: 2 * x.numel() * weight[0].numel()),
+        lambda x, weight: F.gelu(F.conv2d(x, weight, padding=1)),
+        _conv_inputs,
+        lambda x, weight: 2 * x.numel() * weight[0].numel(),
+    ),
     "residual + GELU + norm": _norm(scale_preserving=False),
     "residual + GELU + scale-preserving norm": _norm(scale_preserving=True),
 }
@@ -85,7 +90,8 @@ class Sweep:
         generator = torch.Generator(inputs[0].device).manual_seed(2)
         self.grad, self.direction = (
             place(torch.randn(inputs[0].shape, generator=generator, device=inputs[0].device).to(inputs[0].dtype))
-            for _ in range(2))
+            for _ in range(2)
+        )
         self.grad.requires_grad_(order == "double backward")
 
     def __call__(self):
@@ -95,12 +101,12 @@ class Sweep:
         y = self.function(*self.inputs)
         if self.order == "backward":
             return [y, *torch.autograd.grad(y, self.inputs, self.grad)]
-        first, = torch.autograd.grad(y, self.inputs[:1], self.grad, create_graph=True)
+        (first,) = torch.autograd.grad(y, self.inputs[:1], self.grad, create_graph=True)
         return [y, first, *torch.autograd.grad(first, [*self.inputs, self.grad], self.direction)]
 
     def bytes(self):
         """Count the bytes of all that goes in and out, each tensor once."""
-        given = [*self.inputs, self.grad, self.direction][:len(self.inputs) + ORDERS.index(self.order)]
+        given = [*self.inputs, self.grad, self.direction][: len(self.inputs) + ORDERS.index(self.order)]
         return sum(t.nbytes for t in given + self() if t.dim() == 4)
 
 

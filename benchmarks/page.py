@@ -5,14 +5,15 @@
 
 Where several files have the same case, the last one counts.
 """
+
 import argparse
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from .harness.plots import scaling_plots
-from .harness.record import Record, read
-from .harness.table import bytes_text, seconds_text
+from benchmarks.harness.plots import scaling_plots
+from benchmarks.harness.record import Record, read
+from benchmarks.harness.table import bytes_text, seconds_text
 
 LESSONS = Path(__file__).parent / "lessons.md"
 EAGER = "eager, channels last", "eager, contiguous"
@@ -40,8 +41,9 @@ class Section(NamedTuple):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+", metavar="JSON")
     parser.add_argument("--out", type=Path, default=Path("docs"), metavar="FOLDER")
     args = parser.parse_args(argv)
@@ -79,7 +81,8 @@ def page(record, pictures, command):
         command: what wrote the page.
     """
     about = record.machine
-    parts = [f"""# Performance
+    parts = [
+        f"""# Performance
 
 <!-- Written by: {command} -->
 Written by `{command}`, not by hand.
@@ -94,7 +97,8 @@ where it includes 1, no difference was seen. "Times the library" is how many tim
 what a call takes beyond what was held before. The floor is what the same operations take in a large matrix product or a
 convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in the same rounds. Each table names the
 command that gives it; `--full` adds what the default leaves out. Peers in brackets do not do the same thing, and were
-not checked for equal values."""]
+not checked for equal values."""
+    ]
     for section in SECTIONS:
         results = [result for operation in section.operations for result in record.of(operation)]
         if results:
@@ -122,6 +126,7 @@ def _median(name=None):
     def cell(result):
         key = name or next(iter(result["seconds"]))
         return seconds_text(statistics.median(result["seconds"][key])) if key in result["seconds"] else ""
+
     return cell
 
 
@@ -134,6 +139,7 @@ def _ratio(peer, inverse=False):
         ratio = result["ratios"][peer]
         # Where no difference is seen, the interval is that of the peer's times, as everywhere.
         return str(ratio.inverse() if inverse and ratio.seen else ratio)
+
     return cell
 
 
@@ -166,32 +172,68 @@ _ON_GPU = {"compiled / library": _ratio(COMPILED), "without a graph / library": 
 _PEERS = {"times the library": _each}
 _COSTS = {"library / floor": _floor, "library": _median(), "memory, library / eager": _memory}
 SECTIONS = [
-    Section("The training step", "test_joint_step.py::test_joint_step", "--full",
-            "Cross-entropy and denoising score matching, without the optimizer.", ["joint step"],
-            _BOTH_EAGER | _ON_GPU | {
-                "library / compiled classifier": _ratio(COMPILED_CLASSIFIER, inverse=True),
-                "library / eager classifier": _ratio(CLASSIFIER, inverse=True),
-                "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True)} | _COSTS),
-    Section("What one would run instead", "test_joint_step.py::test_every_peer", "--full",
-            "The same step with plain norm and linear head. What each peer is: `benchmarks/peers/`.",
-            ["joint step, all peers"], _PEERS | _COSTS),
-    Section("The score alone", "test_joint_step.py::test_score", "--full", "", ["score"],
-            _BOTH_EAGER | _ON_GPU | _COSTS),
-    Section("Operations by order of differentiation", "test_operations.py", "",
-            "\"Backward\" includes the forward, \"double backward\" both.",
-            ["conv + GELU", "residual + GELU + norm", "residual + GELU + scale-preserving norm", "noise", "residual"],
-            _PEERS | _COSTS),
+    Section(
+        "The training step",
+        "test_joint_step.py::test_joint_step",
+        "--full",
+        "Cross-entropy and denoising score matching, without the optimizer.",
+        ["joint step"],
+        _BOTH_EAGER
+        | _ON_GPU
+        | {
+            "library / compiled classifier": _ratio(COMPILED_CLASSIFIER, inverse=True),
+            "library / eager classifier": _ratio(CLASSIFIER, inverse=True),
+            "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True),
+        }
+        | _COSTS,
+    ),
+    Section(
+        "What one would run instead",
+        "test_joint_step.py::test_every_peer",
+        "--full",
+        "The same step with plain norm and linear head. What each peer is: `benchmarks/peers/`.",
+        ["joint step, all peers"],
+        _PEERS | _COSTS,
+    ),
+    Section(
+        "The score alone", "test_joint_step.py::test_score", "--full", "", ["score"], _BOTH_EAGER | _ON_GPU | _COSTS
+    ),
+    Section(
+        "Operations by order of differentiation",
+        "test_operations.py",
+        "",
+        '"Backward" includes the forward, "double backward" both.',
+        ["conv + GELU", "residual + GELU + norm", "residual + GELU + scale-preserving norm", "noise", "residual"],
+        _PEERS | _COSTS,
+    ),
     Section("Convolutions", "test_convolutions.py", "--full", "", ["convolution", "torch.nn.Conv2d"], _PEERS | _COSTS),
-    Section("Passes between convolutions", "test_passes.py", "--full", "On tensors larger than the cache.", ["pass"],
-            {"share of a copy's bandwidth": _share, "library": _median()} | _PEERS),
+    Section(
+        "Passes between convolutions",
+        "test_passes.py",
+        "--full",
+        "On tensors larger than the cache.",
+        ["pass"],
+        {"share of a copy's bandwidth": _share, "library": _median()} | _PEERS,
+    ),
     Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
-    Section("Certification", "test_certification.py", "--full",
-            "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one "
-            "noisy batch.", ["certification"],
-            {"plain forward / library": _ratio("plain forward"), "a sample": _per_image, "library": _median()}),
+    Section(
+        "Certification",
+        "test_certification.py",
+        "--full",
+        "`cdn.certify` on one image, noise, counts and bounds included, against as many plain forwards of one "
+        "noisy batch.",
+        ["certification"],
+        {"plain forward / library": _ratio("plain forward"), "a sample": _per_image, "library": _median()},
+    ),
     Section("Cold costs", "test_cold.py", "--full", "", ["import", "first step", "overhead", "build"], _PEERS | _COSTS),
-    Section("Scaling", "test_scaling.py", "--full", "", ["scaling"],
-            {"eager / library": _ratio(EAGER[0]), "an image": _per_image} | _COSTS),
+    Section(
+        "Scaling",
+        "test_scaling.py",
+        "--full",
+        "",
+        ["scaling"],
+        {"eager / library": _ratio(EAGER[0]), "an image": _per_image} | _COSTS,
+    ),
 ]
 
 

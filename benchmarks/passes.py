@@ -1,13 +1,14 @@
 """The passes between convolutions, kernel by kernel, over buffers that exist beforehand."""
+
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
+from benchmarks.operations import EPS, GROUP_SIZE, KEY
 from cdn_kernels import reference
 from cdn_kernels.backends import interface
-
-from .operations import EPS, GROUP_SIZE, KEY
 
 IMAGE_CHANNELS = 3
 _DRAWN = 16
@@ -61,14 +62,23 @@ def gelu_passes(kernels, shape, dtype, layout):
     kernels.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=out)
 
     def gelu(sweep, *others, written):
-        run = lambda: kernels.gelu(sweep, x, *(others + (None, None))[:2], *(written + [None])[:2])
+        run = lambda: kernels.gelu(sweep, x, *((*others, None, None))[:2], *([*written, None])[:2])
         return Pass(run, [x, *others], written, [], lambda: derivatives(reference.gelu, x, sweep, *others))
 
     def norm(sweep, written, residual=None, source=None, **inputs):
         # A pass over v = x + residual would find other statistics than those kept for x.
         kept = scratch if sweep == interface.FORWARD else statistics
-        run = lambda: kernels.gelu_norm(sweep, x, *common, statistics=kept, residual=residual, source=source,
-                                    gain_grad=None if sweep == interface.FORWARD else shares, **written, **inputs)
+        run = lambda: kernels.gelu_norm(
+            sweep,
+            x,
+            *common,
+            statistics=kept,
+            residual=residual,
+            source=source,
+            gain_grad=None if sweep == interface.FORWARD else shares,
+            **written,
+            **inputs,
+        )
 
         def expected():
             v = x if residual is None else x + residual
@@ -78,15 +88,24 @@ def gelu_passes(kernels, shape, dtype, layout):
                 results[0] = results[0] + source.double()
             return results if residual is None else [*results, v]
 
-        return Pass(run, [t for t in (x, residual, source, *inputs.values()) if t is not None], [*written.values()],
-                    [], expected)
+        return Pass(
+            run,
+            [t for t in (x, residual, source, *inputs.values()) if t is not None],
+            [*written.values()],
+            [],
+            expected,
+        )
 
     return {
         "gelu forward": gelu(interface.FORWARD, written=[out]),
         "gelu backward": gelu(interface.BACKWARD, grad, written=[out]),
         "gelu backward, source": Pass(
-            lambda: kernels.gelu(interface.BACKWARD, x, grad, other, out, None), [x, grad, other], [out], [],
-            lambda: [derivatives(reference.gelu, x, interface.BACKWARD, grad)[0] + other.double()]),
+            lambda: kernels.gelu(interface.BACKWARD, x, grad, other, out, None),
+            [x, grad, other],
+            [out],
+            [],
+            lambda: [derivatives(reference.gelu, x, interface.BACKWARD, grad)[0] + other.double()],
+        ),
         "gelu tangent": gelu(interface.TANGENT, grad, other, written=[out, more]),
         "norm forward": norm(interface.FORWARD, dict(out=out)),
         "norm forward, residual": norm(interface.FORWARD, dict(out=out, sum=more), residual=grad),
@@ -103,7 +122,7 @@ def derivatives(function, x, sweep, grad=None, tangent=None):
     if sweep == interface.FORWARD:
         return [value.detach()]
     grad = grad.double().requires_grad_()
-    first, = torch.autograd.grad(value, x, grad, create_graph=True)
+    (first,) = torch.autograd.grad(value, x, grad, create_graph=True)
     if sweep == interface.BACKWARD:
         return [first.detach()]
     return list(torch.autograd.grad(first, (x, grad), tangent.double()))
@@ -121,14 +140,30 @@ def pool_passes(kernels, shape, dtype, layout):
         return lambda: kernels.pool(kind, shape, layout == torch.channels_last, values, **tensors)
 
     return {
-        "pool dot": Pass(pool(interface.DOT, found, a=a, b=b), [a, b], [], [found],
-                         lambda: [(a.double() * b.double()).sum((1, 2, 3)) / pixels]),
-        "pool scale": Pass(pool(interface.SCALE, given, a=a, out=out), [a], [out], [],
-                           lambda: [a.double() * given.double().view(-1, 1, 1, 1) / pixels]),
-        "pool mean": Pass(pool(interface.MEAN, found_means, a=a), [a], [], [found_means],
-                          lambda: [a.double().mean((2, 3))]),
-        "pool spread": Pass(pool(interface.SPREAD, given_means, out=out), [], [out], [],
-                            lambda: [(given_means.double() / pixels)[..., None, None].expand(shape)]),
+        "pool dot": Pass(
+            pool(interface.DOT, found, a=a, b=b),
+            [a, b],
+            [],
+            [found],
+            lambda: [(a.double() * b.double()).sum((1, 2, 3)) / pixels],
+        ),
+        "pool scale": Pass(
+            pool(interface.SCALE, given, a=a, out=out),
+            [a],
+            [out],
+            [],
+            lambda: [a.double() * given.double().view(-1, 1, 1, 1) / pixels],
+        ),
+        "pool mean": Pass(
+            pool(interface.MEAN, found_means, a=a), [a], [], [found_means], lambda: [a.double().mean((2, 3))]
+        ),
+        "pool spread": Pass(
+            pool(interface.SPREAD, given_means, out=out),
+            [],
+            [out],
+            [],
+            lambda: [(given_means.double() / pixels)[..., None, None].expand(shape)],
+        ),
     }
 
 
@@ -143,19 +178,42 @@ def noise_passes(kernels, shape, dtype, layout):
     residual = lambda: reference.denoising_residual(x.double(), sigma.double(), eps())
     per_image = lambda values: values.double().view(-1, 1, 1, 1)
     return {
-        "add noise": Pass(lambda: kernels.add_noise(x, sigma, y, *key, channels), [x], [y], [],
-                          lambda: [x.double() + per_image(sigma) * eps()]),
-        "denoising error": Pass(lambda: kernels.denoising(x, sigma, *key, channels, errors=errors), [x], [], [errors],
-                                lambda: [residual().square().mean((1, 2, 3))]),
+        "add noise": Pass(
+            lambda: kernels.add_noise(x, sigma, y, *key, channels),
+            [x],
+            [y],
+            [],
+            lambda: [x.double() + per_image(sigma) * eps()],
+        ),
+        "denoising error": Pass(
+            lambda: kernels.denoising(x, sigma, *key, channels, errors=errors),
+            [x],
+            [],
+            [errors],
+            lambda: [residual().square().mean((1, 2, 3))],
+        ),
         "denoising gradient": Pass(
-            lambda: kernels.denoising(x, sigma, *key, channels, factors=factors, gradient=y), [x], [y], [],
-            lambda: [2 * per_image(factors * sigma) * residual() / math.prod(shape[1:])]),
+            lambda: kernels.denoising(x, sigma, *key, channels, factors=factors, gradient=y),
+            [x],
+            [y],
+            [],
+            lambda: [2 * per_image(factors * sigma) * residual() / math.prod(shape[1:])],
+        ),
     }
 
 
 NAMES = {
-    gelu_passes: ["gelu forward", "gelu backward", "gelu backward, source", "gelu tangent", "norm forward",
-                  "norm forward, residual", "norm backward", "norm backward, source", "norm tangent"],
+    gelu_passes: [
+        "gelu forward",
+        "gelu backward",
+        "gelu backward, source",
+        "gelu tangent",
+        "norm forward",
+        "norm forward, residual",
+        "norm backward",
+        "norm backward, source",
+        "norm tangent",
+    ],
     pool_passes: ["pool dot", "pool scale", "pool mean", "pool spread"],
     noise_passes: ["add noise", "denoising error", "denoising gradient"],
 }

@@ -5,6 +5,7 @@
 It is looked for beside nvcc and on the PATH. Where there is none, or where it cannot watch a program on this machine,
 a line says so, and that is no failure; an error that it finds is one, and so is a test that fails under it.
 """
+
 import argparse
 import os
 import runpy
@@ -12,24 +13,35 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.harness.checkout import ROOT, environment
 from cdn.cli import run_logged
-
-from .harness.checkout import ROOT, environment
 
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}  # what torch asks of a driver may be refused
 FOUND = 86  # the exit status that we ask for where it finds errors
 LIMIT, LATE = 150, 124  # seconds of a tool, and the exit status of what took longer
 PROBE = ["-c", "import torch; print(float(torch.ones(8, device='cuda').sum()))"]
 # Every kernel of one type, on small images.
-TESTS = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_cuda_kernels.py",
-         "tests/kernels/test_cuda_passes.py", "tests/kernels/test_cuda_convolution.py", "-m", "gpu", "-k",
-         "bfloat16 and (every_output or gelu_is_as or noise_is or denoising_is or maps_are)"]
+TESTS = [
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "tests/kernels/test_cuda_kernels.py",
+    "tests/kernels/test_cuda_passes.py",
+    "tests/kernels/test_cuda_convolution.py",
+    "-m",
+    "gpu",
+    "-k",
+    "bfloat16 and (every_output or gelu_is_as or noise_is or denoising_is or maps_are)",
+]
 
 
 def main(argv=None):
     """Run the command; return 1 if errors were found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sanitize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the logs")
     args = parser.parse_args(argv)
     sanitizer = find()
@@ -37,7 +49,8 @@ def main(argv=None):
         print("sanitize: not done: there is no compute-sanitizer, neither beside nvcc nor on the PATH")
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
-    return int(any([watch(sanitizer, tool, args.out) for tool in TOOLS]))
+    wrong = [watch(sanitizer, tool, args.out) for tool in TOOLS]
+    return int(any(wrong))
 
 
 def find():

@@ -5,21 +5,25 @@
 Every process takes its share of the tests and writes a log of its own, DIR/tests-1.log and so on. Printed is how each
 ended, and all that one prints that fails.
 """
+
 import argparse
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from .harness.checkout import environment
+from benchmarks.harness.checkout import environment
 
 NO_TESTS = 5  # pytest's status where a process has no test to run
 
 
 def main(argv=None):
     """Run the command; return 1 if any test failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.side_by_side", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.side_by_side",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--parts", type=int, required=True, metavar="N", help="processes")
     parser.add_argument("--log", type=Path, required=True, metavar="PREFIX", help="of the logs")
     parser.add_argument("tests", nargs="+", help="arguments of pytest")
@@ -29,8 +33,9 @@ def main(argv=None):
         log = args.log.with_name(f"{args.log.name}-{part}.log")
         words = ["-m", "pytest", "-p", "benchmarks.harness.parts", "--part", f"{part}/{args.parts}", *args.tests]
         with log.open("w") as file:
-            status = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT,
-                                    env=environment()).returncode
+            status = subprocess.run(
+                [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment()
+            ).returncode
         return part, status, log.read_text()
 
     failed = False

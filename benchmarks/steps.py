@@ -1,4 +1,5 @@
 """The joint training step that is timed: of this library, of eager PyTorch, and the parts that they have in common."""
+
 from dataclasses import dataclass
 
 import torch
@@ -6,9 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdn
 import cdn_kernels
+from benchmarks.harness.memory import peak_bytes
 from cdn_kernels.graphs import WARM_UP, Graphed
-
-from .harness.memory import peak_bytes
 
 LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -54,8 +54,10 @@ class Problem:
 
     def __str__(self):
         kind = "plain norm, linear head, " if self.yardstick else ""
-        return (f"GradResNet-{self.depth}, width {self.width}, {kind}{self.batch} images of {self.side}x{self.side}, "
-                f"{self.precision}")
+        return (
+            f"GradResNet-{self.depth}, width {self.width}, {kind}{self.batch} images of {self.side}x{self.side}, "
+            f"{self.precision}"
+        )
 
 
 class Step:
@@ -78,8 +80,15 @@ class Step:
         """Do all of a step but wait for its loss; return that."""
         self.model.zero_grad()
         with self.problem.autocast():
-            loss, _ = cdn.joint_step(self.model, self.x, self.labels, LEVELS, cdn_kernels.Noise(0),
-                                     denoising_weight=self.denoising, impl=self.impl)
+            loss, _ = cdn.joint_step(
+                self.model,
+                self.x,
+                self.labels,
+                LEVELS,
+                cdn_kernels.Noise(0),
+                denoising_weight=self.denoising,
+                impl=self.impl,
+            )
         return loss
 
     def __call__(self):

@@ -1,4 +1,5 @@
 """Certification against the plain forward it is made of: samples/s of ``cdn.certify`` and of the network alone."""
+
 from dataclasses import asdict
 
 import pytest
@@ -6,8 +7,7 @@ import torch
 from torch import nn
 
 import cdn
-
-from .harness.agreement import agreement
+from benchmarks.harness.agreement import agreement
 
 SIGMA, ALPHA = 0.25, 0.001
 CLASS = 1
@@ -46,5 +46,12 @@ def test_certification(paired, settings, precision):
         with torch.no_grad(), problem.autocast():
             return [sum(model(y) for _ in range(2)).argmax(1)[:1].cpu()]
 
-    paired(f"{2 * batch} samples: {problem}", ("this library", certificate), {"plain forward": forward}, None,
-           agreement(certificate, 0), operation="certification", **asdict(problem) | dict(batch=2 * batch))
+    paired(
+        f"{2 * batch} samples: {problem}",
+        ("this library", certificate),
+        {"plain forward": forward},
+        None,
+        agreement(certificate, 0),
+        operation="certification",
+        **asdict(problem) | dict(batch=2 * batch),
+    )

@@ -1,4 +1,5 @@
 """What is paid once: importing, the first step of a process, building; and what every call of an operation costs."""
+
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .harness.checkout import ROOT
-from .operations import OPERATIONS, ORDERS, Sweep
+from benchmarks.harness.checkout import ROOT
+from benchmarks.operations import OPERATIONS, ORDERS, Sweep
 
 FIRST_STEP = """
 import torch
@@ -25,16 +26,26 @@ def _python(code):
 
 def test_import(paired):
     """A process that imports the kernels and ends, against one that imports torch."""
-    paired("a process: import cdn_kernels", ("this library", _python("import cdn_kernels")),
-           {"(import torch)": _python("import torch")}, memory=False, operation="import")
+    paired(
+        "a process: import cdn_kernels",
+        ("this library", _python("import cdn_kernels")),
+        {"(import torch)": _python("import torch")},
+        memory=False,
+        operation="import",
+    )
 
 
 @pytest.mark.full
 def test_first_step(paired, settings):
     """A process that does one joint step: loading, compiling if any, and what allocators and libraries do first."""
     code = lambda impl: FIRST_STEP.format(threads=torch.get_num_threads(), device=settings.device, impl=impl)
-    paired("a process: one joint step, width 32, batch 16", ("this library", _python(code(settings.library))),
-           {"eager, channels last": _python(code("reference"))}, memory=False, operation="first step")
+    paired(
+        "a process: one joint step, width 32, batch 16",
+        ("this library", _python(code(settings.library))),
+        {"eager, channels last": _python(code("reference"))},
+        memory=False,
+        operation="first step",
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -48,9 +59,15 @@ def test_overhead(paired, settings, order):
         sweep = Sweep(function, inputs, order, torch.channels_last)
         return lambda: [sweep() for _ in range(calls)]
 
-    paired(f"{calls} calls of conv + GELU on a pixel, {order}",
-           ("this library", many(lambda *inputs: operation.library(*inputs, impl=settings.library))),
-           {"eager": many(operation.plain)}, memory=False, operation="overhead", order=order, calls=calls)
+    paired(
+        f"{calls} calls of conv + GELU on a pixel, {order}",
+        ("this library", many(lambda *inputs: operation.library(*inputs, impl=settings.library))),
+        {"eager": many(operation.plain)},
+        memory=False,
+        operation="overhead",
+        order=order,
+        calls=calls,
+    )
 
 
 @pytest.mark.full
@@ -63,7 +80,12 @@ def test_build(paired):
                 shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
             for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
                 shutil.copy(ROOT / name, folder)
-            subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, check=True,
-                           capture_output=True, env={"CDN_CPU": "1", "PATH": "/usr/bin:/bin"})
+            subprocess.run(
+                [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                env={"CDN_CPU": "1", "PATH": "/usr/bin:/bin"},
+            )
 
     paired("building the extension", ("this library", build), {}, memory=False, rounds=1, operation="build")

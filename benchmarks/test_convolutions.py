@@ -1,30 +1,55 @@
 """The library's own convolutions against PyTorch's, map by map, on the layers of GradResNet-18 at width 64."""
+
 import functools
+import itertools
 
 import pytest
 import torch
 
 import cdn_kernels
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.ceilings import Work
+from benchmarks.harness.workers import refusing
 from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.ops import convolve
 
-from .harness.agreement import agreement
-from .harness.ceilings import Work
-from .harness.workers import refusing
-
 full = pytest.mark.full
-MAPS = {"forward": CONV_FORWARD, "forward, GELU": CONV_FORWARD, "by the input": CONV_INPUT,
-        "by the input, GELU": CONV_INPUT, "by the filters": CONV_WEIGHT}
+MAPS = {
+    "forward": CONV_FORWARD,
+    "forward, GELU": CONV_FORWARD,
+    "by the input": CONV_INPUT,
+    "by the input, GELU": CONV_INPUT,
+    "by the filters": CONV_WEIGHT,
+}
 # (inputs, outputs, side of the image, side of the filters, stride)
-LAYERS = [(64, 64, 32, 3, 1), (128, 128, 16, 3, 1), (256, 256, 8, 3, 1), (512, 512, 4, 3, 1), (64, 128, 32, 3, 2),
-          (128, 256, 16, 3, 2), (256, 512, 8, 3, 2), (64, 128, 32, 1, 2), (128, 256, 16, 1, 2), (256, 512, 8, 1, 2)]
+LAYERS = [
+    (64, 64, 32, 3, 1),
+    (128, 128, 16, 3, 1),
+    (256, 256, 8, 3, 1),
+    (512, 512, 4, 3, 1),
+    (64, 128, 32, 3, 2),
+    (128, 256, 16, 3, 2),
+    (256, 512, 8, 3, 2),
+    (64, 128, 32, 1, 2),
+    (128, 256, 16, 1, 2),
+    (256, 512, 8, 1, 2),
+]
 BATCH = {"cpu": 64, "cuda": 512}
 NHWC = dict(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("layer", [pytest.param(layer, marks=() if layer[-1] == 1 else full, id=(
-    "{}-{}-side{}-{}x{}-stride{}".format(*layer[:4], layer[3], layer[4]))) for layer in LAYERS])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(
+            layer,
+            marks=() if layer[-1] == 1 else full,
+            id=("{}-{}-side{}-{}x{}-stride{}".format(*layer[:4], layer[3], layer[4])),
+        )
+        for layer in LAYERS
+    ],
+)
 @pytest.mark.parametrize("name", MAPS)
 def test_convolution(paired, settings, name, layer):
     if settings.library == "cpu" and cpu.ENGINE is None:
@@ -40,8 +65,9 @@ def test_convolution(paired, settings, name, layer):
 
     def own(backend=settings.library):
         kind = MAPS[name]
-        first, second, like = {CONV_FORWARD: (x, weight, g), CONV_INPUT: (g, weight, x),
-                               CONV_WEIGHT: (x, g, weight)}[kind]
+        first, second, like = {CONV_FORWARD: (x, weight, g), CONV_INPUT: (g, weight, x), CONV_WEIGHT: (x, g, weight)}[
+            kind
+        ]
         out, more = torch.empty_like(like), {}
         if "GELU" in name:
             more = dict(activation=torch.empty_like(like)) if kind == CONV_FORWARD else dict(u=x)
@@ -58,9 +84,19 @@ def test_convolution(paired, settings, name, layer):
 
     peers = {"PyTorch": torchs, **{backend: refusing(functools.partial(own, backend)) for backend in settings.others}}
     work = Work(2 * g.numel() * weight[0].numel(), dtype=torch.bfloat16)
-    paired(f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, bf16",
-           ("this library", own), peers, work, agreement(own, 0.01), operation="convolution", map=name, layer=layer,
-           batch=len(x), dtype="bf16", backend=settings.library)
+    paired(
+        f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, bf16",
+        ("this library", own),
+        peers,
+        work,
+        agreement(own, 0.01),
+        operation="convolution",
+        map=name,
+        layer=layer,
+        batch=len(x),
+        dtype="bf16",
+        backend=settings.library,
+    )
 
 
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=full), "bf16"])
@@ -69,9 +105,10 @@ def test_network_of_torch(paired, settings, precision):
     torch.manual_seed(0)
     shape = settings.shape((32, 64, 32, 32))
     channels = [3] + [shape[1]] * 4
-    layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.GELU()) for a, b in zip(channels, channels[1:])]
-    network = torch.nn.Sequential(*sum(layers, ()), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
-                                  torch.nn.Linear(shape[1], 10)).to(settings.device, **NHWC)
+    layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.GELU()) for a, b in itertools.pairwise(channels)]
+    network = torch.nn.Sequential(
+        *sum(layers, ()), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(shape[1], 10)
+    ).to(settings.device, **NHWC)
     y = torch.rand(shape[0], 3, *shape[2:], device=settings.device).contiguous(**NHWC)
     loss = lambda outputs, score: 1e4 * score.square().mean() + outputs.square().mean()
 
@@ -82,7 +119,11 @@ def test_network_of_torch(paired, settings, precision):
         return [torch.cat([p.grad.flatten() for p in network.parameters()])]
 
     library = lambda: step("auto")
-    paired(f"score_matching_step, a network of torch.nn.Conv2d: {tuple(y.shape)}, {precision}",
-           ("this library", library), {"eager double backward": lambda: step("reference")},
-           agree=agreement(library, {"float32": 1e-4, "bf16": 5e-2}[precision]), operation="torch.nn.Conv2d",
-           precision=precision)
+    paired(
+        f"score_matching_step, a network of torch.nn.Conv2d: {tuple(y.shape)}, {precision}",
+        ("this library", library),
+        {"eager double backward": lambda: step("reference")},
+        agree=agreement(library, {"float32": 1e-4, "bf16": 5e-2}[precision]),
+        operation="torch.nn.Conv2d",
+        precision=precision,
+    )

@@ -1,16 +1,16 @@
 """A whole epoch of ``cdn.train`` on the bundled digits: batches, augmentation, step, optimizer, average."""
+
 from contextlib import ExitStack
 
 import pytest
 import torch
 
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.workers import Worker
+from benchmarks.steps import TOLERANCE
 from cdn.data import load_dataset
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
-
-from .harness.agreement import agreement
-from .harness.workers import Worker
-from .steps import TOLERANCE
 
 
 class Epoch:
@@ -44,8 +44,14 @@ def test_epoch(paired, settings, precision):
     steps = 2 if settings.smoke else 1000
     with ExitStack() as stack:
         start = lambda fused: stack.enter_context(
-            Worker(Epoch, steps, settings.device, keep_pages=fused, fused=fused, precision=precision))
+            Worker(Epoch, steps, settings.device, keep_pages=fused, fused=fused, precision=precision)
+        )
         library = start(True)
-        paired(f"an epoch of cdn.train on digits, {precision}", ("this library, --fused", library),
-               {"eager, --no-fused": start(False)}, agree=agreement(library, TOLERANCE[precision]), operation="epoch",
-               precision=precision)
+        paired(
+            f"an epoch of cdn.train on digits, {precision}",
+            ("this library, --fused", library),
+            {"eager, --no-fused": start(False)},
+            agree=agreement(library, TOLERANCE[precision]),
+            operation="epoch",
+            precision=precision,
+        )

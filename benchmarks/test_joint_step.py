@@ -1,11 +1,12 @@
 """The training step, the heart of the library, against what a user would run instead; and the score alone."""
+
 import pytest
 import torch
 
-from .peers import PEERS
-from .peers.compiled import CompiledScore
-from .peers.plain_compile import CompiledClassifier
-from .steps import Recorded, Score, SixUnits, Step
+from benchmarks.peers import PEERS
+from benchmarks.peers.compiled import CompiledScore
+from benchmarks.peers.plain_compile import CompiledClassifier
+from benchmarks.steps import Score, SixUnits, Step
 
 PROBLEMS = {
     "bf16": dict(),
@@ -21,8 +22,9 @@ EAGER = {"eager, channels last": {}, "eager, contiguous": dict(layout=torch.cont
 
 
 def problems(*default):
-    return pytest.mark.parametrize("name", [
-        pytest.param(name, marks=() if name in default else pytest.mark.full) for name in PROBLEMS])
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=() if name in default else pytest.mark.full) for name in PROBLEMS]
+    )
 
 
 @problems("bf16", "float32")
@@ -32,25 +34,41 @@ def test_joint_step(compare, settings, name):
     if name == "float32" and not settings.full:
         del peers["eager, contiguous"]
     else:
-        peers |= {"(eager step of a classifier)": (Step, problem, dict(denoising=0.0)),
-                  "(its convolutions alone, by PyTorch)": (SixUnits, problem, {})}
+        peers |= {
+            "(eager step of a classifier)": (Step, problem, dict(denoising=0.0)),
+            "(its convolutions alone, by PyTorch)": (SixUnits, problem, {}),
+        }
     # On CPUs they compile for minutes and gain nothing, see test_every_peer.
     if settings.device == "cuda" and name != "float32":
-        peers |= {"compiled": (PEERS["compiled"], problem, {}),
-                  "(compiled step of a classifier)": (CompiledClassifier, problem, {})}
+        peers |= {
+            "compiled": (PEERS["compiled"], problem, {}),
+            "(compiled step of a classifier)": (CompiledClassifier, problem, {}),
+        }
     compare("joint step", problem, Step, peers, SixUnits(problem))
 
 
-@pytest.mark.parametrize("size, precision", [
-    ("small", "bf16"), *(pytest.param(*case, marks=pytest.mark.full) for case in (
-        ("small", "float32"), ("default", "bf16"), ("default", "float32")))])
+@pytest.mark.parametrize(
+    "size, precision",
+    [
+        ("small", "bf16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (("small", "float32"), ("default", "bf16"), ("default", "float32"))
+        ),
+    ],
+)
 def test_every_peer(compare, settings, size, precision):
     """All that could take the place of the library's step, on the network that every framework has."""
     small = dict(width=32, batch=32) if size == "small" and settings.device == "cpu" else {}
     problem = settings.problem(precision=precision, yardstick=True, **small)
     peers = {name: (Step, problem, options) for name, options in EAGER.items()}
-    compare("joint step, all peers", problem, Step, peers | {
-        name: (peer, problem, {}) for name, peer in PEERS.items() if settings.full or not peer.full}, SixUnits(problem))
+    compare(
+        "joint step, all peers",
+        problem,
+        Step,
+        peers | {name: (peer, problem, {}) for name, peer in PEERS.items() if settings.full or not peer.full},
+        SixUnits(problem),
+    )
 
 
 @problems("bf16")

@@ -1,32 +1,40 @@
 """Every operation, by order of differentiation, against eager and compiled PyTorch."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import cdn_kernels
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.ceilings import Work
+from benchmarks.harness.workers import refusing
+from benchmarks.operations import EPS, GROUP_SIZE, KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
+from benchmarks.peers import group_norms
+from benchmarks.steps import DTYPES
 from cdn_kernels import reference
-
-from .harness.agreement import agreement
-from .harness.ceilings import Work
-from .harness.workers import refusing
-from .operations import EPS, GROUP_SIZE, KEY, LAYOUTS, OPERATIONS, ORDERS, UNITS, Sweep
-from .peers import group_norms
-from .steps import DTYPES
 
 full = pytest.mark.full
 # [B, C, H, W]: the first stage on CIFAR-10, on 64x64 images, and the stages of an ImageNet network.
-SHAPES = {"CIFAR": (64, 64, 32, 32), "64x64": (16, 64, 64, 64), "ImageNet 1": (8, 64, 56, 56),
-          "ImageNet 2": (8, 128, 28, 28), "ImageNet 3": (8, 256, 14, 14), "ImageNet 4": (8, 512, 7, 7)}
+SHAPES = {
+    "CIFAR": (64, 64, 32, 32),
+    "64x64": (16, 64, 64, 64),
+    "ImageNet 1": (8, 64, 56, 56),
+    "ImageNet 2": (8, 128, 28, 28),
+    "ImageNet 3": (8, 256, 14, 14),
+    "ImageNet 4": (8, 512, 7, 7),
+}
 # Of the norm: a few roundings of storage, in sums of random signs.
 TOLERANCE = {"float32": 1e-4, "bf16": 3e-2}
 
 orders = pytest.mark.parametrize("order", ORDERS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 shapes = pytest.mark.parametrize("shape", [pytest.param(s, marks=() if s == "CIFAR" else full) for s in SHAPES])
-layouts = pytest.mark.parametrize("layout", [
-    pytest.param(name, marks=() if name == "channels last" else full) for name in LAYOUTS])
-names = pytest.mark.parametrize("name", [
-    pytest.param(name, marks=full if name == "residual + GELU + norm" else ()) for name in OPERATIONS])
+layouts = pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=() if name == "channels last" else full) for name in LAYOUTS]
+)
+names = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=full if name == "residual + GELU + norm" else ()) for name in OPERATIONS]
+)
 
 
 @layouts
@@ -45,15 +53,27 @@ def test_operation(paired, settings, name, order, dtype, shape, layout):
     library = sweep(lambda *inputs: operation.library(*inputs, impl=settings.library), layout)
     peers = {f"eager, {other}": sweep(operation.plain, other) for other in LAYOUTS}
     # Compiled code refuses double backward; compiling the forward without a graph takes as long once more.
-    if order == "backward" or order == "forward" and settings.full:
+    if order == "backward" or (order == "forward" and settings.full):
         fast = torch.compile(operation.plain, fullgraph=True, dynamic=False)
         peers["compiled"] = refusing(sweep(fast, layout))
     if name == "residual + GELU + norm" and settings.device == "cuda":
-        peers |= {name: refusing(sweep(_normalized_by(norm), layout))
-                  for name, norm in group_norms.installed(shape[1] // GROUP_SIZE).items()}
+        peers |= {
+            name: refusing(sweep(_normalized_by(norm), layout))
+            for name, norm in group_norms.installed(shape[1] // GROUP_SIZE).items()
+        }
     work = Work(UNITS[order] * operation.flops(*library.inputs), library.bytes(), DTYPES[dtype])
-    paired(f"{name}, {order}: {shape}, {dtype}, {layout}", ("this library", library), peers, work,
-           agreement(library, TOLERANCE[dtype]), operation=name, order=order, dtype=dtype, layout=layout, shape=shape)
+    paired(
+        f"{name}, {order}: {shape}, {dtype}, {layout}",
+        ("this library", library),
+        peers,
+        work,
+        agreement(library, TOLERANCE[dtype]),
+        operation=name,
+        order=order,
+        dtype=dtype,
+        layout=layout,
+        shape=shape,
+    )
 
 
 @layouts
@@ -62,11 +82,17 @@ def test_noise(paired, settings, dtype, layout):
     """Adding noise of a level per image, by the library's generator and by torch.randn."""
     x, sigma = _images(settings, dtype, layout)
     impl = settings.library
-    paired(f"x + sigma eps: {tuple(x.shape)}, {dtype}, {layout}",
-           ("this library", lambda: cdn_kernels.sample_noise(x, sigma, KEY, impl=impl)[0]),
-           {"(other noise: torch.randn_like)": lambda: x + _per_image(sigma, x) * torch.randn_like(x)},
-           Work(bytes=2 * x.nbytes), operation="noise", order="forward", dtype=dtype, layout=layout,
-           shape=tuple(x.shape))
+    paired(
+        f"x + sigma eps: {tuple(x.shape)}, {dtype}, {layout}",
+        ("this library", lambda: cdn_kernels.sample_noise(x, sigma, KEY, impl=impl)[0]),
+        {"(other noise: torch.randn_like)": lambda: x + _per_image(sigma, x) * torch.randn_like(x)},
+        Work(bytes=2 * x.nbytes),
+        operation="noise",
+        order="forward",
+        dtype=dtype,
+        layout=layout,
+        shape=tuple(x.shape),
+    )
 
 
 @layouts
@@ -83,10 +109,18 @@ def test_residual(paired, settings, dtype, layout):
         value = loss()
         return [value, *torch.autograd.grad(value, score)]
 
-    paired(f"denoising loss and gradient: {tuple(score.shape)}, {dtype}, {layout}",
-           ("this library", lambda: both(library)), {"eager, eps stored": lambda: both(plain)},
-           Work(bytes=3 * score.nbytes), agreement(lambda: both(library), TOLERANCE[dtype]), operation="residual",
-           order="backward", dtype=dtype, layout=layout, shape=tuple(score.shape))
+    paired(
+        f"denoising loss and gradient: {tuple(score.shape)}, {dtype}, {layout}",
+        ("this library", lambda: both(library)),
+        {"eager, eps stored": lambda: both(plain)},
+        Work(bytes=3 * score.nbytes),
+        agreement(lambda: both(library), TOLERANCE[dtype]),
+        operation="residual",
+        order="backward",
+        dtype=dtype,
+        layout=layout,
+        shape=tuple(score.shape),
+    )
 
 
 def _normalized_by(norm):

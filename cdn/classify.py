@@ -1,4 +1,5 @@
 """Classify image files with a trained model."""
+
 import argparse
 import json
 import sys
@@ -6,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from .cli import pick_device, positive_int, run_command
-from .density import estimate_sigma, log_prob
-from .errors import CDNError, CheckpointError, DataError
-from .evaluation.files import read_image
-from .evaluation.memory import require_memory
-from .model import DirectDenoiser, ResNet
-from .store import load, load_config
+from cdn.cli import pick_device, positive_int, run_command
+from cdn.density import estimate_sigma, log_prob
+from cdn.errors import CDNError, CheckpointError, DataError
+from cdn.evaluation.files import read_image
+from cdn.evaluation.memory import require_memory
+from cdn.model import DirectDenoiser, ResNet
+from cdn.store import load, load_config
 
 DESCRIPTION = """\
 Print the most probable classes of each image, and for a model of densities also log p(y), up to a constant of
@@ -45,8 +46,10 @@ def main(argv=None):
             continue
         if side is not None and y.shape[2:] != (side, side) and not odd_size:
             odd_size = True
-            note = f"{path} has {y.shape[3]}x{y.shape[2]} pixels, the model was trained on {side}x{side}; " \
-                   "it takes any size, but expect less of it; --resize makes images fit (said once)"
+            note = (
+                f"{path} has {y.shape[3]}x{y.shape[2]} pixels, the model was trained on {side}x{side}; "
+                "it takes any size, but expect less of it; --resize makes images fit (said once)"
+            )
         if note:
             print(f"note: {note}", file=sys.stderr)
         print(json.dumps(result) if args.json else _describe(result))
@@ -79,8 +82,12 @@ def classify(model, y, path, top):
     with torch.no_grad():
         probabilities, index = model(y)[0].softmax(0).sort(descending=True)
     names = model.classes or tuple(map(str, range(len(index))))
-    result = dict(image=str(path), classes=[{"class": names[i], "probability": p} for i, p in
-                                            zip(index[:top].tolist(), probabilities[:top].tolist())])
+    result = dict(
+        image=str(path),
+        classes=[
+            {"class": names[i], "probability": p} for i, p in zip(index[:top].tolist(), probabilities[:top].tolist())
+        ],
+    )
     if not isinstance(model, ResNet):
         result |= dict(log_density=float(log_prob(model, y)), sigma=float(estimate_sigma(model, y)))
     return result
@@ -90,8 +97,9 @@ def _describe(result):
     classes = ", ".join(f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in result["classes"])
     line = f"{result['image']}: {classes}"
     if "sigma" in result:
-        line += f"   log p(y) {result['log_density']:.1f}, noise {result['sigma']:.4f} " \
-                f"({result['sigma'] * 255:.1f}/255)"
+        line += (
+            f"   log p(y) {result['log_density']:.1f}, noise {result['sigma']:.4f} ({result['sigma'] * 255:.1f}/255)"
+        )
     return line
 
 
@@ -106,19 +114,30 @@ def _training_side(run):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m cdn.classify", description=DESCRIPTION, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path,
-                        help="folder of a training run, or its model.safetensors")
-    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+",
-                        help="image files, 8 bits per channel, opaque; colour becomes grey, and grey colour, "
-                             "as the model needs")
-    parser.add_argument("--top", metavar="K", type=positive_int, default=3,
-                        help="how many classes to print (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.classify",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=Path,
+        nargs="+",
+        help="image files, 8 bits per channel, opaque; colour becomes grey, and grey colour, as the model needs",
+    )
+    parser.add_argument(
+        "--top", metavar="K", type=positive_int, default=3, help="how many classes to print (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
-    parser.add_argument("--resize", action="store_true",
-                        help="cut out the central square and resize it to the size of the training images "
-                             "(default: take the image as it is)")
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="cut out the central square and resize it to the size of the training images "
+        "(default: take the image as it is)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
 

@@ -1,4 +1,5 @@
 """What every command shares: argument types, devices, and errors a person can read."""
+
 import argparse
 import os
 import subprocess
@@ -6,7 +7,7 @@ import sys
 
 import torch
 
-from .errors import CDNError
+from cdn.errors import CDNError
 
 PRECISIONS = ("float32", "bf16")
 
@@ -39,8 +40,10 @@ def run_logged(command, log, prefix="", **options):
         prefix: what to show before every line.
         options: for subprocess.Popen, such as cwd and env.
     """
-    with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                                 **options) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process,
+    ):
         for line in process.stdout:
             print(f"{prefix}{line}", end="", flush=True)
             file.write(line)
@@ -112,6 +115,9 @@ def pick_device(name):
 def add_runtime_arguments(parser, precision="float32"):
     """Add ``--device`` and ``--precision``."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--precision", choices=PRECISIONS, default=precision,
-                        help="bf16: convolutions in bfloat16, everything delicate in float32 "
-                             "(default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=precision,
+        help="bf16: convolutions in bfloat16, everything delicate in float32 (default: %(default)s)",
+    )

@@ -3,6 +3,7 @@
 ``cdn.denoise`` is also the name of the library's function :func:`cdn.density.denoise`; this module is
 callable, so that the name keeps its meaning whether or not the module has been imported.
 """
+
 import argparse
 import sys
 import types
@@ -10,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from . import density
-from .cli import pick_device, run_command
-from .errors import CDNError
-from .evaluation.files import check_writable, read_image, write_image
-from .evaluation.memory import advise_tile, require_memory
-from .evaluation.photographs import blind_sigma
-from .evaluation.tiles import SMALLEST, in_tiles
-from .model import DirectDenoiser, ResNet
-from .store import load
+from cdn import density
+from cdn.cli import pick_device, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.files import check_writable, read_image, write_image
+from cdn.evaluation.memory import advise_tile, require_memory
+from cdn.evaluation.photographs import blind_sigma
+from cdn.evaluation.tiles import SMALLEST, in_tiles
+from cdn.model import DirectDenoiser, ResNet
+from cdn.store import load
 
 DESCRIPTION = """\
 Denoise an image of any size with a trained model. The noise is assumed to be white and Gaussian; its level is
@@ -63,8 +64,10 @@ def parse_sigma(text):
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"expected a number such as 0.1 or 25/255, got {text!r}") from None
     if not 0 < sigma <= 1:
-        raise argparse.ArgumentTypeError("expected a noise level above 0 and up to 1, as images are in "
-                                         f"[0, 1], got {text!r}; 25 grey levels are written 25/255")
+        raise argparse.ArgumentTypeError(
+            "expected a noise level above 0 and up to 1, as images are in "
+            f"[0, 1], got {text!r}; 25 grey levels are written 25/255"
+        )
     return sigma
 
 
@@ -103,24 +106,39 @@ def parse_tile(text):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m cdn.denoise", description=DESCRIPTION, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path,
-                        help="folder of a training run, or its model.safetensors")
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.denoise",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
     parser.add_argument("input", metavar="INPUT", type=Path, help="noisy image, 8 bits per channel, opaque")
-    parser.add_argument("output", metavar="OUTPUT", type=Path,
-                        help="denoised image: .png, .bmp, .tif, .webp (lossless) or .jpg; an existing file "
-                             "is replaced, unless it is the input")
+    parser.add_argument(
+        "output",
+        metavar="OUTPUT",
+        type=Path,
+        help="denoised image: .png, .bmp, .tif, .webp (lossless) or .jpg; an existing file "
+        "is replaced, unless it is the input",
+    )
     level = parser.add_mutually_exclusive_group()
-    level.add_argument("--sigma", metavar="S", type=parse_sigma,
-                       help="standard deviation of the noise, for images in [0, 1]: 0.1 or 25/255")
-    level.add_argument("--blind", action="store_true",
-                       help="estimate the noise level and print it (default without --sigma)")
-    parser.add_argument("--label", metavar="C",
-                        help="denoise given this class, a name or a number (default: none)")
-    parser.add_argument("--tile", metavar="N", type=parse_tile,
-                        help=f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory "
-                             "(default: the image as a whole)")
+    level.add_argument(
+        "--sigma",
+        metavar="S",
+        type=parse_sigma,
+        help="standard deviation of the noise, for images in [0, 1]: 0.1 or 25/255",
+    )
+    level.add_argument(
+        "--blind", action="store_true", help="estimate the noise level and print it (default without --sigma)"
+    )
+    parser.add_argument("--label", metavar="C", help="denoise given this class, a name or a number (default: none)")
+    parser.add_argument(
+        "--tile",
+        metavar="N",
+        type=parse_tile,
+        help=f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory "
+        "(default: the image as a whole)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     return parser
 

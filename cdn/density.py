@@ -4,12 +4,12 @@ Notation: ``f(y)_c = log p(y, c)`` up to a constant, for ``y = x + sigma eps`` w
 and sigma in the same units. All functions work under ``torch.no_grad()`` and ``torch.inference_mode()``, leave the
 grad mode and every ``requires_grad`` as they found them, and keep no graph unless ``create_graph=True``.
 """
+
 import torch
 
+from cdn.model.abilities import has_density
+from cdn.model.baselines import DirectDenoiser
 from cdn_kernels import reference as ops
-
-from .model.abilities import has_density
-from .model.baselines import DirectDenoiser
 
 
 def log_prob(model, y, *, create_graph=False):
@@ -48,8 +48,9 @@ def score(model, y, label=None, *, create_graph=False):
     classes = model.config["num_classes"]
     label = torch.as_tensor(label, device=y.device)
     if label.is_floating_point() or label.dim() > 1 or (label.dim() == 1 and len(label) != len(y)):
-        raise ValueError(f"label must be an integer or one integer per image, [{len(y)}], "
-                         f"got {label.dtype} {list(label.shape)}")
+        raise ValueError(
+            f"label must be an integer or one integer per image, [{len(y)}], got {label.dtype} {list(label.shape)}"
+        )
     if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
         raise ValueError(f"label must be in [0, {classes - 1}], got {int(label.min())} to {int(label.max())}")
     index = label.expand(len(y))[:, None]
@@ -74,8 +75,14 @@ def class_scores(model, y, *, create_graph=False):
     with torch.inference_mode(False), torch.enable_grad():
         y = ops.differentiable(y, keep=create_graph)
         columns = _density(model)(y).unbind(1)
-        return torch.stack([torch.autograd.grad(column.sum(), y, retain_graph=create_graph or c < len(columns) - 1,
-                                                create_graph=create_graph)[0] for c, column in enumerate(columns)])
+        return torch.stack(
+            [
+                torch.autograd.grad(
+                    column.sum(), y, retain_graph=create_graph or c < len(columns) - 1, create_graph=create_graph
+                )[0]
+                for c, column in enumerate(columns)
+            ]
+        )
 
 
 def denoise(model, y, sigma, label=None, *, create_graph=False):

@@ -1,11 +1,11 @@
 """How far two images are apart for the density that a denoiser knows."""
+
 import torch
 
+from cdn.density import denoise
+from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
-
-from .density import denoise
-from .quadrature import level_nodes
 
 
 def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
@@ -20,8 +20,9 @@ def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=No
     Returns:
         float64 [B], 0 (to rounding) for equal images: a distance, so small means similar.
     """
-    return information_estimation_distance(lambda y, sigma: denoise(model, y, sigma), a, b, levels=levels, nodes=nodes,
-                                           draws=draws, noise=noise)
+    return information_estimation_distance(
+        lambda y, sigma: denoise(model, y, sigma), a, b, levels=levels, nodes=nodes, draws=draws, noise=noise
+    )
 
 
 def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
@@ -63,8 +64,10 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
     published code; the paper itself was not at hand. Its generalization by a function of the integrand is not offered.
     """
     if a.shape != b.shape or a.dim() != 4:
-        raise ValueError("similarity: expected two batches of images [B, C, H, W] of one shape, "
-                         f"got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(
+            "similarity: expected two batches of images [B, C, H, W] of one shape, "
+            f"got {list(a.shape)} and {list(b.shape)}"
+        )
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")

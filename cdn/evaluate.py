@@ -1,14 +1,15 @@
 """Evaluate a trained run on the test split of its data."""
+
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from .cli import add_runtime_arguments, pick_device, positive_int, run_command
-from .errors import CDNError
-from .evaluation import evaluate, predict, reliability, reliability_picture
-from .runs import open_run
-from .store import finite, write_atomically
+from cdn.cli import add_runtime_arguments, pick_device, positive_int, run_command
+from cdn.errors import CDNError
+from cdn.evaluation import evaluate, predict, reliability, reliability_picture
+from cdn.runs import open_run
+from cdn.store import finite, write_atomically
 
 SIGMAS = (15, 25, 50)
 DESCRIPTION = """\
@@ -30,8 +31,17 @@ def main(argv=None):
         raise CDNError(f"{out}: its folder does not exist")
     model, split, objective = run.model, run.dataset.test, run.objective
     options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
-    report = evaluate(model, split, sigmas=SIGMAS, denoising_limit=args.limit, levels=run.levels, with_ssim=True,
-                      objective=objective, progress=sys.stderr.isatty(), **options)
+    report = evaluate(
+        model,
+        split,
+        sigmas=SIGMAS,
+        denoising_limit=args.limit,
+        levels=run.levels,
+        with_ssim=True,
+        objective=objective,
+        progress=sys.stderr.isatty(),
+        **options,
+    )
     print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
     if report["accuracy"] is not None:
@@ -39,8 +49,9 @@ def main(argv=None):
         picture = out.with_name("reliability.png")
         reliability_picture(probabilities[0], labels, picture)
         print(f"wrote {picture}")
-        report["reliability"] = {key: value.tolist() for key, value in
-                                 reliability(probabilities[0], labels)._asdict().items()}
+        report["reliability"] = {
+            key: value.tolist() for key, value in reliability(probabilities[0], labels)._asdict().items()
+        }
     write_atomically(out, (json.dumps(finite(report), indent=2) + "\n").encode())
     print(f"wrote {out}")
 
@@ -54,34 +65,44 @@ def table(report, sigmas=SIGMAS):
         cells = ["-" if value is None else form.format(value * scale) for value in values]
         lines.append(f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells))
 
-    row("accuracy (%)", [report["accuracy"], *(report[f"accuracy_sigma_{s:g}"] for s in sigmas)], "{:.2f}",
-        scale=100)
+    row("accuracy (%)", [report["accuracy"], *(report[f"accuracy_sigma_{s:g}"] for s in sigmas)], "{:.2f}", scale=100)
     for metric, name, form in (("psnr", "PSNR (dB)", "{:.2f}"), ("ssim", "SSIM", "{:.4f}")):
         for key, what in (("noisy_", "noisy"), ("", "denoised")):
             row(f"{name} {what}", [None, *(report[f"{metric}_{key}{s:g}"] for s in sigmas)], form)
     if report["accuracy_noisy"] is not None:
         lines.append(f"{'accuracy (%)':<20}{100 * report['accuracy_noisy']:>10.2f}   over the noise levels of training")
-    for key, name, remark in (("ece", "calibration error", ""),
-                              ("denoising_loss", "denoising loss", "identity = 1")):
+    for key, name, remark in (("ece", "calibration error", ""), ("denoising_loss", "denoising loss", "identity = 1")):
         if report[key] is not None:
             lines.append(f"{name:<20}{report[key]:>10.4f}   {remark}".rstrip())
     return "\n".join(lines)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m cdn.evaluate", description=DESCRIPTION, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
-    parser.add_argument("--data-dir", metavar="DIR",
-                        help="folder of the data (default: that of the training)")
-    parser.add_argument("--limit", metavar="N", type=positive_int,
-                        help="use only the first N test images (default: all)")
-    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=256,
-                        help="images per forward; the results do not depend on it (default: %(default)s)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: that of the training)")
+    parser.add_argument(
+        "--limit", metavar="N", type=positive_int, help="use only the first N test images (default: all)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=positive_int,
+        default=256,
+        help="images per forward; the results do not depend on it (default: %(default)s)",
+    )
     add_runtime_arguments(parser)
-    parser.add_argument("--out", metavar="FILE", type=Path,
-                        help="where to write the figures as JSON; reliability.png goes beside it "
-                             "(default: RUN/evaluation.json)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="where to write the figures as JSON; reliability.png goes beside it (default: RUN/evaluation.json)",
+    )
     return parser
 
 

@@ -1,9 +1,10 @@
 """Rows of results that outlive the process that made them."""
+
 import json
 import os
 from pathlib import Path
 
-from .errors import CDNError
+from cdn.errors import CDNError
 
 
 class Journal:
@@ -23,16 +24,17 @@ class Journal:
         self.path, self.rows = Path(path), []
         try:
             data = self.path.read_bytes() if self.path.exists() else b""
-            whole = data[:data.rfind(b"\n") + 1]
+            whole = data[: data.rfind(b"\n") + 1]
             if len(whole) < len(data):
                 os.truncate(self.path, len(whole))
-            for number, line in enumerate(whole.splitlines(), 1):
+            for line in whole.splitlines():
                 self.rows.append(_row(line))
         except OSError as error:
             raise CDNError(f"{self.path}: cannot be read: {error.strerror}") from None
         except ValueError:
-            raise CDNError(f"{self.path}: line {number} is no row of results; move the file away "
-                           "to start anew") from None
+            raise CDNError(
+                f"{self.path}: line {len(self.rows) + 1} is no row of results; move the file away to start anew"
+            ) from None
 
     def append(self, row):
         """Add a row and hand it to the operating system."""

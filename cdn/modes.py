@@ -1,10 +1,11 @@
 """How a model is run to be measured, and how it is left afterwards."""
+
 from contextlib import contextmanager
 
 import torch
 
-from .cli import PRECISIONS
-from .errors import CDNError
+from cdn.cli import PRECISIONS
+from cdn.errors import CDNError
 
 
 @contextmanager

@@ -1,15 +1,16 @@
 """The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
+
 import torch
 
 import cdn_kernels
+from cdn.model.baselines import DirectDenoiser
 from cdn_kernels import reference as ops
 from cdn_kernels.phases import phase
 
-from .model.baselines import DirectDenoiser
 
-
-def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
-               label_smoothing=0.0, impl="auto"):
+def joint_loss(
+    model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0, label_smoothing=0.0, impl="auto"
+):
     """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
 
     Args:
@@ -34,13 +35,13 @@ def joint_loss(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         ValueError: shapes that do not fit together, or no term left to compute.
     """
     with cdn_kernels.using(impl):
-        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight,
-                               label_smoothing)
+        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
         return _value(model, objective), objective.parts
 
 
-def joint_step(model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0,
-               label_smoothing=0.0, impl="auto"):
+def joint_step(
+    model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0, label_smoothing=0.0, impl="auto"
+):
     """Add the parameter gradient of :func:`joint_loss` to ``.grad``, by :func:`cdn_kernels.score_matching_step`.
 
     Args, errors: as for :func:`joint_loss` and the step.
@@ -49,8 +50,7 @@ def joint_step(model, x, labels, sigma, noise, *, classification_weight=1.0, den
         (loss, parts), both detached.
     """
     with cdn_kernels.using(impl), torch.enable_grad():
-        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight,
-                               label_smoothing)
+        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
         if objective.needs_score:
             return cdn_kernels.score_matching_step(model, objective.y, objective, impl=impl).loss, objective.parts
         loss = _value(model, objective)
@@ -82,8 +82,10 @@ class _Objective:
         if not _computed(classification_weight) and not _computed(denoising_weight):
             raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
         if _computed(classification_weight) and (labels is None or labels.shape != x.shape[:1]):
-            raise ValueError(f"joint_loss: labels must be one class per image, [{len(x)}], "
-                             f"got {None if labels is None else list(labels.shape)}")
+            raise ValueError(
+                f"joint_loss: labels must be one class per image, [{len(x)}], "
+                f"got {None if labels is None else list(labels.shape)}"
+            )
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not isinstance(model, DirectDenoiser)

@@ -1,4 +1,5 @@
 """Integrals over noise levels."""
+
 import math
 
 import numpy as np
@@ -16,5 +17,7 @@ def level_nodes(levels, count):
     """
     low, high = math.log(levels.low), math.log(levels.high)
     points, weights = np.polynomial.legendre.leggauss(count)
-    return [(math.exp((low + high + (high - low) * point) / 2), (high - low) / 2 * float(weight))
-            for point, weight in zip(points, weights)]
+    return [
+        (math.exp((low + high + (high - low) * point) / 2), (high - low) / 2 * float(weight))
+        for point, weight in zip(points, weights)
+    ]

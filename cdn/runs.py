@@ -1,15 +1,15 @@
 """A trained run, opened: its model, the data it was trained on, and the noise levels of its training."""
+
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from cdn.data import Dataset, load_dataset
+from cdn.errors import CDNError, CheckpointError
+from cdn.model import abilities
+from cdn.store import load_run
 from cdn_kernels import NoiseLevels
-
-from .data import Dataset, load_dataset
-from .errors import CDNError, CheckpointError
-from .model import abilities
-from .store import load_run
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,15 @@ def open_run(path, device="cpu", data_dir=None):
         levels = NoiseLevels(training.get("sigma_law", "log-uniform"), training["sigma_low"], training["sigma_high"])
         name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: config.json lacks or misstates what its data and noise levels are: "
-                              f"{error}") from None
+        raise CheckpointError(
+            f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"
+        ) from None
     dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
     if dataset.classes != classes:
-        raise CDNError(f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "
-                       f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}")
+        raise CDNError(
+            f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "
+            f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}"
+        )
     return Run(path, model, config, dataset, levels)
 
 

@@ -1,4 +1,5 @@
 """What a run leaves on disk, and how it is written so that a crash cannot tear it."""
+
 import contextlib
 import json
 import math
@@ -7,10 +8,9 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import torch
 
-from .errors import CDNError, CheckpointError
-from .model import build
+from cdn.errors import CDNError, CheckpointError
+from cdn.model import build
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
@@ -76,7 +76,7 @@ def read_safetensors(path, expected):
         raise CheckpointError(f"{path} does not exist: expected {expected}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - the file itself is no iterable
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
 

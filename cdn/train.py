@@ -1,19 +1,27 @@
 """``python -m cdn.train``: train a network that classifies and denoises."""
+
 import argparse
 import datetime
 from pathlib import Path
 
 import cdn_kernels
-
-from .cli import (PRECISIONS, fraction, nonnegative_float, pick_device, positive_float, positive_int, run_command,
-                  whole_number)
-from .errors import CDNError
-from .model.gradresnet import NORMS, STEMS
-from .model.head import HEADS
-from .store import load_config
-from .training.jem import STARTS
-from .training.recipe import OPTIMIZERS
-from .training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
+from cdn.cli import (
+    PRECISIONS,
+    fraction,
+    nonnegative_float,
+    pick_device,
+    positive_float,
+    positive_int,
+    run_command,
+    whole_number,
+)
+from cdn.errors import CDNError
+from cdn.model.gradresnet import NORMS, STEMS
+from cdn.model.head import HEADS
+from cdn.store import load_config
+from cdn.training.jem import STARTS
+from cdn.training.recipe import OPTIMIZERS
+from cdn.training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
 
 PICTURES = ("denoising.png", "chains.png", "curves.png")
 EXAMPLES = """examples:
@@ -28,9 +36,12 @@ EXAMPLES = """examples:
 def make_parser():
     """Build the parser; every option that belongs to the run is a field of Settings of the same name."""
     parser = argparse.ArgumentParser(
-        prog="python -m cdn.train", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m cdn.train",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train one network f(y)_c = log p(y, c) on noisy images, so that softmax classifies them and the "
-                    "input\ngradient of logsumexp denoises them. Defaults marked * depend on the data set.")
+        "input\ngradient of logsumexp denoises them. Defaults marked * depend on the data set.",
+    )
     defaults = Settings()
 
     def option(group, name, text, **kwargs):
@@ -41,12 +52,22 @@ def make_parser():
 
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, metavar="RUN", help="run folder (default: a dated one under runs/)")
-    run.add_argument("--resume", nargs="?", const=True, metavar="RUN",
-                     help="continue RUN (or --out) from its last checkpoint, with the settings it was started with")
-    run.add_argument("--profile", action="store_true",
-                     help="first measure the time and the bytes of each phase of a step")
-    option(run, "fused", "train with the compiled kernels, on a GPU as a CUDA graph; stops if they cannot run",
-           action=argparse.BooleanOptionalAction)
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="continue RUN (or --out) from its last checkpoint, with the settings it was started with",
+    )
+    run.add_argument(
+        "--profile", action="store_true", help="first measure the time and the bytes of each phase of a step"
+    )
+    option(
+        run,
+        "fused",
+        "train with the compiled kernels, on a GPU as a CUDA graph; stops if they cannot run",
+        action=argparse.BooleanOptionalAction,
+    )
     option(run, "impl", "whose kernels --fused runs; auto: the fastest", choices=KERNELS)
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
@@ -56,53 +77,92 @@ def make_parser():
     option(run, "checkpoint_seconds", "longest time between checkpoints", type=nonnegative_float)
 
     data = parser.add_argument_group("data")
-    option(data, "data", "digits (bundled with scikit-learn), cifar10, or imagefolder (split/class/*.jpg)",
-           choices=RECIPES)
+    option(
+        data, "data", "digits (bundled with scikit-learn), cifar10, or imagefolder (split/class/*.jpg)", choices=RECIPES
+    )
     option(data, "data_dir", "folder of the data set", metavar="DIR")
     data.add_argument("--download", action="store_true", help="fetch and check the official CIFAR-10 archive")
     option(data, "image_size", "side of the squares that image folders are resized to", type=positive_int)
-    option(data, "train_images", "train on so many images only, chosen at random, the classes in proportion",
-           type=positive_int)
+    option(
+        data,
+        "train_images",
+        "train on so many images only, chosen at random, the classes in proportion",
+        type=positive_int,
+    )
     option(data, "batch_size", "images per step", type=positive_int)
     option(data, "crop_padding", "random translation by up to this many pixels", type=whole_number)
     option(data, "crop_size", "train on random crops of this side", type=positive_int)
     option(data, "flip", "mirror images at random", action=argparse.BooleanOptionalAction)
 
     model = parser.add_argument_group("model")
-    option(model, "model", "the joint GradResNet, or a baseline: resnet* only classifies, denoiser* only denoises",
-           choices=BLOCKS)
+    option(
+        model,
+        "model",
+        "the joint GradResNet, or a baseline: resnet* only classifies, denoiser* only denoises",
+        choices=BLOCKS,
+    )
     option(model, "width", "channels of the first stage, a multiple of 8", type=positive_int)
     option(model, "stem", "imagenet: reduce the resolution by 4 first", choices=STEMS)
-    option(model, "head", "how the density comes out of the features (default: log-energy; linear for jem, which takes "
-           "no other)", choices=HEADS)
+    option(
+        model,
+        "head",
+        "how the density comes out of the features (default: log-energy; linear for jem, which takes no other)",
+        choices=HEADS,
+    )
     option(model, "norm", "group normalization that keeps the scale of its input, or not", choices=NORMS)
     option(model, "homogeneous", "make the score exactly homogeneous in the centred image", action="store_true")
 
-    option(model, "mean", "value that the model subtracts from images; where there is none, the mean of each channel "
-                          "of the training images)", type=nonnegative_float)
+    option(
+        model,
+        "mean",
+        "value that the model subtracts from images; where there is none, the mean of each channel "
+        "of the training images)",
+        type=nonnegative_float,
+    )
 
     goal = parser.add_argument_group("objective")
-    option(goal, "objective", "which of the two terms to train on (default: both, if the model can), or jem: for "
-                              "comparison, a joint energy model, whose density is learned from samples of its own",
-           choices=OBJECTIVES)
-    goal.add_argument("--lambda", dest="denoising_weight", type=nonnegative_float, default=argparse.SUPPRESS,
-                      metavar="L", help="weight of denoising score matching against cross-entropy "
-                                        f"(default: {defaults.denoising_weight}*)")
-    goal.add_argument("--final-lambda", dest="final_denoising_weight", type=nonnegative_float,
-                      default=argparse.SUPPRESS, metavar="L",
-                      help="value that lambda moves to, linearly over the run (default: it stays)")
+    option(
+        goal,
+        "objective",
+        "which of the two terms to train on (default: both, if the model can), or jem: for "
+        "comparison, a joint energy model, whose density is learned from samples of its own",
+        choices=OBJECTIVES,
+    )
+    goal.add_argument(
+        "--lambda",
+        dest="denoising_weight",
+        type=nonnegative_float,
+        default=argparse.SUPPRESS,
+        metavar="L",
+        help=f"weight of denoising score matching against cross-entropy (default: {defaults.denoising_weight}*)",
+    )
+    goal.add_argument(
+        "--final-lambda",
+        dest="final_denoising_weight",
+        type=nonnegative_float,
+        default=argparse.SUPPRESS,
+        metavar="L",
+        help="value that lambda moves to, linearly over the run (default: it stays)",
+    )
     option(goal, "sigma_law", "distribution of the noise level", choices=cdn_kernels.noise.LAWS)
     option(goal, "sigma_low", "lowest noise level, in units of images in [0, 1]", type=positive_float)
     option(goal, "sigma_high", "highest noise level, or the only one", type=positive_float)
     option(goal, "clean_share", "share of images that are left without noise", type=fraction)
     option(goal, "label_smoothing", "of the cross-entropy", type=fraction)
 
-    jem = parser.add_argument_group("joint energy model (--objective jem)",
-                                    "Lengths are those of images in [-1, 1], as in the paper. Unless they are given, "
-                                    f"the head is linear and the learning rate on digits "
-                                    f"{JEM['digits']['learning_rate']}.")
-    option(jem, "jem_start", "what chains start from: a normal distribution with the mean and covariance of images, or "
-           "uniform noise, as in the paper", choices=STARTS)
+    jem = parser.add_argument_group(
+        "joint energy model (--objective jem)",
+        "Lengths are those of images in [-1, 1], as in the paper. Unless they are given, "
+        f"the head is linear and the learning rate on digits "
+        f"{JEM['digits']['learning_rate']}.",
+    )
+    option(
+        jem,
+        "jem_start",
+        "what chains start from: a normal distribution with the mean and covariance of images, or "
+        "uniform noise, as in the paper",
+        choices=STARTS,
+    )
     option(jem, "jem_steps", "Langevin steps of a chain per training step", type=positive_int)
     option(jem, "jem_step_size", "factor of the score in a Langevin step", type=positive_float)
     option(jem, "jem_noise", "deviation of the noise of a Langevin step", type=nonnegative_float)
@@ -113,8 +173,12 @@ def make_parser():
     recipe = parser.add_argument_group("recipe")
     option(recipe, "epochs", "passes over the training images", type=positive_int)
     option(recipe, "steps", "length in steps instead of epochs", type=positive_int)
-    option(recipe, "optimizer", "muon: orthogonalized momentum for the filters between features, AdamW for all else",
-           choices=OPTIMIZERS)
+    option(
+        recipe,
+        "optimizer",
+        "muon: orthogonalized momentum for the filters between features, AdamW for all else",
+        choices=OPTIMIZERS,
+    )
     option(recipe, "learning_rate", "peak of the cosine schedule", type=positive_float)
     option(recipe, "warmup", "steps of linear warm-up", type=whole_number)
     option(recipe, "weight_decay", "on filters and matrices", type=nonnegative_float)
@@ -124,6 +188,7 @@ def make_parser():
 
 
 def main(argv=None):
+    """Run the command; return its exit status, None where all is well."""
     arguments = vars(make_parser().parse_args(argv))
     run, resume = arguments.pop("out"), arguments.pop("resume")
     how = {name: arguments.pop(name) for name in ("download", "profile")}
@@ -138,13 +203,15 @@ def main(argv=None):
         _announce_fused(settings, device)
         cdn_kernels.keep_pages()
 
-    from .training.loop import train  # here, because plotting libraries take a second that --help need not wait for
+    from cdn.training.loop import train  # here, because plotting libraries take a second that --help need not wait for
+
     result = train(settings, run, device, resume=bool(resume), **how)
     if result is None:
         return 130
     print(f"{run}: " + summary(result))
     pictures = " and ".join(str(run / name) for name in PICTURES if (run / name).exists())
     print(f"look at {pictures}; more figures with: python -m cdn.evaluate {run}")
+    return None
 
 
 def summary(result):
@@ -175,14 +242,18 @@ def _resumed_settings(run, arguments):
         if name in FREE:
             stored[name] = value
         elif stored.get(name) != value:
-            raise CDNError(f"{run} was started with {name} = {stored.get(name)!r} and cannot be resumed with "
-                           f"{value!r}: leave the option out, or start a new run")
+            raise CDNError(
+                f"{run} was started with {name} = {stored.get(name)!r} and cannot be resumed with "
+                f"{value!r}: leave the option out, or start a new run"
+            )
     return Settings.from_dict(stored)
 
 
 def _announce_fused(settings, device):
     import torch
+
     from cdn_kernels.backends.dispatch import fused_backends
+
     try:
         found = fused_backends(device, settings.impl, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     except RuntimeError as error:

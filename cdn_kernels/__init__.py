@@ -3,28 +3,49 @@
 Every public function takes ``impl``: "auto" (the fastest that can run), "reference", or the name of a
 backend. ``python -m cdn_kernels.info`` says what runs where.
 """
-from . import reference
-from .backends.dispatch import using
-from .graphs import Graphed
-from .memory import keep_pages
-from .modules import ConvGELU, GELUGroupNorm
-from .noise import Noise, NoiseLevels
-from .ops.conv import conv2d, conv2d_gelu
-from .ops.conv_pair import conv2d_gelu_conv2d
-from .ops.denoising import denoising_loss
-from .ops.foreign import foreign
-from .ops.gelu import gelu
-from .ops.noise import sample_noise, sample_sigma, standard_normal
-from .ops.norm import gelu_group_norm
-from .ops.pool import channel_mean, energy
-from .ops.score import score
-from .reference import cross_entropy, logsumexp
-from .step import score_matching_step
+
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import using
+from cdn_kernels.graphs import Graphed
+from cdn_kernels.memory import keep_pages
+from cdn_kernels.modules import ConvGELU, GELUGroupNorm
+from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.ops.conv import conv2d, conv2d_gelu
+from cdn_kernels.ops.conv_pair import conv2d_gelu_conv2d
+from cdn_kernels.ops.denoising import denoising_loss
+from cdn_kernels.ops.foreign import foreign
+from cdn_kernels.ops.gelu import gelu
+from cdn_kernels.ops.noise import sample_noise, sample_sigma, standard_normal
+from cdn_kernels.ops.norm import gelu_group_norm
+from cdn_kernels.ops.pool import channel_mean, energy
+from cdn_kernels.ops.score import score
+from cdn_kernels.reference import cross_entropy, logsumexp
+from cdn_kernels.step import score_matching_step
 
 __version__ = "0.1.0"
 __all__ = [
-    "ConvGELU", "GELUGroupNorm", "Graphed", "Noise", "NoiseLevels", "channel_mean", "conv2d", "conv2d_gelu",
-    "conv2d_gelu_conv2d", "cross_entropy", "denoising_loss", "energy", "foreign", "gelu", "gelu_group_norm",
-    "keep_pages", "logsumexp", "reference", "sample_noise", "sample_sigma", "score", "score_matching_step",
-    "standard_normal", "using",
+    "ConvGELU",
+    "GELUGroupNorm",
+    "Graphed",
+    "Noise",
+    "NoiseLevels",
+    "channel_mean",
+    "conv2d",
+    "conv2d_gelu",
+    "conv2d_gelu_conv2d",
+    "cross_entropy",
+    "denoising_loss",
+    "energy",
+    "foreign",
+    "gelu",
+    "gelu_group_norm",
+    "keep_pages",
+    "logsumexp",
+    "reference",
+    "sample_noise",
+    "sample_sigma",
+    "score",
+    "score_matching_step",
+    "standard_normal",
+    "using",
 ]

@@ -1,10 +1,11 @@
 """Record what a training step does on a GPU once, and replay it: one launch instead of a thousand."""
+
 import gc
 import warnings
 
 import torch
 
-from .phases import watched
+from cdn_kernels.phases import watched
 
 WARM_UP = 3
 

@@ -1,12 +1,13 @@
 """Say what runs where: ``python -m cdn_kernels.info``."""
+
 import platform
 
 import torch
 
-from . import __version__
-from .backends import cpu, cuda, measured, triton
-from .backends.convolution_choice import chosen
-from .backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not
+from cdn_kernels import __version__
+from cdn_kernels.backends import cpu, cuda, measured, triton
+from cdn_kernels.backends.convolution_choice import chosen
+from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -51,14 +52,15 @@ def _cuda():
     built = f"built by {cuda.LIBRARY.cdn_cuda_build().decode()}"
     if reason:
         return f"not available: {reason}\n              {built}"
-    return (f"available on {torch.cuda.get_device_name()}; {built}\n"
-            f"              convolutions: {chosen('cuda')}")
+    return f"available on {torch.cuda.get_device_name()}; {built}\n              convolutions: {chosen('cuda')}"
 
 
 def main():
     """Print versions, backends and the table of operations."""
-    print(f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-          f"{torch.get_num_threads()} threads\n")
+    print(
+        f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads\n"
+    )
     print("backends")
     print("  reference   available: plain PyTorch, any device")
     if cpu.MISSING:
@@ -69,7 +71,7 @@ def main():
         print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
     print(f"  triton      {_triton()}")
     print(f"  cuda        {_cuda()}")
-    print(f"  impl=\"auto\" on a GPU: {measured.describe()}\n")
+    print(f'  impl="auto" on a GPU: {measured.describe()}\n')
     width = max(map(len, OPERATIONS))
     device = torch.device("cuda") if torch.cuda.is_available() else _CPU
     print(f"{'operation':{width}}  {'  '.join(IMPLEMENTATIONS[1:])}  on {device.type} runs")

@@ -1,4 +1,5 @@
 """Say what was measured on: hardware, versions, threads."""
+
 import functools
 import importlib.metadata
 import os
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
-from .backends import cpu
+from cdn_kernels import __version__
+from cdn_kernels.backends import cpu
 
 
 def describe(device):
@@ -19,18 +20,32 @@ def describe(device):
         device: "cpu" or "cuda".
     """
     return dict(
-        device=torch.cuda.get_device_name() if device == "cuda" else processor(), threads=torch.get_num_threads(),
-        cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), torch=torch.__version__,
-        triton=_version("triton"), cuda=torch.version.cuda, cdn=__version__,
-        capability=cpu.CAPABILITY, convolutions=cpu.ENGINE, commit=commit())
+        device=torch.cuda.get_device_name() if device == "cuda" else processor(),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count(),
+        system=platform.system(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        cuda=torch.version.cuda,
+        cdn=__version__,
+        capability=cpu.CAPABILITY,
+        convolutions=cpu.ENGINE,
+        commit=commit(),
+    )
 
 
 @functools.cache
 def commit():
     """Return the commit of this checkout, "-dirty" if it was changed since; None without git or history."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
-                              cwd=Path(__file__).parent, check=True)
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

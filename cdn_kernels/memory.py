@@ -1,4 +1,5 @@
 """Reuse memory between training steps."""
+
 import ctypes
 import os
 import sys

@@ -3,11 +3,12 @@
 Their parameters are named and shaped like those of torch's modules: a ``ConvGELU`` loads the state of a bias-free
 ``torch.nn.Conv2d``, a ``GELUGroupNorm`` the weight of a ``torch.nn.GroupNorm``.
 """
+
 import torch
 from torch import nn
 
-from .ops.conv import conv2d_gelu
-from .ops.norm import gelu_group_norm
+from cdn_kernels.ops.conv import conv2d_gelu
+from cdn_kernels.ops.norm import gelu_group_norm
 
 
 class ConvGELU(nn.Module):
@@ -61,9 +62,18 @@ class GELUGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_channels))
 
     def forward(self, x, residual=None):
-        return gelu_group_norm(x, self.weight, self.num_groups, residual=residual, eps=self.eps,
-                               scale_preserving=self.scale_preserving, impl=self.impl)
+        return gelu_group_norm(
+            x,
+            self.weight,
+            self.num_groups,
+            residual=residual,
+            eps=self.eps,
+            scale_preserving=self.scale_preserving,
+            impl=self.impl,
+        )
 
     def extra_repr(self):
-        return (f"{self.num_groups}, {len(self.weight)}, eps={self.eps}, scale_preserving={self.scale_preserving}, "
-                f"impl={self.impl!r}")
+        return (
+            f"{self.num_groups}, {len(self.weight)}, eps={self.eps}, scale_preserving={self.scale_preserving}, "
+            f"impl={self.impl!r}"
+        )

@@ -3,6 +3,7 @@
 Nothing here draws anything: these are the small values that every backend takes and that a run writes into its
 configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,9 @@ class Noise:
             value = getattr(self, name)
             if name == "offset" and isinstance(value, torch.Tensor):
                 if value.dtype != torch.int64 or value.dim():
-                    raise ValueError(f"Noise: a tensor as offset must be int64 [], got {value.dtype} "
-                                     f"{list(value.shape)}")
+                    raise ValueError(
+                        f"Noise: a tensor as offset must be int64 [], got {value.dtype} {list(value.shape)}"
+                    )
             elif isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
                 raise ValueError(f"Noise: {name} must be an integer in [0, 2**{bits}), got {value!r}")
 

@@ -1,4 +1,5 @@
 """Named phases of a training step, for whoever wants to watch them."""
+
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 

@@ -4,12 +4,13 @@ Each function works in any floating dtype, on any device, in any memory layout, 
 order. Values of half precision are stored in half precision and computed in float32, as the kernels do. The other
 backends are tested against this file and never import it.
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 
-from .noise import Noise, NoiseLevels
+from cdn_kernels.noise import Noise, NoiseLevels
 
 # ----------------------------------------------------------------------------------------------------------------
 # Convolution, GELU and group normalization
@@ -192,11 +193,12 @@ def differentiable(y, *, keep):
 def input_gradient(name, value, y, *, create_graph):
     """Return the gradient by y of the sum of log-densities [B], or raise ValueError in the name of a function."""
     if value.shape != y.shape[:1]:
-        raise ValueError(f"{name}: log_density must return one value per sample, [{y.shape[0]}], "
-                         f"got {list(value.shape)}")
+        raise ValueError(
+            f"{name}: log_density must return one value per sample, [{y.shape[0]}], got {list(value.shape)}"
+        )
     gradient = None
     if value.requires_grad:
-        gradient, = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
+        (gradient,) = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
     if gradient is None:
         raise ValueError(f"{name}: log_density does not depend on y through differentiable operations")
     return gradient

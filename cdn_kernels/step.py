@@ -1,4 +1,5 @@
 """One training step of any network whose input gradient is part of the loss."""
+
 import functools
 import warnings
 from contextlib import nullcontext
@@ -8,12 +9,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from . import reference
-from .backends.dispatch import check_impl, using
-from .ops.common import transformed
-from .ops.foreign import graph_leaves
-from .ops.torch_functions import FirstOrderFunctions
-from .phases import phase
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import check_impl, using
+from cdn_kernels.ops.common import transformed
+from cdn_kernels.ops.foreign import graph_leaves
+from cdn_kernels.ops.torch_functions import FirstOrderFunctions
+from cdn_kernels.phases import phase
 
 
 class Step(NamedTuple):
@@ -86,7 +87,8 @@ def score_matching_step(network, y, loss, *, log_density=None, scaled=False, imp
 def _accumulate(total, hidden):
     """Run the backward pass to all leaves but a hidden one, which nobody else has seen."""
     if hidden is None:
-        return total.backward()
+        total.backward()
+        return
     leaves = [leaf for leaf in graph_leaves(total) if leaf is not hidden]
     if leaves:
         total.backward(inputs=leaves)
@@ -96,24 +98,30 @@ def _default_density(outputs):
     if isinstance(outputs, torch.Tensor) and outputs.dim() in (1, 2):
         return outputs if outputs.dim() == 1 else reference.logsumexp(outputs)
     got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-    raise ValueError("score_matching_step: without log_density, network must return log-densities [B] or logits "
-                     f"[B, C], got {got}")
+    raise ValueError(
+        f"score_matching_step: without log_density, network must return log-densities [B] or logits [B, C], got {got}"
+    )
 
 
 def _check(network, y, loss, log_density, impl):
     check_impl(impl)
     for name, function in (("network", network), ("loss", loss), ("log_density", log_density)):
         if not callable(function) and not (name == "log_density" and function is None):
-            raise TypeError(f"score_matching_step: {name} must be a function or a module, got "
-                            f"{type(function).__name__}")
+            raise TypeError(
+                f"score_matching_step: {name} must be a function or a module, got {type(function).__name__}"
+            )
     if not isinstance(y, torch.Tensor) or not y.is_floating_point():
-        raise TypeError("score_matching_step: y must be a tensor of floats, got "
-                        f"{y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}")
+        raise TypeError(
+            "score_matching_step: y must be a tensor of floats, got "
+            f"{y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}"
+        )
     if y.dim() == 0:
         raise ValueError("score_matching_step: y must be samples [B, ...], got a 0-d tensor")
     if transformed():
-        raise RuntimeError("score_matching_step: gradients cannot be accumulated under torch.func transforms or "
-                           "forward-mode differentiation; use cdn_kernels.score")
+        raise RuntimeError(
+            "score_matching_step: gradients cannot be accumulated under torch.func transforms or "
+            "forward-mode differentiation; use cdn_kernels.score"
+        )
 
 
 def _check_range(network, y):
@@ -121,9 +129,11 @@ def _check_range(network, y):
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
     if rounded or y.dtype == torch.float16 or any(p.dtype == torch.float16 for p in parameters):
-        raise ValueError("score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
-                         "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
-                         "scaled=True")
+        raise ValueError(
+            "score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
+            "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
+            "scaled=True"
+        )
 
 
 def _check_loss(total):
@@ -145,8 +155,10 @@ def _names(network, filters):
 
 def _warn_foreign(names):
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    _warn_once(f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d would "
-               "be faster in place of those without bias and with \"same\" padding")
+    _warn_once(
+        f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d would "
+        'be faster in place of those without bias and with "same" padding'
+    )
 
 
 @functools.cache

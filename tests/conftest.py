@@ -1,4 +1,5 @@
 """What all tests share: threads, and where the real data lies."""
+
 import os
 from pathlib import Path
 

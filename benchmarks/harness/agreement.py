@@ -1,7 +1,8 @@
 """The gate before a comparison: do peers compute what the library computes?"""
+
 import torch
 
-from .workers import Worker
+from benchmarks.harness.workers import Worker
 
 
 def agreement(library, tolerance):
@@ -21,7 +22,7 @@ def agreement(library, tolerance):
         if not expected:
             library()
             expected.extend(_values(library))
-        allowed = isinstance(peer, Worker) and peer.tolerance() or tolerance
+        allowed = (isinstance(peer, Worker) and peer.tolerance()) or tolerance
         for a, b in zip(expected, _values(peer), strict=True):
             error = float((b - a).norm() / a.norm())
             if not error <= allowed:

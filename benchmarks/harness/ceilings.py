@@ -1,4 +1,5 @@
 """What the machine allows, measured in the same rounds as what is judged by it: products and copies."""
+
 from typing import NamedTuple
 
 import torch

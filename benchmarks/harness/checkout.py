@@ -1,4 +1,5 @@
 """Commands that run with this checkout, which need not be installed."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """How long a GPU works on a case, however long the host takes to launch it."""
+
 import time
 
 import torch

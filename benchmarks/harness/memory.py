@@ -1,4 +1,5 @@
 """The peak memory of a call."""
+
 import ctypes
 import gc
 import sys
@@ -35,5 +36,5 @@ def peak_bytes(function, device="cpu"):
 
 
 def _resident(field):
-    line, = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])

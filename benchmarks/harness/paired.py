@@ -3,6 +3,7 @@
 pytest-benchmark alone times one function in a loop of its own, minutes apart from the next, which the noise of a shared
 machine defeats. Here its fixture times the library, and what it calls between two of its rounds is all the others.
 """
+
 import itertools
 import statistics
 import time
@@ -10,15 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.harness.ceilings import floor
+from benchmarks.harness.device_time import DeviceTimer
+from benchmarks.harness.memory import peak_bytes
+from benchmarks.harness.timing import FEWEST_ROUNDS, schedule, summarize
+from benchmarks.harness.workers import Refused, Worker
+from benchmarks.steps import Problem
 from cdn_kernels import machine
 from cdn_kernels.backends.dispatch import why_not
-
-from ..steps import Problem
-from .ceilings import floor
-from .device_time import DeviceTimer
-from .memory import peak_bytes
-from .timing import FEWEST_ROUNDS, schedule, summarize
-from .workers import Refused, Worker
 
 _MOST_ROUNDS = 51
 
@@ -42,8 +42,11 @@ class Settings:
     def others(self):
         """The other backends with kernels for the device, as far as they run here; named as this library's peers."""
         rivals = {"cuda": ("triton", "cuda")}.get(self.device, ())
-        return [name for name in rivals if name != self.library
-                and why_not("gelu", name, torch.device(self.device), torch.float32) is None]
+        return [
+            name
+            for name in rivals
+            if name != self.library and why_not("gelu", name, torch.device(self.device), torch.float32) is None
+        ]
 
     def shape(self, shape):
         """Return [B, C, H, W], tiny in a smoke test."""
@@ -197,8 +200,14 @@ class Paired:
         own, result = times[library], self.result
         floors = [floor(dict(zip(shares, row)), shares) for row in zip(*(times[name] for name in shares))]
         if floors:
-            result.floor = dict(seconds=statistics.median(floors), yardsticks=list(shares),
-                                ratio=summarize([a / b for a, b in zip(own, floors)]))
+            result.floor = dict(
+                seconds=statistics.median(floors),
+                yardsticks=list(shares),
+                ratio=summarize([a / b for a, b in zip(own, floors)]),
+            )
         result.seconds = {name: values for name, values in times.items() if name not in shares}
-        result.ratios = {name: summarize([a / b for a, b in zip(values, own)])
-                         for name, values in result.seconds.items() if name != library}
+        result.ratios = {
+            name: summarize([a / b for a, b in zip(values, own)])
+            for name, values in result.seconds.items()
+            if name != library
+        }

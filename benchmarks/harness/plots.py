@@ -1,12 +1,17 @@
 """Plots of time and memory against the size of the problem, with the floor beside them."""
+
 import statistics
 
 from matplotlib.figure import Figure
 
 from cdn.evaluation.style import BLUE, GREY, ORANGE, save, tidy
 
-_LABELS = {"batch": "images in a batch", "width": "width of the network", "depth": "layers",
-           "side": "side of the images"}
+_LABELS = {
+    "batch": "images in a batch",
+    "width": "width of the network",
+    "depth": "layers",
+    "side": "side of the images",
+}
 
 
 def scaling_plots(results_of, folder):
@@ -34,13 +39,28 @@ def _plot(axis, results):
     time, memory = figure.subplots(1, 2)
     for name, color in zip(results[0]["seconds"], (BLUE, ORANGE)):
         shown = [(value, result) for value, result in zip(values, results) if name in result["seconds"]]
-        time.plot([v for v, _ in shown], [statistics.median(r["seconds"][name]) for _, r in shown], "o-", color=color,
-                  label=name)
+        time.plot(
+            [v for v, _ in shown],
+            [statistics.median(r["seconds"][name]) for _, r in shown],
+            "o-",
+            color=color,
+            label=name,
+        )
         # Nothing at all, on a logarithmic axis, is less than the smallest unit that is measured.
-        memory.plot([v for v, _ in shown], [max(1, (r["peak_bytes"][name] or 0) / 2**20) for _, r in shown], "o-",
-                    color=color, label=name)
-    time.plot(values, [result["floor"]["seconds"] for result in results], ":", color=GREY,
-              label="floor: its operations at the best rate")
+        memory.plot(
+            [v for v, _ in shown],
+            [max(1, (r["peak_bytes"][name] or 0) / 2**20) for _, r in shown],
+            "o-",
+            color=color,
+            label=name,
+        )
+    time.plot(
+        values,
+        [result["floor"]["seconds"] for result in results],
+        ":",
+        color=GREY,
+        label="floor: its operations at the best rate",
+    )
     for panel, label in ((time, "seconds a step"), (memory, "peak memory, MiB")):
         panel.set(xscale="log", yscale="log")
         panel.set_xticks(values, map(str, values))

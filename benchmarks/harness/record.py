@@ -1,8 +1,9 @@
 """Read what ``pytest benchmarks/ --benchmark-json FILE`` wrote."""
+
 import json
 from typing import NamedTuple
 
-from .timing import Ratio
+from benchmarks.harness.timing import Ratio
 
 
 class Record(NamedTuple):

@@ -1,8 +1,9 @@
 """The table at the end of a run: for every case the library, each peer, and the floor."""
+
 import statistics
 import textwrap
 
-from .timing import Ratio
+from benchmarks.harness.timing import Ratio
 
 _COLUMNS = ("", "median", "times the library", "times the floor", "peak memory")
 
@@ -20,16 +21,20 @@ def table(results):
     for result in results:
         lines += ["", result["case"], *(line(row) for row in _rows(result))]
         for peer, reason in result["refused"].items():
-            lines += textwrap.wrap(f"{peer}: refused: {' '.join(reason.split())}", 110, initial_indent="  ",
-                                   subsequent_indent="      ", max_lines=3)
+            lines += textwrap.wrap(
+                f"{peer}: refused: {' '.join(reason.split())}",
+                110,
+                initial_indent="  ",
+                subsequent_indent="      ",
+                max_lines=3,
+            )
     return lines
 
 
 def seconds_text(seconds):
     """Write a time with a unit that suits it."""
-    for unit, size in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size or unit == "us":
-            return f"{seconds / size:.3g} {unit}"
+    unit, size = next((unit for unit in (("s", 1), ("ms", 1e-3)) if seconds >= unit[1]), ("us", 1e-6))
+    return f"{seconds / size:.3g} {unit}"
 
 
 def bytes_text(size):
@@ -40,10 +45,13 @@ def bytes_text(size):
 def _rows(result):
     for place, (name, seconds) in enumerate(result["seconds"].items()):
         floor = result["floor"]
-        yield ("  " + name, seconds_text(statistics.median(seconds)),
-               str(Ratio(*result["ratios"][name])) if place else "",
-               Ratio(*floor["ratio"]).digits if floor and not place else "",
-               bytes_text(result["peak_bytes"].get(name)))
+        yield (
+            "  " + name,
+            seconds_text(statistics.median(seconds)),
+            str(Ratio(*result["ratios"][name])) if place else "",
+            Ratio(*floor["ratio"]).digits if floor and not place else "",
+            bytes_text(result["peak_bytes"].get(name)),
+        )
     if result["floor"]:
         floor = result["floor"]
         yield f"  floor: {' or '.join(floor['yardsticks'])}", seconds_text(floor["seconds"]), "", "", ""

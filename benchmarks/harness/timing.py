@@ -1,4 +1,5 @@
 """Compare on a noisy machine: in turn, in random order, by medians of ratios within a round."""
+
 import math
 import random
 import statistics

@@ -1,12 +1,12 @@
 """Run a case in a process of its own: nothing of another is in its memory, its allocator or its threads."""
+
 import contextlib
 import multiprocessing
 
 import torch
 
 import cdn_kernels
-
-from .memory import peak_bytes
+from benchmarks.harness.memory import peak_bytes
 
 
 class Refused(Exception):
@@ -45,8 +45,9 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         call = factory, args, options
         self.unread = 0  # answers that nobody has waited for
-        self.process = context.Process(target=_serve, args=(theirs, call, keep_pages, torch.get_num_threads()),
-                                       daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, call, keep_pages, torch.get_num_threads()), daemon=True
+        )
 
     def __enter__(self):
         self.process.start()
@@ -114,9 +115,13 @@ def _serve(pipe, call, keep_pages, threads):
                 factory, positional, options = call
                 case = factory(*positional, **options)
                 case()
-            answer = {"prepare": lambda: None, "run": case, "result": lambda: case.result().numpy(),
-                      "tolerance": lambda: getattr(case, "tolerance", None),
-                      "memory": lambda device: peak_bytes(case, device)}[request](*args)
+            answer = {
+                "prepare": lambda: None,
+                "run": case,
+                "result": lambda: case.result().numpy(),
+                "tolerance": lambda: getattr(case, "tolerance", None),
+                "memory": lambda device: peak_bytes(case, device),
+            }[request](*args)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             pipe.send(("answer", answer))

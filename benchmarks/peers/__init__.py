@@ -2,6 +2,7 @@
 
 Constructors raise RuntimeError with the reason where a peer cannot do a problem. Nothing heavy is imported here.
 """
+
 import importlib
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ PEERS = {
     "unrolled": Peer("unrolled.Unrolled", "the functional gradient as a list of aten operations, compiled"),
     "forward over reverse": Peer("forward_over_reverse.ForwardOverReverse", "torch.func.jvp of the parameter gradient"),
     "finite difference": Peer("finite_difference.FiniteDifference", "central difference of the parameter gradient"),
-    "finite difference, compiled": Peer("finite_difference.FiniteDifference", "the same, the network compiled",
-                                        {"compiled": True}, full=True),
+    "finite difference, compiled": Peer(
+        "finite_difference.FiniteDifference", "the same, the network compiled", {"compiled": True}, full=True
+    ),
     "JAX": Peer("jax_step.Jax", "jit of a gradient with a gradient inside, in jax.numpy"),
 }

@@ -1,11 +1,11 @@
 """torch.compile of the whole step, or score: what PyTorch itself offers to those who differentiate twice."""
+
 import torch
 from torch.func import grad, grad_and_value
 
 import cdn_kernels
-
-from ..steps import Score
-from .functional import Functional
+from benchmarks.peers.functional import Functional
+from benchmarks.steps import Score
 
 
 class Compiled(Functional):

@@ -1,12 +1,12 @@
 """The step by finite differences of an ordinary parameter gradient: no second derivative at all."""
+
 import torch
 import torch.nn.functional as F
 from torch.func import grad_and_value
 
 import cdn_kernels
+from benchmarks.peers.functional import Functional
 from cdn_kernels import reference
-
-from .functional import Functional
 
 # Root mean square of the shift of an image, in units of its noise level, which is the scale that a log-density of noisy
 # images changes on. Rounding costs eps / STEP and truncation STEP^2, so that the best step is near the cube root of eps
@@ -48,7 +48,7 @@ class FiniteDifference(Functional):
         y, sigma, eps = self.draw()
         with cdn_kernels.using("reference"):
             logits = self.logits(self.parameters(), y.requires_grad_())
-            score, = torch.autograd.grad(reference.logsumexp(logits).sum(), y)
+            (score,) = torch.autograd.grad(reference.logsumexp(logits).sum(), y)
             direction, denoising = grad_and_value(reference.denoising_loss)(score, sigma, eps)
             length = direction.square().mean((1, 2, 3)).sqrt()
             # Images without noise have no direction, and take part in the cross-entropy only.

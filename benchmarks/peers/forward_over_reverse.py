@@ -1,11 +1,11 @@
 """The step by forward mode over reverse mode: a directional derivative of an ordinary parameter gradient."""
+
 import torch
 import torch.nn.functional as F
 from torch.func import grad, grad_and_value, jvp
 
+from benchmarks.peers.functional import Functional
 from cdn_kernels import reference
-
-from .functional import Functional
 
 
 class ForwardOverReverse(Functional):

@@ -1,12 +1,12 @@
 """The joint loss as a function of the parameters, in PyTorch alone: what the torch peers compile or differentiate."""
+
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad
 
 import cdn_kernels
+from benchmarks.steps import LEVELS, Step
 from cdn_kernels import reference
-
-from ..steps import LEVELS, Step
 
 
 class Functional(Step):

@@ -1,4 +1,5 @@
 """Fused group normalizations of other libraries, where they are installed: for NVIDIA GPUs, and of first order."""
+
 import importlib.util
 
 import torch
@@ -31,8 +32,9 @@ def _liger(groups):
     from liger_kernel.ops.group_norm import LigerGroupNormFunction
 
     def norm(h, gain, eps):
-        return LigerGroupNormFunction.apply(h.contiguous(), gain.to(h.dtype), torch.zeros_like(gain, dtype=h.dtype),
-                                            len(gain), groups, eps)
+        return LigerGroupNormFunction.apply(
+            h.contiguous(), gain.to(h.dtype), torch.zeros_like(gain, dtype=h.dtype), len(gain), groups, eps
+        )
 
     return norm
 

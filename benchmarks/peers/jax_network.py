@@ -1,4 +1,5 @@
 """GradResNet and the joint loss in jax.numpy, images and features [B, H, W, C]; needs JAX."""
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,6 +17,7 @@ def joint_loss(config, half, weights, mean, y, sigma, eps, labels):
         mean: what is subtracted from the images.
         y, sigma, eps, labels: noisy images, their noise levels [B], the noise and the classes [B].
     """
+
     def log_density(y):
         logits = _logits(config, jnp.bfloat16 if half else jnp.float32, weights, y - mean)
         return jax.nn.logsumexp(logits, 1).sum(), logits
@@ -64,14 +66,17 @@ def _block(config, weights, name, h, stride):
 
 def _head(kind, weights, features, size):
     pooled = [h.astype(jnp.float32).mean((1, 2)) for h in features]
-    p = jnp.concatenate([_linear(h, weights[f"head.sides.{i}.weight"]) for i, h in enumerate(pooled[:-1])]
-                        + pooled[-1:], 1)
+    p = jnp.concatenate(
+        [_linear(h, weights[f"head.sides.{i}.weight"]) for i, h in enumerate(pooled[:-1])] + pooled[-1:], 1
+    )
     if kind == "linear":
         return _linear(p, weights["head.classes.weight"])
     tiny = jnp.finfo(jnp.float32).tiny
     logits = _linear(p * lax.rsqrt(jnp.square(p).mean(1, keepdims=True) + tiny), weights["head.classes.weight"])
-    q = sum(jnp.square(_convolve(h, weights[f"head.maps.{i}"]).astype(jnp.float32)).sum(3).mean((1, 2))
-            for i, h in enumerate(features))
+    q = sum(
+        jnp.square(_convolve(h, weights[f"head.maps.{i}"]).astype(jnp.float32)).sum(3).mean((1, 2))
+        for i, h in enumerate(features)
+    )
     q = jnp.log(jnp.maximum(q, tiny)) if kind == "log-energy" else q
     return logits - size / 2 * q[:, None]
 
@@ -83,8 +88,9 @@ def _linear(h, weight):
 def _convolve(h, weight, stride=1):
     """Convolve in the dtype of h with "same" padding."""
     padding = [(weight.shape[0] // 2,) * 2] * 2
-    return lax.conv_general_dilated(h, weight.astype(h.dtype), (stride, stride), padding,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        h, weight.astype(h.dtype), (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _gelu(u):

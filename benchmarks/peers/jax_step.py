@@ -1,11 +1,10 @@
 """The same step in JAX: jit of a gradient with a gradient inside."""
+
 import os
 
 import torch
 
-import cdn_kernels
-
-from .functional import Functional
+from benchmarks.peers.functional import Functional
 
 
 class Jax(Functional):
@@ -32,21 +31,25 @@ class Jax(Functional):
         try:
             import jax
         except ImportError as error:
-            raise RuntimeError("JAX is not installed: pip install 'cdn[peers]'; for a GPU, pip install "
-                               "'jax[cuda12]'") from error
-        from .jax_network import joint_loss
+            raise RuntimeError(
+                "JAX is not installed: pip install 'cdn[peers]'; for a GPU, pip install 'jax[cuda12]'"
+            ) from error
+        from benchmarks.peers.jax_network import joint_loss
+
         self.jax, self.device = jax, jax.devices("gpu" if problem.device == "cuda" else "cpu")[0]
         self.weights = {name: self.copy(_channels_last(p)) for name, p in self.parameters().items()}
         mean, labels = self.copy(self.model.mean.permute(0, 2, 3, 1)), self.copy(self.labels)
         config, half = self.model.config, problem.precision == "bf16"
-        self.step = jax.jit(jax.value_and_grad(
-            lambda weights, *data: joint_loss(config, half, weights, mean, *data, labels)))
+        self.step = jax.jit(
+            jax.value_and_grad(lambda weights, *data: joint_loss(config, half, weights, mean, *data, labels))
+        )
 
     def __call__(self):
         y, sigma, eps = self.draw()
         data = (y.permute(0, 2, 3, 1), sigma, eps.permute(0, 2, 3, 1))  # channels last are contiguous like this
         loss, self.gradient = self.jax.block_until_ready(
-            self.step(self.weights, *map(self.jax.dlpack.from_dlpack, data)))
+            self.step(self.weights, *map(self.jax.dlpack.from_dlpack, data))
+        )
         return float(loss)
 
     def copy(self, tensor):

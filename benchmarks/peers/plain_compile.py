@@ -2,13 +2,13 @@
 
 A classifier has no such gradient; its compiled step is what a joint step is measured by.
 """
+
 import torch
 import torch.nn.functional as F
 
 import cdn_kernels
+from benchmarks.peers.functional import Functional
 from cdn_kernels import reference
-
-from .functional import Functional
 
 
 class CompiledNetwork(Functional):
@@ -83,5 +83,5 @@ def _joint_loss(problem, network, labels, y, sigma, eps):
     """Return cross-entropy plus denoising score matching, as one writes it down first."""
     with problem.autocast():
         logits = network(y)
-    score, = torch.autograd.grad(reference.logsumexp(logits).sum(), y, create_graph=True)
+    (score,) = torch.autograd.grad(reference.logsumexp(logits).sum(), y, create_graph=True)
     return F.cross_entropy(logits, labels) + reference.denoising_loss(score, sigma, eps)

@@ -1,11 +1,11 @@
 """The step written out as one list of aten operations, without derivatives, and compiled as such."""
+
 import torch
 from torch.func import grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import cdn_kernels
-
-from .functional import Functional
+from benchmarks.peers.functional import Functional
 
 
 class Unrolled(Functional):
@@ -25,7 +25,8 @@ class Unrolled(Functional):
         super().__init__(problem)
         with cdn_kernels.using("reference"):
             traced = make_fx(lambda parameters, y, sigma, eps: grad_and_value(self.loss)(parameters, y, sigma, eps))(
-                self.parameters(), *self.draw())
+                self.parameters(), *self.draw()
+            )
         traced.graph.eliminate_dead_code()
         traced.recompile()
         self.step = torch.compile(traced, dynamic=False, fullgraph=True, options=options)

@@ -4,16 +4,16 @@ For ``f(y)_c = log p(y, c)`` two identities hold exactly (Thiry & Guth, "Classif
 ``D(y, c) - D(y) = sigma^2 grad_y log p(c | y)``, so the direction that a gradient attack takes is a difference of two
 denoised images, and ``sum_c p(c | y) D(y, c) = D(y)``.
 """
+
 from typing import NamedTuple
 
 import torch
 
+from cdn.density import denoise
+from cdn.evaluation.metrics import psnr
+from cdn.modes import evaluating
 from cdn_kernels import cross_entropy
 from cdn_kernels import score as gradient
-
-from ..density import denoise
-from ..evaluation.metrics import psnr
-from ..modes import evaluating
 
 
 class Denoised(NamedTuple):
@@ -54,8 +54,13 @@ def denoise_with_classes(model, y, sigma, labels):
     if logits.shape[1] < 2:
         raise ValueError(f"model must know at least two classes to be wrong about one, got {logits.shape[1]}")
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
-    return Denoised(denoise(model, y, sigma), denoise(model, y, sigma, labels), denoise(model, y, sigma, wrong), wrong,
-                    logits.softmax(1))
+    return Denoised(
+        denoise(model, y, sigma),
+        denoise(model, y, sigma, labels),
+        denoise(model, y, sigma, wrong),
+        wrong,
+        logits.softmax(1),
+    )
 
 
 class ClassGains(NamedTuple):
@@ -102,9 +107,15 @@ def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="flo
             y = clean + sigma * eps
             found = denoise_with_classes(model, y, sigma, label)
             part = ClassGains(
-                psnr(y, clean), psnr(found.unconditional, clean), psnr(found.true, clean), psnr(found.wrong, clean),
-                square(found.unconditional, clean), square(found.true, clean), square(found.true, found.unconditional),
-                found.posterior.argmax(1) == label)
+                psnr(y, clean),
+                psnr(found.unconditional, clean),
+                psnr(found.true, clean),
+                psnr(found.wrong, clean),
+                square(found.unconditional, clean),
+                square(found.true, clean),
+                square(found.true, found.unconditional),
+                found.posterior.argmax(1) == label,
+            )
             parts.append([values.cpu() for values in part])
             if bar is not None:
                 bar.update(len(clean))

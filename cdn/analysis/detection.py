@@ -4,14 +4,14 @@ Each detector gives a number per image, greater for what looks more like the tra
 likelihood: score matching is blind to the relative weight of distant modes, so a detector is as good as its measured
 separation, on those outliers, and no better.
 """
+
 from typing import NamedTuple
 
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from cdn.density import score
 from cdn_kernels import reference as ops
-
-from ..density import score
 
 LOG_DENSITY, TYPICALITY, SCORE_NORM, SOFTMAX = "log density", "typicality", "score norm", "max softmax"
 
@@ -135,12 +135,17 @@ def separation(inliers, outliers):
     """
     for name, ratings in (("inliers", inliers), ("outliers", outliers)):
         if ratings.dim() != 1 or len(ratings) == 0 or not ratings.isfinite().all():
-            raise ValueError(f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} "
-                             f"with {int((~ratings.isfinite()).sum())} not finite")
+            raise ValueError(
+                f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} "
+                f"with {int((~ratings.isfinite()).sum())} not finite"
+            )
     ratings = torch.cat([inliers, outliers]).cpu().numpy()
     inside = torch.cat([torch.ones(len(inliers)), torch.zeros(len(outliers))]).numpy()
     # The lowest threshold that 95 % of the inliers reach, counted without interpolation.
     threshold = inliers.sort().values[len(inliers) - -(-95 * len(inliers) // 100)]
-    return Separation(float(roc_auc_score(inside, ratings)), float(average_precision_score(inside, ratings)),
-                      float(average_precision_score(1 - inside, -ratings)),
-                      float((outliers >= threshold).double().mean()))
+    return Separation(
+        float(roc_auc_score(inside, ratings)),
+        float(average_precision_score(inside, ratings)),
+        float(average_precision_score(1 - inside, -ratings)),
+        float((outliers >= threshold).double().mean()),
+    )

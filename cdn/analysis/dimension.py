@@ -1,12 +1,12 @@
 """The effective dimension of noisy images to a denoiser: the trace of its Jacobian, and the loss that it predicts."""
+
 from typing import NamedTuple
 
 import torch
 
+from cdn.analysis.jacobian import Jacobian, probe
+from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
-
-from ..modes import evaluating
-from .jacobian import Jacobian, probe
 
 
 class Dimension(NamedTuple):
@@ -52,8 +52,9 @@ def effective_dimension(model, x, sigma, noise, probes, probe_noise, *, batch_si
             y = clean + sigma * unit
             jacobian = Jacobian(model, y, sigma)
             probing = probe(jacobian, probes, Noise(probe_noise.seed, probe_noise.offset + k * probes))
-            loss, residual = (((jacobian.denoised - image).double() / sigma).square().flatten(1).mean(1)
-                              for image in (clean, y))
+            loss, residual = (
+                ((jacobian.denoised - image).double() / sigma).square().flatten(1).mean(1) for image in (clean, y)
+            )
             stein = residual - 1 + 2 * probing.trace / y[0].numel()
             parts.append([values.cpu() for values in (*probing, loss, stein)])
             if bar is not None:

@@ -13,17 +13,17 @@ through the graph of its score. That is second order at most, which every backen
 other product, ``torch.func.jvp`` of the score, needs forward-mode formulas that the fused kernels do not have. For a
 symmetric J there is no difference, and for any J the forms ``<u, J v> = <J^T u, v>`` need no other product.
 """
+
 import math
 from typing import NamedTuple
 
 import torch
 
+from cdn.analysis.lanczos import extreme_eigenpairs
+from cdn.density import denoise
+from cdn.model import DirectDenoiser
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.reference import differentiable
-
-from ..density import denoise
-from ..model import DirectDenoiser
-from .lanczos import extreme_eigenpairs
 
 
 class Jacobian:
@@ -119,8 +119,8 @@ def row_product(model, y, sigma, label=None, batch_size=32):
         parts = []
         for part in rows.to(y).split(batch_size):
             batch = y.new_zeros(batch_size, y.numel())
-            batch[:len(part)] = part
-            parts.append(jacobian.transposed_product(batch.view(batch_size, *y.shape)).flatten(1)[:len(part)])
+            batch[: len(part)] = part
+            parts.append(jacobian.transposed_product(batch.view(batch_size, *y.shape)).flatten(1)[: len(part)])
         return torch.cat(parts)
 
     return product
@@ -162,11 +162,14 @@ def eigenpairs(model, y, sigma, largest, smallest, *, generator, label=None, bat
         ValueError: a :class:`cdn.DirectDenoiser`, or a number out of range.
     """
     if isinstance(model, DirectDenoiser):
-        raise ValueError("eigenpairs: expected a model of log-densities, got a DirectDenoiser: it is the gradient of "
-                         "nothing, so its Jacobian is not symmetric and has no orthonormal eigenvectors")
+        raise ValueError(
+            "eigenpairs: expected a model of log-densities, got a DirectDenoiser: it is the gradient of "
+            "nothing, so its Jacobian is not symmetric and has no orthonormal eigenvectors"
+        )
     product = row_product(model, y, sigma, label, batch_size)
-    pairs = extreme_eigenpairs(product, y.numel(), largest, smallest, generator=generator, block=batch_size,
-                               tolerance=tolerance, limit=limit)
+    pairs = extreme_eigenpairs(
+        product, y.numel(), largest, smallest, generator=generator, block=batch_size, tolerance=tolerance, limit=limit
+    )
     return pairs._replace(vectors=pairs.vectors.view(-1, *y.shape))
 
 

@@ -1,4 +1,5 @@
 """Extreme eigenpairs of a symmetric operator that is known only by its products with vectors."""
+
 from typing import NamedTuple
 
 import torch

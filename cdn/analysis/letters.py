@@ -1,4 +1,5 @@
 """Letters, drawn as small as handwritten digits are: what a classifier of digits should not take for one."""
+
 import math
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def letters(shape, generator):
         float32 [N, C, H, W] in [0, 1], the channels equal.
     """
     count, channels, height, width = shape
-    fonts = [ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), DRAWN)
-             for name in FONTS]
+    fonts = [
+        ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), DRAWN)
+        for name in FONTS
+    ]
     images = np.zeros((count, height, width), np.float32)
     widest = math.ceil(WIDEST * width)
     choices = torch.randint(len(ALPHABET) * len(fonts), (count,), generator=generator).tolist()
@@ -38,7 +41,7 @@ def letters(shape, generator):
         glyph = _draw(ALPHABET[letter], fonts[font], (2 * slant - 1) * SLANT)
         glyph = glyph.resize((max(1, min(widest, round(height * glyph.width / glyph.height))), height), Image.BOX)
         left = round(place * (width - glyph.width))
-        image[:, left:left + glyph.width] = np.asarray(glyph, np.float32) / 255
+        image[:, left : left + glyph.width] = np.asarray(glyph, np.float32) / 255
     return torch.from_numpy(images)[:, None].repeat(1, channels, 1, 1)
 
 

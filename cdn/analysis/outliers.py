@@ -1,10 +1,10 @@
 """Images that are not like those of the training: noise, distortions of real images, and other people's pictures."""
+
 import torch
 
+from cdn.analysis.letters import letters
 from cdn.errors import DataError
 from cdn.evaluation.files import find_images, read_image
-
-from .letters import letters
 
 BLOCKS = 4  # to a side, where an image has as many pixels
 
@@ -57,10 +57,12 @@ def shuffle_blocks(images, count, generator):
     n, channels = images.shape[:2]
     height, width = (size // count for size in images.shape[2:])
     if not height or not width:
-        raise ValueError(f"shuffle_blocks: expected images of at least {count} x {count} pixels, "
-                         f"got {images.shape[2]} x {images.shape[3]}")
+        raise ValueError(
+            f"shuffle_blocks: expected images of at least {count} x {count} pixels, "
+            f"got {images.shape[2]} x {images.shape[3]}"
+        )
     shuffled = images.clone()
-    part = shuffled[:, :, :count * height, :count * width]
+    part = shuffled[:, :, : count * height, : count * width]
     grid = part.reshape(n, channels, count, height, count, width)
     blocks = grid.permute(0, 1, 3, 5, 2, 4).reshape(n, -1, count * count)
     blocks = _shuffle(blocks, generator).view(n, channels, height, width, count, count)

@@ -2,6 +2,7 @@
 
 Everything here is in float64 and on numbers, without tables or approximations by normals.
 """
+
 import math
 
 
@@ -87,6 +88,7 @@ def _tail(k, n, p):
         total += term
         if term < 1e-17 * total:
             break
-    log_first = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) \
-        + (n - k) * math.log1p(-p)
+    log_first = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+    )
     return math.exp(log_first) * total

@@ -1,8 +1,9 @@
 """Certified accuracy against radius, as numbers and as a picture."""
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation.style import SEQUENCE, tidy
+from cdn.evaluation.style import SEQUENCE, tidy
 
 # Noise levels go from blue to red; the first colour of the sequence is that of clean images.
 COLORS = SEQUENCE[1:]
@@ -48,8 +49,9 @@ def curves_figure(results, title):
     for panel, run in zip(axes, runs):
         for result in results:
             if result["run"] == run:
-                panel.plot(grid, curve(result), color=colors[result["sigma"]], label=f"σ = {result['sigma']:g}",
-                           linewidth=1.5)
+                panel.plot(
+                    grid, curve(result), color=colors[result["sigma"]], label=f"σ = {result['sigma']:g}", linewidth=1.5
+                )
         tidy(panel, title=run, xlabel="radius (L2, images in [0, 1])")
         panel.legend(frameon=False, fontsize=8)
     for number, run in enumerate(runs if panels > len(runs) else ()):

@@ -5,14 +5,14 @@ noise is added, a denoiser takes it away, the classifier sees what is left; smoo
 classifier. Purification adds noise to drown a perturbation and takes it away in several steps, after Nie et al.,
 "Diffusion models for adversarial purification" (2022), here with few deterministic steps.
 """
+
 import torch
 from torch import nn
 from torch.func import functional_call
 
 import cdn_kernels
-
-from ..density import denoise, log_prob
-from ..model import DirectDenoiser, ResNet
+from cdn.density import denoise, log_prob
+from cdn.model import DirectDenoiser, ResNet
 
 
 class Protected(nn.Module):

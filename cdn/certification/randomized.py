@@ -1,4 +1,5 @@
 """A classifier that draws noise, averaged: what adaptive attacks climb and what its decisions are made of."""
+
 import math
 
 import torch

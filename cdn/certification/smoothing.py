@@ -7,6 +7,7 @@ of its top class from below. A classification-denoising network was trained on G
 classifier: one forward per sample. Images are in [0, 1], sigma and radii in the same units, radii over all values of an
 image.
 """
+
 import warnings
 from statistics import NormalDist
 from typing import NamedTuple
@@ -15,11 +16,10 @@ import torch
 from tqdm import tqdm
 
 import cdn_kernels
+from cdn.certification.binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
+from cdn.model import DirectDenoiser
+from cdn.modes import evaluating
 from cdn_kernels import Noise
-
-from ..model import DirectDenoiser
-from ..modes import evaluating
-from .binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
 
 ABSTAIN = -1
 # Noise is drawn for this many samples at a time, so that sample j of image i is the same whatever the batch size.
@@ -47,8 +47,20 @@ class Certificate(NamedTuple):
     draws: torch.Tensor
 
 
-def certify(model, x, sigma, n0=100, n=1000, alpha=0.001, *, batch_size=CHUNK, seed=0, first=0, precision="float32",
-            progress=False):
+def certify(
+    model,
+    x,
+    sigma,
+    n0=100,
+    n=1000,
+    alpha=0.001,
+    *,
+    batch_size=CHUNK,
+    seed=0,
+    first=0,
+    precision="float32",
+    progress=False,
+):
     """Classify images by a vote under noise, with a radius within which the vote provably does not change.
 
     CERTIFY of Cohen et al. (2019): n0 draws guess the class, n others bound its probability from below by
@@ -86,11 +98,17 @@ def certify(model, x, sigma, n0=100, n=1000, alpha=0.001, *, batch_size=CHUNK, s
         raise ValueError(f"n0 must be at least 1, got {n0}")
     needed = fewest_for_majority(n, alpha)
     if needed is None:
-        warnings.warn(f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g}, for 1 / 2^{n} is not below "
-                      "it: every image will abstain", stacklevel=2)
+        warnings.warn(
+            f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g}, for 1 / 2^{n} is not below "
+            "it: every image will abstain",
+            stacklevel=2,
+        )
     rows = []
-    with torch.no_grad(), evaluating(model, precision), \
-            tqdm(total=len(x) * (n0 + n), unit="sample", unit_scale=True, leave=False, disable=not progress) as bar:
+    with (
+        torch.no_grad(),
+        evaluating(model, precision),
+        tqdm(total=len(x) * (n0 + n), unit="sample", unit_scale=True, leave=False, disable=not progress) as bar,
+    ):
         for index, image in enumerate(x, first):
             votes = lambda count, part: _votes(model, image, sigma, count, _key(seed, index, part), batch_size, bar)
             guess = int(sum(votes(n0, _SELECTION)).argmax())

@@ -7,5 +7,17 @@ from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
 from cdn.data.split import Subset
 from cdn.data.statistics import channel_mean
 
-__all__ = ["DATASETS", "Augmentation", "Batches", "Dataset", "ImageSplit", "Subset", "augment", "balanced_indices",
-           "batch_indices", "channel_mean", "load_dataset", "steps_per_epoch"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Batches",
+    "Dataset",
+    "ImageSplit",
+    "Subset",
+    "augment",
+    "balanced_indices",
+    "batch_indices",
+    "channel_mean",
+    "load_dataset",
+    "steps_per_epoch",
+]

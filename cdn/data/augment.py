@@ -23,13 +23,15 @@ class Augmentation:
         DataError: a padding or crop that the image is too small for.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, crop_padding: int = 0, flip: bool = False,
-                 crop_size: int | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], *, crop_padding: int = 0, flip: bool = False, crop_size: int | None = None
+    ) -> None:
         _, height, width = shape
         shorter = min(height, width)
         if not 0 <= crop_padding < shorter:
-            raise DataError(f"crop_padding: a {height}x{width} image reflects 0..{shorter - 1} pixels, "
-                            f"got {crop_padding}")
+            raise DataError(
+                f"crop_padding: a {height}x{width} image reflects 0..{shorter - 1} pixels, got {crop_padding}"
+            )
         if crop_size is not None and not 1 <= crop_size <= shorter:
             raise DataError(f"crop_size: expected 1..{shorter} for a {height}x{width} image, got {crop_size}")
         self.sides, self.crops = (height, width), (crop_size or height, crop_size or width)
@@ -49,8 +51,10 @@ class Augmentation:
             int64 [3, batch]: rows and columns in the padded image, and 1 for images to mirror.
         """
         generator = keyed_generator("augment", seed, step)
-        starts = [torch.randint(side + 2 * self.padding - crop + 1, (batch,), generator=generator)
-                  for side, crop in zip(self.sides, self.crops)]
+        starts = [
+            torch.randint(side + 2 * self.padding - crop + 1, (batch,), generator=generator)
+            for side, crop in zip(self.sides, self.crops)
+        ]
         mirrored = torch.rand(batch, generator=generator) < 0.5 if self.flip else torch.zeros(batch)
         return torch.stack([*starts, mirrored.long()])
 
@@ -67,8 +71,10 @@ class Augmentation:
         if not self.padding and not self.flip and self.crops == self.sides:
             return images
         tops, lefts, mirrored = draws
-        rows, columns = (_positions(start, side, crop, self.padding)
-                         for start, side, crop in zip((tops, lefts), self.sides, self.crops))
+        rows, columns = (
+            _positions(start, side, crop, self.padding)
+            for start, side, crop in zip((tops, lefts), self.sides, self.crops)
+        )
         columns = torch.where(mirrored[:, None] > 0, columns.flip(1), columns)
         channels = images.shape[1]
         cropped = images.gather(2, rows[:, None, :, None].expand(-1, channels, -1, self.sides[1]))

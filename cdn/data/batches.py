@@ -28,13 +28,15 @@ class Batches:
         DataError: more images in a batch than in the split.
     """
 
-    def __init__(self, split: ImageSplit, batch_size: int, seed: int, device: torch.device,
-                 augmentation: Augmentation) -> None:
+    def __init__(
+        self, split: ImageSplit, batch_size: int, seed: int, device: torch.device, augmentation: Augmentation
+    ) -> None:
         self.split, self.batch_size, self.seed, self.augmentation = split, batch_size, seed, augmentation
         images = split.in_memory()
         self.whole = images is not None
-        self.images = images.to(device) if self.whole else torch.zeros(
-            batch_size, *split.shape, dtype=torch.uint8, device=device)
+        self.images = (
+            images.to(device) if self.whole else torch.zeros(batch_size, *split.shape, dtype=torch.uint8, device=device)
+        )
         self.labels = split.labels.to(device)
         # For each of some steps from the first on: the indices of its images, then what the augmentation draws.
         self.plan = torch.zeros(AHEAD, 4, batch_size, dtype=torch.int64, device=device)

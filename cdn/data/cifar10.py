@@ -37,9 +37,11 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
         download_cifar10(data_dir)
         found = _locate(data_dir)
     if found is None:
-        raise DataError(f"{data_dir}: expected CIFAR-10 (such as {FOLDER}/test_batch.bin), found none: "
-                        f"fetch it with --download, or put {URL} there "
-                        f"and run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}")
+        raise DataError(
+            f"{data_dir}: expected CIFAR-10 (such as {FOLDER}/test_batch.bin), found none: "
+            f"fetch it with --download, or put {URL} there "
+            f"and run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}"
+        )
     folder, suffix = found
     if suffix == STRIPS:
         return *(_split(folder, split, *read_strips(folder, split)) for split in ("train", "test")), NAMES

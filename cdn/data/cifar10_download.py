@@ -15,8 +15,10 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
-MEMBERS = {f"{FOLDER}/{name}" for name in
-           ("batches.meta.txt", "test_batch.bin", *(f"data_batch_{number}.bin" for number in range(1, 6)))}
+MEMBERS = {
+    f"{FOLDER}/{name}"
+    for name in ("batches.meta.txt", "test_batch.bin", *(f"data_batch_{number}.bin" for number in range(1, 6)))
+}
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 2**20
 
@@ -71,5 +73,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _by_hand(data_dir: Path) -> str:
-    return (f"fetch {ARCHIVE} by hand into {data_dir}, run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}, "
-            "then repeat your command")
+    return (
+        f"fetch {ARCHIVE} by hand into {data_dir}, run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}, "
+        "then repeat your command"
+    )

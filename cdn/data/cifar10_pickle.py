@@ -69,8 +69,10 @@ def read_pickled_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = _read(file)
     images = getattr(batch.get("data"), "values", None)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
-        raise DataError(f"{file}: expected 'data' to be uint8 [N, {PIXELS}], "
-                        f"got {'no array' if images is None else list(images.shape)}")
+        raise DataError(
+            f"{file}: expected 'data' to be uint8 [N, {PIXELS}], "
+            f"got {'no array' if images is None else list(images.shape)}"
+        )
     labels = batch.get("labels")
     # bool is a kind of int, but no label; a label past int64 would not fit the array.
     if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 2**63 for label in labels):

@@ -38,9 +38,10 @@ def read_strips(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         images = np.concatenate(list(pool.map(_read_strip, files)))
     labels = _read_labels(folder / f"{split}_labels.npy")
     if len(labels) < len(images):
-        raise DataError(f"{folder / f'{split}_labels.npy'}: expected a label for each of {len(images)} images, "
-                        f"got {len(labels)}")
-    return images, labels[:len(images)]
+        raise DataError(
+            f"{folder / f'{split}_labels.npy'}: expected a label for each of {len(images)} images, got {len(labels)}"
+        )
+    return images, labels[: len(images)]
 
 
 def _read_strip(file: Path) -> np.ndarray:

@@ -30,11 +30,14 @@ class Dataset:
     def __post_init__(self) -> None:
         for split, images in (("train", self.train), ("test", self.test)):
             if images.labels.max() >= self.num_classes:
-                raise DataError(f"{self.name} {split} labels: expected 0..{self.num_classes - 1}, "
-                                f"got {images.labels.max()}")
+                raise DataError(
+                    f"{self.name} {split} labels: expected 0..{self.num_classes - 1}, got {images.labels.max()}"
+                )
         if self.train.shape != self.test.shape:
-            raise DataError(f"{self.name}: expected train and test images of one shape, "
-                            f"got {self.train.shape} and {self.test.shape}")
+            raise DataError(
+                f"{self.name}: expected train and test images of one shape, "
+                f"got {self.train.shape} and {self.test.shape}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -46,8 +49,9 @@ class Dataset:
         return self.train.shape
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None, *, download: bool = False,
-                 image_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: str, data_dir: str | Path | None = None, *, download: bool = False, image_size: int | None = None
+) -> Dataset:
     """Load one of `DATASETS`.
 
     Args:

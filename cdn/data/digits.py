@@ -22,12 +22,14 @@ def load_digits() -> tuple[MemorySplit, MemorySplit, tuple[str, ...]]:
     try:
         from sklearn import datasets, model_selection
     except ImportError as error:
-        raise DataError("digits: expected scikit-learn to be installed (pip install scikit-learn), "
-                        f"got: {error}") from error
+        raise DataError(
+            f"digits: expected scikit-learn to be installed (pip install scikit-learn), got: {error}"
+        ) from error
     source = datasets.load_digits()
     images = torch.from_numpy(source.images * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(source.target).to(torch.int64)
     train, test = model_selection.train_test_split(
-        range(len(labels)), test_size=TEST_SIZE, stratify=source.target, random_state=SPLIT_SEED)
+        range(len(labels)), test_size=TEST_SIZE, stratify=source.target, random_state=SPLIT_SEED
+    )
     classes = tuple(str(name) for name in source.target_names)
     return MemorySplit(images[train], labels[train]), MemorySplit(images[test], labels[test]), classes

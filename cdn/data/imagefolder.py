@@ -55,8 +55,7 @@ class FolderSplit(ImageSplit):
         return images
 
 
-def load_imagefolder(data_dir: Path, image_size: int | None = None) \
-        -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
+def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     """List the images of `data_dir`/train and of `data_dir`/val or, if there is no val, `data_dir`/test.
 
     Args:

@@ -35,7 +35,7 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
     epoch, batch = divmod(step, steps_per_epoch(size, batch_size))
     start = batch * batch_size
     # The clone keeps a caller's in-place edit out of the cached permutation.
-    return _permutation(size, seed, epoch)[start:start + batch_size].clone()
+    return _permutation(size, seed, epoch)[start : start + batch_size].clone()
 
 
 def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ amount of data removes, and a variance v. Learning the joint distribution is to 
 variance, learning the class alone the reverse, so that their curves cross once. Nothing in it says what b and v are:
 here they are parameters, or fitted to measurements.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +59,9 @@ def fit_bound(n, errors):
     """
     n, errors = np.asarray(n, dtype=float), np.asarray(errors, dtype=float)
     if n.shape != errors.shape or n.ndim != 1 or len(np.unique(n)) < 2:
-        raise ValueError(f"n, errors: expected one error per n and at least two different n, got {n.tolist()} and "
-                         f"{errors.tolist()}")
+        raise ValueError(
+            f"n, errors: expected one error per n and at least two different n, got {n.tolist()} and {errors.tolist()}"
+        )
     if not (np.all(n > 0) and np.all(errors > 0) and np.all(np.isfinite(errors))):
         raise ValueError(f"n, errors: expected positive finite numbers, got {n.tolist()} and {errors.tolist()}")
     columns = np.stack([1 / errors, 1 / (n * errors)], 1)

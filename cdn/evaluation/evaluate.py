@@ -1,17 +1,17 @@
 """Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
+
 from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
+from cdn.density import denoise
+from cdn.errors import CDNError
+from cdn.evaluation.metrics import calibration_error, psnr, ssim
+from cdn.model import abilities
+from cdn.modes import evaluating
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
-
-from ..density import denoise
-from ..errors import CDNError
-from ..model import abilities
-from ..modes import evaluating
-from .metrics import calibration_error, psnr, ssim
 
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
 CHUNK = 256
@@ -19,8 +19,21 @@ CHUNK = 256
 EVALUATION = 1 << 62
 
 
-def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, denoising_limit=None,
-             levels=NoiseLevels(), seed=0, precision="float32", with_ssim=False, objective=None, progress=False):
+def evaluate(
+    model,
+    split,
+    *,
+    sigmas=(15, 25, 50),
+    batch_size=256,
+    limit=None,
+    denoising_limit=None,
+    levels=NoiseLevels(),
+    seed=0,
+    precision="float32",
+    with_ssim=False,
+    objective=None,
+    progress=False,
+):
     """Measure accuracy, calibration and denoising of a model.
 
     Args:
@@ -57,8 +70,9 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
     classifies = abilities.classifies(model, objective)
     denoises = abilities.denoises(model, objective) and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
-    with tqdm(total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False,
-              disable=not progress) as bar:
+    with tqdm(
+        total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
+    ) as bar:
         options = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
         if classifies:
             report |= dict(classified=len(indices))
@@ -69,8 +83,18 @@ def evaluate(model, split, *, sigmas=(15, 25, 50), batch_size=256, limit=None, d
     return report
 
 
-def predict(model, split, *, sigmas=(0,), levels=NoiseLevels(), limit=None, batch_size=256, seed=0,
-            precision="float32", bar=None):
+def predict(
+    model,
+    split,
+    *,
+    sigmas=(0,),
+    levels=NoiseLevels(),
+    limit=None,
+    batch_size=256,
+    seed=0,
+    precision="float32",
+    bar=None,
+):
     """Return the class probabilities of the first images of a split at some noise levels.
 
     Args:
@@ -104,17 +128,19 @@ def accuracy(model, x, labels, batch_size):
 
 
 def _classification(model, split, indices, sigmas, levels, **options):
-    probabilities, labels = predict(model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices),
-                                    **options)
+    probabilities, labels = predict(
+        model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices), **options
+    )
     right = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
-    report = dict(accuracy=right.pop(0), accuracy_noisy=right.pop(None),
-                  ece=calibration_error(probabilities[0], labels))
+    report = dict(
+        accuracy=right.pop(0), accuracy_noisy=right.pop(None), ece=calibration_error(probabilities[0], labels)
+    )
     return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
 
 
 def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):
     metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
-    sums = {key: 0.0 for key in _denoising_keys(sigmas, with_ssim)}
+    sums = dict.fromkeys(_denoising_keys(sigmas, with_ssim), 0.0)
     levels = replace(levels, clean_share=0.0)
     with evaluating(model, precision) as device, torch.no_grad():
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
@@ -130,15 +156,21 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
 
 
 def _empty_report(sigmas, with_ssim):
-    keys = ["classified", "denoised", "accuracy", "accuracy_noisy", "ece",
-            *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas)]
+    keys = [
+        "classified",
+        "denoised",
+        "accuracy",
+        "accuracy_noisy",
+        "ece",
+        *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas),
+    ]
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 
 def _denoising_keys(sigmas, with_ssim):
     metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
     keys = [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")]
-    return keys + ["denoising_loss"]
+    return [*keys, "denoising_loss"]
 
 
 def _batches(split, indices, levels, seed, batch_size, device, bar):

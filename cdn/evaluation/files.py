@@ -1,4 +1,5 @@
 """Read image files into what a model takes, and write images back."""
+
 from io import BytesIO
 from pathlib import Path
 
@@ -6,13 +7,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ..data.formats import FORMATS, SUFFIXES
-from ..errors import CDNError, DataError
-from ..store import write_atomically
+from cdn.data.formats import FORMATS, SUFFIXES
+from cdn.errors import CDNError, DataError
+from cdn.store import write_atomically
 
-WRITABLE = {".png": ("PNG", {}), ".bmp": ("BMP", {}), ".tif": ("TIFF", {}), ".tiff": ("TIFF", {}),
-            ".webp": ("WEBP", {"lossless": True}), ".jpg": ("JPEG", {"quality": 95}),
-            ".jpeg": ("JPEG", {"quality": 95})}
+WRITABLE = {
+    ".png": ("PNG", {}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".jpg": ("JPEG", {"quality": 95}),
+    ".jpeg": ("JPEG", {"quality": 95}),
+}
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -25,8 +32,9 @@ def find_images(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images, found none")
-    paths = sorted(path for path in folder.iterdir()
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    paths = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if not paths:
         raise DataError(f"{folder}: expected image files ({', '.join(SUFFIXES)}), found none")
     return paths
@@ -86,8 +94,9 @@ def check_writable(path, source):
     """
     path = Path(path)
     if path.suffix.lower() not in WRITABLE:
-        raise CDNError(f"{path}: expected an output ending in {', '.join(WRITABLE)}, "
-                       f"got {path.suffix or 'no suffix'!r}")
+        raise CDNError(
+            f"{path}: expected an output ending in {', '.join(WRITABLE)}, got {path.suffix or 'no suffix'!r}"
+        )
     if path.is_dir():
         raise CDNError(f"{path}: expected a file to write, got a folder")
     if not path.absolute().parent.is_dir():

@@ -1,9 +1,10 @@
 """Small images in rows and columns, with titles and captions."""
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .metrics import psnr
-from .style import GREY
+from cdn.evaluation.metrics import psnr
+from cdn.evaluation.style import GREY
 
 # The layout, in units of one tile.
 GAP, GROUP_GAP, CAPTION_HEIGHT, TITLE_HEIGHT, NAME_WIDTH = 0.08, 0.3, 0.22, 0.62, 0.85
@@ -61,10 +62,16 @@ def _place(axes, tile, left, top):
     """Draw an image of any aspect, with a thin frame, centred in the unit square at (left, top)."""
     height, width = (size / max(tile.shape[1:]) for size in tile.shape[1:])
     x, y = left + (1 - width) / 2, top + (1 - height) / 2
-    axes.imshow(tile.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest",
-                extent=(x, x + width, y + height, y))
+    axes.imshow(
+        tile.permute(1, 2, 0).numpy(),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(x, x + width, y + height, y),
+    )
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=GREY, linewidth=0.5))
 
 
 def _shorten(name, length=11):
-    return name if len(name) <= length else name[:length - 1] + "…"
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,12 +1,13 @@
 """Estimate the memory that a large image takes, before taking it."""
+
 import os
 from pathlib import Path
 
 import torch
 
-from ..errors import CDNError
-from ..model import GradResNet
-from .tiles import SMALLEST
+from cdn.errors import CDNError
+from cdn.evaluation.tiles import SMALLEST
+from cdn.model import GradResNet
 
 SIDE = 64
 # Peak memory over kept activations, as measured on several models and sizes: 1.4 to 2.4 with a graph, as the

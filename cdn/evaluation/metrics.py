@@ -1,4 +1,5 @@
 """Figures of merit of denoised images and of predicted probabilities."""
+
 from typing import NamedTuple
 
 import torch
@@ -118,5 +119,4 @@ def _averages(size, device):
 
 def _check_pair(name, a, b):
     if a.shape != b.shape:
-        raise ValueError(f"{name}: expected two batches of one shape, "
-                         f"got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(f"{name}: expected two batches of one shape, got {list(a.shape)} and {list(b.shape)}")

@@ -1,13 +1,13 @@
 """Denoise photographs at full resolution, with and without being told the noise level."""
+
 from typing import NamedTuple
 
 import torch
 
+from cdn.density import denoise, estimate_sigma
+from cdn.evaluation.tiles import in_tiles, split_tiles
+from cdn.model import DirectDenoiser
 from cdn_kernels import reference as ops
-
-from ..density import denoise, estimate_sigma
-from ..model import DirectDenoiser
-from .tiles import in_tiles, split_tiles
 
 
 class Denoised(NamedTuple):
@@ -48,7 +48,7 @@ def denoise_photograph(model, x, sigma, noise, tile=None):
         return Denoised(y, None, known, None)
     estimate = blind_sigma(model, y, size)
     # D(y) - y is sigma^2 times a score that does not depend on sigma: another level only scales it.
-    return Denoised(y, known, y + (estimate / sigma)**2 * (known - y), estimate)
+    return Denoised(y, known, y + (estimate / sigma) ** 2 * (known - y), estimate)
 
 
 def blind_sigma(model, y, size):

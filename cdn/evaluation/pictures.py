@@ -1,20 +1,19 @@
 """Show what a model makes of noisy test images."""
+
 import torch
 
+from cdn.density import denoise
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.grid import draw_grid, with_psnr
+from cdn.evaluation.style import save
+from cdn.model import DirectDenoiser, ResNet
+from cdn.modes import evaluating
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise
 
-from ..density import denoise
-from ..errors import CDNError
-from ..model import DirectDenoiser, ResNet
-from ..modes import evaluating
-from .evaluate import EVALUATION
-from .grid import draw_grid, with_psnr
-from .style import save
 
-
-def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, classes=(), seed=0,
-                      precision="float32"):
+def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, classes=(), seed=0, precision="float32"):
     """Draw rows of test images: clean, and per noise level noisy, denoised and denoised given the class.
 
     Each tile carries its PSNR, each column the mean PSNR of its tiles, in dB and of unclipped images.
@@ -51,7 +50,7 @@ def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, class
 
 def chains_picture(images, path, side=8):
     """Draw where the chains of a sampler are: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
-    save(draw_grid([[("", images[column:side**2:side], ()) for column in range(side)]]), path)
+    save(draw_grid([[("", images[column : side**2 : side], ()) for column in range(side)]]), path)
 
 
 def _columns(model, x, labels, sigma, key):

@@ -1,4 +1,5 @@
 """Plot the curves of a training run and the reliability of its probabilities."""
+
 import json
 import math
 from pathlib import Path
@@ -6,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import CDNError
-from .metrics import reliability
-from .style import BLUE, GREY, ORANGE, SEQUENCE, save, tidy
+from cdn.errors import CDNError
+from cdn.evaluation.metrics import reliability
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, save, tidy
 
 # Width of the smoothing window, as a share of the run.
 SMOOTHING = 0.02
@@ -32,13 +33,24 @@ def curves_picture(metrics_path, path):
     evaluation = [row for row in rows if row.get("kind") == "evaluation"]
     accuracies = _by_sigma(evaluation, "accuracy", "accuracy_sigma_")
     panels = [
-        ("training loss", [(_series(train, "classification"), BLUE, "cross-entropy (nats)"),
-                           (_series(train, "denoising"), ORANGE, "denoising (identity = 1)")], _draw_losses),
-        ("test accuracy (%)", [(_scaled(_series(evaluation, key), 100), color, label)
-                               for key, color, label in accuracies], _draw_lines),
-        ("test PSNR, gain over noisy (dB)", [(_gain(evaluation, key), color, label)
-                                             for key, color, label in _by_sigma(evaluation, None, "psnr_")],
-         _draw_lines),
+        (
+            "training loss",
+            [
+                (_series(train, "classification"), BLUE, "cross-entropy (nats)"),
+                (_series(train, "denoising"), ORANGE, "denoising (identity = 1)"),
+            ],
+            _draw_losses,
+        ),
+        (
+            "test accuracy (%)",
+            [(_scaled(_series(evaluation, key), 100), color, label) for key, color, label in accuracies],
+            _draw_lines,
+        ),
+        (
+            "test PSNR, gain over noisy (dB)",
+            [(_gain(evaluation, key), color, label) for key, color, label in _by_sigma(evaluation, None, "psnr_")],
+            _draw_lines,
+        ),
     ]
     panels = [(title, [line for line in lines if line[0].size], draw) for title, lines, draw in panels]
     panels = [panel for panel in panels if panel[1]]
@@ -68,8 +80,14 @@ def reliability_picture(probabilities, labels, path, bins=15):
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
     above.bar(centre[used], data.accuracy.numpy()[used], 0.94 / bins, color=BLUE, label="accuracy")
-    above.plot(data.confidence.numpy()[used], data.accuracy.numpy()[used], "o", color=ORANGE, markersize=4,
-               label="at the mean confidence")
+    above.plot(
+        data.confidence.numpy()[used],
+        data.accuracy.numpy()[used],
+        "o",
+        color=ORANGE,
+        markersize=4,
+        label="at the mean confidence",
+    )
     tidy(above, title=f"calibration error {data.error():.3f}", ylabel="accuracy")
     above.set(xlim=(0, 1), ylim=(0, 1))
     above.legend(frameon=False, fontsize=8, loc="upper left")
@@ -92,8 +110,15 @@ def reliability_comparison(runs, path):
     for number, (name, data) in enumerate(runs.items()):
         used, color = (data.count >= FEWEST).numpy(), f"C{number}"
         label = f"{name}: error {data.error():.3f}"
-        above.plot(data.confidence.numpy()[used], data.accuracy.numpy()[used], "o-", color=color, markersize=3.5,
-                   linewidth=1.3, label=label)
+        above.plot(
+            data.confidence.numpy()[used],
+            data.accuracy.numpy()[used],
+            "o-",
+            color=color,
+            markersize=3.5,
+            linewidth=1.3,
+            label=label,
+        )
         share = data.count.numpy() / max(int(data.count.sum()), 1)
         below.stairs(share, np.linspace(0, 1, len(share) + 1), color=color, linewidth=1.3)
     tidy(above, title=f"calibration on clean test images, in bins of at least {FEWEST} images", ylabel="accuracy")
@@ -133,8 +158,14 @@ def _scaled(series, factor):
 
 def _gain(rows, key):
     noisy = key.replace("psnr_", "psnr_noisy_")
-    return _series([row | {"gain": row[key] - row[noisy]} for row in rows
-                    if row.get(key) is not None and row.get(noisy) is not None], "gain")
+    return _series(
+        [
+            row | {"gain": row[key] - row[noisy]}
+            for row in rows
+            if row.get(key) is not None and row.get(noisy) is not None
+        ],
+        "gain",
+    )
 
 
 def _by_sigma(rows, clean, prefix):

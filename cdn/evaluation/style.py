@@ -1,9 +1,10 @@
 """The looks that all pictures share, and how they reach the disk."""
+
 from io import BytesIO
 from pathlib import Path
 
-from ..errors import CDNError
-from ..store import write_atomically
+from cdn.errors import CDNError
+from cdn.store import write_atomically
 
 BLUE, ORANGE, GREEN, RED, BLACK, GREY = "#3465a4", "#d9772b", "#2f9e8f", "#b03a5b", "#1b1b1b", "#9aa0a6"
 # Things to tell apart, the first of them the main one.
@@ -31,8 +32,7 @@ def save(figure, path, dpi=150):
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise CDNError(f"{path}: expected a picture ending in {', '.join(SUFFIXES)}, "
-                       f"got {suffix or 'no suffix'!r}")
+        raise CDNError(f"{path}: expected a picture ending in {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}")
     data = BytesIO()
     figure.savefig(data, format=suffix[1:], dpi=dpi)
     write_atomically(path, data.getvalue())

@@ -1,4 +1,5 @@
 """Apply a function to a large image piece by piece."""
+
 import math
 
 import torch

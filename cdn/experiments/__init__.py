@@ -1,0 +1,1 @@
+"""Experiments on trained runs, a command each."""

@@ -8,6 +8,7 @@ weights of the two terms on whole images, in the network that docs/results.md tr
 Every run is one line of OUT/STUDY.jsonl; finished ones are not repeated, so the sweep can be interrupted, and two
 processes with different ``--seeds`` can share the work. ``--table`` prints the tables of docs/ablations.md.
 """
+
 import argparse
 import json
 import time
@@ -15,22 +16,41 @@ from pathlib import Path
 
 import torch
 
+from cdn.data import augment, batch_indices, channel_mean, load_dataset
+from cdn.density import denoise
+from cdn.model import DirectDenoiser, GradResNet
+from cdn.model.head import DEEP_ENERGY
+from cdn.objective import joint_step
+from cdn.training.recipe import learning_rate, make_optimizer
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
 
-from ..data import augment, batch_indices, channel_mean, load_dataset
-from ..density import denoise
-from ..model import DirectDenoiser, GradResNet
-from ..model.head import DEEP_ENERGY
-from ..objective import joint_step
-from ..training.recipe import learning_rate, make_optimizer
-
-MODEL = dict(kind="gradresnet", width=32, blocks=(1, 1, 1, 1), head="log-energy", norm="scale-preserving",
-             homogeneous=False, deep_energy=1.0, crop_size=16, crop_padding=0, denoising_weight=1.0,
-             classification_weight=1.0, clean_share=0.0, label_smoothing=0.0, clip=1.0, optimizer="adamw",
-             fixed_norm=True, peak=3e-3, weight_decay=0.01, steps=1600)
-MODEL_VARIANTS = {f"{head}, {norm}": dict(head=head, norm=norm)
-                  for norm in ("scale-preserving", "plain") for head in ("log-energy", "quadratic", "linear")}
+MODEL = dict(
+    kind="gradresnet",
+    width=32,
+    blocks=(1, 1, 1, 1),
+    head="log-energy",
+    norm="scale-preserving",
+    homogeneous=False,
+    deep_energy=1.0,
+    crop_size=16,
+    crop_padding=0,
+    denoising_weight=1.0,
+    classification_weight=1.0,
+    clean_share=0.0,
+    label_smoothing=0.0,
+    clip=1.0,
+    optimizer="adamw",
+    fixed_norm=True,
+    peak=3e-3,
+    weight_decay=0.01,
+    steps=1600,
+)
+MODEL_VARIANTS = {
+    f"{head}, {norm}": dict(head=head, norm=norm)
+    for norm in ("scale-preserving", "plain")
+    for head in ("log-energy", "quadratic", "linear")
+}
 MODEL_VARIANTS |= {
     "homogeneous": dict(homogeneous=True),
     "cross-entropy only": dict(denoising_weight=0.0),
@@ -50,8 +70,17 @@ MODEL_VARIANTS |= {
     "weight decay 0.1": dict(weight_decay=0.1),
     "label smoothing 0.1": dict(label_smoothing=0.1),
 }
-RECIPE = MODEL | dict(width=24, blocks=(2, 2, 2, 2), crop_size=None, crop_padding=4, deep_energy=0.1, steps=600,
-                      optimizer="muon", denoising_weight=12.0, clean_share=0.5)
+RECIPE = MODEL | dict(
+    width=24,
+    blocks=(2, 2, 2, 2),
+    crop_size=None,
+    crop_padding=4,
+    deep_energy=0.1,
+    steps=600,
+    optimizer="muon",
+    denoising_weight=12.0,
+    clean_share=0.5,
+)
 _ADAMW = dict(optimizer="adamw")
 _DENOISER = dict(kind="denoiser", classification_weight=0.0, denoising_weight=1.0, clean_share=0.0)
 RECIPE_VARIANTS = {
@@ -81,8 +110,15 @@ def train(data, options, seed):
     if options["kind"] == "denoiser":
         model = DirectDenoiser(width=options["width"], blocks=options["blocks"], mean=mean)
     else:
-        model = GradResNet(data.num_classes, width=options["width"], blocks=options["blocks"], head=options["head"],
-                           norm=options["norm"], homogeneous=options["homogeneous"], mean=mean)
+        model = GradResNet(
+            data.num_classes,
+            width=options["width"],
+            blocks=options["blocks"],
+            head=options["head"],
+            norm=options["norm"],
+            homogeneous=options["homogeneous"],
+            mean=mean,
+        )
         with torch.no_grad():
             for energy in list(model.head.maps)[1:]:
                 energy.mul_(options["deep_energy"] / DEEP_ENERGY)
@@ -114,7 +150,7 @@ def measure(model, data, options):
     images, labels = data.test.load(torch.arange(len(data.test)))
     side = options["crop_size"] or images.shape[-1]
     low = (images.shape[-1] - side) // 2
-    x = images[:, :, low:low + side, low:low + side].float().div(255)
+    x = images[:, :, low : low + side, low : low + side].float().div(255)
     levels = NoiseLevels()
     noisy, _ = ops.sample_noise(x, levels, Noise(1))
     result = {}
@@ -137,10 +173,22 @@ def measure(model, data, options):
 
 def table(rows, names):
     """Return a Markdown table of the runs, the seeds side by side."""
-    columns = [("accuracy_clean", "{:.1f}"), ("accuracy_noisy", "{:.1f}"), ("denoising", "{:.3f}"),
-               ("psnr_15", "{:.2f}"), ("psnr_25", "{:.2f}"), ("psnr_50", "{:.2f}"), ("seconds", "{:.0f}")]
-    lines = ["| variant | seeds | steps | accuracy clean % | accuracy noisy % | denoising loss | PSNR 15 | 25 | 50 "
-             "| seconds |", "|---|---|---|---|---|---|---|---|---|---|"]
+    columns = [
+        ("accuracy_clean", "{:.1f}"),
+        ("accuracy_noisy", "{:.1f}"),
+        ("denoising", "{:.3f}"),
+        ("psnr_15", "{:.2f}"),
+        ("psnr_25", "{:.2f}"),
+        ("psnr_50", "{:.2f}"),
+        ("seconds", "{:.0f}"),
+    ]
+    lines = [
+        (
+            "| variant | seeds | steps | accuracy clean % | accuracy noisy % | denoising loss | PSNR 15 | 25 | 50 "
+            "| seconds |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for name in names:
         runs = sorted((r for r in rows if r["name"] == name), key=lambda r: r["seed"])
         if runs:
@@ -156,16 +204,28 @@ def _cell(value, form):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.ablation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.experiments.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data-dir", help="folder of the CIFAR-10 distribution")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--study", choices=STUDIES, default="model", help="(default: model)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants to run (default: all); " + " ".join(
-        f"{study}: {'; '.join(variants)}." for study, (_, variants) in STUDIES.items()))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="variants to run (default: all); "
+        + " ".join(f"{study}: {'; '.join(variants)}." for study, (_, variants) in STUDIES.items()),
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, help="(default: " + ", ".join(
-        f"{base['steps']} for {study}" for study, (base, _) in STUDIES.items()) + ")")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="(default: " + ", ".join(f"{base['steps']} for {study}" for study, (base, _) in STUDIES.items()) + ")",
+    )
     parser.add_argument("--table", action="store_true", help="only print the table of what has been run")
     args = parser.parse_args(argv)
     base, variants = STUDIES[args.study]
@@ -186,8 +246,15 @@ def main(argv=None):
                 continue
             options = base | variants[name] | dict(steps=steps)
             model, seconds = train(data, options, seed)
-            row = dict(name=name, seed=seed, seconds=round(seconds, 1), threads=torch.get_num_threads(),
-                       torch=torch.__version__, **options, **measure(model, data, options))
+            row = dict(
+                name=name,
+                seed=seed,
+                seconds=round(seconds, 1),
+                threads=torch.get_num_threads(),
+                torch=torch.__version__,
+                **options,
+                **measure(model, data, options),
+            )
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)

@@ -8,6 +8,7 @@ smaller variance v than modeling the class alone (discriminative), so it is bett
 n* = (v_d - v_g) / (b_g - b_d) images and worse beyond. The constants are free parameters: those used by default are
 made up, and show the shape only. The measured counterpart is python -m cdn.experiments.learning_curves.
 """
+
 import argparse
 import time
 from itertools import combinations
@@ -16,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..cli import nonnegative_float, positive_float, run_command
-from ..errors import CDNError
-from ..evaluation.bounds import Bound, crossing
-from ..evaluation.style import BLACK, COLORS, save, tidy
-from .command import make_folder, text_table, write_report
+from cdn.cli import nonnegative_float, positive_float, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.bounds import Bound, crossing
+from cdn.evaluation.style import BLACK, COLORS, save, tidy
+from cdn.experiments.command import make_folder, text_table, write_report
 
 DEFAULT = {"generative": Bound(0.1, 2.0), "discriminative": Bound(0.05, 20.0)}
 
@@ -67,9 +68,15 @@ def main(argv=None):
         print("no two of them cross at any n > 0")
     save(draw(curves, points, low, high), args.out / "picture.png")
     print(f"wrote {args.out / 'picture.png'}")
-    write_report(args.out, args, dict(
-        bounds={name: bound._asdict() for name, bound in curves.items()},
-        crossings=[dict(first=a, second=b, n=n, error=error) for a, b, n, error in points]), start)
+    write_report(
+        args.out,
+        args,
+        dict(
+            bounds={name: bound._asdict() for name, bound in curves.items()},
+            crossings=[dict(first=a, second=b, n=n, error=error) for a, b, n, error in points],
+        ),
+        start,
+    )
 
 
 def _curves(options):
@@ -88,16 +95,36 @@ def _curves(options):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.bounds", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.experiments.bounds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(experiment="bounds")
-    parser.add_argument("--curve", nargs=3, action="append", metavar=("NAME", "BIAS", "VARIANCE"),
-                        help="a bound to draw, may be given several times (default: " + ", ".join(
-                            f"{name} {b:g} {v:g}" for name, (b, v) in DEFAULT.items()) + ")")
-    parser.add_argument("--images", nargs=2, type=positive_float, metavar=("LOW", "HIGH"), default=(10.0, 1e5),
-                        help="numbers of training images to draw (default: 10 100000)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs/bounds"),
-                        help="where report.json and picture.png go (default: %(default)s)")
+    parser.add_argument(
+        "--curve",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "BIAS", "VARIANCE"),
+        help="a bound to draw, may be given several times (default: "
+        + ", ".join(f"{name} {b:g} {v:g}" for name, (b, v) in DEFAULT.items())
+        + ")",
+    )
+    parser.add_argument(
+        "--images",
+        nargs=2,
+        type=positive_float,
+        metavar=("LOW", "HIGH"),
+        default=(10.0, 1e5),
+        help="numbers of training images to draw (default: 10 100000)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("runs/bounds"),
+        help="where report.json and picture.png go (default: %(default)s)",
+    )
     return parser
 
 

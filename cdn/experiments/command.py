@@ -1,4 +1,5 @@
 """What every experiment shares: its options, the run it opens, and the folder that its figures and pictures go to."""
+
 import argparse
 import datetime
 import json
@@ -10,13 +11,12 @@ from pathlib import Path
 
 import torch
 
+from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive_int, whole_number
+from cdn.errors import CDNError
+from cdn.evaluation.style import save
+from cdn.runs import by_name, open_run
+from cdn.store import finite, write_atomically
 from cdn_kernels import machine
-
-from ..cli import add_runtime_arguments, pick_device, positive_float, positive_int, whole_number
-from ..errors import CDNError
-from ..evaluation.style import save
-from ..runs import by_name, open_run
-from ..store import finite, write_atomically
 
 REPORT = "report.json"
 
@@ -30,33 +30,65 @@ def make_parser(name, doc, *, limit, batch_size=256):
         limit: default number of test images.
         batch_size: default number of images per forward.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m cdn.experiments.{name}", description=doc,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m cdn.experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.set_defaults(experiment=name)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
-    parser.add_argument("--out", metavar="FOLDER", type=Path,
-                        help=f"where {REPORT} and the pictures go; what is there is replaced (default: RUN/{name})")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help=f"where {REPORT} and the pictures go; what is there is replaced (default: RUN/{name})",
+    )
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: that of the training)")
-    parser.add_argument("--limit", metavar="N", type=positive_int, default=limit,
-                        help="use the first N test images (default: %(default)s)")
-    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=batch_size,
-                        help="images per forward (default: %(default)s)")
-    parser.add_argument("--seed", metavar="N", type=whole_number, default=0,
-                        help="of all that is drawn at random (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=positive_int,
+        default=limit,
+        help="use the first N test images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=positive_int,
+        default=batch_size,
+        help="images per forward (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=whole_number,
+        default=0,
+        help="of all that is drawn at random (default: %(default)s)",
+    )
     add_runtime_arguments(parser)
     return parser
 
 
 def add_against(parser):
     """Add ``--against``, for :meth:`Experiment.classifiers`."""
-    parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[],
-                        help="other runs on the same data, to be measured beside it")
+    parser.add_argument(
+        "--against",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="other runs on the same data, to be measured beside it",
+    )
 
 
 def add_grey_sigmas(parser):
     """Add ``--sigmas``, noise levels in grey levels."""
-    parser.add_argument("--sigmas", metavar="S", type=positive_float, nargs="+", default=[15, 25, 50, 100],
-                        help="noise levels, in grey levels of 255 (default: 15 25 50 100)")
+    parser.add_argument(
+        "--sigmas",
+        metavar="S",
+        type=positive_float,
+        nargs="+",
+        default=[15, 25, 50, 100],
+        help="noise levels, in grey levels of 255 (default: 15 25 50 100)",
+    )
 
 
 class Experiment:
@@ -90,8 +122,10 @@ class Experiment:
         kinds = [(other.dataset.name, other.dataset.shape, other.dataset.classes) for other in (self.run, run)]
         if kinds[0] != kinds[1]:
             (name, shape, classes), (first_name, first_shape, first_classes) = kinds[1], kinds[0]
-            raise CDNError(f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
-                           f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}")
+            raise CDNError(
+                f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
+                f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}"
+            )
         return run
 
     def classifiers(self):
@@ -108,9 +142,11 @@ class Experiment:
 
     def require_density(self, *, classes=False):
         """Raise CDNError unless the run was trained to model a density of images and, if asked for, their classes."""
-        if not self.run.has_density or classes and not self.run.has_classes:
-            raise CDNError(f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
-                           f"got a {type(self.model).__name__} trained on {self.run.objective or 'something else'}")
+        if not self.run.has_density or (classes and not self.run.has_classes):
+            raise CDNError(
+                f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
+                f"got a {type(self.model).__name__} trained on {self.run.objective or 'something else'}"
+            )
 
     @property
     def progress(self):
@@ -149,8 +185,15 @@ class Experiment:
         Args:
             results: a dict of what JSON can hold; numbers that are not finite become null.
         """
-        write_report(self.out, self.args, results, self.start, self.device.type, model=self.run.config["model"],
-                     data=self.run.dataset.name)
+        write_report(
+            self.out,
+            self.args,
+            results,
+            self.start,
+            self.device.type,
+            model=self.run.config["model"],
+            data=self.run.dataset.name,
+        )
 
 
 def write_report(folder, args, results, start, device="cpu", **about):
@@ -165,9 +208,15 @@ def write_report(folder, args, results, start, device="cpu", **about):
         about: what else the report is to say, between the options and the machine.
     """
     report = dict(
-        experiment=args.experiment, command=shlex.join(["python", "-m", *_command()]), options=vars(args), **about,
-        machine=machine.describe(device), date=datetime.date.today().isoformat(),
-        seconds=round(time.perf_counter() - start, 1), results=finite(results))
+        experiment=args.experiment,
+        command=shlex.join(["python", "-m", *_command()]),
+        options=vars(args),
+        **about,
+        machine=machine.describe(device),
+        date=datetime.date.today().isoformat(),
+        seconds=round(time.perf_counter() - start, 1),
+        results=finite(results),
+    )
     # Options may hold paths, one or many.
     write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
@@ -194,8 +243,14 @@ def text_table(header, rows):
     """
     cells = [[_cell(value) for value in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["| " + " | ".join(text.ljust(width) if i == 0 else text.rjust(width)
-                               for i, (text, width) in enumerate(zip(row, widths))) + " |" for row in cells]
+    lines = [
+        "| "
+        + " | ".join(
+            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))
+        )
+        + " |"
+        for row in cells
+    ]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 

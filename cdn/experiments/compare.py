@@ -6,6 +6,7 @@ Takes the last evaluation of each training run and, where ``python -m cdn.evalua
 SSIM, denoising of more images, and the reliability of the predicted probabilities. Writes FOLDER/comparison.md,
 FOLDER/comparison.png and, if there is any, FOLDER/reliability.png; docs/results.md is made from these.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -13,21 +14,28 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ..cli import run_command
-from ..errors import CDNError
-from ..evaluation import reliability_comparison
-from ..evaluation.metrics import Reliability
-from ..evaluation.style import save, tidy
-from ..store import METRICS, load_config, write_atomically
+from cdn.cli import run_command
+from cdn.errors import CDNError
+from cdn.evaluation import reliability_comparison
+from cdn.evaluation.metrics import Reliability
+from cdn.evaluation.style import save, tidy
+from cdn.store import METRICS, load_config, write_atomically
 
-JEM_REMARK = ("A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "
-              "its score does at noise levels that it never saw.")
-FIGURES = [("classified", "{:,}", "test images classified"), ("denoised", "{:,}", "test images denoised"),
-           ("accuracy", "{:.1%}", "accuracy, clean"), ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
-           *[(f"accuracy_sigma_{s}", "{:.1%}", f"accuracy, sigma {s}/255") for s in (15, 25, 50)],
-           ("ece", "{:.3f}", "calibration error"), ("denoising_loss", "{:.3f}", "denoising loss (identity: 1)"),
-           *[(f"psnr_{s}", "{:.2f}", f"PSNR dB, sigma {s}/255") for s in (15, 25, 50)],
-           *[(f"ssim_{s}", "{:.3f}", f"SSIM, sigma {s}/255") for s in (15, 25, 50)]]
+JEM_REMARK = (
+    "A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "
+    "its score does at noise levels that it never saw."
+)
+FIGURES = [
+    ("classified", "{:,}", "test images classified"),
+    ("denoised", "{:,}", "test images denoised"),
+    ("accuracy", "{:.1%}", "accuracy, clean"),
+    ("accuracy_noisy", "{:.1%}", "accuracy, training noise"),
+    *[(f"accuracy_sigma_{s}", "{:.1%}", f"accuracy, sigma {s}/255") for s in (15, 25, 50)],
+    ("ece", "{:.3f}", "calibration error"),
+    ("denoising_loss", "{:.3f}", "denoising loss (identity: 1)"),
+    *[(f"psnr_{s}", "{:.2f}", f"PSNR dB, sigma {s}/255") for s in (15, 25, 50)],
+    *[(f"ssim_{s}", "{:.3f}", f"SSIM, sigma {s}/255") for s in (15, 25, 50)],
+]
 
 
 def read_run(path):
@@ -55,8 +63,14 @@ def table(runs):
     def row(name, cells):
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
 
-    row("model, objective", [f"{r['config']['training']['model']}, width {r['config']['training']['width']}, "
-                             f"{r['config']['training']['objective']}" for r in runs])
+    row(
+        "model, objective",
+        [
+            f"{r['config']['training']['model']}, width {r['config']['training']['width']}, "
+            f"{r['config']['training']['objective']}"
+            for r in runs
+        ],
+    )
     row("parameters", [f"{r['config']['parameters']:,}" for r in runs])
     row("steps x batch", [f"{r['config']['total_steps']:,} x {r['config']['training']['batch_size']}" for r in runs])
     row("minutes (threads)", [f"{r['rows'][-1]['seconds'] / 60:.0f} ({r['config']['threads']})" for r in runs])
@@ -75,10 +89,12 @@ def picture(runs, path):
     """Draw the training losses and the evaluations of all runs over their steps."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
-    wanted = [("train", "classification", "cross-entropy (training)", 1),
-              ("train", "denoising", "denoising loss (training)", 1),
-              ("evaluation", "accuracy_noisy", "test accuracy, training noise (%)", 100),
-              ("evaluation", "psnr_25", "test PSNR, sigma 25/255 (dB)", 1)]
+    wanted = [
+        ("train", "classification", "cross-entropy (training)", 1),
+        ("train", "denoising", "denoising loss (training)", 1),
+        ("evaluation", "accuracy_noisy", "test accuracy, training noise (%)", 100),
+        ("evaluation", "psnr_25", "test PSNR, sigma 25/255 (dB)", 1),
+    ]
     for axes, (kind, key, title, factor) in zip(panels, wanted):
         for number, run in enumerate(runs):
             points = [(r["step"], factor * r[key]) for r in run["rows"] if r["kind"] == kind and r.get(key) is not None]
@@ -98,14 +114,17 @@ def picture(runs, path):
 def reliabilities(runs):
     """Return the reliability of the runs that classify and were evaluated, by name."""
     found = {run["name"]: run["evaluation"].get("reliability") for run in runs}
-    return {name: Reliability(*(torch.tensor(data[key], dtype=torch.float64) for key in Reliability._fields))
-            for name, data in found.items() if data}
+    return {
+        name: Reliability(*(torch.tensor(data[key], dtype=torch.float64) for key in Reliability._fields))
+        for name, data in found.items()
+        if data
+    }
 
 
 def _thin(points, count=80):
     """Average neighbouring points, so that a curve of thousands can be read."""
     size = max(len(points) // count, 1)
-    groups = [points[i:i + size] for i in range(0, len(points), size)]
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
 
 
@@ -120,8 +139,11 @@ def _last(rows, key):
 
 def main(argv=None):
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.compare", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.experiments.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, in the order of the columns")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the table and picture go")
     args = parser.parse_args(argv)

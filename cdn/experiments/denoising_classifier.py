@@ -10,29 +10,29 @@ and picture.png into RUN/denoising_classifier.
 A decision costs as many forwards as nodes times draws, and as many backwards for each class: classification by
 denoising is hundreds of times slower than the softmax.
 
-example:
+Example:
   python -m cdn.experiments.denoising_classifier runs/cifar10 --limit 200 --nodes 8 --draws 8
 """
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 import cdn_kernels
+from cdn.certification import LevelVote
+from cdn.certification.randomized import Randomized
+from cdn.cli import nonnegative_float, positive_float, positive_int, run_command
+from cdn.denoise import parse_sigma
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.protect import REFERENCE, attack
+from cdn.modes import evaluating
+from cdn.quadrature import level_nodes
+from cdn.reconstruction.denoising import DenoisingErrorClassifier, integrate, noisy_copies
+from cdn.robustness.ball import NORMS, Ball
 from cdn_kernels import Noise
-
-from ..certification import LevelVote
-from ..certification.randomized import Randomized
-from ..cli import nonnegative_float, positive_float, positive_int, run_command
-from ..denoise import parse_sigma
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from ..modes import evaluating
-from ..quadrature import level_nodes
-from ..reconstruction.denoising import DenoisingErrorClassifier, integrate, noisy_copies
-from ..robustness.ball import NORMS, Ball
-from .command import Experiment, make_parser, text_table
-from .protect import REFERENCE, attack
 
 SOFTMAX, VOTE, ERROR = "softmax", "vote", "denoising error"
 TRANSFERRED, ATTACKED, EITHER = "transferred", "attacked", "either attack"
@@ -63,8 +63,10 @@ def main(argv=None):
         hits[EITHER] = hits[TRANSFERRED] & hits[ATTACKED]
     shares = {name: {kind: float(hit.double().mean()) for kind, hit in hits.items()} for name, hits in right.items()}
     results = dict(images=len(x), attacked_images=len(attacked[ERROR]), accuracy=shares, **found)
-    print(f"{len(x)} test images of {run.dataset.name}, the first {len(attacked[ERROR])} attacked ({args.norm}, "
-          f"radius {args.radius:g}, {args.attack_steps} steps); {args.nodes} levels, {args.draws} draws")
+    print(
+        f"{len(x)} test images of {run.dataset.name}, the first {len(attacked[ERROR])} attacked ({args.norm}, "
+        f"radius {args.radius:g}, {args.attack_steps} steps); {args.nodes} levels, {args.draws} draws"
+    )
     print(accuracy_table(results), end="\n\n")
     print(level_table(results), end="\n\n")
     print(draw_table(results))
@@ -75,9 +77,13 @@ def main(argv=None):
 def is_right(judge, images, labels, args):
     """Return whether a classifier, a function of images and a key, is right about each of the first images, [N]."""
     with torch.no_grad():
-        predicted = torch.cat([judge(part, Noise(args.seed, EVALUATION + number * STRIDE)).argmax(1)
-                               for number, part in enumerate(images.split(args.batch_size))])
-    return predicted == labels[:len(predicted)]
+        predicted = torch.cat(
+            [
+                judge(part, Noise(args.seed, EVALUATION + number * STRIDE)).argmax(1)
+                for number, part in enumerate(images.split(args.batch_size))
+            ]
+        )
+    return predicted == labels[: len(predicted)]
 
 
 def levels_and_draws(experiment, x, labels):
@@ -92,37 +98,48 @@ def levels_and_draws(experiment, x, labels):
         for number, part in enumerate(x.split(args.batch_size)):
             key = Noise(args.seed, EVALUATION + number * STRIDE)
             errors.append(module.errors(part, key))
-            votes.append(torch.stack([run.model(y).log_softmax(1) for _, y in noisy_copies(
-                part, run.levels, key, args.nodes, args.draws)]).unflatten(0, errors[-1].shape[:2]))
+            votes.append(
+                torch.stack(
+                    [
+                        run.model(y).log_softmax(1)
+                        for _, y in noisy_copies(part, run.levels, key, args.nodes, args.draws)
+                    ]
+                ).unflatten(0, errors[-1].shape[:2])
+            )
     errors, votes = torch.cat(errors, 2), torch.cat(votes, 2)
     right = lambda logits: logits.argmax(-1) == labels
     share = lambda logits: right(logits).double().mean(-1).tolist()
     counts = sorted({*(2**k for k in range(args.draws.bit_length())), args.draws})
     by_draws = [-integrate(errors[:, :n], run.levels, _weight(args)) for n in counts]
-    return dict(sigma=[sigma for sigma, _ in level_nodes(run.levels, args.nodes)],
-                by_level={ERROR: share(-errors.mean(1)), SOFTMAX: share(votes.mean(1))},
-                by_draws=dict(draws=counts, accuracy=list(map(share, by_draws)))), right(by_draws[-1])
+    return dict(
+        sigma=[sigma for sigma, _ in level_nodes(run.levels, args.nodes)],
+        by_level={ERROR: share(-errors.mean(1)), SOFTMAX: share(votes.mean(1))},
+        by_draws=dict(draws=counts, accuracy=list(map(share, by_draws))),
+    ), right(by_draws[-1])
 
 
 def accuracy_table(results):
     """Return the accuracies of all classifiers on all sets of images, as text."""
     kinds = list(results["accuracy"][SOFTMAX])
-    return text_table(["accuracy", *kinds], [[name, *(f"{shares[kind]:.1%}" for kind in kinds)]
-                                             for name, shares in results["accuracy"].items()])
+    return text_table(
+        ["accuracy", *kinds],
+        [[name, *(f"{shares[kind]:.1%}" for kind in kinds)] for name, shares in results["accuracy"].items()],
+    )
 
 
 def level_table(results):
     """Return the accuracies at every noise level by itself, as text."""
     rows = zip(results["sigma"], *results["by_level"].values())
-    return text_table(["at sigma alone", ERROR, "softmax, same noise"],
-                      [[f"{sigma:.3f}", *(f"{share:.1%}" for share in shares)] for sigma, *shares in rows])
+    return text_table(
+        ["at sigma alone", ERROR, "softmax, same noise"],
+        [[f"{sigma:.3f}", *(f"{share:.1%}" for share in shares)] for sigma, *shares in rows],
+    )
 
 
 def draw_table(results):
     """Return the accuracy of the integrated error by the number of draws per level, as text."""
     found = results["by_draws"]
-    return text_table(["draws per level", *found["draws"]],
-                      [[ERROR, *(f"{share:.1%}" for share in found["accuracy"])]])
+    return text_table(["draws per level", *found["draws"]], [[ERROR, *(f"{share:.1%}" for share in found["accuracy"])]])
 
 
 def picture(results, args):
@@ -132,8 +149,13 @@ def picture(results, args):
     kinds = list(results["accuracy"][SOFTMAX])
     colors = {SOFTMAX: GREY, VOTE: BLUE, ERROR: ORANGE}
     for k, (name, shares) in enumerate(results["accuracy"].items()):
-        drawn = bars.bar([place + 0.27 * (k - 1) for place in range(len(kinds))],
-                         [100 * shares[kind] for kind in kinds], 0.25, color=colors[name], label=name)
+        drawn = bars.bar(
+            [place + 0.27 * (k - 1) for place in range(len(kinds))],
+            [100 * shares[kind] for kind in kinds],
+            0.25,
+            color=colors[name],
+            label=name,
+        )
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
     bars.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
     tidy(bars, title=f"accuracy (%), attacks in {args.norm.replace('l', 'L')} of radius {args.radius:g}")
@@ -161,20 +183,25 @@ def _classifiers(experiment):
     args, run = experiment.args, experiment.run
     reference, _ = experiment.images(run.dataset.train, REFERENCE)
     vote = LevelVote(run.model, run.model, args.levels, reference, Noise(args.seed + 2))
-    error = lambda nodes, draws: DenoisingErrorClassifier(run.model, run.levels, nodes=nodes, draws=draws,
-                                                          weight=_weight(args))
+    error = lambda nodes, draws: DenoisingErrorClassifier(
+        run.model, run.levels, nodes=nodes, draws=draws, weight=_weight(args)
+    )
     # An attack draws afresh at each step, so a few levels are enough for it.
-    return {SOFTMAX: (lambda images, key: run.model(images), run.model),
-            VOTE: (vote, Randomized(vote, 1, args.seed)),
-            ERROR: (error(args.nodes, args.draws), Randomized(error(args.attack_nodes, 1), 1, args.seed))}
+    return {
+        SOFTMAX: (lambda images, key: run.model(images), run.model),
+        VOTE: (vote, Randomized(vote, 1, args.seed)),
+        ERROR: (error(args.nodes, args.draws), Randomized(error(args.attack_nodes, 1), 1, args.seed)),
+    }
 
 
 def _image_sets(experiment, classifiers, x, labels):
     """Return by name the sets that all judge, and the images that were made for each classifier."""
     args = experiment.args
-    noisy = {f"σ = {round(255 * sigma)}/255": cdn_kernels.sample_noise(x, sigma, Noise(args.seed, EVALUATION))[0]
-             for sigma in args.sigmas}
-    few, few_labels = x[:args.attacked], labels[:args.attacked]
+    noisy = {
+        f"σ = {round(255 * sigma)}/255": cdn_kernels.sample_noise(x, sigma, Noise(args.seed, EVALUATION))[0]
+        for sigma in args.sigmas
+    }
+    few, few_labels = x[: args.attacked], labels[: args.attacked]
     attacked = {}
     with tqdm(classifiers.items(), leave=False, disable=not experiment.progress) as bar:
         for name, (_, module) in bar:
@@ -190,21 +217,48 @@ def _weight(args):
 def _parser():
     parser = make_parser("denoising_classifier", __doc__, limit=64, batch_size=16)
     add = parser.add_argument
-    add("--nodes", metavar="N", type=positive_int, default=6,
-        help="noise levels of the integral (default: %(default)s)")
-    add("--draws", metavar="N", type=positive_int, default=4,
-        help="draws of noise per level (default: %(default)s)")
-    add("--power", metavar="P", type=nonnegative_float, default=2.0,
-        help="errors count with 1/sigma^P; 2 makes them likelihoods (default: %(default)s)")
-    add("--levels", metavar="S", type=positive_float, nargs="+", default=[0.12, 0.25, 0.5],
-        help="noise levels of the vote (default: 0.12 0.25 0.5)")
-    add("--sigmas", metavar="S", type=parse_sigma, nargs="+", default=[25 / 255],
-        help="noise levels of noisy images, as 0.1 or 25/255 (default: 25/255)")
-    add("--attacked", metavar="N", type=positive_int, default=32,
-        help="attack the first N of the images (default: %(default)s)")
+    add(
+        "--nodes", metavar="N", type=positive_int, default=6, help="noise levels of the integral (default: %(default)s)"
+    )
+    add("--draws", metavar="N", type=positive_int, default=4, help="draws of noise per level (default: %(default)s)")
+    add(
+        "--power",
+        metavar="P",
+        type=nonnegative_float,
+        default=2.0,
+        help="errors count with 1/sigma^P; 2 makes them likelihoods (default: %(default)s)",
+    )
+    add(
+        "--levels",
+        metavar="S",
+        type=positive_float,
+        nargs="+",
+        default=[0.12, 0.25, 0.5],
+        help="noise levels of the vote (default: 0.12 0.25 0.5)",
+    )
+    add(
+        "--sigmas",
+        metavar="S",
+        type=parse_sigma,
+        nargs="+",
+        default=[25 / 255],
+        help="noise levels of noisy images, as 0.1 or 25/255 (default: 25/255)",
+    )
+    add(
+        "--attacked",
+        metavar="N",
+        type=positive_int,
+        default=32,
+        help="attack the first N of the images (default: %(default)s)",
+    )
     add("--attack-steps", metavar="N", type=positive_int, default=5, help="of gradient ascent (default: %(default)s)")
-    add("--attack-nodes", metavar="N", type=positive_int, default=4,
-        help="noise levels that a step of the attack looks at, one draw each (default: %(default)s)")
+    add(
+        "--attack-nodes",
+        metavar="N",
+        type=positive_int,
+        default=4,
+        help="noise levels that a step of the attack looks at, one draw each (default: %(default)s)",
+    )
     add("--norm", choices=NORMS, default="l2", help="of the attacks (default: %(default)s)")
     add("--radius", metavar="R", type=nonnegative_float, default=0.5, help="of the attacks (default: %(default)s)")
     return parser

@@ -9,6 +9,7 @@ smallest eigenpairs by block Lanczos iteration and, where the image is small eno
 Jacobian, which checks the rest. A direct denoiser has no symmetric Jacobian: it gets singular values instead of
 eigenpairs. Writes report.json, spectrum.png and, for a model of densities, eigenvectors.png.
 """
+
 import copy
 
 import torch
@@ -16,19 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
+from cdn.analysis.dimension import effective_dimension
+from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.cli import positive_int, run_command, whole_number
+from cdn.density import denoise
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
+from cdn.experiments.command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
+from cdn.model import DirectDenoiser, ResNet
+from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
-
-from ..analysis.dimension import effective_dimension
-from ..analysis.jacobian import Jacobian, eigenpairs, matrix, probe
-from ..cli import positive_int, run_command, whole_number
-from ..density import denoise
-from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.grid import draw_grid
-from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from ..model import DirectDenoiser, ResNet
-from ..modes import evaluating
-from .command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
 
 # Probes have keys of their own, far from those of the images' noise.
 PROBES = EVALUATION + (1 << 32)
@@ -58,14 +58,18 @@ def main(argv=None):
             found, denoised, pairs = spectrum(model, y, sigma, args, dense, bar)
             results[f"{grey:g}"] = result | found
             pictures.append((grey, y, denoised, pairs))
-    print(f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}, d = {shown.numel()} values each, "
-          f"{args.probes} probes per image; spectrum at test image {args.image} ({label})")
+    print(
+        f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}, d = {shown.numel()} values each, "
+        f"{args.probes} probes per image; spectrum at test image {args.image} ({label})"
+    )
     has_spectrum = dense or not isinstance(model, DirectDenoiser)
     tables = [dimension_table, spectrum_table] if has_spectrum else [dimension_table]
     print(*(table(results) for table in tables), sep="\n\n")
     if isinstance(model, DirectDenoiser):
-        print("\nA direct denoiser is the gradient of nothing: its Jacobian is not symmetric and has no orthonormal "
-              "eigenvectors.\nSingular values stand for eigenvalues, and eigenvectors.png is not drawn.")
+        print(
+            "\nA direct denoiser is the gradient of nothing: its Jacobian is not symmetric and has no orthonormal "
+            "eigenvectors.\nSingular values stand for eigenvalues, and eigenvectors.png is not drawn."
+        )
     else:
         experiment.save_figure(eigenvectors_picture(pictures, args.largest), "eigenvectors.png")
     experiment.save_figure(spectrum_picture(results, shown.numel()), "spectrum.png")
@@ -87,8 +91,10 @@ def check_numbers(args, size):
         raise CDNError(f"--probes: a standard error takes at least 2, got {args.probes}")
     wanted = args.largest + args.smallest
     if not wanted <= min(size, args.krylov):
-        raise CDNError(f"--largest and --smallest: expected at most {min(size, args.krylov)} eigenpairs together, "
-                       f"the smaller of d = {size} and --krylov {args.krylov}, got {wanted}")
+        raise CDNError(
+            f"--largest and --smallest: expected at most {min(size, args.krylov)} eigenpairs together, "
+            f"the smaller of d = {size} and --krylov {args.krylov}, got {wanted}"
+        )
 
 
 def dimension(model, x, sigma, args, bar=None):
@@ -97,12 +103,25 @@ def dimension(model, x, sigma, args, bar=None):
     A dict of [mean, standard error over images]: ``trace``, ``loss``, ``loss_minus_stein`` and ``loss_minus_trace`` (of
     the trace per dimension); ``probe_error``, the mean standard error of one image's trace; and the mean ``asymmetry``.
     """
-    found = effective_dimension(model, x, sigma, Noise(args.seed, EVALUATION), args.probes, Noise(args.seed, PROBES),
-                                batch_size=args.batch_size, precision=args.precision, bar=bar)
-    return dict(trace=mean_and_error(found.trace), loss=mean_and_error(found.loss),
-                loss_minus_stein=mean_and_error(found.loss - found.stein),
-                loss_minus_trace=mean_and_error(found.loss - found.trace / x[0].numel()),
-                probe_error=float(found.trace_error.mean()), asymmetry=float(found.asymmetry.mean()))
+    found = effective_dimension(
+        model,
+        x,
+        sigma,
+        Noise(args.seed, EVALUATION),
+        args.probes,
+        Noise(args.seed, PROBES),
+        batch_size=args.batch_size,
+        precision=args.precision,
+        bar=bar,
+    )
+    return dict(
+        trace=mean_and_error(found.trace),
+        loss=mean_and_error(found.loss),
+        loss_minus_stein=mean_and_error(found.loss - found.stein),
+        loss_minus_trace=mean_and_error(found.loss - found.trace / x[0].numel()),
+        probe_error=float(found.trace_error.mean()),
+        asymmetry=float(found.asymmetry.mean()),
+    )
 
 
 def asymmetry_in_float64(model, x, sigma, args):
@@ -124,56 +143,119 @@ def spectrum(model, y, sigma, args, dense, bar=None):
         values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
         and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.
     """
-    found = dict.fromkeys(("largest", "smallest", "residual", "products", "cosine", "values", "exact_trace",
-                           "hutchinson", "lanczos_error"))
+    found = dict.fromkeys(
+        (
+            "largest",
+            "smallest",
+            "residual",
+            "products",
+            "cosine",
+            "values",
+            "exact_trace",
+            "hutchinson",
+            "lanczos_error",
+        )
+    )
     pairs = None
     with evaluating(model, args.precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
         if not isinstance(model, DirectDenoiser):
-            pairs = eigenpairs(model, y[0], sigma, args.largest, args.smallest,
-                               generator=torch.Generator().manual_seed(args.seed), limit=args.krylov)
+            pairs = eigenpairs(
+                model,
+                y[0],
+                sigma,
+                args.largest,
+                args.smallest,
+                generator=torch.Generator().manual_seed(args.seed),
+                limit=args.krylov,
+            )
             values = pairs.values.tolist()
-            found.update(largest=values[:args.largest], smallest=values[args.largest:], products=pairs.products,
-                         residual=float(pairs.residuals.max()), cosine=_cosine(pairs.vectors[0], y - denoised))
+            found.update(
+                largest=values[: args.largest],
+                smallest=values[args.largest :],
+                products=pairs.products,
+                residual=float(pairs.residuals.max()),
+                cosine=_cosine(pairs.vectors[0], y - denoised),
+            )
         if dense:
             jacobian = matrix(model, y[0], sigma, batch_size=args.batch_size, bar=bar)
             probing = probe(Jacobian(model, y, sigma), max(args.probes, 32), Noise(args.seed, PROBES))
-            values = (torch.linalg.eigvalsh((jacobian + jacobian.T) / 2).flip(0) if pairs
-                      else torch.linalg.svdvals(jacobian))
-            found.update(values=values.tolist(), exact_trace=float(jacobian.trace()),
-                         hutchinson=[float(probing.trace), float(probing.trace_error)])
+            values = (
+                torch.linalg.eigvalsh((jacobian + jacobian.T) / 2).flip(0) if pairs else torch.linalg.svdvals(jacobian)
+            )
+            found.update(
+                values=values.tolist(),
+                exact_trace=float(jacobian.trace()),
+                hutchinson=[float(probing.trace), float(probing.trace_error)],
+            )
             if pairs:
-                ends = torch.cat([values[:args.largest], values[len(values) - args.smallest:]])
+                ends = torch.cat([values[: args.largest], values[len(values) - args.smallest :]])
                 found["lanczos_error"] = float((ends - pairs.values).abs().max())
     return found, denoised, pairs
 
 
 def dimension_table(results):
     """Return trace, loss and asymmetry per noise level, as Markdown."""
-    header = ["sigma * 255", "tr J", "error of one image", "tr J / d", "loss", "loss - Stein", "loss - tr J / d",
-              "asymmetry", "in float64"]
+    header = [
+        "sigma * 255",
+        "tr J",
+        "error of one image",
+        "tr J / d",
+        "loss",
+        "loss - Stein",
+        "loss - tr J / d",
+        "asymmetry",
+        "in float64",
+    ]
     rows = []
     for grey, result in results.items():
         trace, error = result["trace"]
         loss, _ = result["loss"]
         per_value = loss - result["loss_minus_trace"][0]
-        rows.append([grey, f"{trace:.1f} ± {error:.1f}", f"{result['probe_error']:.1f}", f"{per_value:.4f}",
-                     f"{loss:.4f}",
-                     *("{:+.4f} ± {:.4f}".format(*result[key]) for key in ("loss_minus_stein", "loss_minus_trace")),
-                     f"{result['asymmetry']:.1e}", f"{result['asymmetry_float64']:.1e}"])
+        rows.append(
+            [
+                grey,
+                f"{trace:.1f} ± {error:.1f}",
+                f"{result['probe_error']:.1f}",
+                f"{per_value:.4f}",
+                f"{loss:.4f}",
+                *("{:+.4f} ± {:.4f}".format(*result[key]) for key in ("loss_minus_stein", "loss_minus_trace")),
+                f"{result['asymmetry']:.1e}",
+                f"{result['asymmetry_float64']:.1e}",
+            ]
+        )
     return text_table(header, rows)
 
 
 def spectrum_table(results):
     """Return the ends of the spectrum and their checks per noise level, as Markdown."""
-    header = ["sigma * 255", "largest", "smallest", "residual", "products", "cosine of the first to y - D(y)",
-              "Lanczos - dense", "exact trace", "Hutchinson"]
+    header = [
+        "sigma * 255",
+        "largest",
+        "smallest",
+        "residual",
+        "products",
+        "cosine of the first to y - D(y)",
+        "Lanczos - dense",
+        "exact trace",
+        "Hutchinson",
+    ]
     few = lambda values: None if values is None else " ".join(f"{value:.3f}" for value in values)
     small = lambda value: None if value is None else f"{value:.1e}"
-    rows = [[grey, few(result["largest"]), few(result["smallest"]), small(result["residual"]), result["products"],
-             result["cosine"], small(result["lanczos_error"]), result["exact_trace"],
-             result["hutchinson"] and "{:.1f} ± {:.1f}".format(*result["hutchinson"])]
-            for grey, result in results.items()]
+    rows = [
+        [
+            grey,
+            few(result["largest"]),
+            few(result["smallest"]),
+            small(result["residual"]),
+            result["products"],
+            result["cosine"],
+            small(result["lanczos_error"]),
+            result["exact_trace"],
+            result["hutchinson"] and "{:.1f} ± {:.1f}".format(*result["hutchinson"]),
+        ]
+        for grey, result in results.items()
+    ]
     return text_table(header, rows)
 
 
@@ -185,11 +267,15 @@ def eigenvectors_picture(pictures, largest):
     greys, noisy, denoised, pairs = zip(*pictures)
     vectors = torch.stack([found.vectors for found in pairs], 1)
     vectors = 0.5 + 0.5 * vectors / vectors.abs().amax((2, 3, 4), keepdim=True)
-    captions = [[f"λ = {value:.3f}" for value in column]
-                for column in torch.stack([found.values for found in pairs], 1).tolist()]
+    captions = [
+        [f"λ = {value:.3f}" for value in column]
+        for column in torch.stack([found.values for found in pairs], 1).tolist()
+    ]
     columns = [(f"{k + 1}{'' if k else ' (largest)'}", vectors[k], captions[k]) for k in range(largest)]
-    last = [(f"d − {len(vectors) - 1 - k}" if k < len(vectors) - 1 else "d (smallest)", vectors[k], captions[k])
-            for k in range(largest, len(vectors))]
+    last = [
+        (f"d − {len(vectors) - 1 - k}" if k < len(vectors) - 1 else "d (smallest)", vectors[k], captions[k])
+        for k in range(largest, len(vectors))
+    ]
     groups = [[("noisy", torch.cat(noisy), ()), ("denoised", torch.cat(denoised), ())], columns, last]
     return draw_grid([group for group in groups if group], [f"σ = {grey:g}/255" for grey in greys])
 
@@ -218,23 +304,36 @@ def _draw_spectrum(axes, results, size):
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
-    tidy(axes, title="Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else ""), xlabel="rank",
-         ylabel="eigenvalue" if eigen else "singular value")
+    tidy(
+        axes,
+        title="Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else ""),
+        xlabel="rank",
+        ylabel="eigenvalue" if eigen else "singular value",
+    )
 
 
 def _draw_dimension(axes, results, size):
     greys = [float(grey) for grey in results]
     trace, error = zip(*(result["trace"] for result in results.values()))
     loss = [size * result["loss"][0] for result in results.values()]
-    axes.errorbar(greys, trace, [2 * e for e in error], fmt="o-", color=BLUE, markersize=4, capsize=3,
-                  label="trace (± 2 standard errors)")
+    axes.errorbar(
+        greys,
+        trace,
+        [2 * e for e in error],
+        fmt="o-",
+        color=BLUE,
+        markersize=4,
+        capsize=3,
+        label="trace (± 2 standard errors)",
+    )
     axes.plot(greys, loss, "s--", color=ORANGE, markersize=4, label="$|D(y) - x|^2 / σ^2$, equal if exact")
     axes.set(xscale="log", ylim=(0, None))
     axes.set_xticks(greys, [f"{grey:g}" for grey in greys])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(frameon=False, fontsize=8)
-    tidy(axes, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)",
-         ylabel="dimensions")
+    tidy(
+        axes, title=f"Effective dimension, of {size}", xlabel="noise level σ (grey levels of 255)", ylabel="dimensions"
+    )
 
 
 def _cosine(a, b):
@@ -246,18 +345,46 @@ def _cosine(a, b):
 def _parser():
     parser = make_parser("jacobian", __doc__, limit=128, batch_size=32)
     add_grey_sigmas(parser)
-    parser.add_argument("--probes", metavar="K", type=positive_int, default=8,
-                        help="random probes per image, at least 2 (default: %(default)s)")
-    parser.add_argument("--image", metavar="I", type=whole_number, default=0,
-                        help="test image whose spectrum is shown (default: %(default)s)")
-    parser.add_argument("--largest", metavar="N", type=positive_int, default=6,
-                        help="eigenpairs at the upper end (default: %(default)s)")
-    parser.add_argument("--smallest", metavar="N", type=whole_number, default=3,
-                        help="eigenpairs at the lower end (default: %(default)s)")
-    parser.add_argument("--krylov", metavar="N", type=positive_int, default=512,
-                        help="products at which the Lanczos iteration stops (default: %(default)s)")
-    parser.add_argument("--no-dense", action="store_true",
-                        help=f"skip the dense Jacobian, d products (always skipped above d = {DENSE_SIZE})")
+    parser.add_argument(
+        "--probes",
+        metavar="K",
+        type=positive_int,
+        default=8,
+        help="random probes per image, at least 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="I",
+        type=whole_number,
+        default=0,
+        help="test image whose spectrum is shown (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--largest",
+        metavar="N",
+        type=positive_int,
+        default=6,
+        help="eigenpairs at the upper end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--smallest",
+        metavar="N",
+        type=whole_number,
+        default=3,
+        help="eigenpairs at the lower end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--krylov",
+        metavar="N",
+        type=positive_int,
+        default=512,
+        help="products at which the Lanczos iteration stops (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-dense",
+        action="store_true",
+        help=f"skip the dense Jacobian, d products (always skipped above d = {DENSE_SIZE})",
+    )
     return parser
 
 

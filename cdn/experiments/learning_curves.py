@@ -11,6 +11,7 @@ python -m cdn.train, and holds for all models.
 Every finished run is one line of OUT/runs.jsonl and is not repeated; one that was interrupted goes on from its last
 checkpoint. Writes OUT/report.json and OUT/picture.png.
 """
+
 import argparse
 import time
 from pathlib import Path
@@ -18,22 +19,25 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from .. import train as train_command
-from ..cli import pick_device, positive_int, run_command, whole_number
-from ..data import load_dataset
-from ..errors import CDNError
-from ..evaluation.bounds import Bound, fit_bound
-from ..evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
-from ..journal import Journal
-from ..store import CONFIG, load_config
-from ..training.loop import train
-from ..training.settings import Settings
-from .bounds import crossings
-from .command import make_folder, text_table, write_report
+from cdn import train as train_command
+from cdn.cli import pick_device, positive_int, run_command, whole_number
+from cdn.data import load_dataset
+from cdn.errors import CDNError
+from cdn.evaluation.bounds import Bound, fit_bound
+from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
+from cdn.experiments.bounds import crossings
+from cdn.experiments.command import make_folder, text_table, write_report
+from cdn.journal import Journal
+from cdn.store import CONFIG, load_config
+from cdn.training.loop import train
+from cdn.training.settings import Settings
 
 COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": GREEN}
-MEASURES = {"error": "test error, clean images", "error_noisy": "test error, noisy images",
-            "denoising_loss": "denoising loss (identity: 1)"}
+MEASURES = {
+    "error": "test error, clean images",
+    "error_noisy": "test error, noisy images",
+    "denoising_loss": "denoising loss (identity: 1)",
+}
 
 
 def main(argv=None):
@@ -56,14 +60,23 @@ def main(argv=None):
     points = [dict(measure=measure, **row) for measure in MEASURES for row in _crossings(fits[measure])]
     print(text_table(["objective", "images n", *MEASURES.values(), "seconds"], _table(rows, args)))
     print()
-    print(text_table(["fit of b + v/n", "objective", "b", "v", "misfit"], [
-        [MEASURES[measure], objective, fit["bias"], fit["variance"], f"{fit['misfit']:.0%}"]
-        for measure in MEASURES for objective, fit in fits[measure].items()]))
+    print(
+        text_table(
+            ["fit of b + v/n", "objective", "b", "v", "misfit"],
+            [
+                [MEASURES[measure], objective, fit["bias"], fit["variance"], f"{fit['misfit']:.0%}"]
+                for measure in MEASURES
+                for objective, fit in fits[measure].items()
+            ],
+        )
+    )
     print()
     for found in points:
         inside = "" if min(args.sizes) <= found["n"] <= max(args.sizes) else ", outside of what was measured"
-        print(f"fits of {MEASURES[found['measure']]} cross at n* = {found['n']:.4g}: {found['first']}, "
-              f"{found['second']}{inside}")
+        print(
+            f"fits of {MEASURES[found['measure']]} cross at n* = {found['n']:.4g}: {found['first']}, "
+            f"{found['second']}{inside}"
+        )
     if not points:
         print("no two fits of the same measure cross")
     save(draw(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps"), args.out / "picture.png")
@@ -77,8 +90,10 @@ def parse(argv=None):
     args, rest = parser.parse_known_args(argv)
     common = _training_options(parser, rest)
     plans = [(objective, n, seed) for objective in args.objectives for n in args.sizes for seed in args.seeds]
-    return args, {plan: Settings(**common, objective=plan[0], train_images=plan[1], seed=plan[2], steps=args.steps)
-                  for plan in plans}
+    return args, {
+        plan: Settings(**common, objective=plan[0], train_images=plan[1], seed=plan[2], steps=args.steps)
+        for plan in plans
+    }
 
 
 def draw(curves, fits, sizes, title):
@@ -98,8 +113,15 @@ def draw(curves, fits, sizes, title):
             color = COLORS[objective]
             axes.plot(x, y, ".", color=color, markersize=5, alpha=0.5)
             levels = np.unique(x)
-            axes.plot(levels, [y[x == level].mean() for level in levels], "o-", color=color, markersize=4,
-                      linewidth=1.5, label=objective)
+            axes.plot(
+                levels,
+                [y[x == level].mean() for level in levels],
+                "o-",
+                color=color,
+                markersize=4,
+                linewidth=1.5,
+                label=objective,
+            )
             fit = fits[measure].get(objective)
             if fit:
                 axes.plot(n, fit["bias"] + fit["variance"] / n, "--", color=color, linewidth=0.9)
@@ -123,10 +145,19 @@ def _run(out, plan, settings):
     result = train(settings, folder, pick_device(settings.device), resume=resume)
     if result is None:
         return None
-    error = {f"error{suffix}": None if result[f"accuracy{suffix}"] is None else 1 - result[f"accuracy{suffix}"]
-             for suffix in ("", "_noisy")}
-    return dict(settings=settings.as_dict(), objective=plan[0], n=plan[1], seed=plan[2], **error,
-                denoising_loss=result["denoising_loss"], seconds=round(time.perf_counter() - start, 1))
+    error = {
+        f"error{suffix}": None if result[f"accuracy{suffix}"] is None else 1 - result[f"accuracy{suffix}"]
+        for suffix in ("", "_noisy")
+    }
+    return dict(
+        settings=settings.as_dict(),
+        objective=plan[0],
+        n=plan[1],
+        seed=plan[2],
+        **error,
+        denoising_loss=result["denoising_loss"],
+        seconds=round(time.perf_counter() - start, 1),
+    )
 
 
 def _same(row, settings):
@@ -141,8 +172,10 @@ def _curves(rows, measure):
         measured = "classification" if measure == "denoising_loss" else "denoising"
         if row["objective"] != measured and row[measure] is not None:
             curves.setdefault(row["objective"], []).append((row["n"], row[measure]))
-    return {objective: tuple(np.array(column, dtype=float) for column in zip(*points))
-            for objective, points in curves.items()}
+    return {
+        objective: tuple(np.array(column, dtype=float) for column in zip(*points))
+        for objective, points in curves.items()
+    }
 
 
 def _fits(rows, measure):
@@ -191,24 +224,52 @@ def _check_sizes(sizes, settings):
     """Refuse sizes that the data or the batch do not allow before any time is spent."""
     dataset = load_dataset(settings.data, settings.data_dir, image_size=settings.image_size)
     if min(sizes) < settings.batch_size or max(sizes) > len(dataset.train):
-        raise CDNError(f"--sizes: expected {settings.batch_size} (one batch) to {len(dataset.train)} (all images), "
-                       f"got {min(sizes)} to {max(sizes)}")
+        raise CDNError(
+            f"--sizes: expected {settings.batch_size} (one batch) to {len(dataset.train)} (all images), "
+            f"got {min(sizes)} to {max(sizes)}"
+        )
 
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m cdn.experiments.learning_curves", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m cdn.experiments.learning_curves",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(experiment="learning_curves")
-    parser.add_argument("--sizes", nargs="+", type=positive_int, metavar="N", default=[100, 300, 1000],
-                        help="numbers of training images (default: 100 300 1000)")
-    parser.add_argument("--seeds", nargs="+", type=whole_number, metavar="SEED", default=[0, 1],
-                        help="of the choice of images, weights and noise; one run each (default: 0 1)")
-    parser.add_argument("--objectives", nargs="+", choices=COLORS, metavar="NAME", default=list(COLORS),
-                        help=f"of {', '.join(COLORS)} (default: all)")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        default=[100, 300, 1000],
+        help="numbers of training images (default: 100 300 1000)",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=whole_number,
+        metavar="SEED",
+        default=[0, 1],
+        help="of the choice of images, weights and noise; one run each (default: 0 1)",
+    )
+    parser.add_argument(
+        "--objectives",
+        nargs="+",
+        choices=COLORS,
+        metavar="NAME",
+        default=list(COLORS),
+        help=f"of {', '.join(COLORS)} (default: all)",
+    )
     parser.add_argument("--steps", type=positive_int, default=1000, help="length of every run (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs/learning_curves"),
-                        help="where the runs and results go (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("runs/learning_curves"),
+        help="where the runs and results go (default: %(default)s)",
+    )
     return parser
 
 

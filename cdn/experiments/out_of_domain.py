@@ -10,29 +10,29 @@ images used here, under noise of --sigma.
 Prints tables of PSNR and of AUROC, the chance that a random image from inside is rated above one from outside: 0.5
 says nothing. Writes report.json, picture.png and reconstructions.png into RUN/out_of_domain.
 
-example:
+Example:
   python -m cdn.experiments.out_of_domain runs/cifar10 --outliers CIFAR-100=data/cifar100 --latents 256 --limit 200
 """
+
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from cdn.analysis.detection import separation
+from cdn.analysis.outliers import synthetic_outliers
+from cdn.cli import positive_float, positive_int, run_command
+from cdn.denoise import parse_sigma
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.metrics import psnr
+from cdn.evaluation.style import GREY, SEQUENCE, tidy
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.outliers import add_outliers, read_sets
+from cdn.modes import evaluating
+from cdn.reconstruction import ClassGenerators, fit
+from cdn.reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
 from cdn_kernels import Noise
-
-from ..analysis.detection import separation
-from ..analysis.outliers import synthetic_outliers
-from ..cli import positive_float, positive_int, run_command
-from ..denoise import parse_sigma
-from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.grid import draw_grid
-from ..evaluation.metrics import psnr
-from ..evaluation.style import GREY, SEQUENCE, tidy
-from ..modes import evaluating
-from ..reconstruction import ClassGenerators, fit
-from ..reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
-from .command import Experiment, make_parser, text_table
-from .outliers import add_outliers, read_sets
 
 INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
@@ -49,23 +49,38 @@ def main(argv=None):
     experiment.require_density()
     count = args.inside or max(len(run.dataset.classes) // 2, 1)
     if count >= len(run.dataset.classes):
-        raise CDNError(f"--inside: expected fewer than the {len(run.dataset.classes)} classes of {run.dataset.name}, "
-                       f"so that there are others, got {count}")
+        raise CDNError(
+            f"--inside: expected fewer than the {len(run.dataset.classes)} classes of {run.dataset.name}, "
+            f"so that there are others, got {count}"
+        )
     training, sets = collect(experiment, count)
-    generators = ClassGenerators(1, run.dataset.shape, latents=args.latents, width=args.width, sigma=args.pixel_sigma,
-                                 seed=args.seed).to(experiment.device)
+    generators = ClassGenerators(
+        1, run.dataset.shape, latents=args.latents, width=args.width, sigma=args.pixel_sigma, seed=args.seed
+    ).to(experiment.device)
     one_class = torch.zeros(len(training), dtype=torch.int64, device=experiment.device)
-    fit(generators, training, one_class, steps=args.train_steps, batch_size=args.train_batch, seed=args.seed,
-        progress=experiment.progress)
-    searches = {FREE: (generators, args.free), PRIOR: (generators, args.strength),
-                FITTED: (StandardLatents(generators, training, one_class), args.strength)}
+    fit(
+        generators,
+        training,
+        one_class,
+        steps=args.train_steps,
+        batch_size=args.train_batch,
+        seed=args.seed,
+        progress=experiment.progress,
+    )
+    searches = {
+        FREE: (generators, args.free),
+        PRIOR: (generators, args.strength),
+        FITTED: (StandardLatents(generators, training, one_class), args.strength),
+    }
     made = {name: reconstruct_sets(experiment, sets, *search) for name, search in searches.items()}
     with evaluating(run.model, args.precision):
         ratings = rate_sets(experiment, sets, made)
     results = summarize(sets, made, ratings)
     sigma = float(generators.sigma.detach())
-    print(f"a generator of {args.latents} latents, trained on {len(training)} images of {count} classes of "
-          f"{run.dataset.name}; {len(sets[INSIDE])} images inside, pixel deviation {sigma:.3f}")
+    print(
+        f"a generator of {args.latents} latents, trained on {len(training)} images of {count} classes of "
+        f"{run.dataset.name}; {len(sets[INSIDE])} images inside, pixel deviation {sigma:.3f}"
+    )
     print(error_table(results), end="\n\n")
     print(detection_table(results))
     experiment.save_figure(picture(results))
@@ -81,7 +96,7 @@ def collect(experiment, count):
     if len(training) < 2:
         raise CDNError(f"--train-images: expected at least two of the first {count} classes, got {len(training)}")
     images, classes = experiment.images(dataset.test, None)
-    inside, others = images[classes < count][:args.limit], images[classes >= count][:args.limit]
+    inside, others = images[classes < count][: args.limit], images[classes >= count][: args.limit]
     synthetic = synthetic_outliers(inside, args.seed)
     some = torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()
     sets = {TRAINING: training[some], INSIDE: inside, OTHERS: others} | {name: synthetic[name] for name in SYNTHETIC}
@@ -92,8 +107,19 @@ def reconstruct_sets(experiment, sets, generators, strength):
     """Return for each set (reconstructions [N, C, H, W], energies [N])."""
     args = experiment.args
     with tqdm(sets.items(), unit="set", leave=False, disable=not experiment.progress) as bar:
-        return {name: reconstruct(generators, images, strength, steps=args.steps, starts=args.starts, rate=args.rate,
-                                  seed=args.seed, batch_size=args.batch_size) for name, images in bar}
+        return {
+            name: reconstruct(
+                generators,
+                images,
+                strength,
+                steps=args.steps,
+                starts=args.starts,
+                rate=args.rate,
+                seed=args.seed,
+                batch_size=args.batch_size,
+            )
+            for name, images in bar
+        }
 
 
 def rate_sets(experiment, sets, made):
@@ -102,9 +128,18 @@ def rate_sets(experiment, sets, made):
     key = lambda number: Noise(args.seed, EVALUATION + number)
     arbiter = Arbiter(experiment.model, sets[TRAINING], args.sigma, key(0), args.batch_size)
     given = {name: arbiter(images, key(number)) for number, (name, images) in enumerate(sets.items(), 1)}
-    ratings = {search: {name: {ERROR: psnr(images, found[name][0]), ENERGY: -found[name][1].double(),
-                               GIVEN: given[name], MADE: arbiter(found[name][0], key(number))}
-                        for number, (name, images) in enumerate(sets.items(), 1)} for search, found in made.items()}
+    ratings = {
+        search: {
+            name: {
+                ERROR: psnr(images, found[name][0]),
+                ENERGY: -found[name][1].double(),
+                GIVEN: given[name],
+                MADE: arbiter(found[name][0], key(number)),
+            }
+            for number, (name, images) in enumerate(sets.items(), 1)
+        }
+        for search, found in made.items()
+    }
     for rated in ratings.values():
         known = rated[TRAINING]
         for found in rated.values():
@@ -118,11 +153,16 @@ def summarize(sets, made, ratings):
     for search, reconstructed in made.items():
         results[search] = {}
         for name, images in sets.items():
-            found = dict(images=len(images), psnr=float(psnr(images, reconstructed[name][0]).mean()),
-                         error=float((images - reconstructed[name][0]).square().flatten(1).sum(1).sqrt().mean()))
+            found = dict(
+                images=len(images),
+                psnr=float(psnr(images, reconstructed[name][0]).mean()),
+                error=float((images - reconstructed[name][0]).square().flatten(1).sum(1).sqrt().mean()),
+            )
             if name not in (INSIDE, TRAINING):
-                found["auroc"] = {detector: separation(ratings[search][INSIDE][detector], values).auroc
-                                  for detector, values in ratings[search][name].items()}
+                found["auroc"] = {
+                    detector: separation(ratings[search][INSIDE][detector], values).auroc
+                    for detector, values in ratings[search][name].items()
+                }
             results[search][name] = found
     return dict(searches=results)
 
@@ -130,19 +170,23 @@ def summarize(sets, made, ratings):
 def error_table(results):
     """Return how well each set is reconstructed by each search, as text."""
     searches = results["searches"]
-    return text_table(["PSNR of reconstructions (dB)", *searches],
-                      [[name, *(f"{searches[search][name]['psnr']:.1f}" for search in searches)]
-                       for name in searches[FREE]])
+    return text_table(
+        ["PSNR of reconstructions (dB)", *searches],
+        [[name, *(f"{searches[search][name]['psnr']:.1f}" for search in searches)] for name in searches[FREE]],
+    )
 
 
 def detection_table(results):
     """Return the AUROC of every detector for every set from outside, as text."""
     columns = [(search, detector) for search, found in results["searches"].items() for detector in _detectors(search)]
     sets = [name for name, found in results["searches"][FREE].items() if "auroc" in found]
-    return text_table(["AUROC", *(detector if detector == GIVEN else f"{detector}, {search}"
-                                  for search, detector in columns)],
-                      [[name, *(f"{results['searches'][search][name]['auroc'][detector]:.3f}"
-                                for search, detector in columns)] for name in sets])
+    return text_table(
+        ["AUROC", *(detector if detector == GIVEN else f"{detector}, {search}" for search, detector in columns)],
+        [
+            [name, *(f"{results['searches'][search][name]['auroc'][detector]:.3f}" for search, detector in columns)]
+            for name in sets
+        ],
+    )
 
 
 def picture(results):
@@ -153,24 +197,35 @@ def picture(results):
     figure = Figure(figsize=(12, 1.6 + 0.42 * len(sets)), layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, (search, found) in enumerate(searches.items()):
-        left.barh([place + 0.27 * (k - 1) for place in range(len(sets))], [found[name]["psnr"] for name in sets], 0.25,
-                  color=SEQUENCE[k], label=search)
+        left.barh(
+            [place + 0.27 * (k - 1) for place in range(len(sets))],
+            [found[name]["psnr"] for name in sets],
+            0.25,
+            color=SEQUENCE[k],
+            label=search,
+        )
     left.set_yticks(range(len(sets)), sets)
     tidy(left, title="PSNR of reconstructions, by the density of the latent", xlabel="dB")
     shown = [(FREE, ERROR), (PRIOR, ENERGY), (FITTED, ENERGY), (FREE, GIVEN), (FREE, MADE), (FREE, BOTH)]
     for k, (search, detector) in enumerate(shown):
         label = detector if detector == GIVEN else f"{detector}, {search}"
         values = [searches[search][name]["auroc"][detector] for name in outside]
-        right.scatter(values, [place + 0.1 * (k - 2.5) for place in range(len(outside))], s=28, zorder=3,
-                      color=(*SEQUENCE, GREY)[k], marker="os^Dv*"[k], label=label)
+        right.scatter(
+            values,
+            [place + 0.1 * (k - 2.5) for place in range(len(outside))],
+            s=28,
+            zorder=3,
+            color=(*SEQUENCE, GREY)[k],
+            marker="os^Dv*"[k],
+            label=label,
+        )
     right.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
     right.set_yticks(range(len(outside)), outside)
     tidy(right, title="telling it from inside", xlabel="AUROC (0.5: not at all)", xlim=(-0.03, 1.03))
     for axes in (left, right):
         axes.invert_yaxis()
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2),
-                    ncols=3)
+        axes.legend(handles, labels, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return figure
 
 
@@ -195,35 +250,77 @@ def _detectors(search):
 def _parser():
     parser = make_parser("out_of_domain", __doc__, limit=200, batch_size=128)
     add = parser.add_argument
-    add("--inside", metavar="K", type=positive_int,
-        help="train the generator on the first K classes (default: half of them)")
+    add(
+        "--inside",
+        metavar="K",
+        type=positive_int,
+        help="train the generator on the first K classes (default: half of them)",
+    )
     add_outliers(parser)
-    add("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
-        help="noise level at which the arbiter rates, for images in [0, 1] (default: 25/255)")
+    add(
+        "--sigma",
+        metavar="S",
+        type=parse_sigma,
+        default=25 / 255,
+        help="noise level at which the arbiter rates, for images in [0, 1] (default: 25/255)",
+    )
     group = parser.add_argument_group("generator")
-    group.add_argument("--train-images", metavar="N", type=positive_int, default=5000,
-                       help="images to train on, at most (default: %(default)s)")
-    group.add_argument("--train-steps", metavar="N", type=positive_int, default=1500,
-                       help="of the training (default: %(default)s)")
-    group.add_argument("--train-batch", metavar="N", type=positive_int, default=64,
-                       help="images per step (default: %(default)s)")
-    group.add_argument("--latents", metavar="N", type=positive_int, default=64,
-                       help="dimensions of the latent: many, to overpower it (default: %(default)s)")
-    group.add_argument("--width", metavar="N", type=positive_int, default=256,
-                       help="of the widest hidden layer (default: %(default)s)")
-    group.add_argument("--pixel-sigma", metavar="S", type=positive_float, default=0.05,
-                       help="deviation of the pixels; a small one makes use of the latent (default: %(default)s)")
+    group.add_argument(
+        "--train-images",
+        metavar="N",
+        type=positive_int,
+        default=5000,
+        help="images to train on, at most (default: %(default)s)",
+    )
+    group.add_argument(
+        "--train-steps", metavar="N", type=positive_int, default=1500, help="of the training (default: %(default)s)"
+    )
+    group.add_argument(
+        "--train-batch", metavar="N", type=positive_int, default=64, help="images per step (default: %(default)s)"
+    )
+    group.add_argument(
+        "--latents",
+        metavar="N",
+        type=positive_int,
+        default=64,
+        help="dimensions of the latent: many, to overpower it (default: %(default)s)",
+    )
+    group.add_argument(
+        "--width", metavar="N", type=positive_int, default=256, help="of the widest hidden layer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--pixel-sigma",
+        metavar="S",
+        type=positive_float,
+        default=0.05,
+        help="deviation of the pixels; a small one makes use of the latent (default: %(default)s)",
+    )
     group = parser.add_argument_group("search")
     group.add_argument("--steps", metavar="N", type=positive_int, default=100, help="of Adam (default: %(default)s)")
-    group.add_argument("--starts", metavar="N", type=positive_int, default=1,
-                       help="the encoder's, and the best of random draws (default: %(default)s)")
-    group.add_argument("--rate", metavar="R", type=positive_float, default=0.1,
-                       help="size of the first step (default: %(default)s)")
-    group.add_argument("--free", metavar="W", type=positive_float, default=1e-3,
-                       help="weight of the density N(0, I) on the latent in the free search (default: %(default)s)")
-    group.add_argument("--strength", metavar="W", type=positive_float, default=30.0,
-                       help="weight of the density on the latent in the others; 1 is that of the training "
-                            "(default: %(default)s)")
+    group.add_argument(
+        "--starts",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="the encoder's, and the best of random draws (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rate", metavar="R", type=positive_float, default=0.1, help="size of the first step (default: %(default)s)"
+    )
+    group.add_argument(
+        "--free",
+        metavar="W",
+        type=positive_float,
+        default=1e-3,
+        help="weight of the density N(0, I) on the latent in the free search (default: %(default)s)",
+    )
+    group.add_argument(
+        "--strength",
+        metavar="W",
+        type=positive_float,
+        default=30.0,
+        help="weight of the density on the latent in the others; 1 is that of the training (default: %(default)s)",
+    )
     return parser
 
 

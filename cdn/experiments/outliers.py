@@ -11,6 +11,7 @@ half is what distorted outliers are made of.
 
 A classifier without a density is measured by its maximum softmax alone. The figures hold for these outliers only.
 """
+
 import argparse
 
 import torch
@@ -18,18 +19,17 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
+from cdn.analysis.detection import gather, rate, separation
+from cdn.analysis.outliers import read_outliers, synthetic_outliers
+from cdn.cli import run_command
+from cdn.denoise import parse_sigma
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.style import BLUE, GREY, SEQUENCE, tidy
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.modes import evaluating
 from cdn_kernels import Noise, sample_noise
-
-from ..analysis.detection import gather, rate, separation
-from ..analysis.outliers import read_outliers, synthetic_outliers
-from ..cli import run_command
-from ..denoise import parse_sigma
-from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.grid import draw_grid
-from ..evaluation.style import BLUE, GREY, SEQUENCE, tidy
-from ..modes import evaluating
-from .command import Experiment, make_parser, text_table
 
 FIGURES = {"auroc": "AUROC", "aupr_in": "AUPR in", "aupr_out": "AUPR out", "fpr95": "FPR95"}
 BINS = 60
@@ -40,8 +40,13 @@ def main(argv=None):
     """Run the command."""
     parser = make_parser("outliers", __doc__, limit=1000)
     add_outliers(parser)
-    parser.add_argument("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
-                        help="noise level of the second measurement, for images in [0, 1] (default: 25/255)")
+    parser.add_argument(
+        "--sigma",
+        metavar="S",
+        type=parse_sigma,
+        default=25 / 255,
+        help="noise level of the second measurement, for images in [0, 1] (default: 25/255)",
+    )
     args = parser.parse_args(argv)
     experiment = Experiment(args)
     run = experiment.run
@@ -50,23 +55,42 @@ def main(argv=None):
     inliers, sets, training = collect(experiment)
     levels = {"clean": 0.0, f"σ = {255 * args.sigma:.3g}/255": args.sigma}
     with tqdm(total=len(levels) * (len(sets) + 2), unit="set", leave=False, disable=not experiment.progress) as bar:
-        ratings = {name: rate_sets(experiment, {INLIERS: inliers} | sets, training, sigma, bar)
-                   for name, sigma in levels.items()}
-    results = {level: {name: {detector: separation(rated[INLIERS][detector], values)._asdict()
-                              for detector, values in detectors.items()}
-                       for name, detectors in rated.items() if name != INLIERS}
-               for level, rated in ratings.items()}
+        ratings = {
+            name: rate_sets(experiment, {INLIERS: inliers} | sets, training, sigma, bar)
+            for name, sigma in levels.items()
+        }
+    results = {
+        level: {
+            name: {
+                detector: separation(rated[INLIERS][detector], values)._asdict()
+                for detector, values in detectors.items()
+            }
+            for name, detectors in rated.items()
+            if name != INLIERS
+        }
+        for level, rated in ratings.items()
+    }
     fewest = min(map(len, sets.values()))
-    print(f"{args.run}: {len(inliers)} test images of {run.dataset.name} against {fewest} or more outliers of each "
-          "kind")
+    print(
+        f"{args.run}: {len(inliers)} test images of {run.dataset.name} against {fewest} or more outliers of each kind"
+    )
     print(overview(results))
     print(details(results))
-    experiment.save_figure(draw_grid([[(INLIERS, inliers[:6], ())],
-                                      [(name.replace(" ", "\n"), images[:6], ()) for name, images in sets.items()]]))
+    experiment.save_figure(
+        draw_grid(
+            [[(INLIERS, inliers[:6], ())], [(name.replace(" ", "\n"), images[:6], ()) for name, images in sets.items()]]
+        )
+    )
     experiment.save_figure(draw_ratings(ratings), "ratings.png")
     experiment.save_figure(draw_roc(ratings, results), "roc.png")
-    experiment.write(dict(inliers=len(inliers), training=len(training), separation=results,
-                          outliers={name: len(images) for name, images in sets.items()}))
+    experiment.write(
+        dict(
+            inliers=len(inliers),
+            training=len(training),
+            separation=results,
+            outliers={name: len(images) for name, images in sets.items()},
+        )
+    )
 
 
 def collect(experiment):
@@ -84,8 +108,14 @@ def collect(experiment):
 
 def add_outliers(parser):
     """Add the option --outliers, which :func:`read_sets` reads."""
-    parser.add_argument("--outliers", metavar="NAME=FOLDER", type=_named_folder, nargs="+", default=[],
-                        help="further sets: folders of image files, or of strips of images on top of each other")
+    parser.add_argument(
+        "--outliers",
+        metavar="NAME=FOLDER",
+        type=_named_folder,
+        nargs="+",
+        default=[],
+        help="further sets: folders of image files, or of strips of images on top of each other",
+    )
 
 
 def read_sets(experiment, taken, limit):
@@ -121,8 +151,9 @@ def rate_sets(experiment, sets, training, sigma, bar):
 
     with evaluating(run.model, args.precision):
         reference = evidence(0, training)
-        return {name: rate(evidence(number, images), reference)
-                for number, (name, images) in enumerate(sets.items(), 1)}
+        return {
+            name: rate(evidence(number, images), reference) for number, (name, images) in enumerate(sets.items(), 1)
+        }
 
 
 def overview(results):
@@ -130,24 +161,36 @@ def overview(results):
     first = next(iter(results.values()))
     names = list(next(iter(first.values())))
     header = ["AUROC", *(f"{detector}, {level}" for level in results for detector in names)]
-    return text_table(header, [[name, *(f"{results[level][name][detector]['auroc']:.3f}" for level in results
-                                        for detector in names)] for name in first])
+    return text_table(
+        header,
+        [
+            [name, *(f"{results[level][name][detector]['auroc']:.3f}" for level in results for detector in names)]
+            for name in first
+        ],
+    )
 
 
 def details(results):
     """Return a table of all figures: a row per set and detector, a column per noise level and figure."""
     header = ["outliers", "detector", *(f"{figure}, {level}" for level in results for figure in FIGURES.values())]
     first = next(iter(results.values()))
-    return text_table(header, [[name, detector, *(f"{results[level][name][detector][key]:.3f}" for level in results
-                                                  for key in FIGURES)] for name in first for detector in first[name]])
+    return text_table(
+        header,
+        [
+            [name, detector, *(f"{results[level][name][detector][key]:.3f}" for level in results for key in FIGURES)]
+            for name in first
+            for detector in first[name]
+        ],
+    )
 
 
 def draw_ratings(ratings):
     """Draw, per noise level and detector, the histogram of each set of outliers before that of the inliers."""
     first = next(iter(ratings.values()))
     sets, detectors = [name for name in first if name != INLIERS], list(first[INLIERS])
-    figure = Figure(figsize=(1.4 + 2.6 * len(detectors), 1 + len(ratings) * (0.5 + 0.27 * len(sets))),
-                    layout="constrained")
+    figure = Figure(
+        figsize=(1.4 + 2.6 * len(detectors), 1 + len(ratings) * (0.5 + 0.27 * len(sets))), layout="constrained"
+    )
     panels = figure.subplots(len(ratings), len(detectors), squeeze=False, sharey=True)
     for row, (level, rated) in zip(panels, ratings.items()):
         for axes, detector in zip(row, detectors):
@@ -156,15 +199,27 @@ def draw_ratings(ratings):
             for position, name in enumerate(sets):
                 for values, color, alpha in ((inliers, GREY, 0.6), (rated[name][detector], BLUE, 0.7)):
                     heights = torch.histogram(values.clamp(edges[0], edges[-1]), edges).hist
-                    axes.stairs((heights / heights.max() * 0.85 - position).numpy(), edges.numpy(), baseline=-position,
-                                fill=True, color=color, alpha=alpha)
-            tidy(axes, title=f"{detector}, {level}", yticks=[-i for i in range(len(sets))], yticklabels=sets,
-                 xlim=(float(edges[0]), float(edges[-1])))
+                    axes.stairs(
+                        (heights / heights.max() * 0.85 - position).numpy(),
+                        edges.numpy(),
+                        baseline=-position,
+                        fill=True,
+                        color=color,
+                        alpha=alpha,
+                    )
+            tidy(
+                axes,
+                title=f"{detector}, {level}",
+                yticks=[-i for i in range(len(sets))],
+                yticklabels=sets,
+                xlim=(float(edges[0]), float(edges[-1])),
+            )
             axes.grid(visible=False)
             axes.locator_params(axis="x", nbins=5)
             axes.tick_params(axis="x", labelsize=6.5)
-    figure.supxlabel("rating (grey: inliers, blue: outliers; what is beyond an end is counted in its last bin)",
-                     fontsize=9)
+    figure.supxlabel(
+        "rating (grey: inliers, blue: outliers; what is beyond an end is counted in its last bin)", fontsize=9
+    )
     return figure
 
 
@@ -185,12 +240,12 @@ def draw_roc(ratings, results):
                 axes.plot(false, true, style, color=color, linewidth=1.3, label=f"{detector}, {level}")
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         tidy(axes, title=name)
-    for axes in panels[:len(sets)][-columns:]:
+    for axes in panels[: len(sets)][-columns:]:
         axes.set_xlabel("outliers that pass", fontsize=8)
         axes.tick_params(labelbottom=True)
     for axes in panels[::columns]:
         axes.set_ylabel("inliers that pass", fontsize=8)
-    for axes in panels[len(sets):]:
+    for axes in panels[len(sets) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(detectors), fontsize=8, frameon=False)
@@ -201,8 +256,12 @@ def _edges(inliers, ratings):
     """Return the edges of bins that show the inliers, and on either side as much again where there is something."""
     low, high = torch.quantile(inliers, torch.tensor([0.005, 0.995], dtype=inliers.dtype)).tolist()
     margin = max(high - low, 1e-9)
-    return torch.linspace(max(low - margin, float(ratings.min())), min(high + margin, float(ratings.max())) + 1e-9,
-                          BINS + 1, dtype=inliers.dtype)
+    return torch.linspace(
+        max(low - margin, float(ratings.min())),
+        min(high + margin, float(ratings.max())) + 1e-9,
+        BINS + 1,
+        dtype=inliers.dtype,
+    )
 
 
 def _named_folder(text):

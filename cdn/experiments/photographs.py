@@ -1,4 +1,4 @@
-"""Denoise whole photographs, of any size, with a model that was trained on small images or patches.
+r"""Denoise whole photographs, of any size, with a model that was trained on small images or patches.
 
     python -m cdn.experiments.photographs RUN --images FOLDER [--tile 256]
 
@@ -13,24 +13,24 @@ To train on patches of larger pictures, sorted into folders split/class/*:
     python -m cdn.train --data imagefolder --data-dir PHOTOS --image-size 256 --crop-size 48 --crop-padding 0 \\
         --objective denoising
 """
+
 import time
 
 import torch
 from tqdm import tqdm
 
+from cdn.cli import positive_int, run_command
+from cdn.denoise import parse_tile
+from cdn.errors import CDNError
+from cdn.evaluation import psnr, ssim
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.files import find_images, read_image
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.memory import advise_tile, require_memory
+from cdn.evaluation.photographs import denoise_photograph
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.modes import evaluating
 from cdn_kernels import Noise
-
-from ..cli import positive_int, run_command
-from ..denoise import parse_tile
-from ..errors import CDNError
-from ..evaluation import psnr, ssim
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.files import find_images, read_image
-from ..evaluation.grid import draw_grid
-from ..evaluation.memory import advise_tile, require_memory
-from ..evaluation.photographs import denoise_photograph
-from ..modes import evaluating
-from .command import Experiment, make_parser, text_table
 
 SIGMAS = (15, 25, 50)
 CROP = 96
@@ -40,7 +40,7 @@ METRICS = {"psnr": psnr, "ssim": ssim}
 def main(argv=None):
     """Run the command."""
     args = _parser().parse_args(argv)
-    paths = find_images(args.images)[:args.limit]
+    paths = find_images(args.images)[: args.limit]
     experiment = Experiment(args)
     model, device = experiment.model, experiment.device
     if not experiment.run.denoises:
@@ -56,8 +56,14 @@ def main(argv=None):
             noise = Noise(args.seed, EVALUATION + number)
             results = {sigma: denoise_photograph(model, x, sigma / 255, noise, args.tile) for sigma in SIGMAS}
             seconds = (time.perf_counter() - start) / len(SIGMAS)
-            rows.append(dict(name=path.name, size=list(x.shape[2:]), seconds=seconds,
-                             levels={sigma: _measure(result, x) for sigma, result in results.items()}))
+            rows.append(
+                dict(
+                    name=path.name,
+                    size=list(x.shape[2:]),
+                    seconds=seconds,
+                    levels={sigma: _measure(result, x) for sigma, result in results.items()},
+                )
+            )
             if number < args.show:
                 shown.append((path.stem, x, results))
     means = {sigma: _mean([row["levels"][sigma] for row in rows]) for sigma in SIGMAS}
@@ -69,11 +75,22 @@ def main(argv=None):
 
 def summary(means):
     """Return the table of means: one row per noise level."""
-    header = ["sigma", *(f"{name} {how}" for name in ("PSNR dB", "SSIM") for how in ("noisy", "known", "blind")),
-              "estimated"]
-    return text_table(header, [[f"{sigma}/255", *(row[f"{name}_{how}"] for name in METRICS
-                                                  for how in ("noisy", "known", "blind")), row["estimated"]]
-                               for sigma, row in means.items()])
+    header = [
+        "sigma",
+        *(f"{name} {how}" for name in ("PSNR dB", "SSIM") for how in ("noisy", "known", "blind")),
+        "estimated",
+    ]
+    return text_table(
+        header,
+        [
+            [
+                f"{sigma}/255",
+                *(row[f"{name}_{how}"] for name in METRICS for how in ("noisy", "known", "blind")),
+                row["estimated"],
+            ]
+            for sigma, row in means.items()
+        ],
+    )
 
 
 def per_photograph(rows):
@@ -81,8 +98,10 @@ def per_photograph(rows):
     known = rows[0]["levels"][SIGMAS[0]]["psnr_known"] is not None
     hows = ("noisy", "known", "blind") if known else ("noisy", "blind")
     header = ["PSNR dB", *(f"{sigma} {how}" for sigma in SIGMAS for how in hows)]
-    return text_table(header, [[row["name"], *(row["levels"][sigma][f"psnr_{how}"] for sigma in SIGMAS
-                                               for how in hows)] for row in rows])
+    return text_table(
+        header,
+        [[row["name"], *(row["levels"][sigma][f"psnr_{how}"] for sigma in SIGMAS for how in hows)] for row in rows],
+    )
 
 
 def picture(shown):
@@ -96,27 +115,41 @@ def picture(shown):
     middle = SIGMAS[len(SIGMAS) // 2]
     denoised = lambda result: result.blind if result.known is None else result.known
     crop = lambda images: [image[0, :, rows, columns] for image, (rows, columns) in zip(images, boxes)]
-    column = lambda title, images, clean: (title, images, [f"{float(psnr(a[None], b[None])):.1f} dB"
-                                                          for a, b in zip(images, clean)] if clean else ())
+    column = lambda title, images, clean: (
+        title,
+        images,
+        [f"{float(psnr(a[None], b[None])):.1f} dB" for a, b in zip(images, clean)] if clean else (),
+    )
     wholes = lambda images: [image[0] for image in images]
     x = [image for _, image, _ in shown]
     whole = wholes(x)
-    groups = [[column("photograph", [_framed(image, box) for image, box in zip(whole, boxes)], None)] + [
-        column(title.format(middle), wholes([pick(results[middle]) for _, _, results in shown]), whole)
-        for title, pick in (("σ = {}/255", lambda r: r.noisy), ("denoised", denoised))]]
+    groups = [
+        [column("photograph", [_framed(image, box) for image, box in zip(whole, boxes)], None)]
+        + [
+            column(title.format(middle), wholes([pick(results[middle]) for _, _, results in shown]), whole)
+            for title, pick in (("σ = {}/255", lambda r: r.noisy), ("denoised", denoised))
+        ]
+    ]
     groups.append([column("detail", crop(x), None)])
     for sigma in SIGMAS:
         results = [results[sigma] for _, _, results in shown]
-        groups.append([column(f"σ = {sigma}/255", crop([r.noisy for r in results]), crop(x)),
-                       column("denoised", crop([denoised(r) for r in results]), crop(x))])
+        groups.append(
+            [
+                column(f"σ = {sigma}/255", crop([r.noisy for r in results]), crop(x)),
+                column("denoised", crop([denoised(r) for r in results]), crop(x)),
+            ]
+        )
     return draw_grid(groups, [name for name, _, _ in shown], inches=1.5)
 
 
 def _measure(result, x):
     """Return the figures of one photograph at one noise level; None for what the model cannot give."""
     images = dict(noisy=result.noisy, known=result.known, blind=result.blind)
-    figures = {f"{name}_{how}": None if image is None else float(metric(image, x))
-               for name, metric in METRICS.items() for how, image in images.items()}
+    figures = {
+        f"{name}_{how}": None if image is None else float(metric(image, x))
+        for name, metric in METRICS.items()
+        for how, image in images.items()
+    }
     return figures | dict(estimated=None if result.sigma is None else 255 * result.sigma)
 
 
@@ -151,11 +184,20 @@ def _framed(image, box):
 def _parser():
     parser = make_parser("photographs", __doc__, limit=24)
     parser.add_argument("--images", metavar="FOLDER", required=True, help="folder of the photographs")
-    parser.add_argument("--tile", metavar="N", type=parse_tile,
-                        help="denoise overlapping tiles of N x N pixels, to save memory: close to the image as a "
-                             "whole, the default, and not equal")
-    parser.add_argument("--show", metavar="N", type=positive_int, default=3,
-                        help="photographs in the picture, from the first on (default: %(default)s)")
+    parser.add_argument(
+        "--tile",
+        metavar="N",
+        type=parse_tile,
+        help="denoise overlapping tiles of N x N pixels, to save memory: close to the image as a "
+        "whole, the default, and not equal",
+    )
+    parser.add_argument(
+        "--show",
+        metavar="N",
+        type=positive_int,
+        default=3,
+        help="photographs in the picture, from the first on (default: %(default)s)",
+    )
     return parser
 
 

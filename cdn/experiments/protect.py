@@ -6,9 +6,10 @@ each by how typical its log p(y) is of clean images. All are measured on clean i
 classifier (transferred), and on images made for them: projected gradient descent through the denoiser, over fresh noise
 at every step. The bare classifier and the denoised one are also certified, beside RUN itself.
 
-example:
+Example:
   python -m cdn.experiments.protect runs/cifar10 --classifier runs/resnet-plain --sigma 0.25 --radius 0.5
 """
+
 from pathlib import Path
 
 import torch
@@ -16,22 +17,21 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import cdn_kernels
-
-from ..certification import LevelVote, Protected, certify, largest_radius
-from ..certification.curves import certified_accuracy
-from ..certification.randomized import Randomized
-from ..cli import nonnegative_float, positive_float, positive_int, probability, run_command
-from ..errors import CDNError
-from ..evaluation.evaluate import accuracy
-from ..evaluation.grid import draw_grid
-from ..evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from ..model import DirectDenoiser
-from ..modes import evaluating
-from ..robustness.attacks import pgd
-from ..robustness.ball import NORMS, Ball
-from ..robustness.losses import cross_entropy
-from ..robustness.pursuit import Pursuit
-from .command import Experiment, make_parser, text_table
+from cdn.certification import LevelVote, Protected, certify, largest_radius
+from cdn.certification.curves import certified_accuracy
+from cdn.certification.randomized import Randomized
+from cdn.cli import nonnegative_float, positive_float, positive_int, probability, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import accuracy
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.model import DirectDenoiser
+from cdn.modes import evaluating
+from cdn.robustness.attacks import pgd
+from cdn.robustness.ball import NORMS, Ball
+from cdn.robustness.losses import cross_entropy
+from cdn.robustness.pursuit import Pursuit
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
 # Clean training images that tell the vote what is typical, and rows of images.png.
@@ -58,10 +58,15 @@ def main(argv=None):
                     fooling[name] = attack(attacked, x, labels, ball, args)
                 share = lambda images: accuracy(judged, images, labels, args.batch_size)
                 results[name] = dict(
-                    clean=share(x), transferred=share(fooling[ALONE]), attacked=share(fooling[name]),
-                    certified=None if smoothed is None else certified(smoothed, x, labels, args))
-    print(f"{len(x)} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of "
-          f"radius {args.radius:g}, {args.attack_steps} steps of {args.eot} draws: accuracy (%), certified at L2 radii")
+                    clean=share(x),
+                    transferred=share(fooling[ALONE]),
+                    attacked=share(fooling[name]),
+                    certified=None if smoothed is None else certified(smoothed, x, labels, args),
+                )
+    print(
+        f"{len(x)} test images of {experiment.run.dataset.name}, sigma {args.sigma:g}; attacks in {args.norm} of "
+        f"radius {args.radius:g}, {args.attack_steps} steps of {args.eot} draws: accuracy (%), certified at L2 radii"
+    )
     print(_table(results, args.radii))
     experiment.save_figure(_picture(results, args))
     if DENOISED in systems:
@@ -79,8 +84,17 @@ def attack(model, x, labels, ball, args):
 
 def certified(model, x, labels, args):
     """Return certified accuracies by radius, None where the draws cannot reach it."""
-    found = certify(model, x, args.sigma, args.n0, args.n, args.alpha, batch_size=args.batch_size, seed=args.seed,
-                    precision=args.precision)
+    found = certify(
+        model,
+        x,
+        args.sigma,
+        args.n0,
+        args.n,
+        args.alpha,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        precision=args.precision,
+    )
     shares = certified_accuracy(labels.cpu().numpy(), found.label.numpy(), found.radius.numpy(), args.radii)
     reach = largest_radius(args.sigma, args.n, args.alpha)
     return {f"{radius:g}": float(share) if radius <= reach else None for radius, share in zip(args.radii, shares)}
@@ -92,10 +106,15 @@ def _systems(experiment, classifier, args):
     protected = Protected(classifier, model, args.sigma)
     purified = Protected(classifier, model, args.sigma, args.steps)
     noisy = lambda module: lambda x, key: module(cdn_kernels.sample_noise(x, args.sigma, key)[0])
-    randomized = lambda classify: (Randomized(classify, args.eot, args.seed),
-                                   Randomized(classify, args.draws, args.seed + 1))
-    systems = {ALONE: (classifier, classifier, classifier), DENOISED: (*randomized(noisy(protected)), protected),
-               PURIFIED: (*randomized(noisy(purified)), None)}
+    randomized = lambda classify: (
+        Randomized(classify, args.eot, args.seed),
+        Randomized(classify, args.draws, args.seed + 1),
+    )
+    systems = {
+        ALONE: (classifier, classifier, classifier),
+        DENOISED: (*randomized(noisy(protected)), protected),
+        PURIFIED: (*randomized(noisy(purified)), None),
+    }
     if not isinstance(model, DirectDenoiser):
         reference, _ = experiment.images(experiment.run.dataset.train, REFERENCE)
         vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise(args.seed + 2))
@@ -112,9 +131,14 @@ def _systems(experiment, classifier, args):
 def _table(results, radii):
     percent = lambda value: None if value is None else f"{100 * value:.1f}"
     radii = [f"{radius:g}" for radius in radii]
-    rows = [[name, *(percent(result[key]) for key in ("clean", "transferred", "attacked")),
-             *(percent((result["certified"] or {}).get(radius)) for radius in radii)]
-            for name, result in results.items()]
+    rows = [
+        [
+            name,
+            *(percent(result[key]) for key in ("clean", "transferred", "attacked")),
+            *(percent((result["certified"] or {}).get(radius)) for radius in radii),
+        ]
+        for name, result in results.items()
+    ]
     return text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in radii)], rows)
 
 
@@ -122,11 +146,19 @@ def _picture(results, args):
     """Draw accuracies side by side, and certified accuracy against radius."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    kinds = [("clean", "clean", GREY), ("transferred", "images that fool it alone", BLUE),
-             ("attacked", "images made for each", ORANGE)]
+    kinds = [
+        ("clean", "clean", GREY),
+        ("transferred", "images that fool it alone", BLUE),
+        ("attacked", "images made for each", ORANGE),
+    ]
     for k, (key, label, color) in enumerate(kinds):
-        bars = left.bar([place + 0.27 * (k - 1) for place in range(len(results))],
-                        [100 * result[key] for result in results.values()], 0.25, color=color, label=label)
+        bars = left.bar(
+            [place + 0.27 * (k - 1) for place in range(len(results))],
+            [100 * result[key] for result in results.values()],
+            0.25,
+            color=color,
+            label=label,
+        )
         left.bar_label(bars, fmt="%.0f", fontsize=7)
     left.set_xticks(range(len(results)), list(results))
     tidy(left, title=f"accuracy (%), attacks in {args.norm.replace('l', 'L')} of radius {args.radius:g}")
@@ -169,21 +201,44 @@ def _parser():
     add("--systems", choices=SYSTEMS, nargs="+", help="measure only these (default: all that RUN allows)")
     add("--sigma", metavar="S", type=positive_float, default=0.25, help="noise level (default: %(default)s)")
     add("--steps", metavar="N", type=positive_int, default=3, help="of purification (default: %(default)s)")
-    add("--levels", metavar="S", type=positive_float, nargs="+", default=[0.12, 0.25, 0.5],
-        help="noise levels that vote (default: 0.12 0.25 0.5)")
+    add(
+        "--levels",
+        metavar="S",
+        type=positive_float,
+        nargs="+",
+        default=[0.12, 0.25, 0.5],
+        help="noise levels that vote (default: 0.12 0.25 0.5)",
+    )
     add("--norm", choices=NORMS, default="l2", help="of the attacks (default: %(default)s)")
     add("--radius", metavar="R", type=nonnegative_float, default=0.5, help="of the attacks (default: %(default)s)")
     add("--attack-steps", metavar="N", type=positive_int, default=10, help="of gradient ascent (default: %(default)s)")
-    add("--eot", metavar="N", type=positive_int, default=2,
-        help="draws of noise per step of an attack (default: %(default)s)")
-    add("--draws", metavar="N", type=positive_int, default=16,
-        help="draws of noise per decision (default: %(default)s)")
+    add(
+        "--eot",
+        metavar="N",
+        type=positive_int,
+        default=2,
+        help="draws of noise per step of an attack (default: %(default)s)",
+    )
+    add(
+        "--draws", metavar="N", type=positive_int, default=16, help="draws of noise per decision (default: %(default)s)"
+    )
     add("--n0", metavar="N", type=positive_int, default=20, help="draws that guess a class (default: %(default)s)")
     add("--n", metavar="N", type=positive_int, default=200, help="draws that certify it (default: %(default)s)")
-    add("--alpha", metavar="A", type=probability, default=0.001,
-        help="probability that a certificate is wrong (default: %(default)s)")
-    add("--radii", metavar="R", type=nonnegative_float, nargs="+", default=RADII,
-        help=f"of certified accuracies (default: {' '.join(map(str, RADII))})")
+    add(
+        "--alpha",
+        metavar="A",
+        type=probability,
+        default=0.001,
+        help="probability that a certificate is wrong (default: %(default)s)",
+    )
+    add(
+        "--radii",
+        metavar="R",
+        type=nonnegative_float,
+        nargs="+",
+        default=RADII,
+        help=f"of certified accuracies (default: {' '.join(map(str, RADII))})",
+    )
     return parser
 
 

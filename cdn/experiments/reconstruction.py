@@ -5,25 +5,34 @@ for each image and class the latent that explains the image best. Measures accur
 that of RUN's own classifier, and a lower bound on the L2 change that alters a decision, which is an estimate, for it
 takes the search for exact. The generators stay in OUT/generators.safetensors and are used again where they fit.
 
-examples:
+Examples:
   python -m cdn.experiments.reconstruction runs/digits --side 28
   python -m cdn.experiments.reconstruction runs/cifar10 --limit 200 --attack-images 50
 """
+
 import time
 
 import torch
 from tqdm import tqdm
 
-from ..cli import positive_float, positive_int, run_command, whole_number
-from ..errors import CDNError
-from ..evaluation.evaluate import accuracy
-from ..evaluation.grid import draw_grid
-from ..modes import evaluating
-from ..reconstruction import (ClassGenerators, Inference, ReconstructionClassifier, fit, latent_descent,
-                              load_generators, lower_bounds, save_generators)
-from ..reconstruction.enlarge import Enlargement
-from ..robustness import distance, sweep
-from .command import Experiment, make_parser, text_table
+from cdn.cli import positive_float, positive_int, run_command, whole_number
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import accuracy
+from cdn.evaluation.grid import draw_grid
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.modes import evaluating
+from cdn.reconstruction import (
+    ClassGenerators,
+    Inference,
+    ReconstructionClassifier,
+    fit,
+    latent_descent,
+    load_generators,
+    lower_bounds,
+    save_generators,
+)
+from cdn.reconstruction.enlarge import Enlargement
+from cdn.robustness import distance, sweep
 
 GENERATORS = "generators.safetensors"
 # Training images kept to calibrate the classifier; images in the picture, and classes shown there; all at most.
@@ -49,8 +58,10 @@ def main(argv=None):
     except ValueError as error:
         raise CDNError(f"{run.path}: {error}") from None
     results |= measured
-    print(f"{len(x)} test images of {run.dataset.name} at {size.shape[1]}x{size.shape[2]}, the first "
-          f"{results['attacked']} of them attacked; accuracy (%)")
+    print(
+        f"{len(x)} test images of {run.dataset.name} at {size.shape[1]}x{size.shape[2]}, the first "
+        f"{results['attacked']} of them attacked; accuracy (%)"
+    )
     print(table(results, args))
     print(f"median lower bound: {results['median_bound']:.3g} in L2, 0 for what is misclassified; an estimate")
     if shown is not None:
@@ -78,16 +89,30 @@ def prepare(experiment, size):
         generators, settings = old, known
     else:
         start = time.perf_counter()
-        bound = fit(generators.to(experiment.device), x[:-held], labels[:-held], steps=args.fit_steps,
-                    rate=args.fit_rate, seed=args.seed, progress=experiment.progress)
+        bound = fit(
+            generators.to(experiment.device),
+            x[:-held],
+            labels[:-held],
+            steps=args.fit_steps,
+            rate=args.fit_rate,
+            seed=args.seed,
+            progress=experiment.progress,
+        )
         settings |= dict(bound=bound, seconds=round(time.perf_counter() - start, 1))
         save_generators(path, generators, settings)
         print(f"wrote {path}")
-    classifier = ReconstructionClassifier(generators, steps=args.search_steps, starts=args.starts, draws=args.draws,
-                                          seed=args.seed, batch_size=args.batch_size).to(experiment.device)
+    classifier = ReconstructionClassifier(
+        generators,
+        steps=args.search_steps,
+        starts=args.starts,
+        draws=args.draws,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    ).to(experiment.device)
     loss = classifier.calibrate(x[-held:], labels[-held:])
-    return classifier, dict(generators=generators.config | settings, sigma=float(generators.sigma.detach()),
-                            calibration_loss=loss)
+    return classifier, dict(
+        generators=generators.config | settings, sigma=float(generators.sigma.detach()), calibration_loss=loss
+    )
 
 
 def measure(classifier, own, x, labels, experiment):
@@ -108,10 +133,12 @@ def measure(classifier, own, x, labels, experiment):
     right = found.bound.argmax(1) == labels
     own_clean = accuracy(own, x, labels, args.batch_size)
     bounds = lower_bounds(found, labels, classifier.generators.sigma.detach())
-    x, labels, bounds = (values[:args.attack_images] for values in (x, labels, bounds))
+    x, labels, bounds = (values[: args.attack_images] for values in (x, labels, bounds))
     options = dict(steps=args.attack_steps, seed=args.seed, batch_size=args.batch_size, progress=experiment.progress)
-    curves = {name: {norm: sweep(model, x, labels, norm, radii, **options) for norm, radii in _radii(args).items()}
-              for name, model in (("reconstruction", classifier), ("own", own))}
+    curves = {
+        name: {norm: sweep(model, x, labels, norm, radii, **options) for norm, radii in _radii(args).items()}
+        for name, model in (("reconstruction", classifier), ("own", own))
+    }
     fooled, images = latent_descent(classifier, x, labels, steps=args.attack_steps, progress=experiment.progress)
     lengths = torch.where(fooled, distance("l2", x, images), torch.inf).double()
     share = lambda lengths: [float((lengths > radius).double().mean()) for radius in _radii(args)["l2"]]
@@ -119,25 +146,39 @@ def measure(classifier, own, x, labels, experiment):
     strongest = curves["reconstruction"]["l2"]
     shown = _one_per_class(labels, (strongest.broken_at > 0) & strongest.broken_at.isfinite())[:SHOWN]
     return dict(
-        images=len(right), attacked=len(x), radii=_radii(args), clean=float(right.double().mean()),
-        own_clean=own_clean, robust=attacked, latent_descent=share(lengths),
+        images=len(right),
+        attacked=len(x),
+        radii=_radii(args),
+        clean=float(right.double().mean()),
+        own_clean=own_clean,
+        robust=attacked,
+        latent_descent=share(lengths),
         latent_descent_median=float(lengths[lengths > 0].median()) if (lengths > 0).any() else None,
-        bound_above=share(bounds), median_bound=float(bounds.median()),
+        bound_above=share(bounds),
+        median_bound=float(bounds.median()),
     ), (x[shown], strongest.images[shown], labels[shown]) if len(shown) else None
 
 
 def table(results, args):
     """Return accuracies, clean and at every radius, as text."""
-    header = ["", "clean", *(f"L2 {radius:g}" for radius in args.radii_l2),
-              *(f"Linf {radius:g}/255" for radius in args.radii_linf)]
+    header = [
+        "",
+        "clean",
+        *(f"L2 {radius:g}" for radius in args.radii_l2),
+        *(f"Linf {radius:g}/255" for radius in args.radii_linf),
+    ]
     percent = lambda values: [f"{100 * value:.1f}" for value in values]
     blank = [None] * len(args.radii_linf)
     robust = {name: [*norms["l2"], *norms["linf"]] for name, norms in results["robust"].items()}
-    return text_table(header, [
-        ["reconstruction, APGD", *percent([results["clean"], *robust["reconstruction"]])],
-        ["reconstruction, latent descent", None, *percent(results["latent_descent"]), *blank],
-        ["reconstruction, lower bound", None, *percent(results["bound_above"]), *blank],
-        ["RUN itself, APGD", *percent([results["own_clean"], *robust["own"]])]])
+    return text_table(
+        header,
+        [
+            ["reconstruction, APGD", *percent([results["clean"], *robust["reconstruction"]])],
+            ["reconstruction, latent descent", None, *percent(results["latent_descent"]), *blank],
+            ["reconstruction, lower bound", None, *percent(results["bound_above"]), *blank],
+            ["RUN itself, APGD", *percent([results["own_clean"], *robust["own"]])],
+        ],
+    )
 
 
 def picture(classifier, x, attacked, labels, classes):
@@ -148,8 +189,7 @@ def picture(classifier, x, attacked, labels, classes):
     lengths = distance("l2", x, attacked).tolist()
     captions = [text for length in lengths for text in ("clean", f"changed by {length:.2f}")]
     columns = [("image", pairs, [f"{text}: {classes[c][:8]}" for text, c in zip(captions, chosen)])]
-    marks = lambda c: [f"{'▸ ' if c == best else ''}{value:.0f} nats"
-                       for value, best in zip(found.bound[:, c], chosen)]
+    marks = lambda c: [f"{'▸ ' if c == best else ''}{value:.0f} nats" for value, best in zip(found.bound[:, c], chosen)]
     made = [(classes[c], found.reconstructions[:, c], marks(c)) for c in range(min(len(classes), CLASSES_SHOWN))]
     names = [name for label in labels for name in (classes[label], "attacked")]
     return draw_grid([columns, made], names)
@@ -168,12 +208,21 @@ def _radii(args):
 def _parser():
     parser = make_parser("reconstruction", __doc__, limit=200, batch_size=64)
     add = parser.add_argument
-    add("--side", metavar="N", type=positive_int,
-        help="enlarge the images to this many pixels, such as 28 for digits; RUN sees them shrunk back")
+    add(
+        "--side",
+        metavar="N",
+        type=positive_int,
+        help="enlarge the images to this many pixels, such as 28 for digits; RUN sees them shrunk back",
+    )
     group = parser.add_argument_group("generators")
     add = group.add_argument
-    add("--train-images", metavar="N", type=positive_int, default=10_000,
-        help=f"the last of them, at most {HELD_OUT}, only calibrate (default: %(default)s)")
+    add(
+        "--train-images",
+        metavar="N",
+        type=positive_int,
+        default=10_000,
+        help=f"the last of them, at most {HELD_OUT}, only calibrate (default: %(default)s)",
+    )
     add("--latents", metavar="N", type=positive_int, default=8, help="latent dimensions (default: %(default)s)")
     add("--width", metavar="N", type=positive_int, default=128, help="of the widest layer (default: %(default)s)")
     add("--sigma", metavar="S", type=positive_float, help="deviation of the pixels (default: learned)")
@@ -182,19 +231,46 @@ def _parser():
     group = parser.add_argument_group("search")
     add = group.add_argument
     add("--search-steps", metavar="N", type=whole_number, default=30, help="per start (default: %(default)s)")
-    add("--starts", metavar="N", type=positive_int, default=2,
-        help="the encoder, and the best draws (default: %(default)s)")
-    add("--draws", metavar="N", type=whole_number, default=64,
-        help="from the prior, of which the best are followed (default: %(default)s)")
+    add(
+        "--starts",
+        metavar="N",
+        type=positive_int,
+        default=2,
+        help="the encoder, and the best draws (default: %(default)s)",
+    )
+    add(
+        "--draws",
+        metavar="N",
+        type=whole_number,
+        default=64,
+        help="from the prior, of which the best are followed (default: %(default)s)",
+    )
     group = parser.add_argument_group("attacks")
     add = group.add_argument
-    add("--attack-images", metavar="N", type=positive_int, default=50,
-        help="attack the first N test images (default: %(default)s)")
+    add(
+        "--attack-images",
+        metavar="N",
+        type=positive_int,
+        default=50,
+        help="attack the first N test images (default: %(default)s)",
+    )
     add("--attack-steps", metavar="N", type=positive_int, default=20, help="of each attack (default: %(default)s)")
-    add("--radii-l2", metavar="R", type=positive_float, nargs="+", default=(0.25, 0.5, 1),
-        help="where white is 1, over all values of an image (default: 0.25 0.5 1)")
-    add("--radii-linf", metavar="R", type=positive_float, nargs="+", default=(8, 16, 32),
-        help="in grey levels of 255 (default: 8 16 32)")
+    add(
+        "--radii-l2",
+        metavar="R",
+        type=positive_float,
+        nargs="+",
+        default=(0.25, 0.5, 1),
+        help="where white is 1, over all values of an image (default: 0.25 0.5 1)",
+    )
+    add(
+        "--radii-linf",
+        metavar="R",
+        type=positive_float,
+        nargs="+",
+        default=(8, 16, 32),
+        help="in grey levels of 255 (default: 8 16 32)",
+    )
     return parser
 
 

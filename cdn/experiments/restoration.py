@@ -8,23 +8,23 @@ trained for none of them. Beside PSNR and SSIM of one sample and of the mean of 
 pseudo-inverse, the shortest image with the same measurements, and of the one closest to mid-grey. Writes report.json
 and picture.png.
 """
+
 import time
 from itertools import count
 
 import torch
 from tqdm import tqdm
 
+from cdn.cli import fraction, positive_float, positive_int, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.metrics import psnr, ssim
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.modes import evaluating
+from cdn.prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
+from cdn.prior.residual import blind_residual
+from cdn.prior.restoration import restore
 from cdn_kernels import Noise
-
-from ..cli import fraction, positive_float, positive_int, run_command
-from ..errors import CDNError
-from ..evaluation.grid import draw_grid
-from ..evaluation.metrics import psnr, ssim
-from ..modes import evaluating
-from ..prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
-from ..prior.residual import blind_residual
-from ..prior.restoration import restore
-from .command import Experiment, make_parser, text_table
 
 PROBLEMS = {
     "inpainting": lambda shape, args: Inpainting(shape, args.block or max(min(shape[1:]) * 3 // 8, 1)),
@@ -49,17 +49,37 @@ def main(argv=None):
     shown = torch.linspace(0, len(x) - 1, min(SHOWN, len(x))).round().long()
     results, tiles = {}, {}
     batches = -(-len(x) // args.batch_size)
-    with evaluating(experiment.model, args.precision), torch.no_grad(), \
-            tqdm(total=len(operators) * batches * args.samples, unit="restoration", leave=False,
-                 disable=not experiment.progress) as bar:
+    with (
+        evaluating(experiment.model, args.precision),
+        torch.no_grad(),
+        tqdm(
+            total=len(operators) * batches * args.samples,
+            unit="restoration",
+            leave=False,
+            disable=not experiment.progress,
+        ) as bar,
+    ):
         for problem, operator in operators.items():
             bar.set_description(problem)
             results[problem], images = _solve(experiment.model, operator, x, args, bar)
             tiles[problem] = {title: column[shown] for title, column in images.items()}
     print(f"{len(x)} test images of {experiment.run.dataset.name}, {args.samples} samples each")
-    print(text_table(["problem", "measured", *(f"{metric} {name}" for metric in ("PSNR", "SSIM")
-                                               for name in ("pseudo-inverse", "grey", "sample", "mean")),
-                      "steps", "seconds"], [_row(problem, result) for problem, result in results.items()]))
+    print(
+        text_table(
+            [
+                "problem",
+                "measured",
+                *(
+                    f"{metric} {name}"
+                    for metric in ("PSNR", "SSIM")
+                    for name in ("pseudo-inverse", "grey", "sample", "mean")
+                ),
+                "steps",
+                "seconds",
+            ],
+            [_row(problem, result) for problem, result in results.items()],
+        )
+    )
     experiment.save_figure(_picture(x[shown], tiles, args.samples))
     experiment.write(results)
 
@@ -75,35 +95,59 @@ def _solve(model, operator, x, args, bar):
         samples = []
         for _ in range(args.samples):
             # Far apart, because every step of a restoration takes an offset of its own.
-            restored = restore(residual, operator, m, Noise(args.seed, next(numbers) << 32), step=args.step,
-                               beta=args.beta, stop=args.stop, limit=args.max_steps)
+            restored = restore(
+                residual,
+                operator,
+                m,
+                Noise(args.seed, next(numbers) << 32),
+                step=args.step,
+                beta=args.beta,
+                stop=args.stop,
+                limit=args.max_steps,
+            )
             samples.append(restored.images)
             steps, finished = max(steps, restored.steps), [*finished, restored.finished]
             bar.update()
         mean = torch.stack(samples).mean(0)
         errors.append((operator.forward(mean) - m).abs().max())
-        for name, images in (("measured", operator.picture(m)), ("pseudo-inverse", operator.pinv(m)),
-                             ("grey", operator.grey(m)), ("sample", samples[0]), ("mean", mean)):
+        for name, images in (
+            ("measured", operator.picture(m)),
+            ("pseudo-inverse", operator.pinv(m)),
+            ("grey", operator.grey(m)),
+            ("sample", samples[0]),
+            ("mean", mean),
+        ):
             columns[name].append(images)
     images = {name: torch.cat(parts) for name, parts in columns.items()}
-    result = dict(measured=operator.size / x[0].numel(), steps=steps,
-                  finished=float(torch.cat(finished).double().mean()), largest_error=float(torch.stack(errors).max()),
-                  seconds=round(time.perf_counter() - start, 1))
+    result = dict(
+        measured=operator.size / x[0].numel(),
+        steps=steps,
+        finished=float(torch.cat(finished).double().mean()),
+        largest_error=float(torch.stack(errors).max()),
+        seconds=round(time.perf_counter() - start, 1),
+    )
     for name, metric in (("psnr", psnr), ("ssim", ssim)):
         result[name] = {kind: float(metric(images[kind], x).mean()) for kind in images if kind != "measured"}
     return result, images
 
 
 def _row(problem, result):
-    cells = [f"{result[metric][kind]:{form}}" for metric, form in (("psnr", ".2f"), ("ssim", ".3f"))
-             for kind in ("pseudo-inverse", "grey", "sample", "mean")]
+    cells = [
+        f"{result[metric][kind]:{form}}"
+        for metric, form in (("psnr", ".2f"), ("ssim", ".3f"))
+        for kind in ("pseudo-inverse", "grey", "sample", "mean")
+    ]
     return [problem, f"{result['measured']:.1%}", *cells, result["steps"], result["seconds"]]
 
 
 def _picture(x, tiles, samples):
     """Draw a row per problem and a group per image; tiles carry their PSNR in dB."""
-    titles = {"measured": "measured", "pseudo-inverse": "pseudo-\ninverse", "sample": "one\nsample",
-              "mean": f"mean\nof {samples}"}
+    titles = {
+        "measured": "measured",
+        "pseudo-inverse": "pseudo-\ninverse",
+        "sample": "one\nsample",
+        "mean": f"mean\nof {samples}",
+    }
     groups = []
     for i, clean in enumerate(x):
         group = [("clean", clean.expand(len(tiles), *clean.shape), ())]
@@ -134,26 +178,72 @@ def _check(experiment):
 
 def _parser():
     parser = make_parser("restoration", __doc__, limit=16, batch_size=64)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
-                        help=f"of {', '.join(PROBLEMS)} (default: all)")
-    parser.add_argument("--samples", metavar="N", type=positive_int, default=4,
-                        help="restorations per image, whose mean is taken too (default: %(default)s)")
-    parser.add_argument("--block", metavar="PIXELS", type=positive_int,
-                        help="inpainting: side of the lost block (default: 3/8 of the shorter side)")
-    parser.add_argument("--ratio", metavar="SHARE", type=fraction, default=0.3,
-                        help="missing-pixels, compressive-sensing: measured share (default: %(default)s)")
-    parser.add_argument("--factor", metavar="N", type=positive_int, default=2,
-                        help="super-resolution: side of the squares that are averaged (default: %(default)s)")
-    parser.add_argument("--blur", metavar="PIXELS", type=positive_float, default=1.5,
-                        help="deblurring: deviation of the Gaussian (default: %(default)s)")
-    parser.add_argument("--step", metavar="H", type=fraction, default=0.1,
-                        help="share of the way that the first step takes (default: %(default)s)")
-    parser.add_argument("--beta", metavar="B", type=fraction, default=0.1,
-                        help="1: no noise on the way; the smaller, the slower and the better (default: %(default)s)")
-    parser.add_argument("--stop", metavar="SIGMA", type=positive_float, default=0.01,
-                        help="noise level to end at, in units of images in [0, 1] (default: %(default)s)")
-    parser.add_argument("--max-steps", metavar="N", type=positive_int, default=1000,
-                        help="end there in any case (default: %(default)s)")
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        choices=PROBLEMS,
+        default=list(PROBLEMS),
+        metavar="NAME",
+        help=f"of {', '.join(PROBLEMS)} (default: all)",
+    )
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=positive_int,
+        default=4,
+        help="restorations per image, whose mean is taken too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--block",
+        metavar="PIXELS",
+        type=positive_int,
+        help="inpainting: side of the lost block (default: 3/8 of the shorter side)",
+    )
+    parser.add_argument(
+        "--ratio",
+        metavar="SHARE",
+        type=fraction,
+        default=0.3,
+        help="missing-pixels, compressive-sensing: measured share (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--factor",
+        metavar="N",
+        type=positive_int,
+        default=2,
+        help="super-resolution: side of the squares that are averaged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--blur",
+        metavar="PIXELS",
+        type=positive_float,
+        default=1.5,
+        help="deblurring: deviation of the Gaussian (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="H",
+        type=fraction,
+        default=0.1,
+        help="share of the way that the first step takes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--beta",
+        metavar="B",
+        type=fraction,
+        default=0.1,
+        help="1: no noise on the way; the smaller, the slower and the better (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        metavar="SIGMA",
+        type=positive_float,
+        default=0.01,
+        help="noise level to end at, in units of images in [0, 1] (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-steps", metavar="N", type=positive_int, default=1000, help="end there in any case (default: %(default)s)"
+    )
     return parser
 
 

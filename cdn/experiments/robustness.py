@@ -7,16 +7,17 @@ An image counts as robust at a radius if none of the attacks, restarts and targe
 smaller one. Then looks for signs that gradients are masked, which would make a model look more robust than it is.
 Prints tables, and writes report.json and picture.png (after figure 4 of arXiv 2410.03505) into RUN/robustness.
 """
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..cli import positive_float, positive_int, run_command, whole_number
-from ..errors import CDNError
-from ..evaluation.style import COLORS, tidy
-from ..modes import evaluating
-from ..robustness import ATTACKS, NORMS, masking_checks, sweep
-from .command import Experiment, add_against, make_parser, text_table
+from cdn.cli import positive_float, positive_int, run_command, whole_number
+from cdn.errors import CDNError
+from cdn.evaluation.style import COLORS, tidy
+from cdn.experiments.command import Experiment, add_against, make_parser, text_table
+from cdn.modes import evaluating
+from cdn.robustness import ATTACKS, NORMS, masking_checks, sweep
 
 TITLES = dict(linf="L-infinity", l2="L2")
 # Radii are given and shown in these parts of the range from black to white.
@@ -50,15 +51,30 @@ def curve_table(results, norm):
     first, *_ = results["runs"].values()
     unit = "/255" if UNITS[norm] == 255 else ""
     header = [f"robust accuracy, {TITLES[norm]} radius", "0", *(f"{radius:g}{unit}" for radius in first[norm]["radii"])]
-    return text_table(header, [[name, *(f"{value:.1%}" for value in [run[norm]["clean"], *run[norm]["robust"]])]
-                               for name, run in results["runs"].items()])
+    return text_table(
+        header,
+        [
+            [name, *(f"{value:.1%}" for value in [run[norm]["clean"], *run[norm]["robust"]])]
+            for name, run in results["runs"].items()
+        ],
+    )
 
 
 def verdict_table(results, norms):
     """Return what the checks for gradient masking found, as text; a model that is always wrong has none."""
-    rows = [[check["check"], TITLES[norm], f"{run[norm]['check_radius']:g}", name,
-             "yes" if check["passed"] else "NO", check["measured"]]
-            for norm in norms for name, run in results["runs"].items() for check in run[norm]["checks"]]
+    rows = [
+        [
+            check["check"],
+            TITLES[norm],
+            f"{run[norm]['check_radius']:g}",
+            name,
+            "yes" if check["passed"] else "NO",
+            check["measured"],
+        ]
+        for norm in norms
+        for name, run in results["runs"].items()
+        for check in run[norm]["checks"]
+    ]
     return text_table(["no sign of masked gradients if", "norm", "radius", "run", "holds", "measured"], rows)
 
 
@@ -86,23 +102,63 @@ def _parse(argv):
     parser = make_parser("robustness", __doc__, limit=100)
     add_against(parser)
     group = parser.add_argument_group("attack")
-    group.add_argument("--attack", nargs="+", choices=ATTACKS, default=["apgd-ce", "apgd-dlr"], metavar="NAME",
-                       help=f"attacks to try in turn, of {', '.join(ATTACKS)} (default: apgd-ce apgd-dlr)")
-    group.add_argument("--steps", metavar="N", type=positive_int, default=50,
-                       help="steps of each attack (default: %(default)s)")
-    group.add_argument("--restarts", metavar="N", type=positive_int, default=1,
-                       help="random starts of each attack (default: %(default)s)")
-    group.add_argument("--targeted", metavar="K", type=whole_number, default=0,
-                       help="aim at each of the K most likely wrong classes in turn (default: 0, at none)")
-    group.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS), metavar="NORM",
-                       help="linf, l2 or both (default: both)")
-    group.add_argument("--radii-linf", nargs="+", type=positive_float, default=DEFAULT_RADII["linf"], metavar="R",
-                       help="in grey levels of 255 (default: 1 2 4 8 16 32 64)")
-    group.add_argument("--radii-l2", nargs="+", type=positive_float, default=DEFAULT_RADII["l2"], metavar="R",
-                       help="in units where white is 1, over all values of an image (default: 0.1 0.25 0.5 1 2 4)")
-    group.add_argument("--checks", metavar="N", type=whole_number, default=50,
-                       help="look for masked gradients on the first N images that are classified rightly, at the "
-                            "radius that about half of all withstand; 0 for not at all (default: %(default)s)")
+    group.add_argument(
+        "--attack",
+        nargs="+",
+        choices=ATTACKS,
+        default=["apgd-ce", "apgd-dlr"],
+        metavar="NAME",
+        help=f"attacks to try in turn, of {', '.join(ATTACKS)} (default: apgd-ce apgd-dlr)",
+    )
+    group.add_argument(
+        "--steps", metavar="N", type=positive_int, default=50, help="steps of each attack (default: %(default)s)"
+    )
+    group.add_argument(
+        "--restarts",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="random starts of each attack (default: %(default)s)",
+    )
+    group.add_argument(
+        "--targeted",
+        metavar="K",
+        type=whole_number,
+        default=0,
+        help="aim at each of the K most likely wrong classes in turn (default: 0, at none)",
+    )
+    group.add_argument(
+        "--norms",
+        nargs="+",
+        choices=NORMS,
+        default=list(NORMS),
+        metavar="NORM",
+        help="linf, l2 or both (default: both)",
+    )
+    group.add_argument(
+        "--radii-linf",
+        nargs="+",
+        type=positive_float,
+        default=DEFAULT_RADII["linf"],
+        metavar="R",
+        help="in grey levels of 255 (default: 1 2 4 8 16 32 64)",
+    )
+    group.add_argument(
+        "--radii-l2",
+        nargs="+",
+        type=positive_float,
+        default=DEFAULT_RADII["l2"],
+        metavar="R",
+        help="in units where white is 1, over all values of an image (default: 0.1 0.25 0.5 1 2 4)",
+    )
+    group.add_argument(
+        "--checks",
+        metavar="N",
+        type=whole_number,
+        default=50,
+        help="look for masked gradients on the first N images that are classified rightly, at the "
+        "radius that about half of all withstand; 0 for not at all (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -111,15 +167,27 @@ def _measure(model, x, labels, norm, experiment):
     args, unit = experiment.args, UNITS[norm]
     radii = sorted(args.radii_linf if norm == "linf" else args.radii_l2)
     options = dict(steps=args.steps, seed=args.seed, batch_size=args.batch_size)
-    curve = sweep(model, x, labels, norm, [radius / unit for radius in radii], args.attack, restarts=args.restarts,
-                  targeted=args.targeted, progress=experiment.progress, **options)
+    curve = sweep(
+        model,
+        x,
+        labels,
+        norm,
+        [radius / unit for radius in radii],
+        args.attack,
+        restarts=args.restarts,
+        targeted=args.targeted,
+        progress=experiment.progress,
+        **options,
+    )
     result = dict(radii=radii, clean=curve.clean_accuracy, robust=curve.robust_accuracy, checks=[])
-    right = curve.broken_at.nonzero()[:args.checks, 0]
+    right = curve.broken_at.nonzero()[: args.checks, 0]
     if len(right):
-        _, radius = min((abs(accuracy - curve.clean_accuracy / 2), radius)
-                        for accuracy, radius in zip(curve.robust_accuracy, radii))
-        verdicts = masking_checks(model, x[right], labels[right], norm, radius / unit, queries=10 * args.steps,
-                                  **options)
+        _, radius = min(
+            (abs(accuracy - curve.clean_accuracy / 2), radius) for accuracy, radius in zip(curve.robust_accuracy, radii)
+        )
+        verdicts = masking_checks(
+            model, x[right], labels[right], norm, radius / unit, queries=10 * args.steps, **options
+        )
         result |= dict(check_radius=radius, checks=[verdict._asdict() for verdict in verdicts])
     return result
 

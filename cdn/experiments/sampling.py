@@ -9,24 +9,24 @@ the model itself, or of --classifier, pooled from its last stage: not the usual 
 the other rows of its table, test images (a floor) and uniform noise (a ceiling). All sets have --limit images, as few
 images make the distance larger.
 """
+
 import time
 from pathlib import Path
 
 import torch
 
+from cdn.cli import positive_float, positive_int, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION, accuracy
+from cdn.evaluation.grid import draw_grid
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.model import DirectDenoiser
+from cdn.modes import evaluating
+from cdn.prior.ascent import ascend
+from cdn.prior.langevin import langevin, noise_ladder
+from cdn.prior.likeness import frechet_distance, nearest_images, pooled_features
+from cdn.prior.residual import blind_residual, noisy_start
 from cdn_kernels import Noise
-
-from ..cli import positive_float, positive_int, run_command
-from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION, accuracy
-from ..evaluation.grid import draw_grid
-from ..model import DirectDenoiser
-from ..modes import evaluating
-from ..prior.ascent import ascend
-from ..prior.langevin import langevin, noise_ladder
-from ..prior.likeness import frechet_distance, nearest_images, pooled_features
-from ..prior.residual import blind_residual, noisy_start
-from .command import Experiment, make_parser, text_table
 
 METHODS = ("ascent", "langevin")
 PER_CLASS, SHOWN = 5, 8
@@ -59,16 +59,26 @@ def main(argv=None):
         start = time.perf_counter()
         images, steps = draw(experiment, method, label, count, EVALUATION + SET * position)
         samples[method + suffix] = images
-        rows[method + suffix] = dict(steps=steps, seconds=time.perf_counter() - start,
-                                     agreement=_agreement(judge, args, images, label))
+        rows[method + suffix] = dict(
+            steps=steps, seconds=time.perf_counter() - start, agreement=_agreement(judge, args, images, label)
+        )
     noise = torch.rand(test.shape, generator=torch.Generator().manual_seed(args.seed)).to(experiment.device)
     sets = samples | {"test images": test, "uniform noise": noise}
     nearest = measure(experiment, judge, sets, rows)
-    print(f"{args.run}: {count} images of each kind, features of {args.classifier or args.run}, chance of agreement "
-          f"1/{classes}")
+    print(
+        f"{args.run}: {count} images of each kind, features of {args.classifier or args.run}, chance of agreement "
+        f"1/{classes}"
+    )
     header = ["images", "Fréchet distance", "nearest training image", "classified as meant", "steps", "seconds"]
-    print(text_table(header, [[name, *map(row.get, ("frechet", "nearest", "agreement", "steps", "seconds"))]
-                              for name, row in rows.items()]))
+    print(
+        text_table(
+            header,
+            [
+                [name, *map(row.get, ("frechet", "nearest", "agreement", "steps", "seconds"))]
+                for name, row in rows.items()
+            ],
+        )
+    )
     experiment.save_figure(_grid(samples, run.dataset.classes))
     experiment.save_figure(_pairs(sets, nearest), "nearest.png")
     experiment.write(dict(count=count, features=str(args.classifier or args.run), chance=1 / classes, sets=rows))
@@ -93,20 +103,37 @@ def draw(experiment, method, label, count, offset):
             residual = blind_residual(run.model, None if label is None else label[indices], guidance=args.guidance)
             y = noisy_start((len(indices), *run.dataset.shape), key, sigma=run.levels.high, device=experiment.device)
             if method == "ascent":
-                y, path, finished = ascend(residual, y, key, step=args.step, beta=args.beta, stop=run.levels.low,
-                                           limit=args.step_limit, progress=experiment.progress)
+                y, path, finished = ascend(
+                    residual,
+                    y,
+                    key,
+                    step=args.step,
+                    beta=args.beta,
+                    stop=run.levels.low,
+                    limit=args.step_limit,
+                    progress=experiment.progress,
+                )
                 steps += len(path) * len(indices)
                 if not finished.all():
                     print(f"ascent: {int((~finished).sum())} samples still had noise after {args.step_limit} steps")
             else:
-                y = langevin(residual, y, levels, key, step=args.langevin_step, repeats=args.repeats,
-                             progress=experiment.progress)
+                y = langevin(
+                    residual,
+                    y,
+                    levels,
+                    key,
+                    step=args.langevin_step,
+                    repeats=args.repeats,
+                    progress=experiment.progress,
+                )
                 steps += args.levels * args.repeats * len(indices)
             images.append(y.clamp(0, 1))
     images = torch.cat(images)
     if not images.isfinite().all():
-        raise CDNError(f"{method}: the walk diverged, as the network denoises too badly for it: try "
-                       f"{'a greater --beta' if method == 'ascent' else 'a smaller --langevin-step'}")
+        raise CDNError(
+            f"{method}: the walk diverged, as the network denoises too badly for it: try "
+            f"{'a greater --beta' if method == 'ascent' else 'a smaller --langevin-step'}"
+        )
     return images, steps / count
 
 
@@ -150,10 +177,10 @@ def _grid(samples, classes):
     groups = []
     for name, images in samples.items():
         # Sample i is of class i modulo the number of classes.
-        columns = images[:PER_CLASS * len(classes)].split(len(classes))
+        columns = images[: PER_CLASS * len(classes)].split(len(classes))
         title = name.replace(", ", "\n") if "," in name else f"{name}\nof any class"
         groups.append([(title if i == len(columns) // 2 else "", column, ()) for i, column in enumerate(columns)])
-    return draw_grid(groups, classes[:len(images)])
+    return draw_grid(groups, classes[: len(images)])
 
 
 def _pairs(sets, nearest):
@@ -162,35 +189,82 @@ def _pairs(sets, nearest):
     for name, images in sets.items():
         found, distance = nearest[name]
         captions = [f"{value:.3f}" for value in distance[:SHOWN].tolist()]
-        groups.append([(name.replace(", ", "\n"), images[:SHOWN], ()),
-                       ("nearest in\ntraining", found[:SHOWN], captions)])
+        groups.append(
+            [(name.replace(", ", "\n"), images[:SHOWN], ()), ("nearest in\ntraining", found[:SHOWN], captions)]
+        )
     return draw_grid(groups)
 
 
 def _parser():
     parser = make_parser("sampling", __doc__, limit=100, batch_size=100)
-    parser.add_argument("--methods", metavar="NAME", choices=METHODS, nargs="+", default=METHODS,
-                        help=f"samplers: {', '.join(METHODS)} (default: both)")
-    parser.add_argument("--classifier", metavar="RUN", type=Path,
-                        help="run whose features and classes judge the samples (default: the model itself)")
-    parser.add_argument("--reference", metavar="N", type=positive_int, default=2000,
-                        help="training images to compare features with (default: %(default)s)")
-    parser.add_argument("--guidance", metavar="W", type=positive_float, default=1.0,
-                        help="how many times to take the difference that the class makes (default: %(default)s)")
+    parser.add_argument(
+        "--methods",
+        metavar="NAME",
+        choices=METHODS,
+        nargs="+",
+        default=METHODS,
+        help=f"samplers: {', '.join(METHODS)} (default: both)",
+    )
+    parser.add_argument(
+        "--classifier",
+        metavar="RUN",
+        type=Path,
+        help="run whose features and classes judge the samples (default: the model itself)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="N",
+        type=positive_int,
+        default=2000,
+        help="training images to compare features with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--guidance",
+        metavar="W",
+        type=positive_float,
+        default=1.0,
+        help="how many times to take the difference that the class makes (default: %(default)s)",
+    )
     ascent = parser.add_argument_group("stochastic ascent")
-    ascent.add_argument("--step", metavar="H", type=positive_float, default=0.01,
-                        help="share of the residual of the first step (default: %(default)s)")
-    ascent.add_argument("--beta", metavar="B", type=positive_float, default=0.2,
-                        help="1 puts no noise back; less takes longer (default: %(default)s)")
-    ascent.add_argument("--step-limit", metavar="N", type=positive_int, default=2000,
-                        help="greatest number of steps (default: %(default)s)")
+    ascent.add_argument(
+        "--step",
+        metavar="H",
+        type=positive_float,
+        default=0.01,
+        help="share of the residual of the first step (default: %(default)s)",
+    )
+    ascent.add_argument(
+        "--beta",
+        metavar="B",
+        type=positive_float,
+        default=0.2,
+        help="1 puts no noise back; less takes longer (default: %(default)s)",
+    )
+    ascent.add_argument(
+        "--step-limit",
+        metavar="N",
+        type=positive_int,
+        default=2000,
+        help="greatest number of steps (default: %(default)s)",
+    )
     dynamics = parser.add_argument_group("annealed Langevin dynamics")
-    dynamics.add_argument("--langevin-step", metavar="H", type=positive_float, default=0.1,
-                          help="share of the residual of each step (default: %(default)s)")
-    dynamics.add_argument("--levels", metavar="N", type=positive_int, default=10,
-                          help="noise levels, from the highest of the training to the lowest (default: %(default)s)")
-    dynamics.add_argument("--repeats", metavar="N", type=positive_int, default=10,
-                          help="steps at each level (default: %(default)s)")
+    dynamics.add_argument(
+        "--langevin-step",
+        metavar="H",
+        type=positive_float,
+        default=0.1,
+        help="share of the residual of each step (default: %(default)s)",
+    )
+    dynamics.add_argument(
+        "--levels",
+        metavar="N",
+        type=positive_int,
+        default=10,
+        help="noise levels, from the highest of the training to the lowest (default: %(default)s)",
+    )
+    dynamics.add_argument(
+        "--repeats", metavar="N", type=positive_int, default=10, help="steps at each level (default: %(default)s)"
+    )
     return parser
 
 

@@ -8,9 +8,10 @@ density of the latent (for pixels, the classifier of Schott et al. 2018). As a c
 the class of the most similar of a few training images. All are measured on clean images, on noisy ones, and on images
 shifted by a pixel. Prints a table, and writes report.json, picture.png and reconstructions.png into RUN/similarities.
 
-example:
+Example:
   python -m cdn.experiments.similarities runs/cifar10 --limit 200 --search pixels SSIM --classifier runs/resnet
 """
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +20,28 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from cdn.cli import positive_int, run_command, whole_number
+from cdn.denoise import parse_sigma
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.grid import draw_grid
+from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
+from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.modes import evaluating
+from cdn.reconstruction import ClassGenerators, fit, infer
+from cdn.reconstruction.similarities import (
+    FEATURES,
+    INFORMATION,
+    PIXELS,
+    SSIM,
+    Structural,
+    features,
+    in_nats,
+    information,
+    nearest_class,
+    pixels,
+)
 from cdn_kernels import Noise, sample_noise
-
-from ..cli import positive_int, run_command, whole_number
-from ..denoise import parse_sigma
-from ..errors import CDNError
-from ..evaluation.evaluate import EVALUATION
-from ..evaluation.grid import draw_grid
-from ..evaluation.style import BLUE, GREY, ORANGE, tidy
-from ..modes import evaluating
-from ..reconstruction import ClassGenerators, fit, infer
-from ..reconstruction.similarities import (FEATURES, INFORMATION, PIXELS, SSIM, Structural, features, in_nats,
-                                           information, nearest_class, pixels)
-from .command import Experiment, make_parser, text_table
 
 NAMES = PIXELS, SSIM, FEATURES, INFORMATION
 JUDGED, SEARCHED, NEIGHBOUR = "judged", "searched", "neighbour"
@@ -57,10 +67,16 @@ def main(argv=None):
             shares, made = measure(experiment, generators, classifier.model, levels, training, labels)
     except ValueError as error:
         raise CDNError(f"{run.path}: {error}") from None
-    results = dict(images=min(args.limit, len(run.dataset.test)), training=len(training),
-                   sigma=float(generators.sigma.detach()), accuracy=shares)
-    print(f"{results['images']} test images of {run.dataset.name}, generators of {len(training)} training images, "
-          f"pixel deviation {results['sigma']:.3f}; neighbours among {args.examples} images of each class")
+    results = dict(
+        images=min(args.limit, len(run.dataset.test)),
+        training=len(training),
+        sigma=float(generators.sigma.detach()),
+        accuracy=shares,
+    )
+    print(
+        f"{results['images']} test images of {run.dataset.name}, generators of {len(training)} training images, "
+        f"pixel deviation {results['sigma']:.3f}; neighbours among {args.examples} images of each class"
+    )
     print(table(shares))
     experiment.save_figure(picture(shares, results["images"]))
     experiment.save_figure(made, "reconstructions.png")
@@ -70,11 +86,18 @@ def main(argv=None):
 def measure(experiment, generators, classifier, levels, training, labels):
     """Return accuracies by way, similarity and kind of image, and a figure of what was reconstructed."""
     args, run = experiment.args, experiment.run
-    similarities = {PIXELS: pixels(), SSIM: Structural(), FEATURES: features(classifier),
-                    INFORMATION: information(run.model, levels, nodes=args.nodes, noise=Noise(args.seed))}
+    similarities = {
+        PIXELS: pixels(),
+        SSIM: Structural(),
+        FEATURES: features(classifier),
+        INFORMATION: information(run.model, levels, nodes=args.nodes, noise=Noise(args.seed)),
+    }
     x, truth = experiment.test_images()
-    kinds = {"clean": x, f"σ = {round(255 * args.sigma)}/255":
-             sample_noise(x, args.sigma, Noise(args.seed, EVALUATION))[0].clamp(0, 1), "shifted": shifted(x)}
+    kinds = {
+        "clean": x,
+        f"σ = {round(255 * args.sigma)}/255": sample_noise(x, args.sigma, Noise(args.seed, EVALUATION))[0].clamp(0, 1),
+        "shifted": shifted(x),
+    }
     found = {kind: infer(generators, images, **_search(args)) for kind, images in kinds.items()}
     chosen = _few_of_each(labels, args.examples)
     sigma = generators.sigma.detach()
@@ -85,16 +108,24 @@ def measure(experiment, generators, classifier, levels, training, labels):
     with torch.no_grad(), tqdm(similarities.items(), leave=False, disable=not experiment.progress) as bar:
         for name, similarity in bar:
             bar.set_description(name)
-            shares[JUDGED][name] = {kind: right(_in_parts(similarity, images, found[kind].reconstructions,
-                                                          args.batch_size).argmin(1)) for kind, images in kinds.items()}
+            shares[JUDGED][name] = {
+                kind: right(_in_parts(similarity, images, found[kind].reconstructions, args.batch_size).argmin(1))
+                for kind, images in kinds.items()
+            }
             shares[NEIGHBOUR][name] = {
-                kind: right(nearest_class(similarity, images, training[chosen], labels[chosen],
-                                          generators.classes).argmin(1)) for kind, images in kinds.items()}
+                kind: right(
+                    nearest_class(similarity, images, training[chosen], labels[chosen], generators.classes).argmin(1)
+                )
+                for kind, images in kinds.items()
+            }
             if name in args.search:
                 distance = in_nats(similarity, training[chosen], own, sigma)
                 shares[SEARCHED][name] = {
-                    kind: right(infer(generators, images, distance, batch_size=args.batch_size,
-                                      **_search(args)).bound.argmax(1)) for kind, images in kinds.items()}
+                    kind: right(
+                        infer(generators, images, distance, batch_size=args.batch_size, **_search(args)).bound.argmax(1)
+                    )
+                    for kind, images in kinds.items()
+                }
     return shares, draw_reconstructions(kinds, found, truth, run.dataset.classes)
 
 
@@ -107,22 +138,31 @@ def table(shares):
     """Return the accuracies as text: a row per similarity, a column per way and kind of image."""
     kinds = list(shares[JUDGED][PIXELS])
     cell = lambda way, name, kind: f"{shares[way][name][kind]:.1%}" if name in shares[way] else None
-    return text_table(["accuracy", *(f"{way}, {kind}" for way in shares for kind in kinds)],
-                      [[name, *(cell(way, name, kind) for way in shares for kind in kinds)] for name in NAMES])
+    return text_table(
+        ["accuracy", *(f"{way}, {kind}" for way in shares for kind in kinds)],
+        [[name, *(cell(way, name, kind) for way in shares for kind in kinds)] for name in NAMES],
+    )
 
 
 def picture(shares, count):
     """Draw the accuracies: a panel per way, a group of bars per similarity."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
-    titles = {JUDGED: "most similar reconstruction,\nfound by pixels", NEIGHBOUR: "most similar training image\n",
-              SEARCHED: "best explanation, searched by\nthe similarity and the latent's density"}
+    titles = {
+        JUDGED: "most similar reconstruction,\nfound by pixels",
+        NEIGHBOUR: "most similar training image\n",
+        SEARCHED: "best explanation, searched by\nthe similarity and the latent's density",
+    }
     kinds = list(shares[JUDGED][PIXELS])
     panels = figure.subplots(1, 3, sharey=True)
     for axes, way in zip(panels, shares):
         for k, (kind, color) in enumerate(zip(kinds, (GREY, BLUE, ORANGE))):
-            drawn = axes.bar([place + 0.27 * (k - 1) for place, name in enumerate(NAMES) if name in shares[way]],
-                             [100 * shares[way][name][kind] for name in NAMES if name in shares[way]], 0.25,
-                             color=color, label=kind)
+            drawn = axes.bar(
+                [place + 0.27 * (k - 1) for place, name in enumerate(NAMES) if name in shares[way]],
+                [100 * shares[way][name][kind] for name in NAMES if name in shares[way]],
+                0.25,
+                color=color,
+                label=kind,
+            )
             axes.bar_label(drawn, fmt="%.0f", fontsize=7)
         axes.set_xticks(range(len(NAMES)), NAMES)
         tidy(axes, title=titles[way])
@@ -140,8 +180,13 @@ def draw_reconstructions(kinds, found, labels, classes):
     for kind, images in kinds.items():
         made = found[kind].reconstructions
         wrong = (labels + 1) % made.shape[1]
-        groups.append([(kind, images[:ROWS], ()), ("own\nclass", made[rows, labels[rows]], ()),
-                       ("another\nclass", made[rows, wrong[rows]], [classes[c] for c in wrong[:ROWS].tolist()])])
+        groups.append(
+            [
+                (kind, images[:ROWS], ()),
+                ("own\nclass", made[rows, labels[rows]], ()),
+                ("another\nclass", made[rows, wrong[rows]], [classes[c] for c in wrong[:ROWS].tolist()]),
+            ]
+        )
     return draw_grid(groups, [classes[c] for c in labels[:ROWS].tolist()])
 
 
@@ -170,25 +215,55 @@ def _parser():
     parser = make_parser("similarities", __doc__, limit=100, batch_size=8)
     add = parser.add_argument
     add("--classifier", metavar="RUN2", type=Path, help="whose features to compare (default: RUN itself)")
-    add("--search", choices=NAMES, nargs="+", default=[PIXELS, SSIM, FEATURES],
-        help="the similarities to search by; information takes long (default: pixels SSIM features)")
-    add("--sigma", metavar="S", type=parse_sigma, default=25 / 255,
-        help="noise level of noisy images, as 0.1 or 25/255; they are clipped (default: 25/255)")
-    add("--examples", metavar="N", type=positive_int, default=20,
-        help="training images of each class that are neighbours (default: %(default)s)")
-    add("--nodes", metavar="N", type=positive_int, default=4,
-        help="noise levels of information (default: %(default)s)")
-    add("--low", metavar="S", type=parse_sigma,
-        help="lowest noise level of information, as 0.1 or 25/255 (default: that of the training)")
+    add(
+        "--search",
+        choices=NAMES,
+        nargs="+",
+        default=[PIXELS, SSIM, FEATURES],
+        help="the similarities to search by; information takes long (default: pixels SSIM features)",
+    )
+    add(
+        "--sigma",
+        metavar="S",
+        type=parse_sigma,
+        default=25 / 255,
+        help="noise level of noisy images, as 0.1 or 25/255; they are clipped (default: 25/255)",
+    )
+    add(
+        "--examples",
+        metavar="N",
+        type=positive_int,
+        default=20,
+        help="training images of each class that are neighbours (default: %(default)s)",
+    )
+    add("--nodes", metavar="N", type=positive_int, default=4, help="noise levels of information (default: %(default)s)")
+    add(
+        "--low",
+        metavar="S",
+        type=parse_sigma,
+        help="lowest noise level of information, as 0.1 or 25/255 (default: that of the training)",
+    )
     group = parser.add_argument_group("generators")
-    group.add_argument("--train-images", metavar="N", type=positive_int, default=5000,
-                       help="to train on, at most (default: %(default)s)")
-    group.add_argument("--train-steps", metavar="N", type=positive_int, default=500,
-                       help="of the training (default: %(default)s)")
-    group.add_argument("--width", metavar="N", type=positive_int, default=128,
-                       help="of the widest hidden layer (default: %(default)s)")
-    group.add_argument("--steps", metavar="N", type=whole_number, default=30,
-                       help="of each search, from what the encoder says (default: %(default)s)")
+    group.add_argument(
+        "--train-images",
+        metavar="N",
+        type=positive_int,
+        default=5000,
+        help="to train on, at most (default: %(default)s)",
+    )
+    group.add_argument(
+        "--train-steps", metavar="N", type=positive_int, default=500, help="of the training (default: %(default)s)"
+    )
+    group.add_argument(
+        "--width", metavar="N", type=positive_int, default=128, help="of the widest hidden layer (default: %(default)s)"
+    )
+    group.add_argument(
+        "--steps",
+        metavar="N",
+        type=whole_number,
+        default=30,
+        help="of each search, from what the encoder says (default: %(default)s)",
+    )
     return parser
 
 

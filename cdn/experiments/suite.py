@@ -7,26 +7,33 @@ Run again, it goes on: training resumes from its last checkpoint, and what has f
 is named in the table at the end, and the others run. Everything a command prints is also in OUT/logs. The budget is
 that of training; experiments take their defaults, and each can be repeated alone with more images by its own command.
 """
+
 import argparse
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from ..cli import run_command, run_logged
-from ..data import DATASETS
-from ..errors import CDNError
-from .command import REPORT, make_folder, text_table
+from cdn.cli import run_command, run_logged
+from cdn.data import DATASETS
+from cdn.errors import CDNError
+from cdn.experiments.command import REPORT, make_folder, text_table
 
 # Options of training by budget, and what a joint energy model adds to them: shorter chains than its paper's, so that
 # its training takes two to three times as long as that of the others, and few enough that each of them moves often.
 # Learning curves are a dozen runs of their own and get fewer steps.
 _CPU = ["--width", "24", "--batch-size", "64", "--precision", "bf16", "--device", "cpu", "--steps"]
 _GPU = ["--batch-size", "256", "--precision", "bf16", "--device", "cuda", "--epochs"]
-BUDGETS = {"default": ([], []), "cpu": ([*_CPU, "5400"], ["--jem-steps", "5", "--jem-buffer", "1000"]),
-           "gpu": ([*_GPU, "200"], ["--jem-steps", "5"])}
-CURVE_STEPS = {"default": [], "cpu": [*_CPU, "800", "--width", "16"],
-               "gpu": ["--batch-size", "64", "--precision", "bf16", "--device", "cuda", "--steps", "8000"]}
+BUDGETS = {
+    "default": ([], []),
+    "cpu": ([*_CPU, "5400"], ["--jem-steps", "5", "--jem-buffer", "1000"]),
+    "gpu": ([*_GPU, "200"], ["--jem-steps", "5"]),
+}
+CURVE_STEPS = {
+    "default": [],
+    "cpu": [*_CPU, "800", "--width", "16"],
+    "gpu": ["--batch-size", "64", "--precision", "bf16", "--device", "cuda", "--steps", "8000"],
+}
 CURVE_SIZES = {"digits": ("100", "300", "1437"), "cifar10": ("100", "1000", "10000", "50000")}
 PATCHES = ["--crop-size", "48", "--crop-padding", "0", "--batch-size", "32"]
 FAILED = "FAILED, see its log"
@@ -88,44 +95,78 @@ def plan(args):
         "resnet": ["--model", f"resnet{suffix}", *usual],
         "resnet-clean": ["--model", f"resnet{suffix}", "--clean-share", "1", *usual],
         "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
-        "jem": ["--objective", "jem", *chains, *usual]}
+        "jem": ["--objective", "jem", *chains, *usual],
+    }
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     runs = {name: args.out / name for name in models}
-    stages = {f"train-{name}": _training(runs[name], ["--data", args.data, *data, *options])
-              for name, options in models.items()}
+    stages = {
+        f"train-{name}": _training(runs[name], ["--data", args.data, *data, *options])
+        for name, options in models.items()
+    }
     for name, run in runs.items():
         stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / "evaluation.json")
-    stages["compare"] = Stage(["cdn.experiments.compare", *map(str, runs.values()), "--out",
-                               str(args.out / "comparison")], args.out / "comparison" / "comparison.png")
+    stages["compare"] = Stage(
+        ["cdn.experiments.compare", *map(str, runs.values()), "--out", str(args.out / "comparison")],
+        args.out / "comparison" / "comparison.png",
+    )
     classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
-    experiments = {"denoisers": [], "jacobian": [], "robustness": classifiers, "outliers": [],
-                   "sampling": ["--classifier", str(runs["resnet"])], "restoration": [],
-                   "reconstruction": [], "denoising_classifier": [], "similarities": [], "out_of_domain": []}
+    experiments = {
+        "denoisers": [],
+        "jacobian": [],
+        "robustness": classifiers,
+        "outliers": [],
+        "sampling": ["--classifier", str(runs["resnet"])],
+        "restoration": [],
+        "reconstruction": [],
+        "denoising_classifier": [],
+        "similarities": [],
+        "out_of_domain": [],
+    }
     if args.photographs:
         experiments["photographs"] = ["--images", args.photographs]
     if args.patches:
         patches = args.out / "patches"
-        stages["train-patches"] = _training(patches, [
-            "--data", "imagefolder", "--data-dir", args.patches, *denoising, *usual, *PATCHES])
+        stages["train-patches"] = _training(
+            patches, ["--data", "imagefolder", "--data-dir", args.patches, *denoising, *usual, *PATCHES]
+        )
         if args.photographs:
-            stages["photographs-patches"] = Stage(["cdn.experiments.photographs", str(patches), "--images",
-                                                   args.photographs], patches / "photographs" / REPORT)
+            stages["photographs-patches"] = Stage(
+                ["cdn.experiments.photographs", str(patches), "--images", args.photographs],
+                patches / "photographs" / REPORT,
+            )
     for name, options in experiments.items():
-        stages[name] = Stage([f"cdn.experiments.{name}", str(runs["joint"]), *options, *data],
-                             runs["joint"] / name / REPORT)
+        stages[name] = Stage(
+            [f"cdn.experiments.{name}", str(runs["joint"]), *options, *data], runs["joint"] / name / REPORT
+        )
     for name in ("resnet-clean", "resnet"):
         out = args.out / f"protect-{name}"
-        stages[out.name] = Stage(["cdn.experiments.protect", str(runs["joint"]), "--classifier", str(runs[name]),
-                                  *data, "--out", str(out)], out / REPORT)
-    stages["certify"] = Stage(["cdn.certify", str(runs["joint"]), *classifiers, *data],
-                              runs["joint"] / "certify" / REPORT)
-    stages["bounds"] = Stage(["cdn.experiments.bounds", "--out", str(args.out / "bounds")],
-                             args.out / "bounds" / REPORT)
+        stages[out.name] = Stage(
+            ["cdn.experiments.protect", str(runs["joint"]), "--classifier", str(runs[name]), *data, "--out", str(out)],
+            out / REPORT,
+        )
+    stages["certify"] = Stage(
+        ["cdn.certify", str(runs["joint"]), *classifiers, *data], runs["joint"] / "certify" / REPORT
+    )
+    stages["bounds"] = Stage(
+        ["cdn.experiments.bounds", "--out", str(args.out / "bounds")], args.out / "bounds" / REPORT
+    )
     if args.data in CURVE_SIZES:
         curves = args.out / "learning_curves"
-        stages[curves.name] = Stage(["cdn.experiments.learning_curves", "--data", args.data, *data, "--sizes",
-                                     *CURVE_SIZES[args.data], *CURVE_STEPS[args.budget], *args.training, "--out",
-                                     str(curves)], curves / REPORT)
+        stages[curves.name] = Stage(
+            [
+                "cdn.experiments.learning_curves",
+                "--data",
+                args.data,
+                *data,
+                "--sizes",
+                *CURVE_SIZES[args.data],
+                *CURVE_STEPS[args.budget],
+                *args.training,
+                "--out",
+                str(curves),
+            ],
+            curves / REPORT,
+        )
     return stages
 
 
@@ -133,24 +174,40 @@ def _training(run, options):
     """Return the stage that begins a run, or goes on with one that has begun."""
     # The configuration is there from the first step on, the curves after the last.
     begun = (run / "config.json").exists()
-    return Stage(["cdn.train", *(["--resume", str(run)] if begun else [*options, "--out", str(run)])],
-                 run / "curves.png")
+    return Stage(
+        ["cdn.train", *(["--resume", str(run)] if begun else [*options, "--out", str(run)])], run / "curves.png"
+    )
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m cdn.experiments.suite", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cdn.experiments.suite",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", choices=DATASETS, default="digits", help="data set (default: %(default)s)")
     parser.add_argument("--data-dir", metavar="DIR", help="its folder")
-    parser.add_argument("--budget", choices=BUDGETS, default="default",
-                        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all "
-                             "that a GPU is for (gpu) (default: %(default)s)")
-    parser.add_argument("--training", metavar="OPTION", nargs=argparse.REMAINDER, default=[],
-                        help="further options of python -m cdn.train, for all models; the last of the command line")
+    parser.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="default",
+        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all "
+        "that a GPU is for (gpu) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--training",
+        metavar="OPTION",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="further options of python -m cdn.train, for all models; the last of the command line",
+    )
     parser.add_argument("--photographs", metavar="FOLDER", help="whole photographs to denoise (default: none)")
-    parser.add_argument("--patches", metavar="FOLDER",
-                        help="an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) on whose patches a further model "
-                             "learns to denoise, for the photographs (default: none)")
+    parser.add_argument(
+        "--patches",
+        metavar="FOLDER",
+        help="an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) on whose patches a further model "
+        "learns to denoise, for the photographs (default: none)",
+    )
     parser.add_argument("--only", metavar="STAGE", nargs="+", help="some of the stages, in the usual order")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where all runs and results go")

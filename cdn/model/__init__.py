@@ -1,6 +1,7 @@
 """Networks: the joint model and its baselines."""
-from .baselines import DirectDenoiser, ResNet
-from .gradresnet import GradResNet, gradresnet18, gradresnet34, gradresnet_small
+
+from cdn.model.baselines import DirectDenoiser, ResNet
+from cdn.model.gradresnet import GradResNet, gradresnet18, gradresnet34, gradresnet_small
 
 KINDS = {"gradresnet": GradResNet, "resnet": ResNet, "denoiser": DirectDenoiser}
 
@@ -21,5 +22,13 @@ def build(config):
         raise ValueError(f"model config of kind {kind!r} does not fit: {error}") from None
 
 
-__all__ = ["KINDS", "DirectDenoiser", "GradResNet", "ResNet", "build", "gradresnet18", "gradresnet34",
-           "gradresnet_small"]
+__all__ = [
+    "KINDS",
+    "DirectDenoiser",
+    "GradResNet",
+    "ResNet",
+    "build",
+    "gradresnet18",
+    "gradresnet34",
+    "gradresnet_small",
+]

@@ -1,5 +1,6 @@
 """What a model can do, by its kind and by what it was trained on."""
-from .baselines import DirectDenoiser, ResNet
+
+from cdn.model.baselines import DirectDenoiser, ResNet
 
 
 def classifies(model, objective=None):

@@ -1,9 +1,10 @@
 """Baselines of like size: a classifier that cannot denoise and a denoiser that cannot classify."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .gradresnet import Filters, Trunk, check_images, per_channel
+from cdn.model.gradresnet import Filters, Trunk, check_images, per_channel
 
 
 class ResNet(nn.Module):
@@ -14,8 +15,9 @@ class ResNet(nn.Module):
 
     def __init__(self, num_classes=10, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar", mean=0.5):
         super().__init__()
-        self.config = dict(kind="resnet", num_classes=num_classes, in_channels=in_channels, width=width,
-                           blocks=list(blocks), stem=stem)
+        self.config = dict(
+            kind="resnet", num_classes=num_classes, in_channels=in_channels, width=width, blocks=list(blocks), stem=stem
+        )
         self.register_buffer("mean", per_channel(mean, in_channels))
         layers = [_conv(in_channels, width, 3, 1 if stem == "cifar" else 2), nn.ReLU()]
         if stem == "imagenet":
@@ -42,11 +44,13 @@ class DirectDenoiser(nn.Module):
     Args and input as :class:`cdn.model.gradresnet.GradResNet`, without classes and head.
     """
 
-    def __init__(self, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar", norm="scale-preserving",
-                 eps=1e-3, mean=0.5):
+    def __init__(
+        self, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar", norm="scale-preserving", eps=1e-3, mean=0.5
+    ):
         super().__init__()
-        self.config = dict(kind="denoiser", in_channels=in_channels, width=width, blocks=list(blocks), stem=stem,
-                           norm=norm, eps=eps)
+        self.config = dict(
+            kind="denoiser", in_channels=in_channels, width=width, blocks=list(blocks), stem=stem, norm=norm, eps=eps
+        )
         self.register_buffer("mean", per_channel(mean, in_channels))
         self.trunk = Trunk(in_channels, width, blocks, stem, norm, eps)
         channels = self.trunk.channels

@@ -4,12 +4,12 @@ After Thiry & Guth, "Classification-Denoising Networks" (arXiv 2410.03505): GELU
 normalization per block instead of batch normalization, and side connections from every stage to the head, which give
 the input gradient the skip structure of a U-Net.
 """
+
 import torch
 from torch import nn
 
 import cdn_kernels
-
-from .head import Head
+from cdn.model.head import Head
 
 GROUP_SIZE = 8
 NORMS = ("plain", "scale-preserving")
@@ -69,8 +69,13 @@ class Block(nn.Module):
         v = cdn_kernels.conv2d_gelu_conv2d(h, self.first.weight, self.second.weight, self.first.stride)
         shortcut = h if self.shortcut is None else self.shortcut(h)
         return cdn_kernels.gelu_group_norm(
-            v, self.gain, len(self.gain) // GROUP_SIZE, residual=shortcut.to(v.dtype), eps=self.eps,
-            scale_preserving=self.scale_preserving)
+            v,
+            self.gain,
+            len(self.gain) // GROUP_SIZE,
+            residual=shortcut.to(v.dtype),
+            eps=self.eps,
+            scale_preserving=self.scale_preserving,
+        )
 
 
 class Trunk(nn.Module):
@@ -87,16 +92,22 @@ class Trunk(nn.Module):
     def __init__(self, in_channels, width, blocks, stem, norm, eps):
         super().__init__()
         strides = (1,) if stem == "cifar" else (2, 2)
-        self.stem = nn.ModuleList(Filters(in_channels if i == 0 else width, width, stride=stride)
-                                  for i, stride in enumerate(strides))
+        self.stem = nn.ModuleList(
+            Filters(in_channels if i == 0 else width, width, stride=stride) for i, stride in enumerate(strides)
+        )
         self.channels = [width << stage for stage in range(len(blocks))]
         self.stages = nn.ModuleList()
         inputs = width
         for stage, (outputs, count) in enumerate(zip(self.channels, blocks)):
             stride = 1 if stage == 0 else 2
-            self.stages.append(nn.Sequential(*(
-                Block(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, norm, eps)
-                for i in range(count))))
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Block(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, norm, eps)
+                        for i in range(count)
+                    )
+                )
+            )
             inputs = outputs
 
     def forward(self, h):
@@ -137,8 +148,20 @@ class GradResNet(nn.Module):
         ValueError: an option out of range, or input of the wrong shape.
     """
 
-    def __init__(self, num_classes=10, in_channels=3, *, width=64, blocks=(2, 2, 2, 2), stem="cifar",
-                 head="log-energy", norm="scale-preserving", eps=1e-3, homogeneous=False, mean=0.5):
+    def __init__(
+        self,
+        num_classes=10,
+        in_channels=3,
+        *,
+        width=64,
+        blocks=(2, 2, 2, 2),
+        stem="cifar",
+        head="log-energy",
+        norm="scale-preserving",
+        eps=1e-3,
+        homogeneous=False,
+        mean=0.5,
+    ):
         super().__init__()
         if width < GROUP_SIZE or width % GROUP_SIZE:
             raise ValueError(f"GradResNet: width must be a positive multiple of {GROUP_SIZE}, got {width}")
@@ -147,8 +170,18 @@ class GradResNet(nn.Module):
                 raise ValueError(f"GradResNet: {name} must be one of {', '.join(choices)}, got {value!r}")
         if homogeneous and head != "log-energy":
             raise ValueError("GradResNet: homogeneous=True needs head='log-energy'")
-        self.config = dict(kind="gradresnet", num_classes=num_classes, in_channels=in_channels, width=width,
-                           blocks=list(blocks), stem=stem, head=head, norm=norm, eps=eps, homogeneous=homogeneous)
+        self.config = dict(
+            kind="gradresnet",
+            num_classes=num_classes,
+            in_channels=in_channels,
+            width=width,
+            blocks=list(blocks),
+            stem=stem,
+            head=head,
+            norm=norm,
+            eps=eps,
+            homogeneous=homogeneous,
+        )
         self.homogeneous = homogeneous
         self.register_buffer("mean", per_channel(mean, in_channels))
         levels = torch.logspace(-2.5, 0.5, 25)

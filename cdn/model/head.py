@@ -1,4 +1,5 @@
 """The joint head: class logits and a log-density from the features of every stage."""
+
 import math
 
 import torch
@@ -41,8 +42,10 @@ class Head(nn.Module):
         # Deep energies start small: at full size they make the score a thousand times too rough, and what they draw
         # from the deep features before that is unlearned is missing to the classes (docs/ablations.md).
         maps = [] if kind == "linear" else channels
-        self.maps = nn.ParameterList(torch.randn(c // 2, c, 1, 1) * ((DEEP_ENERGY if stage else 1.0) / math.sqrt(c))
-                                     for stage, c in enumerate(maps))
+        self.maps = nn.ParameterList(
+            torch.randn(c // 2, c, 1, 1) * ((DEEP_ENERGY if stage else 1.0) / math.sqrt(c))
+            for stage, c in enumerate(maps)
+        )
 
     def forward(self, features, dimension, log_scale=0.0):
         """Return logits [B, C].

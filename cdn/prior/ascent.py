@@ -4,14 +4,14 @@ After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior 
 (arXiv 2007.13640), algorithm 1: partial steps toward the denoised image, with less noise put back than was removed, so
 that the noise level falls until nothing is left but an image.
 """
+
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from cdn.prior.residual import advance, key_of_step
 from cdn_kernels import reference as ops
-
-from .residual import advance, key_of_step
 
 
 class Ascent(NamedTuple):

@@ -1,8 +1,9 @@
 """A trained model as a denoiser of other libraries: a module called as ``D(x, sigma)``."""
+
 import torch
 from torch import nn
 
-from ..density import denoise
+from cdn.density import denoise
 
 
 class Denoiser(nn.Module):

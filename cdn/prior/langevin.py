@@ -3,14 +3,14 @@
 After Song & Ermon, "Generative modeling by estimating gradients of the data distribution", 2019 (arXiv 1907.05600),
 algorithm 1.
 """
+
 import math
 
 import torch
 from tqdm import tqdm
 
+from cdn.prior.residual import advance, key_of_step
 from cdn_kernels import reference as ops
-
-from .residual import advance, key_of_step
 
 
 def noise_ladder(high=1.0, low=0.01, count=10):

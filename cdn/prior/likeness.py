@@ -1,4 +1,5 @@
 """How much samples are like images: the Fréchet distance of features, and the nearest images of the training."""
+
 import torch
 
 
@@ -69,7 +70,7 @@ def nearest_images(images, split, *, mirrored=False, chunk=2048):
     nearest = torch.zeros_like(images)
     for indices in torch.arange(len(split)).split(chunk):
         part = split.load(indices)[0].to(images.device).float().div(255)
-        for candidates in (part, part.flip(3))[:1 + mirrored]:
+        for candidates in (part, part.flip(3))[: 1 + mirrored]:
             distance, index = torch.cdist(images.flatten(1), candidates.flatten(1)).min(1)
             closer = distance < best
             best = torch.where(closer, distance, best)

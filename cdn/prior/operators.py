@@ -3,6 +3,7 @@
 All act on images [B, C, H, W] of any floating dtype and device, each image by itself, and give measurements in that
 dtype on that device.
 """
+
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
@@ -44,8 +45,10 @@ class Operator(ABC):
             ValueError: images of another shape.
         """
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x must be images of the shape [B, {', '.join(map(str, self.shape))}] that the operator "
-                             f"was made for, got {list(x.shape)}")
+            raise ValueError(
+                f"x must be images of the shape [B, {', '.join(map(str, self.shape))}] that the operator "
+                f"was made for, got {list(x.shape)}"
+            )
         return self._forward(x)
 
     @abstractmethod
@@ -113,11 +116,12 @@ class Inpainting(_Pixels):
     def __init__(self, shape, block):
         _, height, width = shape
         if not 1 <= block < min(height, width):
-            raise ValueError(f"block must be in [1, {min(height, width) - 1}] pixels for images of {height} x {width}, "
-                             f"got {block}")
+            raise ValueError(
+                f"block must be in [1, {min(height, width) - 1}] pixels for images of {height} x {width}, got {block}"
+            )
         top, left = (height - block) // 2, (width - block) // 2
         kept = torch.ones(height, width, dtype=torch.bool)
-        kept[top:top + block, left:left + block] = False
+        kept[top : top + block, left : left + block] = False
         super().__init__(shape, kept)
 
 
@@ -157,8 +161,9 @@ class SuperResolution(Operator):
     def __init__(self, shape, factor):
         _, height, width = shape
         if factor < 1 or height % factor or width % factor:
-            raise ValueError(f"factor must be at least 1 and divide the sides of images of {height} x {width}, "
-                             f"got {factor}")
+            raise ValueError(
+                f"factor must be at least 1 and divide the sides of images of {height} x {width}, got {factor}"
+            )
         super().__init__(shape)
         self.factor = factor
 
@@ -198,8 +203,10 @@ class Deblurring(Operator):
         if not 0 < cutoff <= 1:
             raise ValueError(f"cutoff must be in (0, 1], got {cutoff}")
         super().__init__(shape)
-        rows, columns = (torch.exp(-0.5 * (blur * math.pi / size * torch.arange(size, dtype=torch.float64)).square())
-                         for size in self.shape[1:])
+        rows, columns = (
+            torch.exp(-0.5 * (blur * math.pi / size * torch.arange(size, dtype=torch.float64)).square())
+            for size in self.shape[1:]
+        )
         gain = rows[:, None] * columns
         self.gain = torch.where(gain >= cutoff, gain, 0.0)
 

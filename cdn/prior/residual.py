@@ -4,13 +4,13 @@ A *residual* is a callable ``residual(y, sigma=None) -> (f, level)`` for images 
 shape of y, and the noise level [B] that y has: the given one where a prior is known level by level, an estimate where
 the network is blind. Any such callable can be sampled from; :func:`blind_residual` makes one of a trained model.
 """
+
 import torch
 
+from cdn.density import score, sigma_from_score
+from cdn.model import DirectDenoiser
 from cdn_kernels import Noise, sample_noise, standard_normal
 from cdn_kernels import reference as ops
-
-from ..density import score, sigma_from_score
-from ..model import DirectDenoiser
 
 LEVELS = ("residual", "calibrated")
 
@@ -38,8 +38,10 @@ def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
     if isinstance(model, DirectDenoiser):
         if label is not None or level == "calibrated":
-            raise ValueError("blind_residual: a direct denoiser has no classes and no calibration, expected label=None "
-                             f"and level='residual', got label={label!r} and level={level!r}")
+            raise ValueError(
+                "blind_residual: a direct denoiser has no classes and no calibration, expected label=None "
+                f"and level='residual', got label={label!r} and level={level!r}"
+            )
         return lambda y, sigma=None: _direct_residual(model, y)
 
     def residual(y, sigma=None):

@@ -4,12 +4,13 @@ After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior 
 (arXiv 2007.13640), algorithm 2. They write it for measurements ``x_c = M^T x`` by orthonormal columns M. ``M M^T`` is
 then ``A^+ A`` and ``M x_c`` is ``A^+ m`` of any A whose rows span the same space, so that A need not be orthonormal.
 """
+
 from typing import NamedTuple
 
 import torch
 
-from .ascent import ascend
-from .residual import noisy_start, root_mean_square
+from cdn.prior.ascent import ascend
+from cdn.prior.residual import noisy_start, root_mean_square
 
 
 class Restoration(NamedTuple):
@@ -50,8 +51,9 @@ def constrained(residual, operator, measured):
     return step
 
 
-def restore(residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.1, stop=0.01, limit=1000,
-            progress=False):
+def restore(
+    residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.1, stop=0.01, limit=1000, progress=False
+):
     """Sample images that the prior finds likely among those with the given noiseless measurements.
 
     The ascent of :func:`cdn.prior.ascent.ascend` along :func:`constrained`, from white noise about the mid-grey image

@@ -3,12 +3,23 @@
 Analysis by synthesis of Schott et al. (2018, arXiv 1805.09190). What Ju & Wagner (2020) add for larger images, better
 class-conditional generators and likelihoods, is not here: on such images these small generators are poor classifiers.
 """
-from .bounds import lower_bounds
-from .classifier import ReconstructionClassifier
-from .descent import latent_descent
-from .fit import fit
-from .generators import ClassGenerators, load_generators, save_generators
-from .inference import Inference, infer, pixel_distance
 
-__all__ = ["ClassGenerators", "Inference", "ReconstructionClassifier", "fit", "infer", "latent_descent",
-           "load_generators", "lower_bounds", "pixel_distance", "save_generators"]
+from cdn.reconstruction.bounds import lower_bounds
+from cdn.reconstruction.classifier import ReconstructionClassifier
+from cdn.reconstruction.descent import latent_descent
+from cdn.reconstruction.fit import fit
+from cdn.reconstruction.generators import ClassGenerators, load_generators, save_generators
+from cdn.reconstruction.inference import Inference, infer, pixel_distance
+
+__all__ = [
+    "ClassGenerators",
+    "Inference",
+    "ReconstructionClassifier",
+    "fit",
+    "infer",
+    "latent_descent",
+    "load_generators",
+    "lower_bounds",
+    "pixel_distance",
+    "save_generators",
+]

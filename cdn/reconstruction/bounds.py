@@ -1,4 +1,5 @@
 """How far an image must be moved before another class explains it better."""
+
 import torch
 
 

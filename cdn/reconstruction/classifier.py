@@ -1,11 +1,12 @@
 """Classify by reconstruction: the class that explains an image best."""
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .inference import bound_of, infer, pixel_distance
+from cdn.reconstruction.inference import bound_of, infer, pixel_distance
 
 # Steps of L-BFGS that fit two numbers.
 CALIBRATION_STEPS = 50
@@ -74,8 +75,9 @@ class ReconstructionClassifier(nn.Module):
         log_scale, log_eta = -gap.log(), bound.amax(1).min() / gap - 2
         with torch.inference_mode(False), torch.enable_grad():
             log_scale, log_eta = (value.clone().requires_grad_() for value in (log_scale, log_eta))
-            optimizer = torch.optim.LBFGS([log_scale, log_eta], max_iter=CALIBRATION_STEPS,
-                                          line_search_fn="strong_wolfe")
+            optimizer = torch.optim.LBFGS(
+                [log_scale, log_eta], max_iter=CALIBRATION_STEPS, line_search_fn="strong_wolfe"
+            )
 
             def closure():
                 optimizer.zero_grad()

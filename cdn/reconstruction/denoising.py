@@ -5,16 +5,16 @@ Clark & Jaini, "Text-to-image diffusion models are zero-shot classifiers" (2023)
 class in turn, and the class with the smallest error wins. A classification-denoising network has all its
 class-conditional denoisers in one forward, ``D(y, sigma, c) = y + sigma^2 grad_y f(y)_c``, and a backward per class.
 """
+
 import torch
 from torch import nn
 
 import cdn_kernels
+from cdn.density import class_scores
+from cdn.model import DirectDenoiser, ResNet
+from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
-
-from ..density import class_scores
-from ..model import DirectDenoiser, ResNet
-from ..quadrature import level_nodes
 
 
 class DenoisingErrorClassifier(nn.Module):
@@ -86,8 +86,14 @@ class DenoisingErrorClassifier(nn.Module):
         Returns:
             float64 [nodes, draws, B, classes], for :func:`integrate`: any weight, and any part of the draws.
         """
-        return denoising_errors(lambda y, sigma: denoise_by_class(self.model, y, sigma), x, self.levels, noise,
-                                nodes=self.nodes, draws=self.draws)
+        return denoising_errors(
+            lambda y, sigma: denoise_by_class(self.model, y, sigma),
+            x,
+            self.levels,
+            noise,
+            nodes=self.nodes,
+            draws=self.draws,
+        )
 
 
 def likelihood_weight(sigma):
@@ -129,7 +135,7 @@ def noisy_copies(x, levels, noise, nodes, draws):
         for draw in range(draws):
             key = Noise(noise.seed, noise.offset + node * keys + draw // 2)
             eps = cdn_kernels.standard_normal(x.shape, key, dtype=x.dtype, device=x.device)
-            yield sigma, x + (-1)**draw * sigma * eps
+            yield sigma, x + (-1) ** draw * sigma * eps
 
 
 def denoise_by_class(model, y, sigma):

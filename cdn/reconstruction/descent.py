@@ -1,8 +1,9 @@
 """The attack made for reconstruction classifiers: walk towards what another class makes of the image."""
+
 import torch
 from tqdm import tqdm
 
-from ..robustness import Adversarial
+from cdn.robustness import Adversarial
 
 HALVINGS = 10
 

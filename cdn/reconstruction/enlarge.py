@@ -1,4 +1,5 @@
 """Small images made larger, and back again without loss."""
+
 import torch
 import torch.nn.functional as F
 
@@ -23,8 +24,9 @@ class Enlargement:
             raise ValueError(f"side: expected at least {max(sizes)}, the side of the images, got {side}")
         self.shape = (channels, side, side)
         self.rows, self.columns = (_interpolation(size, side) for size in sizes)
-        self.inverse_rows, self.inverse_columns = (torch.linalg.pinv(m.double()).float()
-                                                   for m in (self.rows, self.columns))
+        self.inverse_rows, self.inverse_columns = (
+            torch.linalg.pinv(m.double()).float() for m in (self.rows, self.columns)
+        )
 
     def enlarge(self, x):
         """Return images x [..., H, W] of float32 as [..., side, side]."""

@@ -1,4 +1,5 @@
 """Train the generators of all classes at once."""
+
 import math
 
 import torch
@@ -39,8 +40,9 @@ def fit(generators, x, labels, *, steps=1000, batch_size=32, rate=2e-3, seed=0, 
     recent, last = [], max(steps // 10, 1)
     with torch.enable_grad(), tqdm(range(steps), unit="step", leave=False, disable=not progress) as bar:
         for step in bar:
-            picks = torch.stack([indices[torch.randint(len(indices), (batch_size,), generator=generator)]
-                                 for indices in members], 1)
+            picks = torch.stack(
+                [indices[torch.randint(len(indices), (batch_size,), generator=generator)] for indices in members], 1
+            )
             noise = torch.randn(batch_size, generators.classes, generators.latents, generator=generator)
             bound = evidence_bound(generators, x[picks.to(x.device)], noise.to(x)).mean()
             if not bound.isfinite():
@@ -81,8 +83,7 @@ def _members(labels, classes):
     """Return the indices of the images of each class, on the CPU."""
     labels = labels.cpu()
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels: expected classes 0 to {classes - 1}, "
-                         f"got {int(labels.min())} to {int(labels.max())}")
+        raise ValueError(f"labels: expected classes 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
     members = [(labels == label).nonzero()[:, 0] for label in range(classes)]
     for label, indices in enumerate(members):
         if not len(indices):

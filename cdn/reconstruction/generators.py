@@ -1,4 +1,6 @@
 """Small variational autoencoders, one per class, all evaluated at once."""
+
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import CheckpointError
-from ..store import fitting, read_safetensors, write_atomically
+from cdn.errors import CheckpointError
+from cdn.store import fitting, read_safetensors, write_atomically
 
 FORMAT = "cdn-generators-1"
 # Pixel deviation at which learning it starts.
@@ -52,7 +54,8 @@ class ClassGenerators(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         pixels, inner = math.prod(shape), (width + 1) // 2
         layers = lambda *sizes: nn.ModuleList(
-            ClassLinear(classes, *ends, generator) for ends in zip(sizes, sizes[1:]))
+            ClassLinear(classes, *ends, generator) for ends in itertools.pairwise(sizes)
+        )
         self.encoder = layers(pixels, width, inner, 2 * latents)
         self.decoder = layers(latents, inner, width, pixels)
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma or FIRST_SIGMA)), requires_grad=sigma is None)

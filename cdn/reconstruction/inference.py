@@ -1,4 +1,5 @@
 """How well each class can reconstruct an image: a search for the best latent of each, by gradient ascent."""
+
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,10 @@ def pixel_distance(sigma):
     Returns:
         A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].
     """
+
     def distance(x, reconstructions):
         return (beside(x, reconstructions) - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
+
     return distance
 
 
@@ -129,9 +132,13 @@ def _climb(generators, x, distance, z, *, last):
 def _best_draws(generators, x, distance, drawn, count):
     """Return the draws that explain each image best in each class, [N, count, K, L]."""
     chunk = max(CHUNK // max(x.numel() * generators.classes, 1), 1)
-    values = torch.cat([
-        bound_of(distance(x, generators.decode(part).expand(len(x), -1, -1, -1, -1, -1)), part)
-        for part in drawn.split(chunk)], 1)
+    values = torch.cat(
+        [
+            bound_of(distance(x, generators.decode(part).expand(len(x), -1, -1, -1, -1, -1)), part)
+            for part in drawn.split(chunk)
+        ],
+        1,
+    )
     return _pick(drawn.expand(len(x), -1, -1, -1), values.topk(count, dim=1).indices)
 
 

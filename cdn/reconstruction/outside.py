@@ -6,14 +6,14 @@ remedies. A density on the latent keeps the search to latents that training imag
 wrong; and a model of the density of images, such as a classification-denoising network, judges what the generator was
 given, or what it made, without asking the generator.
 """
+
 import torch
 from torch import nn
 
+from cdn.analysis.detection import typicality
+from cdn.density import log_prob
+from cdn.reconstruction.inference import infer, pixel_distance
 from cdn_kernels import sample_noise
-
-from ..analysis.detection import typicality
-from ..density import log_prob
-from .inference import infer, pixel_distance
 
 
 class StandardLatents(nn.Module):
@@ -128,8 +128,10 @@ def weakest(ratings, reference):
     Returns:
         float64 [N].
     """
-    standard = [(rating.double() - known.double().mean()) / known.double().std()
-                for rating, known in zip(ratings, reference, strict=True)]
+    standard = [
+        (rating.double() - known.double().mean()) / known.double().std()
+        for rating, known in zip(ratings, reference, strict=True)
+    ]
     return torch.stack(standard).amin(0)
 
 

@@ -4,19 +4,19 @@ A similarity is called with images x [N, C, H, W] and others r [N, ..., C, H, W]
 [N, ...]: float64, 0 for equal images, differentiable by both. So it fits :func:`cdn.reconstruction.infer` as a distance
 once it is in nats (:func:`in_nats`). Its ``matrix`` compares each image of one set with each of another.
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 
+from cdn.density import denoise
+from cdn.evaluation.metrics import ssim
+from cdn.model.gradresnet import Trunk
+from cdn.quadrature import level_nodes
+from cdn.reconstruction.inference import beside, pixel_distance
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
-
-from ..density import denoise
-from ..evaluation.metrics import ssim
-from ..model.gradresnet import Trunk
-from ..quadrature import level_nodes
-from .inference import beside, pixel_distance
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
 # Images that a matrix embeds at once.
@@ -69,6 +69,7 @@ def features(model):
     Args:
         model: one of :mod:`cdn.model`. Its batch normalization, if it has any, takes the mode that it is in.
     """
+
     def embed(x):
         stages = [F.normalize(h.double(), dim=1) / math.sqrt(h[0, 0].numel()) for h in _stages(model, x)]
         return torch.cat([h.flatten(1) for h in stages], 1)
@@ -86,6 +87,7 @@ def information(model, levels=NoiseLevels(), *, nodes=8, draws=1, noise=Noise(0)
         model, levels, nodes, draws, noise: as for :func:`cdn.similarity`. Every evaluation costs ``nodes * draws``
             scores of both images.
     """
+
     def embed(x):
         parts = []
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):

@@ -1,7 +1,18 @@
 """Adversarial robustness: attacks within balls, curves of robust accuracy, and checks that gradients are not masked."""
-from .ball import NORMS, Ball, distance
-from .masking import Verdict, masking_checks
-from .curves import ATTACKS, Adversarial, Sweep, attack, sweep
 
-__all__ = ["ATTACKS", "NORMS", "Adversarial", "Ball", "Sweep", "Verdict", "attack", "distance", "masking_checks",
-           "sweep"]
+from cdn.robustness.ball import NORMS, Ball, distance
+from cdn.robustness.curves import ATTACKS, Adversarial, Sweep, attack, sweep
+from cdn.robustness.masking import Verdict, masking_checks
+
+__all__ = [
+    "ATTACKS",
+    "NORMS",
+    "Adversarial",
+    "Ball",
+    "Sweep",
+    "Verdict",
+    "attack",
+    "distance",
+    "masking_checks",
+    "sweep",
+]

@@ -4,6 +4,7 @@ An attack is a function of a :class:`cdn.robustness.pursuit.Pursuit`, which eval
 the images x [N, C, H, W] in [0, 1]; the :class:`cdn.robustness.ball.Ball` around them; a number of steps; and a
 ``torch.Generator``. Each evaluates ``steps + 1`` candidates, the first of them random.
 """
+
 import math
 
 import torch

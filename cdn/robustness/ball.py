@@ -1,4 +1,5 @@
 """The set an attack may search: images in [0, 1] within a radius of a given image."""
+
 import math
 from dataclasses import dataclass
 

@@ -1,18 +1,22 @@
 """Attack images by name, at one radius or at many: what a robustness curve is made of."""
+
 from itertools import product
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from . import attacks, losses
-from .ball import Ball
-from .pursuit import Pursuit
+from cdn.robustness import attacks, losses
+from cdn.robustness.ball import Ball
+from cdn.robustness.pursuit import Pursuit
 
 # Name: the search and the loss that it climbs.
-ATTACKS = {"pgd": (attacks.pgd, losses.cross_entropy), "apgd-ce": (attacks.apgd, losses.cross_entropy),
-           "apgd-dlr": (attacks.apgd, losses.difference_of_logits_ratio),
-           "random-search": (attacks.random_search, losses.margin)}
+ATTACKS = {
+    "pgd": (attacks.pgd, losses.cross_entropy),
+    "apgd-ce": (attacks.apgd, losses.cross_entropy),
+    "apgd-dlr": (attacks.apgd, losses.difference_of_logits_ratio),
+    "random-search": (attacks.random_search, losses.margin),
+}
 
 
 class Adversarial(NamedTuple):
@@ -88,8 +92,21 @@ def attack(model, x, labels, ball, name="apgd-ce", *, steps=50, restart=0, targe
     return Adversarial(pursuit.found, pursuit.best)
 
 
-def sweep(model, x, labels, norm, radii, names=("apgd-ce",), *, steps=50, restarts=1, targeted=0, seed=0,
-          batch_size=256, progress=False):
+def sweep(
+    model,
+    x,
+    labels,
+    norm,
+    radii,
+    names=("apgd-ce",),
+    *,
+    steps=50,
+    restarts=1,
+    targeted=0,
+    seed=0,
+    batch_size=256,
+    progress=False,
+):
     """Attack images at rising radii, each until something has fooled it.
 
     A ball holds all smaller ones, so an image that was fooled counts as fooled at every larger radius, and only those
@@ -126,8 +143,18 @@ def sweep(model, x, labels, norm, radii, names=("apgd-ce",), *, steps=50, restar
         for radius, name, restart, aim in bar:
             rows = broken_at.isinf().nonzero()[:, 0]
             bar.set_postfix(radius=f"{radius:.3g}", left=len(rows))
-            result = attack(model, x[rows], labels[rows], Ball(norm, radius), name, steps=steps, restart=restart,
-                            targets=None if aim is None else aim[rows], seed=seed, batch_size=batch_size)
+            result = attack(
+                model,
+                x[rows],
+                labels[rows],
+                Ball(norm, radius),
+                name,
+                steps=steps,
+                restart=restart,
+                targets=None if aim is None else aim[rows],
+                seed=seed,
+                batch_size=batch_size,
+            )
             fooled = rows[result.found]
             broken_at[fooled], images[fooled] = radius, result.images[result.found]
     return Sweep(norm, radii, broken_at, images)
@@ -149,12 +176,15 @@ def _check(x, labels, names, steps, restarts):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if x.dim() != 4 or not x.is_floating_point() or (len(x) and not 0 <= float(x.min()) <= float(x.max()) <= 1):
-        raise ValueError(f"x: expected floating-point images [N, C, H, W] in [0, 1], got {x.dtype} {list(x.shape)}"
-                         + (f" in [{float(x.min()):.3g}, {float(x.max()):.3g}]" if x.numel() else ""))
+        raise ValueError(
+            f"x: expected floating-point images [N, C, H, W] in [0, 1], got {x.dtype} {list(x.shape)}"
+            + (f" in [{float(x.min()):.3g}, {float(x.max()):.3g}]" if x.numel() else "")
+        )
     _check_classes("labels", labels, x)
 
 
 def _check_classes(name, classes, x):
     if classes.shape != x.shape[:1] or classes.dtype != torch.int64:
-        raise ValueError(f"{name}: expected one int64 class per image, [{len(x)}], "
-                         f"got {classes.dtype} {list(classes.shape)}")
+        raise ValueError(
+            f"{name}: expected one int64 class per image, [{len(x)}], got {classes.dtype} {list(classes.shape)}"
+        )

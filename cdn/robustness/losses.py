@@ -4,6 +4,7 @@ All are functions of differences of logits. The logits of a density share an off
 larger than that of their differences: it has to cancel in the weights that a loss gives to the logits, not after
 rounding. That is why cross-entropy is not PyTorch's, which would hide adversarial images from the attack.
 """
+
 import torch
 
 import cdn_kernels
@@ -53,8 +54,10 @@ def difference_of_logits_ratio(logits, labels, targets=None):
     """
     needed = 3 if targets is None else 4
     if logits.shape[1] < needed:
-        raise ValueError(f"the DLR loss compares {needed} logits{' of a targeted attack' if needed == 4 else ''}, "
-                         f"got a model of {logits.shape[1]} classes")
+        raise ValueError(
+            f"the DLR loss compares {needed} logits{' of a targeted attack' if needed == 4 else ''}, "
+            f"got a model of {logits.shape[1]} classes"
+        )
     largest = logits.topk(needed, dim=1).values
     if targets is None:
         lead, span = margin(logits, labels), largest[:, 0] - largest[:, 2]

@@ -4,15 +4,16 @@ After the lists of Athalye, Carlini & Wagner, "Obfuscated gradients give a false
 et al., "On evaluating adversarial robustness" (2019). A model that shows none of these signs may still be weaker than
 measured; the curve of one that shows any of them is not to be believed.
 """
+
 from itertools import product
 from typing import NamedTuple
 
 import torch
 
-from . import attacks, losses
-from .ball import Ball, diameter
-from .pursuit import Pursuit
-from .curves import attack
+from cdn.robustness import attacks, losses
+from cdn.robustness.ball import Ball, diameter
+from cdn.robustness.curves import attack
+from cdn.robustness.pursuit import Pursuit
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01
@@ -66,17 +67,26 @@ def masking_checks(model, x, labels, norm, radius, *, steps=50, restarts=4, quer
         found = torch.zeros_like(labels, dtype=torch.bool)
         for restart, name in product(restarts, names):
             rows = (~found).nonzero()[:, 0]
-            found[rows] = attack(model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed,
-                                 batch_size=batch_size).found
+            found[rows] = attack(
+                model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed, batch_size=batch_size
+            ).found
         return 1 - float(found.double().mean())
 
     single = left(ball, white_box, steps)
     repeated = left(ball, white_box, steps, range(1, restarts + 1))
-    return [_gradients(gradient), _rise(model, x, labels, ball, steps, seed, batch_size),
-            _compare("more restarts leave no more images", f"{restarts} restarts", repeated, "1", single),
-            _compare("gradients find at least what queries find", "gradients", single, f"{queries} queries",
-                     left(ball, ["random-search"], queries)),
-            _unbounded(left(everything, ["pgd"], steps))]
+    return [
+        _gradients(gradient),
+        _rise(model, x, labels, ball, steps, seed, batch_size),
+        _compare("more restarts leave no more images", f"{restarts} restarts", repeated, "1", single),
+        _compare(
+            "gradients find at least what queries find",
+            "gradients",
+            single,
+            f"{queries} queries",
+            left(ball, ["random-search"], queries),
+        ),
+        _unbounded(left(everything, ["pgd"], steps)),
+    ]
 
 
 def _gradients(gradient):
@@ -92,16 +102,24 @@ def _rise(model, x, labels, ball, steps, seed, batch_size):
         pursuit = Pursuit(model, x, labels, losses.cross_entropy, batch_size=batch_size, stop=False)
         attacks.pgd(pursuit, x, ball, count, torch.Generator().manual_seed(seed))
         means.append(float(pursuit.last_loss.double().mean()))
-    drop = max(max(means[:k + 1]) - mean for k, mean in enumerate(means))
+    drop = max(max(means[: k + 1]) - mean for k, mean in enumerate(means))
     rise = means[-1] - means[0]
     path = " -> ".join(f"{mean:.3g}" for mean in means)
-    return Verdict("the loss rises with steps", rise > 0 and drop <= SLACK * rise,
-                   f"{path} after {', '.join(map(str, counts))}", means)
+    return Verdict(
+        "the loss rises with steps",
+        rise > 0 and drop <= SLACK * rise,
+        f"{path} after {', '.join(map(str, counts))}",
+        means,
+    )
 
 
 def _compare(check, stronger_name, stronger, weaker_name, weaker):
-    return Verdict(check, stronger <= weaker, f"{stronger:.1%} left by {stronger_name}, {weaker:.1%} by {weaker_name}",
-                   [stronger, weaker])
+    return Verdict(
+        check,
+        stronger <= weaker,
+        f"{stronger:.1%} left by {stronger_name}, {weaker:.1%} by {weaker_name}",
+        [stronger, weaker],
+    )
 
 
 def _unbounded(left):

@@ -1,4 +1,5 @@
 """One attack on a batch, seen from its search: evaluate candidates, remember the best, stop where it has succeeded."""
+
 import torch
 
 from cdn_kernels.reference import score
@@ -74,8 +75,9 @@ class Pursuit:
             with torch.no_grad():
                 objective(y)
         if not logits.isfinite().all():
-            raise ValueError("model: expected finite logits, got infinite ones or nan: nothing can be said of its "
-                             "robustness")
+            raise ValueError(
+                "model: expected finite logits, got infinite ones or nan: nothing can be said of its robustness"
+            )
         predicted = logits.argmax(1)
         fooled = predicted != self.labels[rows] if self.targets is None else predicted == self.targets[rows]
         return loss.detach().to(self.best_loss), fooled, slope

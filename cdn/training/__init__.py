@@ -1,0 +1,1 @@
+"""Training: settings, steps, checkpoints, logs."""

@@ -1,4 +1,5 @@
 """The state of a training run, written so that a kill at any moment loses only the work since the last one."""
+
 import io
 import os
 import pickle
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
-from ..store import write_atomically
+from cdn.errors import CheckpointError
+from cdn.store import write_atomically
 
 STATE, PREVIOUS = "state.pt", "state.previous.pt"
 FORMAT = "cdn-state-1"
@@ -56,8 +57,9 @@ def load_state(run, device="cpu"):
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         cause = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path} holds more than tensors, or is damaged, and was not loaded "
-                              f"({cause}){advice}") from None
+        raise CheckpointError(
+            f"{path} holds more than tensors, or is damaged, and was not loaded ({cause}){advice}"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package (no format {FORMAT!r}){advice}")
     return state

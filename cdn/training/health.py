@@ -1,7 +1,8 @@
 """Watch for non-finite steps without waiting for the device."""
+
 import torch
 
-from ..errors import DivergedError
+from cdn.errors import DivergedError
 
 TERMS = ("classification", "denoising", "contrastive", "gradient")
 
@@ -52,6 +53,8 @@ class Health:
         skipped, _, longest, *terms = self.counters.tolist()
         if longest >= self.patience:
             blame = ", ".join(f"{name} ({count} times)" for name, count in zip(TERMS, terms) if count)
-            raise DivergedError(f"{longest} steps in a row were not finite: {blame}; none of them changed the "
-                                "weights. Try a smaller learning rate or more noise (sigma_low, jem_input_noise).")
+            raise DivergedError(
+                f"{longest} steps in a row were not finite: {blame}; none of them changed the "
+                "weights. Try a smaller learning rate or more noise (sigma_low, jem_input_noise)."
+            )
         return skipped

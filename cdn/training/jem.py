@@ -7,15 +7,15 @@ like one" (ICLR 2020), Algorithm 1, whose values are the defaults of the setting
 noise, and training is known to diverge; here, as in Yang and Ji, "JEM++" (ICCV 2021), they start from a normal
 distribution with the moments of the images, next to where they have to go (JEM++ takes one per class).
 """
+
 import torch
 
 import cdn_kernels
+from cdn.data.generator import keyed_generator
+from cdn.errors import CDNError
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.phases import phase
-
-from ..data.generator import keyed_generator
-from ..errors import CDNError
 
 # The paper's images are in [-1, 1], ours in [0, 1]: lengths are half as long, and gradients by them twice as large.
 UNIT = 0.5
@@ -52,7 +52,7 @@ class Gaussian:
 
     def __init__(self, images):
         self.mean = images.mean(0)
-        self.spread = (images - self.mean).div_(len(images)**0.5)
+        self.spread = (images - self.mean).div_(len(images) ** 0.5)
 
     def draw(self, count, generator):
         """Draw [count, C, H, W], with a generator of the CPU."""
@@ -105,8 +105,11 @@ def contrastive_loss(model, y, labels, samples, *, label_smoothing=0.0):
         logits, imagined = model(torch.cat([y, samples])).split([len(y), len(samples)])
     classification = ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     contrastive = ops.logsumexp(imagined).mean() - ops.logsumexp(logits).mean()
-    parts = dict(classification=classification.detach(), contrastive=contrastive.detach(),
-                 accuracy=(logits.detach().argmax(1) == labels).float().mean())
+    parts = dict(
+        classification=classification.detach(),
+        contrastive=contrastive.detach(),
+        accuracy=(logits.detach().argmax(1) == labels).float().mean(),
+    )
     return classification + contrastive, parts
 
 
@@ -169,9 +172,14 @@ class JointEnergy:
         with torch.autocast("cpu", enabled=False):
             fresh = self.start.draw(count, generator).to(device)
         y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
-        y = langevin(lambda y: ops.logsumexp(model(y)), y, Noise(settings.seed, CHAINS + step * settings.jem_steps),
-                     steps=settings.jem_steps, step_size=UNIT**2 * settings.jem_step_size,
-                     deviation=UNIT * settings.jem_noise)
+        y = langevin(
+            lambda y: ops.logsumexp(model(y)),
+            y,
+            Noise(settings.seed, CHAINS + step * settings.jem_steps),
+            steps=settings.jem_steps,
+            step_size=UNIT**2 * settings.jem_step_size,
+            deviation=UNIT * settings.jem_noise,
+        )
         finite = y.isfinite().flatten(1).all(1)
         self.chains[chosen] = torch.where(ops.expand(finite, y), y, fresh)
         return y

@@ -1,4 +1,5 @@
 """The rows of ``metrics.jsonl`` and the progress bar."""
+
 import datetime
 import json
 import math
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..errors import CDNError, CheckpointError
-from ..store import METRICS
+from cdn.errors import CDNError, CheckpointError
+from cdn.store import METRICS
 
 
 class MetricsFile:
@@ -31,10 +32,11 @@ class MetricsFile:
         if size is not None:
             found = self.path.stat().st_size if self.path.exists() else 0
             if found < size:
-                raise CheckpointError(f"{self.path} has {found} bytes where the checkpoint saw {size}: it was "
-                                      "changed since")
+                raise CheckpointError(
+                    f"{self.path} has {found} bytes where the checkpoint saw {size}: it was changed since"
+                )
             os.truncate(self.path, size)
-        self.file = open(self.path, "wb" if size is None else "ab")
+        self.file = open(self.path, "wb" if size is None else "ab")  # noqa: SIM115 - closed by close()
 
     def write(self, **row):
         """Append a row and hand it to the operating system."""
@@ -51,6 +53,7 @@ class MetricsFile:
         return self.file.tell()
 
     def close(self):
+        """Close the file."""
         self.file.close()
 
 
@@ -71,8 +74,10 @@ class Averages:
 
     def take(self):
         """Return the averages and images/s since the last call, as numbers, and start again."""
-        row = {name: float(self.sums[name]) / int(self.counts[name]) if int(self.counts[name]) else float("nan")
-               for name in self.sums}
+        row = {
+            name: float(self.sums[name]) / int(self.counts[name]) if int(self.counts[name]) else float("nan")
+            for name in self.sums
+        }
         row["images_per_second"] = self.images / max(time.perf_counter() - self.start, 1e-9)
         self.__init__()
         return row
@@ -89,8 +94,14 @@ class Progress:
 
     def __init__(self, total, first=0, show=None):
         self.show = show
-        self.bar = tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, smoothing=0.05,
-                        disable=None if show is None else not show)
+        self.bar = tqdm(
+            total=total,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
+            disable=None if show is None else not show,
+        )
         self.total, self.fields = total, {}
 
     def advance(self):
@@ -98,10 +109,14 @@ class Progress:
 
     def update(self, row):
         """Show the figures of a row of the metrics file, whichever it has."""
-        shown = {"classification": ("CE", "{:.3f}"), "denoising": ("DSM", "{:.3f}"),
-                 "contrastive": ("contrast", "{:.2f}"),
-                 "images_per_second": ("img/s", "{:.0f}"), "accuracy": ("val acc", "{:.1%}"),
-                 "psnr_50": ("val PSNR", "{:.2f} dB")}
+        shown = {
+            "classification": ("CE", "{:.3f}"),
+            "denoising": ("DSM", "{:.3f}"),
+            "contrastive": ("contrast", "{:.2f}"),
+            "images_per_second": ("img/s", "{:.0f}"),
+            "accuracy": ("val acc", "{:.1%}"),
+            "psnr_50": ("val PSNR", "{:.2f} dB"),
+        }
         for key, (label, form) in shown.items():
             if row.get(key) is not None:
                 self.fields[label] = form.format(row[key])
@@ -117,4 +132,5 @@ class Progress:
             tqdm.write(text)
 
     def close(self):
+        """Close the file."""
         self.bar.close()

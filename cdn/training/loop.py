@@ -1,4 +1,5 @@
 """A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
+
 import math
 import signal
 import time
@@ -9,18 +10,17 @@ from pathlib import Path
 import torch
 
 import cdn_kernels
+from cdn.data import Subset, balanced_indices, load_dataset, steps_per_epoch
+from cdn.density import calibrate
+from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
+from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
+from cdn.model import GradResNet
+from cdn.store import CONFIG, METRICS, WEIGHTS, save_config, save_model
+from cdn.training.checkpoint import STATE, load_state, save_state
+from cdn.training.log import Averages, MetricsFile, Progress
+from cdn.training.profile import profile_steps
+from cdn.training.trainer import Trainer
 from cdn_kernels import Noise
-
-from ..data import Subset, balanced_indices, load_dataset, steps_per_epoch
-from ..density import calibrate
-from ..errors import CDNError, CheckpointError, DataError, DivergedError
-from ..evaluation import chains_picture, curves_picture, denoising_picture, evaluate
-from ..model import GradResNet
-from ..store import CONFIG, METRICS, WEIGHTS, save_config, save_model
-from .checkpoint import STATE, load_state, save_state
-from .log import Averages, MetricsFile, Progress
-from .profile import profile_steps
-from .trainer import Trainer
 
 # Evaluations on the way use this many test images; the one at the end uses all.
 QUICK = dict(limit=1000, denoising_limit=256)
@@ -79,17 +79,26 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
 
     def measure(limits):
         with cdn_kernels.using(trainer.impl):
-            result = evaluate(trainer.average, dataset.test, levels=settings.levels, precision=settings.precision,
-                              batch_size=batch_size, objective=settings.objective, **limits)
+            result = evaluate(
+                trainer.average,
+                dataset.test,
+                levels=settings.levels,
+                precision=settings.precision,
+                batch_size=batch_size,
+                objective=settings.objective,
+                **limits,
+            )
         row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
         metrics.write(**row)
         progress.update(row)
         return result
 
-    progress.say(f"{run}: {settings.model} of width {settings.width} "
-                 f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
-                 f"on {len(dataset.train):,} images of {settings.data}; {steps:,} steps of {settings.batch_size} "
-                 f"on {device}" + (f", from step {trainer.step:,}" if trainer.step else ""))
+    progress.say(
+        f"{run}: {settings.model} of width {settings.width} "
+        f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
+        f"on {len(dataset.train):,} images of {settings.data}; {steps:,} steps of {settings.batch_size} "
+        f"on {device}" + (f", from step {trainer.step:,}" if trainer.step else "")
+    )
     try:
         if profile:
             profile_steps(trainer, run / "profile.json", progress.say)
@@ -102,9 +111,15 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
                 if done % settings.log_every == 0 or done == steps:
                     skipped = trainer.health.check()
                     row = averages.take()
-                    metrics.write(kind="train", step=done, epoch=done / per_epoch, skipped=skipped,
-                                  learning_rate=float(trainer.rate),
-                                  seconds=time.perf_counter() - start, **row)
+                    metrics.write(
+                        kind="train",
+                        step=done,
+                        epoch=done / per_epoch,
+                        skipped=skipped,
+                        learning_rate=float(trainer.rate),
+                        seconds=time.perf_counter() - start,
+                        **row,
+                    )
                     progress.update(row)
                 if done % evaluate_every == 0 and done < steps:
                     measure(QUICK)
@@ -113,8 +128,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
                     last_save = time.perf_counter()
         if trainer.step < steps:
             save()
-            progress.say(f"stopped at step {trainer.step} of {steps}; go on with: "
-                         f"python -m cdn.train --resume {run}")
+            progress.say(f"stopped at step {trainer.step} of {steps}; go on with: python -m cdn.train --resume {run}")
             return None
         denoises = settings.objective in ("joint", "denoising")
         if isinstance(trainer.average, GradResNet) and denoises:
@@ -123,8 +137,13 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         save()
         result = measure(FINAL)
         if denoises:
-            denoising_picture(trainer.average, dataset.test, run / "denoising.png", classes=dataset.classes,
-                              precision=settings.precision)
+            denoising_picture(
+                trainer.average,
+                dataset.test,
+                run / "denoising.png",
+                classes=dataset.classes,
+                precision=settings.precision,
+            )
         if trainer.jem:
             chains_picture(trainer.jem.chains, run / "chains.png")
         curves_picture(run / METRICS, run / "curves.png")
@@ -158,11 +177,23 @@ def _restore(trainer, state, run):
 def _config(settings, dataset, model, steps):
     """Return what ``config.json`` says: how to repeat the run, and what a reader of the model needs."""
     return dict(
-        cdn=cdn_kernels.__version__, torch=torch.__version__, threads=torch.get_num_threads(),
-        data=dict(name=settings.data, data_dir=settings.data_dir, image_size=settings.image_size,
-                  train_images=len(dataset.train), test_images=len(dataset.test), shape=list(dataset.shape)),
-        classes=list(dataset.classes), model=model.config,
-        parameters=sum(p.numel() for p in model.parameters()), total_steps=steps, training=settings.as_dict())
+        cdn=cdn_kernels.__version__,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        data=dict(
+            name=settings.data,
+            data_dir=settings.data_dir,
+            image_size=settings.image_size,
+            train_images=len(dataset.train),
+            test_images=len(dataset.test),
+            shape=list(dataset.shape),
+        ),
+        classes=list(dataset.classes),
+        model=model.config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        total_steps=steps,
+        training=settings.as_dict(),
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Muon: momentum whose matrices are orthogonalized, for the filters inside a network."""
+
 import torch
 
 # Of the quintic iteration x -> a x + b x^3 + c x^5 on singular values, and the number of its steps (Jordan 2024).

@@ -1,4 +1,5 @@
 """Where the time of a training step goes, and how many bytes its operations touch."""
+
 import copy
 import json
 import time
@@ -8,9 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cdn.store import write_atomically
 from cdn_kernels.phases import watch
-
-from ..store import write_atomically
 
 PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "optimizer")
 
@@ -44,8 +44,11 @@ def profile_steps(trainer, path, say, warmup=3, repeats=7):
     times["other"] = max(times["step"] - sum(times.get(name, 0.0) for name in PHASES), 0.0)
     moved = dict(traffic.moved)
     moved["other"] = moved["step"] - sum(moved.get(name, 0) for name in PHASES)
-    rows = [dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"],
-                 bytes=moved.get(name, 0)) for name in (*PHASES, "other", "step") if name in times]
+    rows = [
+        dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"], bytes=moved.get(name, 0))
+        for name in (*PHASES, "other", "step")
+        if name in times
+    ]
     write_atomically(path, (json.dumps(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
     say(f"{'phase':<10} {'ms':>9} {'share':>7} {'MB touched':>11}")
     for row in rows:
@@ -95,6 +98,9 @@ class _CountBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             # Expanded tensors touch only the memory that they have.
-            self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
-                              for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor))
+            self.bytes += sum(
+                min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+                for t in tree_leaves((args, kwargs, result))
+                if isinstance(t, torch.Tensor)
+            )
         return result

@@ -1,9 +1,10 @@
 """The optimizer and its schedule, as chosen in docs/ablations.md."""
+
 import math
 
 import torch
 
-from .muon import Muon
+from cdn.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
 

@@ -1,14 +1,21 @@
 """All that defines a training run, with the recipe of each data set as its defaults."""
+
 from dataclasses import asdict, dataclass, fields
 
+from cdn.errors import CDNError
+from cdn.model import DirectDenoiser, GradResNet, ResNet
 from cdn_kernels import NoiseLevels
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
 
-from ..errors import CDNError
-from ..model import DirectDenoiser, GradResNet, ResNet
-
-BLOCKS = {"gradresnet18": (2, 2, 2, 2), "gradresnet34": (3, 4, 6, 3), "gradresnet-small": (2, 2),
-          "resnet18": (2, 2, 2, 2), "resnet-small": (2, 2), "denoiser18": (2, 2, 2, 2), "denoiser-small": (2, 2)}
+BLOCKS = {
+    "gradresnet18": (2, 2, 2, 2),
+    "gradresnet34": (3, 4, 6, 3),
+    "gradresnet-small": (2, 2),
+    "resnet18": (2, 2, 2, 2),
+    "resnet-small": (2, 2),
+    "denoiser18": (2, 2, 2, 2),
+    "denoiser-small": (2, 2),
+}
 OBJECTIVES = ("joint", "classification", "denoising", "jem")
 KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
@@ -16,20 +23,44 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
-_PHOTOGRAPHS = dict(model="gradresnet18", width=64, epochs=100, crop_padding=4, flip=True,
-                    optimizer="muon", learning_rate=3e-3,
-                    denoising_weight=12.0, clean_share=0.5, ema=0.998)
+_PHOTOGRAPHS = dict(
+    model="gradresnet18",
+    width=64,
+    epochs=100,
+    crop_padding=4,
+    flip=True,
+    optimizer="muon",
+    learning_rate=3e-3,
+    denoising_weight=12.0,
+    clean_share=0.5,
+    ema=0.998,
+)
 RECIPES = {
-    "digits": dict(model="gradresnet-small", width=64, epochs=60, batch_size=64, crop_padding=1, flip=False,
-                   optimizer="adamw", learning_rate=6e-3, denoising_weight=3.0, clean_share=0.0, ema=0.99, mean=0.0),
+    "digits": dict(
+        model="gradresnet-small",
+        width=64,
+        epochs=60,
+        batch_size=64,
+        crop_padding=1,
+        flip=False,
+        optimizer="adamw",
+        learning_rate=6e-3,
+        denoising_weight=3.0,
+        clean_share=0.0,
+        ema=0.99,
+        mean=0.0,
+    ),
     "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
 }
 
 # What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
 # other objectives it diverged on the digits.
-JEM = {"digits": dict(head="linear", learning_rate=1e-3), "cifar10": dict(head="linear"),
-       "imagefolder": dict(head="linear")}
+JEM = {
+    "digits": dict(head="linear", learning_rate=1e-3),
+    "cifar10": dict(head="linear"),
+    "imagefolder": dict(head="linear"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,10 +142,12 @@ class Settings:
         if self.objective == "jem" and self.head != "linear":
             # The gradient of their energies grows with the number of values of an image: on the digits log-energy threw
             # chains to 4.5 in ten Langevin steps with fresh weights, and no number was infinite for health to see.
-            raise CDNError("a joint energy model needs --head linear: the gradients of the others throw the chains of "
-                           f"its sampler far out of the range of images, got {self.head!r}")
+            raise CDNError(
+                "a joint energy model needs --head linear: the gradients of the others throw the chains of "
+                f"its sampler far out of the range of images, got {self.head!r}"
+            )
         try:
-            self.levels
+            _ = self.levels
         except ValueError as error:
             raise CDNError(str(error)) from None
 
@@ -132,9 +165,11 @@ class Settings:
         """
         first, last = self.denoising_weight, self.final_denoising_weight
         weight = first if last is None else first + progress * (last - first)
-        return dict(classification_weight=float(self.objective != "denoising"),
-                    denoising_weight=weight if self.objective != "classification" else 0.0,
-                    label_smoothing=self.label_smoothing)
+        return dict(
+            classification_weight=float(self.objective != "denoising"),
+            denoising_weight=weight if self.objective != "classification" else 0.0,
+            label_smoothing=self.label_smoothing,
+        )
 
     def build_model(self, num_classes, in_channels, mean):
         """Build the model with fresh weights.
@@ -148,8 +183,9 @@ class Settings:
                 return ResNet(num_classes, in_channels, **common)
             if self.model.startswith("denoiser"):
                 return DirectDenoiser(in_channels, norm=self.norm, **common)
-            return GradResNet(num_classes, in_channels, head=self.head, norm=self.norm,
-                              homogeneous=self.homogeneous, **common)
+            return GradResNet(
+                num_classes, in_channels, head=self.head, norm=self.norm, homogeneous=self.homogeneous, **common
+            )
         except ValueError as error:
             raise CDNError(str(error)) from None
 

@@ -1,20 +1,20 @@
 """The trainer: what one training step does, and all the state that it changes."""
+
 import copy
 import warnings
 
 import torch
 
 import cdn_kernels
+from cdn.data import Augmentation, Batches, channel_mean
+from cdn.objective import joint_step
+from cdn.training.health import Health
+from cdn.training.jem import MOMENT_IMAGES, JointEnergy
+from cdn.training.recipe import learning_rate, make_optimizer
 from cdn_kernels import Noise
 from cdn_kernels.backends.dispatch import fused_backends
 from cdn_kernels.graphs import Graphed
 from cdn_kernels.phases import phase
-
-from ..data import Augmentation, Batches, channel_mean
-from ..objective import joint_step
-from .health import Health
-from .jem import MOMENT_IMAGES, JointEnergy
-from .recipe import learning_rate, make_optimizer
 
 
 class Trainer:
@@ -45,11 +45,17 @@ class Trainer:
         if settings.fused:
             fused_backends(device, settings.impl)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate,
-                                        settings.weight_decay)
+        self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.health = Health(device)
-        self.batches = Batches(dataset.train, settings.batch_size, settings.seed, device, Augmentation(
-            dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size))
+        self.batches = Batches(
+            dataset.train,
+            settings.batch_size,
+            settings.seed,
+            device,
+            Augmentation(
+                dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size
+            ),
+        )
         # All that a step knows of its number: the number itself, the learning rate, by how much the average of the
         # weights moves, and lambda. torch's fused AdamW reads a rate in double precision on CPUs, a float elsewhere.
         self.number = torch.zeros((), dtype=torch.int64, device=device)
@@ -123,8 +129,14 @@ class Trainer:
 
     def state(self):
         """Return everything that :meth:`restore` needs."""
-        state = dict(step=self.step, model=self.model.state_dict(), average=self.average.state_dict(),
-                     optimizer=self.optimizer.state_dict(), health=self.health.counters, rng=torch.get_rng_state())
+        state = dict(
+            step=self.step,
+            model=self.model.state_dict(),
+            average=self.average.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            health=self.health.counters,
+            rng=torch.get_rng_state(),
+        )
         return state | dict(chains=self.jem.chains) if self.jem else state
 
     def restore(self, state):
@@ -148,8 +160,9 @@ class Trainer:
         weights = settings.weights(0)
         if settings.final_denoising_weight is not None and settings.objective != "classification":
             weights["denoising_weight"] = self.denoising_weight
-        return joint_step(self.model, x, labels, settings.levels, Noise(settings.seed, self.number), impl=self.impl,
-                          **weights)
+        return joint_step(
+            self.model, x, labels, settings.levels, Noise(settings.seed, self.number), impl=self.impl, **weights
+        )
 
     def _update_average(self):
         with torch.no_grad():

@@ -3,11 +3,12 @@
 The environment variable CDN_GPU_CONVOLUTIONS decides: "measured", the default, takes our own where measured.py
 says that they are faster on a device, "own" takes them wherever a backend has a kernel, and "torch" nowhere.
 """
+
 import os
 
 import torch
 
-from . import measured
+from cdn_kernels.backends import measured
 
 CHOICE = os.environ.get("CDN_GPU_CONVOLUTIONS", "measured")
 

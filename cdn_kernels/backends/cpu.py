@@ -3,15 +3,16 @@
 The functions trust their caller (the registered operations) with shapes, dtypes and layouts; the library
 itself only refuses numbers that it has no code for.
 """
+
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
 
-from ..noise import LAWS
-from . import shared_library
-from .interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
-from .shared_library import address
+from cdn_kernels.backends import shared_library
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
+from cdn_kernels.backends.shared_library import address
+from cdn_kernels.noise import LAWS
 
 INTERFACE = 8  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -24,15 +25,41 @@ _SIGNATURES = {
     "cdn_conv_engine": (),
     "cdn_build": (),
     "cdn_features": (),
-    "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64,
-                      c_int, c_int),
-    "cdn_sample_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int, c_double, c_double,
-                         c_double, c_uint64, c_uint64, c_int, c_int),
+    "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
+    "cdn_sample_noise": (
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_int,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_int,
+        c_double,
+        c_double,
+        c_double,
+        c_uint64,
+        c_uint64,
+        c_int,
+        c_int,
+    ),
     "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
     "cdn_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
     "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
-    "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int, c_int,
-                      c_int, c_int),
+    "cdn_gelu_norm": (
+        c_int,
+        *[c_void_p] * 11,
+        c_int,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_double,
+        c_int,
+        c_int,
+        c_int,
+        c_int,
+    ),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
     "cdn_conv2d": (c_int, *[c_void_p] * 4, *[c_int64] * 7, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
@@ -45,14 +72,20 @@ def load(path):
     Returns:
         (library, None), or (None, the reason why there is none).
     """
-    return shared_library.load(path, "the CPU library", ("cdn_interface", INTERFACE), _SIGNATURES,
-                               ("cdn_build", "cdn_features"), "reinstall with CDN_CPU=1 to see the compiler's error")
+    return shared_library.load(
+        path,
+        "the CPU library",
+        ("cdn_interface", INTERFACE),
+        _SIGNATURES,
+        ("cdn_build", "cdn_features"),
+        "reinstall with CDN_CPU=1 to see the compiler's error",
+    )
 
 
 # Once, at import, in well under a millisecond: a constant that torch.compile can see through.
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
-USABLE = CAPABILITIES[:CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
+USABLE = CAPABILITIES[: CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
 ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
 
 
@@ -79,10 +112,21 @@ def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability
         capability: one of CAPABILITIES; the chosen one if None.
     """
     batch = y.shape[0]
-    _check(LIBRARY.cdn_add_noise(
-        None if x is None else x.data_ptr(), None if sigma is None else sigma.data_ptr(), y.data_ptr(),
-        TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels, seed, int(offset),
-        threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_add_noise(
+            None if x is None else x.data_ptr(),
+            None if sigma is None else sigma.data_ptr(),
+            y.data_ptr(),
+            TYPES[y.dtype],
+            batch,
+            y.numel() // max(batch, 1),
+            channels,
+            seed,
+            int(offset),
+            threads or torch.get_num_threads(),
+            CAPABILITIES.index(capability or CAPABILITY),
+        )
+    )
 
 
 def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
@@ -93,20 +137,47 @@ def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channel
         law, low, high, clean_share: the fields of :class:`cdn_kernels.NoiseLevels`.
     """
     batch = y.shape[0]
-    _check(LIBRARY.cdn_sample_noise(
-        x.data_ptr(), sigma.data_ptr(), y.data_ptr(), TYPES[y.dtype], batch, y.numel() // max(batch, 1), channels,
-        LAWS.index(law), low, high, clean_share, seed, int(offset), torch.get_num_threads(),
-        CAPABILITIES.index(CAPABILITY)))
+    _check(
+        LIBRARY.cdn_sample_noise(
+            x.data_ptr(),
+            sigma.data_ptr(),
+            y.data_ptr(),
+            TYPES[y.dtype],
+            batch,
+            y.numel() // max(batch, 1),
+            channels,
+            LAWS.index(law),
+            low,
+            high,
+            clean_share,
+            seed,
+            int(offset),
+            torch.get_num_threads(),
+            CAPABILITIES.index(CAPABILITY),
+        )
+    )
 
 
 def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
-    _check(LIBRARY.cdn_sample_sigma(sigma.data_ptr(), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law),
-                                    low, high, clean_share, seed, int(offset)))
+    _check(
+        LIBRARY.cdn_sample_sigma(
+            sigma.data_ptr(),
+            TYPES[sigma.dtype],
+            sigma.shape[0],
+            LAWS.index(law),
+            low,
+            high,
+            clean_share,
+            seed,
+            int(offset),
+        )
+    )
 
 
-def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None, threads=None,
-              capability=None):
+def denoising(
+    score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None, threads=None, capability=None
+):
     """Write the mean squares of the denoising residual, or factors times their gradients, see cdn_denoising.
 
     Args:
@@ -115,21 +186,56 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
         seed, offset, channels, threads, capability: as for :func:`add_noise`.
     """
     batch = score.shape[0]
-    _check(LIBRARY.cdn_denoising(
-        *map(address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype], batch,
-        score.numel() // max(batch, 1) or 1, channels, seed, int(offset), threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_denoising(
+            *map(address, (score, sigma, factors, errors, gradient)),
+            TYPES[score.dtype],
+            batch,
+            score.numel() // max(batch, 1) or 1,
+            channels,
+            seed,
+            int(offset),
+            threads or torch.get_num_threads(),
+            CAPABILITIES.index(capability or CAPABILITY),
+        )
+    )
 
 
 def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=None):
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
-    _check(LIBRARY.cdn_gelu(sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel(),
-                            threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_gelu(
+            sweep,
+            *map(address, (u, grad, other, out, tangent_out)),
+            TYPES[u.dtype],
+            u.numel(),
+            threads or torch.get_num_threads(),
+            CAPABILITIES.index(capability or CAPABILITY),
+        )
+    )
 
 
-def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
-              grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None, threads=None,
-              capability=None):
+def gelu_norm(
+    sweep,
+    x,
+    gain,
+    groups,
+    eps,
+    scale_preserving,
+    channels_last,
+    *,
+    statistics,
+    out,
+    residual=None,
+    grad=None,
+    source=None,
+    tangent=None,
+    sum=None,
+    tangent_out=None,
+    gain_grad=None,
+    threads=None,
+    capability=None,
+):
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -138,10 +244,22 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
     """
     batch, channels, height, width = x.shape
     pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
-    _check(LIBRARY.cdn_gelu_norm(
-        sweep, *map(address, pointers), TYPES[x.dtype], batch, channels, height * width, groups, eps,
-        scale_preserving, channels_last, threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_gelu_norm(
+            sweep,
+            *map(address, pointers),
+            TYPES[x.dtype],
+            batch,
+            channels,
+            height * width,
+            groups,
+            eps,
+            scale_preserving,
+            channels_last,
+            threads or torch.get_num_threads(),
+            CAPABILITIES.index(capability or CAPABILITY),
+        )
+    )
 
 
 def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, threads=None, capability=None):
@@ -153,9 +271,19 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, thread
     """
     batch, channels, height, width = shape
     dtype = (out if a is None else a).dtype
-    _check(LIBRARY.cdn_pool(kind, *map(address, (a, b, values, out)), TYPES[dtype], batch, channels, height * width,
-                            channels_last, threads or torch.get_num_threads(),
-                            CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_pool(
+            kind,
+            *map(address, (a, b, values, out)),
+            TYPES[dtype],
+            batch,
+            channels,
+            height * width,
+            channels_last,
+            threads or torch.get_num_threads(),
+            CAPABILITIES.index(capability or CAPABILITY),
+        )
+    )
 
 
 def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=None, engine=None):
@@ -167,9 +295,21 @@ def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=
         engine: one of ENGINES; the fastest one if None.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
-    _check(LIBRARY.cdn_conv2d(kind, *map(address, (first, second, out, activation)), batch, height, width, inputs,
-                              outputs, size, stride, threads or torch.get_num_threads(),
-                              ENGINES.index(engine or ENGINE)))
+    _check(
+        LIBRARY.cdn_conv2d(
+            kind,
+            *map(address, (first, second, out, activation)),
+            batch,
+            height,
+            width,
+            inputs,
+            outputs,
+            size,
+            stride,
+            threads or torch.get_num_threads(),
+            ENGINES.index(engine or ENGINE),
+        )
+    )
 
 
 def conv2d_is_faster(kind, x, shape, stride, activation):
@@ -181,18 +321,23 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
         activation: whether GELU follows, or its derivative a gradient, which our own has no epilogue for.
     """
     (_, inputs, _, _), (outputs, _, size, _) = shape
-    if ENGINE is None or kind == CONV_INPUT and activation or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
+    if ENGINE is None or (kind == CONV_INPUT and activation) or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
         return False
-    return {CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
-            CONV_INPUT: stride > 1 and inputs > 16 or inputs % 32 == 0,
-            CONV_WEIGHT: size > 1 and inputs > 16}[kind]
+    return {
+        CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
+        CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
+        CONV_WEIGHT: size > 1 and inputs > 16,
+    }[kind]
 
 
 def random_words(batch, blocks, seed, offset, stream, capability=None):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
-    _check(LIBRARY.cdn_random_words(words.data_ptr(), batch, blocks, stream, seed, int(offset),
-                                    CAPABILITIES.index(capability or CAPABILITY)))
+    _check(
+        LIBRARY.cdn_random_words(
+            words.data_ptr(), batch, blocks, stream, seed, int(offset), CAPABILITIES.index(capability or CAPABILITY)
+        )
+    )
     return words.long() & 0xFFFFFFFF
 
 

@@ -5,18 +5,19 @@ The functions trust their caller (the registered operations) with shapes and dty
 must be channels last; a sample has less than 2**30 values; of convolutions there is that of a first stage, 3x3 with 64
 channels; impl="auto" chooses it where it was measured to be faster (measured.py), so far nowhere.
 """
+
 import re
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
 
-from ..noise import LAWS
-from . import shared_library
-from .convolution_choice import own_runs
-from .driver import why_no_gpu
-from .interface import TYPES
-from .shared_library import address
+from cdn_kernels.backends import shared_library
+from cdn_kernels.backends.convolution_choice import own_runs
+from cdn_kernels.backends.driver import why_no_gpu
+from cdn_kernels.backends.interface import TYPES
+from cdn_kernels.backends.shared_library import address
+from cdn_kernels.noise import LAWS
 
 INTERFACE = 2  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
 LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
@@ -27,15 +28,36 @@ _SIGNATURES = {
     "cdn_cuda_toolkit": (),
     "cdn_cuda_driver": (),
     "cdn_cuda_error": (c_int,),
-    "cdn_cuda_gelu_norm": (c_int, *[c_void_p] * 11, c_int, c_int64, c_int64, c_int64, c_int64, c_double, c_int,
-                           c_void_p, c_void_p),
+    "cdn_cuda_gelu_norm": (
+        c_int,
+        *[c_void_p] * 11,
+        c_int,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_double,
+        c_int,
+        c_void_p,
+        c_void_p,
+    ),
     "cdn_cuda_gelu_norm_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int64, c_int),
     "cdn_cuda_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_void_p),
     "cdn_cuda_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_void_p, c_void_p),
     "cdn_cuda_pool_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int),
     "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_void_p),
-    "cdn_cuda_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_void_p,
-                              c_void_p),
+    "cdn_cuda_sample_sigma": (
+        c_void_p,
+        c_int,
+        c_int64,
+        c_int,
+        c_double,
+        c_double,
+        c_double,
+        c_uint64,
+        c_void_p,
+        c_void_p,
+    ),
     "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
     "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
     "cdn_cuda_denoising_workspace": (c_int64, c_int64),
@@ -51,8 +73,13 @@ def load(path):
         (library, None), or (None, the reason why there is none).
     """
     library, missing = shared_library.load(
-        path, "the CUDA library", ("cdn_cuda_interface", INTERFACE), _SIGNATURES, ("cdn_cuda_build", "cdn_cuda_error"),
-        "reinstall with CDN_CUDA=1 where nvcc is, to see the compiler's error")
+        path,
+        "the CUDA library",
+        ("cdn_cuda_interface", INTERFACE),
+        _SIGNATURES,
+        ("cdn_cuda_build", "cdn_cuda_error"),
+        "reinstall with CDN_CUDA=1 where nvcc is, to see the compiler's error",
+    )
     if library:
         for name in ("gelu_norm", "pool", "denoising"):
             getattr(library, f"cdn_cuda_{name}_workspace").restype = c_int64
@@ -75,8 +102,13 @@ def can_use_cuda(device, dtype):
     if not torch.cuda.is_available():
         return why_no_gpu()
     properties = torch.cuda.get_device_properties(device)
-    return why_not_on(10 * properties.major + properties.minor, properties.name, LIBRARY.cdn_cuda_driver(),
-                      LIBRARY.cdn_cuda_toolkit(), built_for(LIBRARY.cdn_cuda_build().decode()))
+    return why_not_on(
+        10 * properties.major + properties.minor,
+        properties.name,
+        LIBRARY.cdn_cuda_driver(),
+        LIBRARY.cdn_cuda_toolkit(),
+        built_for(LIBRARY.cdn_cuda_build().decode()),
+    )
 
 
 def built_for(build):
@@ -85,8 +117,10 @@ def built_for(build):
     Machine code for sm_90a counts as that for sm_90, the only GPUs of their major version.
     """
     names = build.partition(":")[2].split()
-    return tuple({int(re.search(r"\d+", name).group()) for name in names if name.startswith(kind)}
-                 for kind in ("sm_", "compute_"))
+    return tuple(
+        {int(re.search(r"\d+", name).group()) for name in names if name.startswith(kind)}
+        for kind in ("sm_", "compute_")
+    )
 
 
 def why_not_on(capability, name, driver, toolkit, architectures):
@@ -101,31 +135,48 @@ def why_not_on(capability, name, driver, toolkit, architectures):
     dotted = lambda n: f"{n // 10}.{n % 10}"
     version = lambda n: f"{n // 1000}.{n % 1000 // 10}"
     if capability < LEAST_CAPABILITY:
-        return (f"the GPU must have compute capability {dotted(LEAST_CAPABILITY)} or higher, got {dotted(capability)} "
-                f"({name})")
+        return (
+            f"the GPU must have compute capability {dotted(LEAST_CAPABILITY)} or higher, got {dotted(capability)} "
+            f"({name})"
+        )
     # Within a major version of CUDA drivers run what newer toolkits compiled, but compile for themselves what is older.
     if driver // 1000 < toolkit // 1000:
-        return (f"the driver supports CUDA {version(driver)}, and the library was built with CUDA {version(toolkit)}; "
-                "install a newer driver, or reinstall with an older nvcc")
+        return (
+            f"the driver supports CUDA {version(driver)}, and the library was built with CUDA {version(toolkit)}; "
+            "install a newer driver, or reinstall with an older nvcc"
+        )
     machine_code, portable = architectures
     if any(a // 10 == capability // 10 and a <= capability for a in machine_code):
         return None
     if all(a > capability for a in portable):
         listed = ", ".join(map(dotted, sorted(machine_code | portable)))
-        return (f"the library was built for compute capability {listed}, and the GPU has {dotted(capability)} "
-                f"({name}); reinstall with CDN_CUDA_ARCHITECTURES={capability}")
+        return (
+            f"the library was built for compute capability {listed}, and the GPU has {dotted(capability)} "
+            f"({name}); reinstall with CDN_CUDA_ARCHITECTURES={capability}"
+        )
     if driver < toolkit:
-        return (f"the GPU ({name}) needs code that the driver compiles, and the driver supports CUDA "
-                f"{version(driver)}, older than the library's {version(toolkit)}; reinstall with "
-                f"CDN_CUDA_ARCHITECTURES={capability}")
+        return (
+            f"the GPU ({name}) needs code that the driver compiles, and the driver supports CUDA "
+            f"{version(driver)}, older than the library's {version(toolkit)}; reinstall with "
+            f"CDN_CUDA_ARCHITECTURES={capability}"
+        )
     return None
 
 
 def add_noise(x, sigma, y, seed, offset, channels=0):
     """Write ``x + sigma eps`` into y; arguments as for the function of cpu.py, the offset a tensor on the device."""
     batch = y.shape[0]
-    _run("cdn_cuda_add_noise", y, *map(address, (x, sigma, y)), TYPES[y.dtype], batch, y.numel() // max(batch, 1),
-         channels, seed, address(offset))
+    _run(
+        "cdn_cuda_add_noise",
+        y,
+        *map(address, (x, sigma, y)),
+        TYPES[y.dtype],
+        batch,
+        y.numel() // max(batch, 1),
+        channels,
+        seed,
+        address(offset),
+    )
 
 
 def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
@@ -136,8 +187,19 @@ def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channel
 
 def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
-    _run("cdn_cuda_sample_sigma", sigma, address(sigma), TYPES[sigma.dtype], sigma.shape[0], LAWS.index(law), low, high,
-         clean_share, seed, address(offset))
+    _run(
+        "cdn_cuda_sample_sigma",
+        sigma,
+        address(sigma),
+        TYPES[sigma.dtype],
+        sigma.shape[0],
+        LAWS.index(law),
+        low,
+        high,
+        clean_share,
+        seed,
+        address(offset),
+    )
 
 
 def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None):
@@ -145,8 +207,18 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
     batch = score.shape[0]
     size = score.numel() // max(batch, 1) or 1
     workspace = None if errors is None else _workspace(score, LIBRARY.cdn_cuda_denoising_workspace(batch, size))
-    _run("cdn_cuda_denoising", score, *map(address, (score, sigma, factors, errors, gradient)), TYPES[score.dtype],
-         batch, size, channels, seed, address(offset), address(workspace))
+    _run(
+        "cdn_cuda_denoising",
+        score,
+        *map(address, (score, sigma, factors, errors, gradient)),
+        TYPES[score.dtype],
+        batch,
+        size,
+        channels,
+        seed,
+        address(offset),
+        address(workspace),
+    )
 
 
 def gelu(sweep, u, grad, other, out, tangent_out):
@@ -154,8 +226,25 @@ def gelu(sweep, u, grad, other, out, tangent_out):
     _run("cdn_cuda_gelu", u, sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel())
 
 
-def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
-              grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None):
+def gelu_norm(
+    sweep,
+    x,
+    gain,
+    groups,
+    eps,
+    scale_preserving,
+    channels_last,
+    *,
+    statistics,
+    out,
+    residual=None,
+    grad=None,
+    source=None,
+    tangent=None,
+    sum=None,
+    tangent_out=None,
+    gain_grad=None,
+):
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -168,13 +257,24 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
     batch, channels, height, width = x.shape
     pixels = height * width
     if not channels_last and x.numel() > max(batch * channels, batch * pixels):
-        raise ValueError("impl='cuda' takes images that are channels last, got contiguous ones; convert them with "
-                         "x.to(memory_format=torch.channels_last)")
+        raise ValueError(
+            "impl='cuda' takes images that are channels last, got contiguous ones; convert them with "
+            "x.to(memory_format=torch.channels_last)"
+        )
     shape = batch, channels, pixels, groups
     workspace = _workspace(x, LIBRARY.cdn_cuda_gelu_norm_workspace(sweep, TYPES[x.dtype], *shape, scale_preserving))
     pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
-    _run("cdn_cuda_gelu_norm", x, sweep, *map(address, pointers), TYPES[x.dtype], *shape, eps, scale_preserving,
-         address(workspace))
+    _run(
+        "cdn_cuda_gelu_norm",
+        x,
+        sweep,
+        *map(address, pointers),
+        TYPES[x.dtype],
+        *shape,
+        eps,
+        scale_preserving,
+        address(workspace),
+    )
 
 
 def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
@@ -195,8 +295,20 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     tensors = *map(_aligned, (first, second, u, added)), out, activation, product
-    _run("cdn_cuda_conv2d", first, kind, *map(address, tensors), TYPES[first.dtype], batch, height, width, inputs,
-         outputs, size, stride)
+    _run(
+        "cdn_cuda_conv2d",
+        first,
+        kind,
+        *map(address, tensors),
+        TYPES[first.dtype],
+        batch,
+        height,
+        width,
+        inputs,
+        outputs,
+        size,
+        stride,
+    )
 
 
 def conv2d_is_faster(kind, x, shape, stride, activation):
@@ -205,8 +317,9 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
         return False
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     with torch.cuda.device_of(x):
-        return not LIBRARY.cdn_cuda_conv2d_refuses(kind, TYPES[x.dtype], batch, height, width, inputs, outputs, size,
-                                                   stride)
+        return not LIBRARY.cdn_cuda_conv2d_refuses(
+            kind, TYPES[x.dtype], batch, height, width, inputs, outputs, size, stride
+        )
 
 
 def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):

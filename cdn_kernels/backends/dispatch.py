@@ -1,4 +1,5 @@
 """Choose the backend of an operation, and say why another cannot run."""
+
 import contextlib
 import functools
 import importlib
@@ -7,8 +8,8 @@ import warnings
 
 import torch
 
-from . import cpu, cuda, measured
-from .triton import can_use_triton
+from cdn_kernels.backends import cpu, cuda, measured
+from cdn_kernels.backends.triton import can_use_triton
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 

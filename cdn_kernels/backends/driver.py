@@ -1,4 +1,5 @@
 """Say why torch finds no GPU."""
+
 import ctypes
 
 import torch
@@ -17,9 +18,11 @@ def why_no_gpu():
         return "there is no NVIDIA driver"
     # Within a major version of CUDA, drivers run what newer toolkits compiled.
     if driver // 1000 < int(torch.version.cuda.partition(".")[0]):
-        return (f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, older than CUDA "
-                f"{torch.version.cuda} that this torch was built with: install a newer driver, or a torch for the CUDA "
-                "of the driver")
+        return (
+            f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, older than CUDA "
+            f"{torch.version.cuda} that this torch was built with: install a newer driver, or a torch for the CUDA "
+            "of the driver"
+        )
     return "there is no CUDA device"
 
 

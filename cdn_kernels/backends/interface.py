@@ -1,4 +1,5 @@
 """What every backend agrees on: the numbers of csrc/api.h that say which pass, pooling, map or type is meant."""
+
 import torch
 
 FORWARD, BACKWARD, TANGENT = range(3)  # the sweeps of a pass

@@ -14,12 +14,13 @@ median with 95 % probability. Only what differs beyond the noise decides: elsewh
 those of the results of a batch, and smaller batches were not measured. MAP is one of interface.MAPS, with "_gelu" if
 GELU follows or, in a gradient, its derivative.
 """
+
 import json
 from pathlib import Path
 
 import torch
 
-from .interface import MAPS
+from cdn_kernels.backends.interface import MAPS
 
 FILE = Path(__file__).with_name("measured.json")
 TABLE = json.loads(FILE.read_text())

@@ -1,4 +1,5 @@
 """Load a compiled library with a plain C interface."""
+
 import ctypes
 
 

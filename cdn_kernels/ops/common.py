@@ -1,9 +1,10 @@
 """What the registered operations share: layouts, dtypes, and what a backward pass is asked for."""
+
 import torch
 
-from ..backends import measured
-from ..backends.dispatch import check_impl, resolve
-from ..backends.interface import TYPES
+from cdn_kernels.backends import measured
+from cdn_kernels.backends.dispatch import check_impl, resolve
+from cdn_kernels.backends.interface import TYPES
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
@@ -64,8 +65,10 @@ def resolve_untransformed(operation, impl, x, fastest=None):
     if impl in ("auto", "reference"):
         return "reference"
     check_impl(impl)
-    raise RuntimeError(f"{operation}: impl={impl!r} cannot run under torch.func transforms or forward-mode "
-                       "differentiation; use impl='reference'")
+    raise RuntimeError(
+        f"{operation}: impl={impl!r} cannot run under torch.func transforms or forward-mode "
+        "differentiation; use impl='reference'"
+    )
 
 
 def check_dtype(name, dtype):

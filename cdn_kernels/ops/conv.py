@@ -8,12 +8,13 @@ passes that use them.
 ``conv2d_gelu`` also returns the pre-activation, through which second derivatives flow back: they reach it as a gradient
 of its own, and the backward pass adds it on the way.
 """
+
 import torch
 
-from .. import reference
-from ..backends import measured
-from . import convolve
-from .common import LIBRARY, as_input, asked_for, check_tensor, register, resolve_untransformed
+from cdn_kernels import reference
+from cdn_kernels.backends import measured
+from cdn_kernels.ops import convolve
+from cdn_kernels.ops.common import LIBRARY, as_input, asked_for, check_tensor, register, resolve_untransformed
 
 LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride, str backend) -> Tensor")
 LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep, str backend) -> (Tensor, Tensor)")
@@ -121,9 +122,11 @@ def _empty_forward_gelu(x, weight, stride, keep, backend):
 
 
 for _name, _function, _fake in (
-        ("conv2d", convolve.forward, convolve.empty_forward), ("conv2d_gelu", _forward_gelu, _empty_forward_gelu),
-        ("conv2d_input", convolve.by_input, convolve.empty_by_input),
-        ("conv2d_weight", convolve.by_weight, convolve.empty_by_weight)):
+    ("conv2d", convolve.forward, convolve.empty_forward),
+    ("conv2d_gelu", _forward_gelu, _empty_forward_gelu),
+    ("conv2d_input", convolve.by_input, convolve.empty_by_input),
+    ("conv2d_weight", convolve.by_weight, convolve.empty_by_weight),
+):
     register(_name, _function, _fake)
 
 
@@ -136,8 +139,10 @@ def _save(ctx, inputs, output):
 def _by_both(ctx, x, weight, g):
     """Return the gradients by x and by the filters from that by u, as far as they are asked for."""
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None)
+    return (
+        ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
+        ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
+    )
 
 
 def _conv2d_derivatives(ctx, g):
@@ -166,18 +171,31 @@ def _conv2d_gelu_derivatives(ctx, g_out, g_u):
 def _conv2d_input_derivatives(ctx, t):
     grad, weight = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d(t, weight, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(t, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
+    return (
+        ops.conv2d(t, weight, *ctx.options) if asked_for(ctx, 0) else None,
+        ops.conv2d_weight(t, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
+        None,
+        None,
+        None,
+    )
 
 
 def _conv2d_weight_derivatives(ctx, t):
     x, grad = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
-    return (ops.conv2d_input(grad, t, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
-            ops.conv2d(x, t, *ctx.options) if asked_for(ctx, 1) else None, None, None, None)
+    return (
+        ops.conv2d_input(grad, t, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
+        ops.conv2d(x, t, *ctx.options) if asked_for(ctx, 1) else None,
+        None,
+        None,
+        None,
+    )
 
 
 for _name, _derivatives, _setup in (
-        ("conv2d", _conv2d_derivatives, _save), ("conv2d_gelu", _conv2d_gelu_derivatives, _save_gelu),
-        ("conv2d_input", _conv2d_input_derivatives, _save), ("conv2d_weight", _conv2d_weight_derivatives, _save)):
+    ("conv2d", _conv2d_derivatives, _save),
+    ("conv2d_gelu", _conv2d_gelu_derivatives, _save_gelu),
+    ("conv2d_input", _conv2d_input_derivatives, _save),
+    ("conv2d_weight", _conv2d_weight_derivatives, _save),
+):
     torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

@@ -5,18 +5,23 @@ it still holds the latter. As in ``conv2d_gelu``, u is returned: second derivati
 which that kernel adds on the way. Where h is needed again, in the gradient by the second filters, its own gradient goes
 to u as well, so that derivatives of every order stay whole.
 """
+
 import torch
 
-from .. import reference
-from . import convolve
-from .common import LIBRARY, asked_for, register, resolve_untransformed
-from .conv import as_autocast, check_convolution, check_filters, fastest_for
+from cdn_kernels import reference
+from cdn_kernels.ops import convolve
+from cdn_kernels.ops.common import LIBRARY, asked_for, register, resolve_untransformed
+from cdn_kernels.ops.conv import as_autocast, check_convolution, check_filters, fastest_for
 
-LIBRARY.define("conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
-               " -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(
+    "conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
+    " -> (Tensor, Tensor, Tensor)"
+)
 LIBRARY.define("conv2d_of_gelu(Tensor u, Tensor h, Tensor weight, str backend) -> Tensor")
-LIBRARY.define("conv2d_of_gelu_input(Tensor grad, Tensor weight, Tensor u, Tensor? source, bool keep, str backend)"
-               " -> (Tensor, Tensor)")
+LIBRARY.define(
+    "conv2d_of_gelu_input(Tensor grad, Tensor weight, Tensor u, Tensor? source, bool keep, str backend)"
+    " -> (Tensor, Tensor)"
+)
 LIBRARY.define("conv2d_of_gelu_weight(Tensor u, Tensor h, Tensor grad, int size, str backend) -> Tensor")
 
 
@@ -74,11 +79,17 @@ def _empty_by_preactivation(grad, weight, u, source, keep, backend):
 
 
 register("conv2d_gelu_conv2d", _forward, _empty_forward)
-register("conv2d_of_gelu", lambda u, h, weight, backend: convolve.forward(h, weight, 1, backend),
-         lambda u, h, weight, backend: convolve.empty_forward(h, weight, 1, backend))
+register(
+    "conv2d_of_gelu",
+    lambda u, h, weight, backend: convolve.forward(h, weight, 1, backend),
+    lambda u, h, weight, backend: convolve.empty_forward(h, weight, 1, backend),
+)
 register("conv2d_of_gelu_input", _by_preactivation, _empty_by_preactivation)
-register("conv2d_of_gelu_weight", lambda u, h, grad, size, backend: convolve.by_weight(h, grad, size, 1, backend),
-         lambda u, h, grad, size, backend: convolve.empty_by_weight(h, grad, size, 1, backend))
+register(
+    "conv2d_of_gelu_weight",
+    lambda u, h, grad, size, backend: convolve.by_weight(h, grad, size, 1, backend),
+    lambda u, h, grad, size, backend: convolve.empty_by_weight(h, grad, size, 1, backend),
+)
 
 
 def _save_pair(ctx, inputs, output):
@@ -96,10 +107,16 @@ def _pair_derivatives(ctx, g_out, _, g_u):
     g = g_u
     if g_out is not None and (by_x or by_first):
         g = _input(g_out, second, u, g_u, ctx.backend)
-    return (ops.conv2d_input(g, first, x.shape, *options) if by_x and g is not None else None,
-            ops.conv2d_weight(x, g, first.shape[-1], *options) if by_first and g is not None else None,
-            ops.conv2d_of_gelu_weight(u, h, g_out, second.shape[-1], ctx.backend)
-            if by_second and g_out is not None else None, None, None, None)
+    return (
+        ops.conv2d_input(g, first, x.shape, *options) if by_x and g is not None else None,
+        ops.conv2d_weight(x, g, first.shape[-1], *options) if by_first and g is not None else None,
+        ops.conv2d_of_gelu_weight(u, h, g_out, second.shape[-1], ctx.backend)
+        if by_second and g_out is not None
+        else None,
+        None,
+        None,
+        None,
+    )
 
 
 def _input(grad, weight, u, source, backend):
@@ -124,9 +141,14 @@ def _input_derivatives(ctx, t, _):
         return (None,) * 6
     ops, options = torch.ops.cdn_kernels, (1, ctx.backend)
     along, by_u = ops.gelu_tangent(u, product, t, ctx.backend)
-    return (ops.conv2d(along, weight, *options) if asked_for(ctx, 0) else None,
-            ops.conv2d_weight(along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,
-            by_u, t if ctx.has_source else None, None, None)
+    return (
+        ops.conv2d(along, weight, *options) if asked_for(ctx, 0) else None,
+        ops.conv2d_weight(along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,
+        by_u,
+        t if ctx.has_source else None,
+        None,
+        None,
+    )
 
 
 def _save(ctx, inputs, output):
@@ -136,19 +158,31 @@ def _save(ctx, inputs, output):
 
 def _of_gelu_derivatives(ctx, t):
     u, h, weight = ctx.saved_tensors
-    return (_input(t, weight, u, None, ctx.backend) if asked_for(ctx, 0) else None, None,
-            torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, t, weight.shape[-1], ctx.backend)
-            if asked_for(ctx, 2) else None, None)
+    return (
+        _input(t, weight, u, None, ctx.backend) if asked_for(ctx, 0) else None,
+        None,
+        torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, t, weight.shape[-1], ctx.backend)
+        if asked_for(ctx, 2)
+        else None,
+        None,
+    )
 
 
 def _weight_derivatives(ctx, t):
     u, h, grad = ctx.saved_tensors
-    return (_input(grad, t, u, None, ctx.backend) if asked_for(ctx, 0) else None, None,
-            torch.ops.cdn_kernels.conv2d_of_gelu(u, h, t, ctx.backend) if asked_for(ctx, 2) else None, None, None)
+    return (
+        _input(grad, t, u, None, ctx.backend) if asked_for(ctx, 0) else None,
+        None,
+        torch.ops.cdn_kernels.conv2d_of_gelu(u, h, t, ctx.backend) if asked_for(ctx, 2) else None,
+        None,
+        None,
+    )
 
 
 for _name, _derivatives, _setup in (
-        ("conv2d_gelu_conv2d", _pair_derivatives, _save_pair), ("conv2d_of_gelu", _of_gelu_derivatives, _save),
-        ("conv2d_of_gelu_input", _input_derivatives, _save_input),
-        ("conv2d_of_gelu_weight", _weight_derivatives, _save)):
+    ("conv2d_gelu_conv2d", _pair_derivatives, _save_pair),
+    ("conv2d_of_gelu", _of_gelu_derivatives, _save),
+    ("conv2d_of_gelu_input", _input_derivatives, _save_input),
+    ("conv2d_of_gelu_weight", _weight_derivatives, _save),
+):
     torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

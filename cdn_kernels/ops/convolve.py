@@ -3,12 +3,13 @@
 Our own take images stored channels last. Where they are faster was measured, and every backend knows it
 (conv2d_is_faster).
 """
+
 import torch
 from torch._prims_common import suggest_memory_format
 
-from ..backends.dispatch import kernels
-from ..backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
-from .common import in_layout
+from cdn_kernels.backends.dispatch import kernels
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.ops.common import in_layout
 
 
 def forward(x, weight, stride, backend):
@@ -83,8 +84,11 @@ def empty_by_weight(x, grad, size, stride, backend):
 
 
 def _runs_here(kind, first, second, shapes, stride, backend, activation=False):
-    return (_channels_last(first, second) and 0 not in (*first.shape, *second.shape)
-            and kernels(backend).conv2d_is_faster(kind, first, shapes, stride, activation))
+    return (
+        _channels_last(first, second)
+        and 0 not in (*first.shape, *second.shape)
+        and kernels(backend).conv2d_is_faster(kind, first, shapes, stride, activation)
+    )
 
 
 def _channels_last(x, other):
@@ -95,7 +99,8 @@ def _channels_last(x, other):
 def _asks_for_channels_last(x):
     # Of a single channel or pixel both layouts are one, and strides say which was meant.
     return x.is_contiguous(memory_format=torch.channels_last) and (
-        not x.is_contiguous() or suggest_memory_format(x) == torch.channels_last)
+        not x.is_contiguous() or suggest_memory_format(x) == torch.channels_last
+    )
 
 
 def _run(kind, first, second, out, shapes, stride, backend, **options):

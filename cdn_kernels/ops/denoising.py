@@ -3,18 +3,21 @@
 Registered with torch as ``denoising_error``, the mean square of ``sigma s + eps`` of each image, and
 ``denoising_error_backward``, its gradient by the score.
 """
+
 import torch
 
-from .. import reference
-from ..backends.dispatch import kernels
-from ..noise import Noise
-from ..reference import compute_dtype, expand, per_image
-from .common import LIBRARY, as_kernels_take_it, empty_result, register, resolve_untransformed
-from .noise import check_images, check_noise, key
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import kernels
+from cdn_kernels.noise import Noise
+from cdn_kernels.ops.common import LIBRARY, as_kernels_take_it, empty_result, register, resolve_untransformed
+from cdn_kernels.ops.noise import check_images, check_noise, key
+from cdn_kernels.reference import compute_dtype, expand, per_image
 
 LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
-LIBRARY.define("denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, Tensor offset, "
-               "str backend) -> Tensor")
+LIBRARY.define(
+    "denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, Tensor offset, "
+    "str backend) -> Tensor"
+)
 
 
 def denoising_loss(score, sigma, noise, *, impl="auto"):
@@ -59,13 +62,17 @@ def _error(score, sigma, seed, offset, backend):
 def _error_backward(score, sigma, grad, seed, offset, backend):
     gradient = empty_result(score)
     score, channels = as_kernels_take_it(score)
-    kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(),
-                               gradient=gradient)
+    kernels(backend).denoising(
+        score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(), gradient=gradient
+    )
     return gradient
 
 
-register("denoising_error", _error, lambda score, sigma, seed, offset, backend: torch.empty_like(
-    sigma, memory_format=torch.contiguous_format))
+register(
+    "denoising_error",
+    _error,
+    lambda score, sigma, seed, offset, backend: torch.empty_like(sigma, memory_format=torch.contiguous_format),
+)
 register("denoising_error_backward", _error_backward, lambda score, *_: empty_result(score))
 
 
@@ -86,11 +93,13 @@ def _second_derivatives(ctx, t):
     scale = 2 * sigma / (score.numel() // score.shape[0])
     by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)
     real = score.to(grad.dtype)
-    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), ctx.seed, offset,
-                                                          ctx.backend)
+    unit = torch.ops.cdn_kernels.denoising_error_backward(
+        real, sigma, torch.ones_like(grad), ctx.seed, offset, ctx.backend
+    )
     return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), *[None] * 3
 
 
 torch.library.register_autograd("cdn_kernels::denoising_error", _error_derivative, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("cdn_kernels::denoising_error_backward", _second_derivatives, setup_context=_save,
-                                lib=LIBRARY)
+torch.library.register_autograd(
+    "cdn_kernels::denoising_error_backward", _second_derivatives, setup_context=_save, lib=LIBRARY
+)

@@ -7,6 +7,7 @@ and the tangents of all gradients of ``<out, g>``, which are the gradients of ``
 second derivatives are symmetric. (The other way round, reverse over forward, torch 2.13 is silently wrong for layer
 and batch norm.)
 """
+
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
-from .common import as_input, asked_for, no_third_order, transformed
+from cdn_kernels.ops.common import as_input, asked_for, no_third_order, transformed
 
 
 def foreign(block, *inputs):
@@ -80,8 +81,11 @@ class _Block:
         self.places = [place for place, i in enumerate(inputs) if isinstance(i, torch.Tensor)]
         self.inputs = [None if isinstance(i, torch.Tensor) else i for i in inputs]
         device = tensors[0].device
-        self.autocast = dict(device_type=device.type, enabled=torch.is_autocast_enabled(device.type),
-                             dtype=torch.get_autocast_dtype(device.type))
+        self.autocast = dict(
+            device_type=device.type,
+            enabled=torch.is_autocast_enabled(device.type),
+            dtype=torch.get_autocast_dtype(device.type),
+        )
         self.random = [(g, g.get_state()) for g in _generators(device)]
         self.buffers = {n: b.clone() for n, b in block.named_buffers()} if isinstance(block, nn.Module) else {}
 
@@ -100,8 +104,10 @@ class _Block:
         known = {id(leaf) for leaf in leaves}
         for leaf in graph_leaves(out):
             if id(leaf) not in known:
-                raise ValueError(f"foreign: {self} uses a tensor of shape {list(leaf.shape)} that requires grad and is "
-                                 "not among its inputs; pass it, or make it a parameter of a module")
+                raise ValueError(
+                    f"foreign: {self} uses a tensor of shape {list(leaf.shape)} that requires grad and is "
+                    "not among its inputs; pass it, or make it a parameter of a module"
+                )
         return out
 
     def second_derivatives(self, leaves, tangents, g):
@@ -111,11 +117,16 @@ class _Block:
             try:
                 out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
                 with torch.autocast(self.autocast["device_type"], enabled=False):
-                    grads = (torch.autograd.grad(out, wanted, g, allow_unused=True) if out.requires_grad
-                             else [None] * len(wanted))
+                    grads = (
+                        torch.autograd.grad(out, wanted, g, allow_unused=True)
+                        if out.requires_grad
+                        else [None] * len(wanted)
+                    )
             except NotImplementedError as error:
-                raise RuntimeError(f"foreign: {self} uses an operation without second derivative in forward mode; call "
-                                   "it directly, for torch's double backward") from error
+                raise RuntimeError(
+                    f"foreign: {self} uses an operation without second derivative in forward mode; call "
+                    "it directly, for torch's double backward"
+                ) from error
             tangent, *others = (None if t is None else forward_ad.unpack_dual(t).tangent for t in (out, *grads))
         return torch.zeros_like(g) if tangent is None else tangent, others
 
@@ -125,7 +136,7 @@ class _Block:
             inputs[place] = tensor
         if not isinstance(self.block, nn.Module):
             return self.block(*inputs)
-        parameters = dict(zip(self.names, tensors[len(self.places):]))
+        parameters = dict(zip(self.names, tensors[len(self.places) :]))
         return torch.func.functional_call(self.block, parameters | buffers, tuple(inputs))
 
 
@@ -205,8 +216,9 @@ class _Vjp(torch.autograd.Function):
         ctx.save_for_backward(g, *tensors)
         ctx.set_materialize_grads(False)
         edge, leaves, keep = graph
-        return torch.autograd.grad([edge], [leaves[i] for i in asked], [g], retain_graph=keep, allow_unused=True,
-                                   materialize_grads=True)
+        return torch.autograd.grad(
+            [edge], [leaves[i] for i in asked], [g], retain_graph=keep, allow_unused=True, materialize_grads=True
+        )
 
     @staticmethod
     def backward(ctx, *tangents):

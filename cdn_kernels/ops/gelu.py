@@ -3,13 +3,22 @@
 Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient, plus a source) and ``gelu_tangent``
 (both derivatives of that), so that ordinary autograd with ``create_graph=True`` runs one pass per sweep.
 """
+
 import torch
 
-from .. import reference
-from ..backends.dispatch import kernels
-from ..backends.interface import BACKWARD, FORWARD, TANGENT
-from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, no_third_order, \
-    register, resolve_untransformed
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import kernels
+from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    check_tensor,
+    empty_result,
+    in_layout,
+    is_channels_last,
+    no_third_order,
+    register,
+    resolve_untransformed,
+)
 
 LIBRARY.define("gelu(Tensor u, str backend) -> Tensor")
 LIBRARY.define("gelu_backward(Tensor u, Tensor grad, Tensor? source, str backend) -> Tensor")
@@ -56,7 +65,7 @@ def _run(backend, sweep, u, *others):
     out = empty_result(u)
     tangent_out = torch.empty_like(out) if sweep == TANGENT else None
     u, *others = (None if t is None else in_layout(t, is_channels_last(out)) for t in (u, *others))
-    kernels(backend).gelu(sweep, u, *(others + [None, None])[:2], out, tangent_out)
+    kernels(backend).gelu(sweep, u, *([*others, None, None])[:2], out, tangent_out)
     return out, tangent_out
 
 
@@ -86,6 +95,7 @@ def _derivative(ctx, g):
 
 
 torch.library.register_autograd("cdn_kernels::gelu", _derivative, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("cdn_kernels::gelu_backward", _backward_derivatives, setup_context=_save_backward,
-                                lib=LIBRARY)
+torch.library.register_autograd(
+    "cdn_kernels::gelu_backward", _backward_derivatives, setup_context=_save_backward, lib=LIBRARY
+)
 torch.library.register_autograd("cdn_kernels::gelu_tangent", no_third_order, lib=LIBRARY)

@@ -8,15 +8,24 @@ integers behind them and the noise levels are equal. Four operations are registe
 Channels-last images keep their layout; any other layout that is not contiguous is made so, like the result.
 Limitation: under torch.func transforms and forward-mode differentiation only eps comes from the library.
 """
+
 import math
 
 import torch
 
-from .. import reference
-from ..backends.dispatch import kernels, resolve
-from ..noise import Noise, NoiseLevels
-from ..reference import compute_dtype, per_image
-from .common import LIBRARY, as_kernels_take_it, check_dtype, empty_result, is_channels_last, register, transformed
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import kernels, resolve
+from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    as_kernels_take_it,
+    check_dtype,
+    empty_result,
+    is_channels_last,
+    register,
+    transformed,
+)
+from cdn_kernels.reference import compute_dtype, per_image
 
 # ------------------------------------------------------------------------------------------------------------
 # Public functions
@@ -60,8 +69,9 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
     return torch.ops.cdn_kernels.add_noise(x, sigma, *key(noise, x.device), backend), sigma
 
 
-def standard_normal(shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format,
-                    impl="auto"):
+def standard_normal(
+    shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format, impl="auto"
+):
     """Draw standard normals: the eps that :func:`sample_noise` adds for the same key.
 
     Args:
@@ -145,12 +155,18 @@ def _law(levels):
 # ------------------------------------------------------------------------------------------------------------
 
 LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
-LIBRARY.define("sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
-               "Tensor offset, str backend) -> (Tensor, Tensor)")
-LIBRARY.define("standard_normal(SymInt[] shape, SymInt seed, Tensor offset, ScalarType dtype, Device device, "
-               "MemoryFormat memory_format, str backend) -> Tensor")
-LIBRARY.define("sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
-               "Tensor offset, ScalarType dtype, Device device, str backend) -> Tensor")
+LIBRARY.define(
+    "sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
+    "Tensor offset, str backend) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "standard_normal(SymInt[] shape, SymInt seed, Tensor offset, ScalarType dtype, Device device, "
+    "MemoryFormat memory_format, str backend) -> Tensor"
+)
+LIBRARY.define(
+    "sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
+    "Tensor offset, ScalarType dtype, Device device, str backend) -> Tensor"
+)
 
 
 def _add_noise(x, sigma, seed, offset, backend):
@@ -195,22 +211,31 @@ def _add_noise_backward(ctx, g):
     g_sigma = None
     if ctx.needs_input_grad[1]:
         real = compute_dtype(g.dtype)
-        eps = torch.ops.cdn_kernels.standard_normal(ctx.shape, ctx.seed, *ctx.saved_tensors, real, g.device,
-                                                    torch.contiguous_format, ctx.backend)
+        eps = torch.ops.cdn_kernels.standard_normal(
+            ctx.shape, ctx.seed, *ctx.saved_tensors, real, g.device, torch.contiguous_format, ctx.backend
+        )
         g_sigma = (g.to(real) * eps).reshape(ctx.shape[0], math.prod(ctx.shape[1:])).sum(1)
     return g, g_sigma, None, None, None
 
 
 register("add_noise", _add_noise, lambda x, sigma, seed, offset, backend: empty_result(x))
 register("sample_noise", _sample_noise, lambda x, *_: _empty_results(x))
-register("standard_normal", _standard_normal,
-         lambda shape, seed, offset, dtype, device, memory_format, backend: torch.empty(
-             shape, dtype=dtype, device=device, memory_format=memory_format))
-register("sample_sigma", _sample_sigma,
-         lambda batch, law, low, high, clean_share, seed, offset, dtype, device, backend: torch.empty(
-             batch, dtype=dtype, device=device))
+register(
+    "standard_normal",
+    _standard_normal,
+    lambda shape, seed, offset, dtype, device, memory_format, backend: torch.empty(
+        shape, dtype=dtype, device=device, memory_format=memory_format
+    ),
+)
+register(
+    "sample_sigma",
+    _sample_sigma,
+    lambda batch, law, low, high, clean_share, seed, offset, dtype, device, backend: torch.empty(
+        batch, dtype=dtype, device=device
+    ),
+)
 torch.library.register_autograd(
-    "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY)
+    "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY
+)
 # A drawn sigma is a constant, and y moves with x one to one.
-torch.library.register_autograd(
-    "cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, *[None] * 7), lib=LIBRARY)
+torch.library.register_autograd("cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, *[None] * 7), lib=LIBRARY)

@@ -5,23 +5,40 @@ second derivatives flow back), ``gelu_group_norm_backward`` and ``gelu_group_nor
 The second derivative reaches v as a gradient of its own, and the backward pass adds it on the way: the adjoint sweep
 is the ordinary backward plus that source.
 """
+
 import torch
 
-from .. import reference
-from ..backends.dispatch import kernels
-from ..backends.interface import BACKWARD, FORWARD, TANGENT
-from ..reference import compute_dtype
-from .common import LIBRARY, as_input, asked_for, check_tensor, empty_result, in_layout, is_channels_last, \
-    no_third_order, register, resolve_untransformed
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import kernels
+from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    as_input,
+    asked_for,
+    check_tensor,
+    empty_result,
+    in_layout,
+    is_channels_last,
+    no_third_order,
+    register,
+    resolve_untransformed,
+)
+from cdn_kernels.reference import compute_dtype
 
-LIBRARY.define("gelu_group_norm(Tensor x, Tensor? residual, Tensor gain, int groups, float eps, "
-               "bool scale_preserving, str backend) -> (Tensor, Tensor, Tensor)")
-LIBRARY.define("gelu_group_norm_backward(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor? source, "
-               "int groups, float eps, bool scale_preserving, bool with_gain, "
-               "str backend) -> (Tensor, Tensor)")
-LIBRARY.define("gelu_group_norm_tangent(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor tangent, "
-               "int groups, float eps, bool scale_preserving, bool with_gain, "
-               "str backend) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(
+    "gelu_group_norm(Tensor x, Tensor? residual, Tensor gain, int groups, float eps, "
+    "bool scale_preserving, str backend) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "gelu_group_norm_backward(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor? source, "
+    "int groups, float eps, bool scale_preserving, bool with_gain, "
+    "str backend) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "gelu_group_norm_tangent(Tensor v, Tensor statistics, Tensor gain, Tensor grad, Tensor tangent, "
+    "int groups, float eps, bool scale_preserving, bool with_gain, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
+)
 
 
 def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True, impl="auto"):
@@ -49,8 +66,9 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
     _check(x, weight, groups, residual, eps)
     backend = resolve_untransformed("gelu_group_norm", impl, x)
     if backend == "reference":
-        return reference.gelu_group_norm(x, weight, groups, residual=residual, eps=eps,
-                                         scale_preserving=scale_preserving)
+        return reference.gelu_group_norm(
+            x, weight, groups, residual=residual, eps=eps, scale_preserving=scale_preserving
+        )
     gain = as_input(weight.to(compute_dtype(x.dtype)))
     return torch.ops.cdn_kernels.gelu_group_norm(x, residual, gain, groups, eps, scale_preserving, backend)[0]
 
@@ -68,8 +86,10 @@ def _check(x, weight, groups, residual, eps):
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise ValueError(f"residual must have shape {list(x.shape)} and dtype {x.dtype} like x, got "
-                         f"{list(residual.shape)} and {residual.dtype}")
+        raise ValueError(
+            f"residual must have shape {list(x.shape)} and dtype {x.dtype} like x, got "
+            f"{list(residual.shape)} and {residual.dtype}"
+        )
     for name, tensor in (("weight", weight), ("residual", residual)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
@@ -91,8 +111,19 @@ def _forward(x, residual, gain, groups, eps, scale_preserving, backend):
     x = in_layout(x, last)
     if residual is not None:
         residual = in_layout(residual, last)
-    kernels(backend).gelu_norm(FORWARD, x, gain.contiguous(), groups, eps, scale_preserving, last,
-                               statistics=statistics, out=z, residual=residual, sum=v)
+    kernels(backend).gelu_norm(
+        FORWARD,
+        x,
+        gain.contiguous(),
+        groups,
+        eps,
+        scale_preserving,
+        last,
+        statistics=statistics,
+        out=z,
+        residual=residual,
+        sum=v,
+    )
     return z, v, statistics
 
 
@@ -106,8 +137,20 @@ def _backward(v, statistics, gain, grad, source, groups, eps, scale_preserving, 
     v, grad = in_layout(v, last), in_layout(grad, last)
     source = None if source is None else in_layout(source, last)
     shares = gain.new_empty(v.shape[0], gain.shape[0]) if with_gain else None
-    kernels(backend).gelu_norm(BACKWARD, v, gain.contiguous(), groups, eps, scale_preserving, last,
-                               statistics=statistics, out=out, grad=grad, source=source, gain_grad=shares)
+    kernels(backend).gelu_norm(
+        BACKWARD,
+        v,
+        gain.contiguous(),
+        groups,
+        eps,
+        scale_preserving,
+        last,
+        statistics=statistics,
+        out=out,
+        grad=grad,
+        source=source,
+        gain_grad=shares,
+    )
     return out, shares.sum(0) if with_gain else gain.new_empty(0)
 
 
@@ -122,14 +165,29 @@ def _tangent(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, 
     last = is_channels_last(zdot)
     v, grad, tangent = (in_layout(t, last) for t in (v, grad, tangent))
     shares = gain.new_empty(v.shape[0], gain.shape[0]) if with_gain else None
-    kernels(backend).gelu_norm(TANGENT, v, gain.contiguous(), groups, eps, scale_preserving, last,
-                               statistics=statistics, out=source, grad=grad, tangent=tangent, tangent_out=zdot,
-                               gain_grad=shares)
+    kernels(backend).gelu_norm(
+        TANGENT,
+        v,
+        gain.contiguous(),
+        groups,
+        eps,
+        scale_preserving,
+        last,
+        statistics=statistics,
+        out=source,
+        grad=grad,
+        tangent=tangent,
+        tangent_out=zdot,
+        gain_grad=shares,
+    )
     return zdot, source, shares.sum(0) if with_gain else gain.new_empty(0)
 
 
-for _name, _kernel, _fake in (("", _forward, _empty_outputs), ("_backward", _backward, _empty_gradients),
-                              ("_tangent", _tangent, _empty_tangents)):
+for _name, _kernel, _fake in (
+    ("", _forward, _empty_outputs),
+    ("_backward", _backward, _empty_gradients),
+    ("_tangent", _tangent, _empty_tangents),
+):
     register(f"gelu_group_norm{_name}", _kernel, _fake)
 
 
@@ -152,8 +210,9 @@ def _forward_derivatives(ctx, g_z, g_v, g_statistics):
         return g_v, g_v if ctx.added else None, None, None, None, None, None
     v, statistics, gain = ctx.saved_tensors
     with_gain = asked_for(ctx, 2, missing=not ctx.added)
-    g, g_gain = torch.ops.cdn_kernels.gelu_group_norm_backward(v, statistics, gain, g_z, g_v, *ctx.options, with_gain,
-                                                               ctx.backend)
+    g, g_gain = torch.ops.cdn_kernels.gelu_group_norm_backward(
+        v, statistics, gain, g_z, g_v, *ctx.options, with_gain, ctx.backend
+    )
     return g, g if ctx.added else None, g_gain if with_gain else None, None, None, None, None
 
 
@@ -173,8 +232,9 @@ def _backward_derivatives(ctx, t, t_gain):
     by_v = by_gain = by_grad = None
     if t is not None:
         with_gain = asked_for(ctx, 2)
-        by_grad, by_v, by_gain = ops.gelu_group_norm_tangent(v, statistics, gain, grad, t, *ctx.options, with_gain,
-                                                                ctx.backend)
+        by_grad, by_v, by_gain = ops.gelu_group_norm_tangent(
+            v, statistics, gain, grad, t, *ctx.options, with_gain, ctx.backend
+        )
         by_gain = by_gain if with_gain else None
     if t_gain is not None and ctx.with_gain:
         # z is linear in the gain: g_gain is z with the gain t_gain, against the gradient.
@@ -185,8 +245,10 @@ def _backward_derivatives(ctx, t, t_gain):
     return by_v, None, by_gain, by_grad, t if ctx.has_source else None, None, None, None, None, None
 
 
-torch.library.register_autograd("cdn_kernels::gelu_group_norm", _forward_derivatives, setup_context=_save_forward,
-                                lib=LIBRARY)
-torch.library.register_autograd("cdn_kernels::gelu_group_norm_backward", _backward_derivatives,
-                                setup_context=_save_backward, lib=LIBRARY)
+torch.library.register_autograd(
+    "cdn_kernels::gelu_group_norm", _forward_derivatives, setup_context=_save_forward, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "cdn_kernels::gelu_group_norm_backward", _backward_derivatives, setup_context=_save_backward, lib=LIBRARY
+)
 torch.library.register_autograd("cdn_kernels::gelu_group_norm_tangent", no_third_order, lib=LIBRARY)

@@ -4,14 +4,23 @@ Four linear or bilinear maps are registered with torch, each the derivative of a
 order: ``channel_mean`` and its adjoint ``channel_spread``; ``sample_dot``, the mean over pixels of <a, b>, and its
 adjoint ``sample_scale``. Images stay in their storage type; values are float32 (float64 for float64).
 """
+
 import torch
 
-from .. import reference
-from ..backends.dispatch import kernels
-from ..backends.interface import DOT, MEAN, SCALE, SPREAD
-from ..reference import compute_dtype
-from .common import LIBRARY, check_tensor, empty_result, in_layout, is_channels_last, register, resolve_untransformed
-from .conv import conv2d
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import kernels
+from cdn_kernels.backends.interface import DOT, MEAN, SCALE, SPREAD
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    check_tensor,
+    empty_result,
+    in_layout,
+    is_channels_last,
+    register,
+    resolve_untransformed,
+)
+from cdn_kernels.ops.conv import conv2d
+from cdn_kernels.reference import compute_dtype
 
 LIBRARY.define("channel_mean(Tensor h, str backend) -> Tensor")
 LIBRARY.define("channel_spread(Tensor values, Tensor like, str backend) -> Tensor")
@@ -65,8 +74,9 @@ def energy(features, maps, *, impl="auto"):
     backend = resolve_untransformed("energy", impl, features[0])
     if backend == "reference":
         return reference.energy(features, maps)
-    terms = [torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl), backend)
-             for h, weight in zip(features, maps)]
+    terms = [
+        torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl), backend) for h, weight in zip(features, maps)
+    ]
     return torch.stack(terms).sum(0)
 
 
@@ -119,11 +129,12 @@ def _sample_scale(a, values, backend):
 
 
 for _name, _kernel, _fake in (
-        ("channel_mean", _channel_mean, _empty_means),
-        ("channel_spread", _channel_spread, lambda values, like, backend: empty_result(like)),
-        ("sample_square", lambda e, backend: _sample_dot(e, e, backend), _empty_sums),
-        ("sample_dot", _sample_dot, _empty_sums),
-        ("sample_scale", _sample_scale, lambda a, values, backend: empty_result(a))):
+    ("channel_mean", _channel_mean, _empty_means),
+    ("channel_spread", _channel_spread, lambda values, like, backend: empty_result(like)),
+    ("sample_square", lambda e, backend: _sample_dot(e, e, backend), _empty_sums),
+    ("sample_dot", _sample_dot, _empty_sums),
+    ("sample_scale", _sample_scale, lambda a, values, backend: empty_result(a)),
+):
     register(_name, _kernel, _fake)
 
 
@@ -165,9 +176,10 @@ def _square_derivative(ctx, g):
 
 
 for _name, _derivatives, _setup in (
-        ("channel_mean", _mean_derivative, _save_like),
-        ("channel_spread", _spread_derivative, _save_like),
-        ("sample_square", _square_derivative, _save),
-        ("sample_dot", _dot_derivatives, _save),
-        ("sample_scale", _scale_derivatives, _save)):
+    ("channel_mean", _mean_derivative, _save_like),
+    ("channel_spread", _spread_derivative, _save_like),
+    ("sample_square", _square_derivative, _save),
+    ("sample_dot", _dot_derivatives, _save),
+    ("sample_scale", _scale_derivatives, _save),
+):
     torch.library.register_autograd(f"cdn_kernels::{_name}", _derivatives, setup_context=_setup, lib=LIBRARY)

@@ -1,6 +1,7 @@
 """The score of any log-density: its gradient by its input."""
-from .. import reference
-from ..backends.dispatch import using
+
+from cdn_kernels import reference
+from cdn_kernels.backends.dispatch import using
 
 
 def score(log_density, y, *, create_graph=False, impl="auto"):

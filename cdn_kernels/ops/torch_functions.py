@@ -3,6 +3,7 @@
 A convolution is linear in each of its arguments, so its tangent needs no second forward: six units of convolution a
 step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, dilations and transposed ones.
 """
+
 import sys
 
 import torch
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from .. import reference
-from .common import transformed
-from .foreign import by_first_derivatives
+from cdn_kernels import reference
+from cdn_kernels.ops.common import transformed
+from cdn_kernels.ops.foreign import by_first_derivatives
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
 # The second is seen instead of the first that it calls.
@@ -80,4 +81,3 @@ class _Convolution:
 
     def _run(self, x, weight, bias=None):
         return self.func(x, weight, bias, *self.options, **self.named)
-

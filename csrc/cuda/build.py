@@ -5,6 +5,7 @@
 
 setup.py does the same on installing. It takes nothing but Python and nvcc: one shared library with a plain C interface.
 """
+
 import argparse
 import os
 import re
@@ -64,6 +65,7 @@ def build(library=LIBRARY, architectures=()):
         flags += ["-gencode", f"arch=compute_{name},code={kind}_{name}"]
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
         def compiled(source):
             target = f"{folder}/{source.stem}.o"
             subprocess.run([nvcc, *flags, *OWN_FLAGS.get(source.stem, []), "-c", source, "-o", target], check=True)
@@ -88,9 +90,14 @@ def named_architectures():
 def main():
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="*", metavar="N", type=int,
-                        help="ten times a compute capability, such as 90 (default: what CDN_CUDA_ARCHITECTURES says, "
-                             f"or {' and '.join(ARCHITECTURES)} and newer ones)")
+    parser.add_argument(
+        "architectures",
+        nargs="*",
+        metavar="N",
+        type=int,
+        help="ten times a compute capability, such as 90 (default: what CDN_CUDA_ARCHITECTURES says, "
+        f"or {' and '.join(ARCHITECTURES)} and newer ones)",
+    )
     names = list(map(str, parser.parse_args().architectures))
     try:
         build(architectures=names or named_architectures())

@@ -1,4 +1,5 @@
 """The Jacobian of a denoiser where it is known: Gaussian densities, linear denoisers, small networks."""
+
 import pytest
 import torch
 
@@ -85,7 +86,7 @@ def test_each_image_has_its_own_noise_level_and_probes(covariance):
     v, sigma = image(2), torch.tensor([SIGMA, 2 * SIGMA], dtype=torch.float64)
     jacobian = Jacobian(model, image(2), sigma)
     slopes = v.flatten(1) @ model.precision
-    close(jacobian.transposed_product(v).flatten(1), v.flatten(1) - sigma[:, None]**2 * slopes)
+    close(jacobian.transposed_product(v).flatten(1), v.flatten(1) - sigma[:, None] ** 2 * slopes)
     probing = probe(jacobian, 3, cdn.Noise(0))
     assert probing.trace[0] != probing.trace[1] and torch.equal(probing.trace, probe(jacobian, 3, cdn.Noise(0)).trace)
 

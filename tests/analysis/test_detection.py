@@ -1,4 +1,5 @@
 """Detectors of outliers and the figures that judge them, against counting and closed forms."""
+
 import pytest
 import torch
 from torch import nn
@@ -43,9 +44,13 @@ def test_separable_sets_and_identical_ones():
     assert separation(alike, alike) == (0.5, 0.5, 0.5, 1)
 
 
-@pytest.mark.parametrize("inliers, outliers, message", [
-    (torch.zeros(0), torch.zeros(3), r"inliers: expected finite ratings \[N\], N > 0, got \[0\]"),
-    (torch.zeros(3), torch.tensor([1.0, float("nan")]), "outliers: expected finite ratings .* with 1 not finite")])
+@pytest.mark.parametrize(
+    "inliers, outliers, message",
+    [
+        (torch.zeros(0), torch.zeros(3), r"inliers: expected finite ratings \[N\], N > 0, got \[0\]"),
+        (torch.zeros(3), torch.tensor([1.0, float("nan")]), "outliers: expected finite ratings .* with 1 not finite"),
+    ],
+)
 def test_ratings_that_cannot_be_ranked(inliers, outliers, message):
     with pytest.raises(ValueError, match=message):
         separation(inliers, outliers)

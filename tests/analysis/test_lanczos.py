@@ -1,4 +1,5 @@
 """Block Lanczos against LAPACK."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,14 @@ def symmetric(values, seed=0):
 
 
 def find(matrix, largest, smallest, **options):
-    return extreme_eigenpairs(lambda rows: rows @ matrix, len(matrix), largest, smallest,
-                              generator=torch.Generator().manual_seed(0), **options)
+    return extreme_eigenpairs(
+        lambda rows: rows @ matrix,
+        len(matrix),
+        largest,
+        smallest,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
 
 
 def check(pairs, matrix, expected, tolerance):
@@ -53,7 +60,7 @@ def test_more_pairs_than_there_are():
 def test_float32_products_leave_float32_residuals():
     matrix = symmetric(np.linspace(0, 1, 80) ** 3)
     generator = torch.Generator().manual_seed(0)
-    product = lambda rows: (rows.float() @ matrix.float())
+    product = lambda rows: rows.float() @ matrix.float()
     pairs = extreme_eigenpairs(product, 80, 3, 0, generator=generator, tolerance=1e-5)
     np.testing.assert_allclose(pairs.values.numpy(), np.linalg.eigvalsh(matrix.numpy())[:-4:-1], atol=1e-6)
     assert pairs.residuals.max() <= 1e-5
@@ -68,10 +75,15 @@ def test_a_limit_stops_it_and_the_residuals_say_so():
     assert (distance <= pairs.residuals + 1e-12).all()
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(largest=-1, smallest=2), "largest and smallest must be at least 0"),
-    (dict(largest=0, smallest=0), "not both 0"), (dict(largest=2, smallest=3, limit=4), "limit at least 5"),
-    (dict(largest=1, smallest=1, block=0), "block must be at least 1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(largest=-1, smallest=2), "largest and smallest must be at least 0"),
+        (dict(largest=0, smallest=0), "not both 0"),
+        (dict(largest=2, smallest=3, limit=4), "limit at least 5"),
+        (dict(largest=1, smallest=1, block=0), "block must be at least 1"),
+    ],
+)
 def test_numbers_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         find(torch.eye(10, dtype=torch.float64), **options)

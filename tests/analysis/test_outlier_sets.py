@@ -1,4 +1,5 @@
 """Sets of outliers: what is made of images, and what is read from folders."""
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_all_sets_are_images():
     x = images()
     sets = synthetic_outliers(x, seed=1)
     for name, values in sets.items():
-        assert values.shape == x.shape and 0 <= values.min() and values.max() <= 1, name
+        assert values.shape == x.shape and values.min() >= 0 and values.max() <= 1, name
         assert torch.equal((values * 255).round() / 255, values), name
         assert not torch.equal(values, x), name
     again, other = synthetic_outliers(x, seed=1), synthetic_outliers(x, seed=2)
@@ -50,7 +51,7 @@ def test_what_the_sets_are():
 def test_letters_fill_the_height_and_differ():
     drawn = letters((200, 1, 8, 8), torch.Generator().manual_seed(0))
     assert drawn.shape == (200, 1, 8, 8) and drawn.dtype == torch.float32
-    assert 0 <= drawn.min() and drawn.max() <= 1
+    assert drawn.min() >= 0 and drawn.max() <= 1
     # The drawing touches the first and the last row, up to what reducing it leaves of a stroke.
     assert (drawn.amax((1, 3)) > 0.1)[:, [0, -1]].all()
     assert len({tuple(image.flatten().tolist()) for image in drawn}) > 190
@@ -63,8 +64,9 @@ def test_letters_fill_the_height_and_differ():
 def test_blocks_move_as_a_whole():
     x = images(3, 1, 10)
     shuffled = shuffle_blocks(x, 4, torch.Generator().manual_seed(0))
-    blocks = lambda t: sorted(tuple(t[0, i:i + 2, j:j + 2].flatten().tolist()) for i in range(0, 8, 2)
-                              for j in range(0, 8, 2))
+    blocks = lambda t: sorted(
+        tuple(t[0, i : i + 2, j : j + 2].flatten().tolist()) for i in range(0, 8, 2) for j in range(0, 8, 2)
+    )
     for before, after in zip(x, shuffled):
         assert blocks(before) == blocks(after) and not torch.equal(before, after)
     # Four blocks of 2 x 2 pixels fill 8 of the 10 rows and columns: the rest stays.
@@ -102,5 +104,6 @@ def test_strips_of_real_photographs(shared_data):
     found = read_outliers(shared_data / "cifar100_ood", (3, 32, 32), 501)
     assert found.shape == (501, 3, 32, 32)
     strip = np.asarray(Image.open(shared_data / "cifar100_ood" / "000.webp").convert("RGB"))
-    assert torch.equal((found[7] * 255).round().to(torch.uint8),
-                       torch.from_numpy(strip[7 * 32:8 * 32].copy()).permute(2, 0, 1))
+    assert torch.equal(
+        (found[7] * 255).round().to(torch.uint8), torch.from_numpy(strip[7 * 32 : 8 * 32].copy()).permute(2, 0, 1)
+    )

@@ -1,4 +1,5 @@
 """The benchmarks run, record what they measured, and the page and the comparison are made of that."""
+
 import json
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from cdn_kernels.backends import cpu
 
 ROOT = Path(__file__).parents[2]
 # Of every kind of case one that is quick: with peers and floors, in this process and in others.
-QUICK = ("test_residual or test_network_of_torch or test_overhead or (test_score and bf16) or (test_pass and tangent) "
-         "or (test_operation and scale and double) or batch8 or batch32 or test_certification")
+QUICK = (
+    "test_residual or test_network_of_torch or test_overhead or (test_score and bf16) or (test_pass and tangent) "
+    "or (test_operation and scale and double) or batch8 or batch32 or test_certification"
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +25,24 @@ def run(tmp_path_factory):
     if cpu.MISSING is not None:
         pytest.skip(cpu.MISSING)
     file = tmp_path_factory.mktemp("run") / "run.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--smoke", "--threads", "1",
-               "--device", "cpu", "--benchmark-json", str(file), "-k", QUICK, "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "--benchmark-only",
+        "--smoke",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--benchmark-json",
+        str(file),
+        "-k",
+        QUICK,
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout, file
@@ -31,8 +50,14 @@ def run(tmp_path_factory):
 
 def test_the_table_shows_the_library_its_peers_the_floor_and_memory(run):
     printed, _ = run
-    for text in ("this library", "eager, channels last", "times the floor", "peak memory", "floor: copy",
-                 "floor: matrix product"):
+    for text in (
+        "this library",
+        "eager, channels last",
+        "times the floor",
+        "peak memory",
+        "floor: copy",
+        "floor: matrix product",
+    ):
         assert text in printed
 
 
@@ -43,7 +68,7 @@ def test_the_record_says_what_was_measured_on_what(run):
     for result in (benchmark["extra_info"] for benchmark in benchmarks):
         assert {"operation"} <= result["facts"].keys() and "this library" in result["seconds"]
         assert {"device", "threads", "torch", "triton", "cuda", "commit"} <= result["machine"].keys()
-        assert result["command"].startswith("pytest \"benchmarks/")
+        assert result["command"].startswith('pytest "benchmarks/')
         for median, low, high in result["ratios"].values():
             assert 0 < low <= median <= high
         assert not any("no comparison" in reason for reason in result["refused"].values())
@@ -53,8 +78,9 @@ def test_the_page_is_made_of_a_record(run, tmp_path, capsys):
     page.main([str(run[1]), "--out", str(tmp_path)])
     text = (tmp_path / "performance.md").read_text()
     for title, *_ in page.SECTIONS:
-        assert (f"## {title}" in text) == (title not in (
-            "The training step", "What one would run instead", "A whole epoch")), title
+        assert (f"## {title}" in text) == (
+            title not in ("The training step", "What one would run instead", "A whole epoch")
+        ), title
     assert "images/scaling-batch.png" in text and (tmp_path / "images" / "scaling-batch.png").exists()
     assert "cases, 1 plots" in capsys.readouterr().out
 

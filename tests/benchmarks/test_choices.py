@@ -1,6 +1,8 @@
 """What was measured on a GPU becomes the table that impl="auto" chooses by, and nothing that could be noise does."""
+
 import json
 import random
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -32,35 +34,48 @@ def fabricated(relative, seed=0, rounds=ROUNDS):
 
 def passes(relative, rounds=ROUNDS, **facts):
     """Yield results of every pass; relative maps the beginning of a name to the times of the two backends."""
-    for seed, name in enumerate(sum(NAMES.values(), [])):
+    for seed, name in enumerate(chain.from_iterable(NAMES.values())):
         for dtype in ("float32", "bf16"):
             times = next(times for start, times in relative.items() if name.startswith(start))
-            yield dict(facts=dict(operation="pass", name=name, dtype=dtype, layout="channels last", backend="triton")
-                       | facts, seconds=fabricated(times, seed, rounds))
+            yield dict(
+                facts=dict(operation="pass", name=name, dtype=dtype, layout="channels last", backend="triton") | facts,
+                seconds=fabricated(times, seed, rounds),
+            )
 
 
 def convolutions(relative, layer):
     for seed, (name, times) in enumerate(relative.items()):
-        yield dict(facts=dict(operation="convolution", map=name, layer=layer, batch=512, dtype="bf16",
-                              backend="triton"), seconds=fabricated(times, seed))
+        yield dict(
+            facts=dict(operation="convolution", map=name, layer=layer, batch=512, dtype="bf16", backend="triton"),
+            seconds=fabricated(times, seed),
+        )
 
 
-PASSES = {"gelu": {OWN: 1.3, "cuda": 1.0}, "norm tangent": {OWN: 3.0, "cuda": 1.0}, "norm": {OWN: 1.0, "cuda": 1.1},
-          "pool mean": {OWN: 1.0, "cuda": 1.0}, "pool spread": {OWN: 1.0, "cuda": 1.0}, "pool": {OWN: 1.0, "cuda": 1.5},
-          "add noise": {OWN: 1.0, "cuda": 1.0}, "denoising": {OWN: 1.0}}
+PASSES = {
+    "gelu": {OWN: 1.3, "cuda": 1.0},
+    "norm tangent": {OWN: 3.0, "cuda": 1.0},
+    "norm": {OWN: 1.0, "cuda": 1.1},
+    "pool mean": {OWN: 1.0, "cuda": 1.0},
+    "pool spread": {OWN: 1.0, "cuda": 1.0},
+    "pool": {OWN: 1.0, "cuda": 1.5},
+    "add noise": {OWN: 1.0, "cuda": 1.0},
+    "denoising": {OWN: 1.0},
+}
 STAGE_1, STAGE_2 = (64, 64, 32, 3, 1), (128, 128, 16, 3, 1)
-FIRST = dict.fromkeys(MAPS, {OWN: 1.5, TORCH: 1.0}) | {"forward, GELU": {OWN: 1.2, TORCH: 1.0, "cuda": 0.5}}
-SECOND = dict.fromkeys(MAPS, {OWN: 1.0, TORCH: 1.0}) | {"by the filters": {OWN: 0.7, TORCH: 1.0}}
+FIRST = {key: {OWN: 1.5, TORCH: 1.0} for key in MAPS} | {"forward, GELU": {OWN: 1.2, TORCH: 1.0, "cuda": 0.5}}
+SECOND = {key: {OWN: 1.0, TORCH: 1.0} for key in MAPS} | {"by the filters": {OWN: 0.7, TORCH: 1.0}}
 
 
 def record(folder, results, device=GPU):
     """Write results as pytest-benchmark would, and return the file."""
     machine = dict(device=device, commit="0123456789ab")
-    benchmarks = [dict(fullname=f"test {i}", extra_info=dict(result, machine=machine))
-                  for i, result in enumerate(results)]
+    benchmarks = [
+        dict(fullname=f"test {i}", extra_info=dict(result, machine=machine)) for i, result in enumerate(results)
+    ]
     file = folder / "fabricated.json"
-    file.write_text(json.dumps(dict(benchmarks=benchmarks, datetime="2000-01-01T00:00:00",
-                                    machine_info=dict(cdn=machine))))
+    file.write_text(
+        json.dumps(dict(benchmarks=benchmarks, datetime="2000-01-01T00:00:00", machine_info=dict(cdn=machine)))
+    )
     return str(file)
 
 
@@ -78,14 +93,23 @@ def test_what_differs_beyond_the_noise_is_chosen(table):
     assert entry["date"].startswith("2000") and entry["machine"]["device"] == GPU
     fastest = {name: row["fastest"] for name, row in entry["passes"].items()}
     assert fastest == {
-        f"{operation} {dtype}": backend for dtype in ("float32", "bfloat16") for operation, backend in (
+        f"{operation} {dtype}": backend
+        for dtype in ("float32", "bfloat16")
+        for operation, backend in (
             # The tangent of the norm gains more than its other passes lose.
-            ("gelu", "cuda"), ("gelu_group_norm", "cuda"), ("channel_mean", None), ("energy", "triton"),
-            ("sample_noise", None))}
+            ("gelu", "cuda"),
+            ("gelu_group_norm", "cuda"),
+            ("channel_mean", None),
+            ("energy", "triton"),
+            ("sample_noise", None),
+        )
+    }
     median, low, high = entry["passes"]["gelu bfloat16"]["others"]["triton"]
     assert 1 < low < median < high and abs(median - 1.3) < 0.1
     assert {name for name, row in entry["convolutions"].items() if measured.is_faster(row)} == {
-        "cuda forward_gelu bfloat16 64 64 3 1", "triton weight bfloat16 128 128 3 1"}
+        "cuda forward_gelu bfloat16 64 64 3 1",
+        "triton weight bfloat16 128 128 3 1",
+    }
     assert {name: row["fastest"] for name, row in entry["layers"].items()} == {"bfloat16 64 64 3 1": "cuda"}
 
 
@@ -105,8 +129,11 @@ def test_what_is_said_of_other_gpus_stays(tmp_path, monkeypatch, table):
     assert new["another GPU"] == {"date": "1999"} and new[GPU]["passes"] == table[GPU]["passes"]
 
 
-@pytest.mark.parametrize("results", [[], list(passes(PASSES, rounds=5)), list(passes(PASSES, backend="cpu"))],
-                         ids=["nothing", "too few rounds", "a CPU"])
+@pytest.mark.parametrize(
+    "results",
+    [[], list(passes(PASSES, rounds=5)), list(passes(PASSES, backend="cpu"))],
+    ids=["nothing", "too few rounds", "a CPU"],
+)
 def test_what_shows_nothing_is_refused(tmp_path, results):
     with pytest.raises(SystemExit, match="expected cases of the kernels for GPUs, in 6 rounds or more"):
         choices.main([record(tmp_path, results), "--out", str(tmp_path / "table.json")])
@@ -140,9 +167,10 @@ def images(shape, dtype=BF16, **layout):
 def test_auto_takes_what_was_fastest(monkeypatch, gpu, table):
     def backends():
         x, flat = images((512, 64, 32, 32), **NHWC), images((8, 5))
-        return [resolve_untransformed(operation, "auto", x) for operation in (
-            "gelu", "gelu_group_norm", "channel_mean", "energy", "denoising_loss")] + [
-            resolve_untransformed("gelu", "auto", flat)]
+        return [
+            resolve_untransformed(operation, "auto", x)
+            for operation in ("gelu", "gelu_group_norm", "channel_mean", "energy", "denoising_loss")
+        ] + [resolve_untransformed("gelu", "auto", flat)]
 
     usual = ["triton"] * 6
     assert backends() == usual
@@ -165,7 +193,8 @@ def test_auto_takes_the_convolutions_that_were_fastest(monkeypatch, gpu, table):
     shape, smaller = (x.shape, (64, 64, 3, 3)), ((8, 64, 32, 32), (64, 64, 3, 3))
     second = (512, 128, 16, 16), (128, 128, 3, 3)
     faster = lambda backend, kind, shape, activation=False: measured.convolution_is_faster(
-        backend, kind, x, shape, 1, activation)
+        backend, kind, x, shape, 1, activation
+    )
     assert measured.fastest_for_layer(CUDA, BF16, shape, 1) is None and not faster("cuda", CONV_FORWARD, shape, True)
     monkeypatch.setattr(measured, "TABLE", table)
     assert measured.fastest_for_layer(CUDA, BF16, shape, 1) == "cuda"
@@ -215,7 +244,7 @@ def test_information_says_what_auto_means(monkeypatch, gpu, table, capsys):
 
 
 def test_the_table_that_ships_was_measured():
-    assert measured.TABLE == json.loads(measured.FILE.read_text())
+    assert json.loads(measured.FILE.read_text()) == measured.TABLE
     for name, entry in measured.TABLE.items():
         assert entry["machine"]["device"] == name != GPU and entry["machine"]["commit"]
         assert {"date", "machine", "passes", "layers", "convolutions"} == entry.keys()

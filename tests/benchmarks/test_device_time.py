@@ -1,4 +1,5 @@
 """The time of a GPU is told apart from that of the host that launches its work."""
+
 import time
 
 import pytest

@@ -1,4 +1,5 @@
 """The report of a GPU runs what it is asked for, survives what fails, and refuses where there is no GPU."""
+
 import json
 
 import numpy as np
@@ -35,9 +36,14 @@ def test_training_needs_data(tmp_path):
 def test_a_stage_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_report.machine, "describe", lambda device: dict(device=device))
-    monkeypatch.setattr(gpu_report, "STAGES", {
-        "bad": Stage(lambda args: ["-c", "print('tried'); raise SystemExit(3)"], "fails"),
-        "good": Stage(lambda args: ["-c", "print('done')"], "works")})
+    monkeypatch.setattr(
+        gpu_report,
+        "STAGES",
+        {
+            "bad": Stage(lambda args: ["-c", "print('tried'); raise SystemExit(3)"], "fails"),
+            "good": Stage(lambda args: ["-c", "print('done')"], "works"),
+        },
+    )
     gpu_report.main(["--out", str(tmp_path)])
     stages = json.loads((tmp_path / "report.json").read_text())["stages"]
     assert [(row["stage"], row["exit"]) for row in stages] == [("bad", 3), ("good", 0)]
@@ -49,15 +55,22 @@ def test_a_stage_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, caps
 def test_stages_that_time_nothing_run_side_by_side(monkeypatch, tmp_path, capsys):
     """Each of two waits for the other, and the third finds what both left."""
     monkeypatch.setattr(gpu_report.machine, "describe", lambda device: dict(device=device))
-    wait = ("import pathlib, time; here, there = map(pathlib.Path, {}); here.touch()\n"
-            "for _ in range(600): time.sleep(0.1 * (not there.exists()))\n"
-            "assert there.exists(); print('met')")
+    wait = (
+        "import pathlib, time; here, there = map(pathlib.Path, {}); here.touch()\n"
+        "for _ in range(600): time.sleep(0.1 * (not there.exists()))\n"
+        "assert there.exists(); print('met')"
+    )
     a, b = (str(tmp_path / name) for name in "ab")
     both = f"import os; assert os.path.exists({a!r}) and os.path.exists({b!r})"
-    monkeypatch.setattr(gpu_report, "STAGES", {
-        "one": Stage(lambda args: ["-c", wait.format([a, b])], "meets another", beside="pair"),
-        "other": Stage(lambda args: ["-c", wait.format([b, a])], "meets one", beside="pair"),
-        "after": Stage(lambda args: ["-c", both], "comes later")})
+    monkeypatch.setattr(
+        gpu_report,
+        "STAGES",
+        {
+            "one": Stage(lambda args: ["-c", wait.format([a, b])], "meets another", beside="pair"),
+            "other": Stage(lambda args: ["-c", wait.format([b, a])], "meets one", beside="pair"),
+            "after": Stage(lambda args: ["-c", both], "comes later"),
+        },
+    )
     gpu_report.main(["--out", str(tmp_path), "--device", "cpu"])
     stages = json.loads((tmp_path / "report.json").read_text())["stages"]
     assert [row["exit"] for row in stages] == [0, 0, 0] and stages[-1]["stage"] == "after"
@@ -65,10 +78,12 @@ def test_stages_that_time_nothing_run_side_by_side(monkeypatch, tmp_path, capsys
     assert "[one] met" in printed and "[other] met" in printed
 
 
-METRICS = [dict(kind="train", step=10, epoch=5.0, skipped=0, images_per_second=200.0),
-           dict(kind="evaluation", step=10, seconds=3.2, classified=9, denoised=None, accuracy=0.5, psnr_25=28.0),
-           dict(kind="train", step=20, epoch=10.0, skipped=1, images_per_second=300.0),
-           dict(kind="evaluation", step=20, seconds=6.4, classified=90, denoised=8, accuracy=0.75, psnr_25=29.5)]
+METRICS = [
+    dict(kind="train", step=10, epoch=5.0, skipped=0, images_per_second=200.0),
+    dict(kind="evaluation", step=10, seconds=3.2, classified=9, denoised=None, accuracy=0.5, psnr_25=28.0),
+    dict(kind="train", step=20, epoch=10.0, skipped=1, images_per_second=300.0),
+    dict(kind="evaluation", step=20, seconds=6.4, classified=90, denoised=8, accuracy=0.75, psnr_25=29.5),
+]
 
 
 def test_accuracy_and_psnr_over_time_are_reported(tmp_path):
@@ -91,8 +106,22 @@ def test_training_with_both_baselines_on_strips(tmp_path):
         pixels = random.integers(0, 256, (32 * count, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{split}_000.webp", lossless=True)
         np.save(tmp_path / f"{split}_labels.npy", np.arange(count) % 10)
-    gpu_report.main(["--out", str(tmp_path / "report"), "--only", "train", "--data-dir", str(tmp_path), "--epochs", "1",
-                     "--device", "cpu", "--options", "--width 8 --batch-size 16 --evaluations 1"])
+    gpu_report.main(
+        [
+            "--out",
+            str(tmp_path / "report"),
+            "--only",
+            "train",
+            "--data-dir",
+            str(tmp_path),
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+            "--options",
+            "--width 8 --batch-size 16 --evaluations 1",
+        ]
+    )
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["exit"] for row in report["stages"]] == [0] * 4
     assert report["training"].keys() == gpu_report.RUNS.keys()
@@ -107,8 +136,13 @@ def test_every_stage_is_a_command_that_exists():
     for name, stage in STAGES.items():
         words = stage.command(Arguments)
         if words[1:2] == ["cdn.train"]:
-            Settings(**{key: value for key, value in vars(make_parser().parse_args(words[2:])).items()
-                        if key in Settings.__dataclass_fields__})
+            Settings(
+                **{
+                    key: value
+                    for key, value in vars(make_parser().parse_args(words[2:])).items()
+                    if key in Settings.__dataclass_fields__
+                }
+            )
         if "-m" in words:
             module = words[words.index("-m") + 1].split(".")
             assert module[0] == "pytest" or (gpu_report.ROOT.joinpath(*module).with_suffix(".py")).exists(), name

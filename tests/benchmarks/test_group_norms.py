@@ -1,4 +1,5 @@
 """The group norms of other libraries are called as those libraries document them, and only where they are installed."""
+
 import importlib
 import sys
 

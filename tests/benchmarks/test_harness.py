@@ -1,4 +1,5 @@
 """The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as ours."""
+
 import random
 
 import pytest
@@ -21,6 +22,7 @@ class Machine:
             busy = 1.5 if self.now % 40 < 12 else 1.0  # a neighbour, for many rounds at a time
             spike = 3.0 if self.random.random() < 0.05 else 1.0
             self.now += seconds * busy * spike * self.random.lognormvariate(0, 0.05)
+
         return run
 
 
@@ -84,14 +86,19 @@ def test_every_case_runs_once_a_round_in_changing_order():
     paired = Paired(Benchmark(), settings(20), "")
     paired("case", ("library", lambda: calls.append("library")), {"peer": lambda: calls.append("peer")}, memory=False)
     counted = calls[-40:]
-    rounds = [tuple(counted[i:i + 2]) for i in range(0, 40, 2)]
+    rounds = [tuple(counted[i : i + 2]) for i in range(0, 40, 2)]
     assert set(rounds) == {("library", "peer"), ("peer", "library")}
 
 
 def test_a_peer_with_other_values_is_not_timed():
     paired = Paired(Benchmark(), settings(3), "")
-    paired("case", ("library", lambda: None), {"wrong": lambda: None, "right": lambda: None}, memory=False,
-           agree=lambda name, peer: "values differ" if name == "wrong" else None)
+    paired(
+        "case",
+        ("library", lambda: None),
+        {"wrong": lambda: None, "right": lambda: None},
+        memory=False,
+        agree=lambda name, peer: "values differ" if name == "wrong" else None,
+    )
     assert paired.result.refused == {"wrong": "no comparison: values differ"}
     assert set(paired.result.ratios) == {"right"}
 

@@ -1,4 +1,5 @@
 """Every peer of the benchmarks computes the loss and the gradient of the joint step, or says why it cannot."""
+
 import importlib.util
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ from benchmarks.steps import Problem, Recorded, Score, Step
 from cdn_kernels.graphs import Graphed
 
 # In half precision of so narrow a network, fewer pixels would leave little but rounding.
-TINY = {"float32": Problem(width=8, batch=2, side=8, precision="float32"),
-        "bf16": Problem(width=8, batch=4, side=16, precision="bf16")}
+TINY = {
+    "float32": Problem(width=8, batch=2, side=8, precision="float32"),
+    "bf16": Problem(width=8, batch=4, side=16, precision="bf16"),
+}
 # Of the loss: rounding, in the sum of some thousand values of half precision.
 LOSS = {"float32": 1e-5, "bf16": 5e-3}
 EAGER = ["forward over reverse", "finite difference"]
@@ -100,8 +103,9 @@ def test_pytorch_refuses_double_backward_through_a_compiled_network():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer, eager", [(CompiledScore, Score),
-                                         (CompiledClassifier, lambda problem: Step(problem, denoising=0.0))])
+@pytest.mark.parametrize(
+    "peer, eager", [(CompiledScore, Score), (CompiledClassifier, lambda problem: Step(problem, denoising=0.0))]
+)
 def test_compiled_parts_of_a_step(peer, eager):
     peer, eager = peer(TINY["float32"]), eager(TINY["float32"])
     assert peer() == pytest.approx(eager(), rel=1e-4)

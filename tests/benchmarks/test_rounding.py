@@ -1,4 +1,5 @@
 """What float32 leaves of gradients, on models that were not trained."""
+
 import pytest
 
 import cdn
@@ -13,9 +14,15 @@ def untrained(folder, objective="joint"):
     model = cdn.gradresnet_small(10, 1, width=8)
     folder.mkdir()
     save_model(folder / "model.safetensors", model, DIGITS)
-    save_config(folder, dict(data=dict(name="digits", data_dir=None, image_size=None), classes=DIGITS,
-                             model=model.config, training=dict(sigma_low=0.01, sigma_high=1.0, denoising_weight=3.0,
-                                                               objective=objective)))
+    save_config(
+        folder,
+        dict(
+            data=dict(name="digits", data_dir=None, image_size=None),
+            classes=DIGITS,
+            model=model.config,
+            training=dict(sigma_low=0.01, sigma_high=1.0, denoising_weight=3.0, objective=objective),
+        ),
+    )
     return str(folder)
 
 

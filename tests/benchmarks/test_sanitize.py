@@ -1,4 +1,5 @@
 """What the stage "sanitize" says of a sanitizer that is missing, refuses, or finds something or nothing; a stand-in."""
+
 import sys
 
 import pytest
@@ -42,6 +43,7 @@ def stand_in(tmp_path, monkeypatch):
         monkeypatch.setenv("BEHAVIOR", behavior)
         monkeypatch.setattr(sanitize, "TESTS", ["-c", tests, "tests"])
         return sanitize.main(["--out", str(tmp_path / "out")]), capsys.readouterr().out
+
     return run
 
 

@@ -1,4 +1,5 @@
 """Tests that several processes share all run, once, and what fails is seen."""
+
 import re
 
 import pytest

@@ -1,4 +1,5 @@
 """Bounds and tests of binomial counts against those of scipy."""
+
 import pytest
 from scipy import stats
 
@@ -18,8 +19,20 @@ def test_the_lower_bound_is_that_of_an_exact_confidence_interval():
     assert lower_bound(90, 100, 0.001) == pytest.approx(interval.low, abs=1e-12)
 
 
-@pytest.mark.parametrize("k, n, p", [(0, 5, 0.2), (5, 5, 0.2), (3, 5, 0.9), (40, 100, 0.5), (60, 100, 0.5), (2, 9, 0.0),
-                                     (2, 9, 1.0), (51_000, 100_000, 0.5), (700, 1000, 0.01)])
+@pytest.mark.parametrize(
+    "k, n, p",
+    [
+        (0, 5, 0.2),
+        (5, 5, 0.2),
+        (3, 5, 0.9),
+        (40, 100, 0.5),
+        (60, 100, 0.5),
+        (2, 9, 0.0),
+        (2, 9, 1.0),
+        (51_000, 100_000, 0.5),
+        (700, 1000, 0.01),
+    ],
+)
 def test_tails(k, n, p):
     assert upper_tail(k, n, p) == pytest.approx(stats.binom.sf(k - 1, n, p), rel=1e-9, abs=1e-300)
 
@@ -38,8 +51,16 @@ def test_the_test_of_equal_odds(a, b, alpha):
     assert differs_from_fair(a, b, alpha) == expected
 
 
-@pytest.mark.parametrize("k, n, alpha, sentence", [(3, 2, 0.1, "k=3, n=2"), (-1, 2, 0.1, "k=-1"), (0, 0, 0.1, "n=0"),
-                                                   (1, 2, 0.0, "alpha must be in"), (1, 2, 1.0, "got 1.0")])
+@pytest.mark.parametrize(
+    "k, n, alpha, sentence",
+    [
+        (3, 2, 0.1, "k=3, n=2"),
+        (-1, 2, 0.1, "k=-1"),
+        (0, 0, 0.1, "n=0"),
+        (1, 2, 0.0, "alpha must be in"),
+        (1, 2, 1.0, "got 1.0"),
+    ],
+)
 def test_bad_counts_are_refused(k, n, alpha, sentence):
     with pytest.raises(ValueError, match=sentence):
         lower_bound(k, n, alpha)

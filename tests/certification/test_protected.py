@@ -1,4 +1,5 @@
 """A frozen classifier behind a denoiser: gradients go through, weights stay, and the steps follow the known flow."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,9 +88,9 @@ def test_the_vote_over_levels_is_its_formula():
     total, norm = 0, 0
     for k, sigma in enumerate(sigmas):
         clean = reference + sigma * cdn_kernels.standard_normal(
-            reference.shape, cdn.Noise(1, 10 + k), dtype=torch.float64)
-        y = x + sigma * cdn_kernels.standard_normal(
-            x.shape, cdn.Noise(2, 30 + k), dtype=torch.float64)
+            reference.shape, cdn.Noise(1, 10 + k), dtype=torch.float64
+        )
+        y = x + sigma * cdn_kernels.standard_normal(x.shape, cdn.Noise(2, 30 + k), dtype=torch.float64)
         known = cdn.log_prob(model, clean)
         weight = torch.exp(-((cdn.log_prob(model, y) - known.mean()) / known.std()).square() / 2)[:, None]
         total = total + weight * resnet(cdn.denoise(model, y, sigma)).softmax(1)
@@ -103,14 +104,24 @@ def test_the_vote_has_a_gradient_through_weights_and_denoisers():
     assert torch.autograd.gradcheck(lambda x: vote(x, cdn.Noise(5)), x)
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: cdn.Protected(classifier(), classifier(), SIGMA), "expected one that denoises, got a ResNet"),
-    (lambda: cdn.Protected(cdn.DirectDenoiser(2, width=8), density(), SIGMA), "expected one that classifies"),
-    (lambda: cdn.Protected(classifier(), density(), 0.0), "sigma must be a number above 0, got 0.0"),
-    (lambda: cdn.Protected(classifier(), density(), SIGMA, steps=0), "steps must be at least 1, got 0"),
-    (lambda: cdn.Protected(classifier(), density(), SIGMA).purify(torch.rand(1, 2, 4, 4), 0), "steps must be"),
-    (lambda: LevelVote(classifier(), density(), [], torch.rand(3, 2, 4, 4), cdn.Noise(0)), "sigmas must name at least"),
-    (lambda: LevelVote(classifier(), density(), [0.1], torch.rand(1, 2, 4, 4), cdn.Noise(0)), "at least 2 reference")])
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: cdn.Protected(classifier(), classifier(), SIGMA), "expected one that denoises, got a ResNet"),
+        (lambda: cdn.Protected(cdn.DirectDenoiser(2, width=8), density(), SIGMA), "expected one that classifies"),
+        (lambda: cdn.Protected(classifier(), density(), 0.0), "sigma must be a number above 0, got 0.0"),
+        (lambda: cdn.Protected(classifier(), density(), SIGMA, steps=0), "steps must be at least 1, got 0"),
+        (lambda: cdn.Protected(classifier(), density(), SIGMA).purify(torch.rand(1, 2, 4, 4), 0), "steps must be"),
+        (
+            lambda: LevelVote(classifier(), density(), [], torch.rand(3, 2, 4, 4), cdn.Noise(0)),
+            "sigmas must name at least",
+        ),
+        (
+            lambda: LevelVote(classifier(), density(), [0.1], torch.rand(1, 2, 4, 4), cdn.Noise(0)),
+            "at least 2 reference",
+        ),
+    ],
+)
 def test_bad_input_gets_a_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -1,4 +1,5 @@
 """Certificates against classifiers whose smoothed version is known in closed form."""
+
 import math
 import warnings
 
@@ -118,7 +119,7 @@ def test_noise_has_a_name_whatever_the_batch_and_the_part():
     x = model.at([0.1, 0.2, 0.3, 0.1])
     whole = cdn.certify(model, x, SIGMA, 30, 700, 0.01)
     assert all(torch.equal(a, b) for a, b in zip(whole, cdn.certify(model, x, SIGMA, 30, 700, 0.01, batch_size=37)))
-    parts = [cdn.certify(model, x[i:i + 2], SIGMA, 30, 700, 0.01, first=i) for i in (0, 2)]
+    parts = [cdn.certify(model, x[i : i + 2], SIGMA, 30, 700, 0.01, first=i) for i in (0, 2)]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*parts)))
     assert not torch.equal(whole.radius, cdn.certify(model, x, SIGMA, 30, 700, 0.01, seed=1).radius)
 
@@ -152,12 +153,19 @@ def test_modes_and_precision():
     assert [len(field) for field in cdn.certify(model, x[:0], SIGMA, 5, 20, 0.1)] == [0] * 4
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (dict(sigma=0), "sigma must be a number above 0, got 0"), (dict(sigma=math.nan), "sigma must be"),
-    (dict(n=0), "n must be at least 1, got 0"), (dict(n0=0), "n0 must be at least 1, got 0"),
-    (dict(alpha=1), r"alpha must be in \(0, 1\), got 1"), (dict(batch_size=0), "batch_size must be at least 1"),
-    (dict(x=torch.rand(4, 4)), r"x must be images \[B, C, H, W\], got \[4, 4\]"),
-    (dict(model=cdn.DirectDenoiser(1, width=8)), "expected one that classifies, got a DirectDenoiser")])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(sigma=0), "sigma must be a number above 0, got 0"),
+        (dict(sigma=math.nan), "sigma must be"),
+        (dict(n=0), "n must be at least 1, got 0"),
+        (dict(n0=0), "n0 must be at least 1, got 0"),
+        (dict(alpha=1), r"alpha must be in \(0, 1\), got 1"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(x=torch.rand(4, 4)), r"x must be images \[B, C, H, W\], got \[4, 4\]"),
+        (dict(model=cdn.DirectDenoiser(1, width=8)), "expected one that classifies, got a DirectDenoiser"),
+    ],
+)
 def test_bad_input_gets_a_sentence(options, sentence):
     arguments = dict(model=Constant(), x=torch.rand(1, 1, 4, 4), sigma=SIGMA, n0=2, n=20) | options
     with pytest.raises(ValueError, match=sentence):

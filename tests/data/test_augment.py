@@ -20,8 +20,7 @@ def images():
     return torch.randint(0, 256, (64, 3, 9, 11), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-@pytest.mark.parametrize(("padding", "size", "flip"),
-                         [(4, None, True), (2, 5, False), (0, 6, True), (8, 9, True)])
+@pytest.mark.parametrize(("padding", "size", "flip"), [(4, None, True), (2, 5, False), (0, 6, True), (8, 9, True)])
 def test_every_result_is_a_window_of_the_reflected_image(images, padding, size, flip):
     result = augment(images, 1, 2, crop_padding=padding, flip=flip, crop_size=size)
     height, width = (size, size) if size else images.shape[2:]

@@ -30,8 +30,9 @@ def split():
 
 
 @pytest.mark.parametrize("options", [dict(), dict(crop_padding=3, flip=True), dict(crop_size=5)], ids=str)
-@pytest.mark.parametrize("view", [lambda s: s, lambda s: Subset(s, torch.arange(49, 2, -2)), Decoded],
-                         ids=["memory", "subset", "decoded"])
+@pytest.mark.parametrize(
+    "view", [lambda s: s, lambda s: Subset(s, torch.arange(49, 2, -2)), Decoded], ids=["memory", "subset", "decoded"]
+)
 def test_a_batch_is_the_augmented_images_of_its_step(split, view, options):
     split = view(split)
     batches = Batches(split, 8, 5, CPU, Augmentation(split.shape, **options))

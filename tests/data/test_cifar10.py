@@ -10,7 +10,7 @@ import torch
 from cdn.data import load_dataset
 from cdn.errors import DataError
 
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def records(labels, seed=0):
@@ -54,12 +54,15 @@ def test_inexact_images_are_marked(batches, levels_up):
         assert data.test.exact.all()
 
 
-@pytest.mark.parametrize(("array", "message"), [
-    (np.array([-1]), "at least 0, got -1"),
-    (np.array([0.5]), "integers"),
-    (np.zeros((1, 1), int), "integers"),
-    (np.array([{}], dtype=object), "ValueError"),
-])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([-1]), "at least 0, got -1"),
+        (np.array([0.5]), "integers"),
+        (np.zeros((1, 1), int), "integers"),
+        (np.array([{}], dtype=object), "ValueError"),
+    ],
+)
 def test_a_bad_list_of_inexact_images_is_named(batches, array, message):
     np.save(batches / "test_inexact.npy", array)
     with pytest.raises(DataError, match=f"test_inexact.npy: .*{message}"):
@@ -115,8 +118,9 @@ def test_real_images(shared_data, tmp_path):
     script = shared_data / "unpack_cifar10.py"
     if not script.is_file():
         pytest.skip(f"no {script}")
-    subprocess.run([sys.executable, script, tmp_path, "--train", "1000", "--test", "500"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, tmp_path, "--train", "1000", "--test", "500"], check=True, capture_output=True
+    )
     data = load(tmp_path)
     assert (len(data.train), len(data.test), data.classes) == (1000, 500, tuple(NAMES))
     assert np.array_equal(data.train.labels.numpy(), np.load(shared_data / "cifar10/train_labels.npy")[:1000])

@@ -13,12 +13,12 @@ import pytest
 from cdn.data import cifar10_download, load_dataset
 from cdn.errors import DataError
 
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RECORD = bytes([5]) + bytes(3072)
 
 
 class Response(io.BytesIO):
-    headers = {"Content-Length": "0"}
+    headers = {"Content-Length": "0"}  # noqa: RUF012 - as urllib's responses have it
 
 
 def archive(leave_out=(), extra=()):
@@ -40,9 +40,11 @@ def archive(leave_out=(), extra=()):
 @pytest.fixture
 def serve(monkeypatch):
     """Return a function that makes urlopen answer with some bytes, and their checksum the expected one."""
+
     def answer(payload, md5=None):
         monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(payload))
         monkeypatch.setattr(cifar10_download, "MD5", md5 or hashlib.md5(payload).hexdigest())
+
     return answer
 
 
@@ -66,27 +68,38 @@ def test_present_data_is_not_fetched_again(serve, tmp_path, monkeypatch):
     assert len(download(tmp_path).train) == 5
 
 
-@pytest.mark.parametrize("error", [
-    urllib.error.URLError("no route"), TimeoutError("slow"), http.client.IncompleteRead(b""),
-    urllib.error.HTTPError("u", 404, "Not Found", None, None),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib.error.URLError("no route"),
+        TimeoutError("slow"),
+        http.client.IncompleteRead(b""),
+        urllib.error.HTTPError("u", 404, "Not Found", None, None),
+    ],
+)
 def test_offline_says_what_to_do_by_hand(tmp_path, monkeypatch, error):
     def fail(url, timeout):
         raise error
+
     monkeypatch.setattr(urllib.request, "urlopen", fail)
-    steps = (f"fetch cifar-10-binary.tar.gz by hand into {tmp_path}, "
-             f"run: tar -xzf {tmp_path}/cifar-10-binary.tar.gz -C {tmp_path}, then repeat your command")
+    steps = (
+        f"fetch cifar-10-binary.tar.gz by hand into {tmp_path}, "
+        f"run: tar -xzf {tmp_path}/cifar-10-binary.tar.gz -C {tmp_path}, then repeat your command"
+    )
     with pytest.raises(DataError, match=f"{re.escape(cifar10_download.URL)}.*{re.escape(steps)}"):
         download(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("payload", "md5", "message"), [
-    (b"something else", "0" * 32, "expected the MD5 0{32}, got "),
-    (b"not a tar", None, "the download failed"),
-    (archive()[:200], None, "the download failed"),
-    (archive(leave_out=["cifar-10-batches-bin/test_batch.bin"]), None, "lacks .*/test_batch.bin"),
-])
+@pytest.mark.parametrize(
+    ("payload", "md5", "message"),
+    [
+        (b"something else", "0" * 32, "expected the MD5 0{32}, got "),
+        (b"not a tar", None, "the download failed"),
+        (archive()[:200], None, "the download failed"),
+        (archive(leave_out=["cifar-10-batches-bin/test_batch.bin"]), None, "lacks .*/test_batch.bin"),
+    ],
+)
 def test_a_bad_archive_leaves_nothing(serve, tmp_path, payload, md5, message):
     serve(payload, md5)
     with pytest.raises(DataError, match=message):

@@ -32,8 +32,16 @@ def items(values):
 def array(pixels, shape=None, dtype=b"u1", raw=None, fortran=False):
     """Encode an array as NumPy under Python 2 did."""
     rows, columns = shape or pixels.shape
-    kind = (b"cnumpy\ndtype\n" + text(dtype) + b"K\x00K\x01\x87R"
-            + b"(K\x03" + text(b"|") + b"NNN" + number(-1) * 2 + b"K\x00tb")
+    kind = (
+        b"cnumpy\ndtype\n"
+        + text(dtype)
+        + b"K\x00K\x01\x87R"
+        + b"(K\x03"
+        + text(b"|")
+        + b"NNN"
+        + number(-1) * 2
+        + b"K\x00tb"
+    )
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
     raw = pixels.tobytes("F" if fortran else "C") if raw is None else raw
     order = b"\x88" if fortran else b"\x89"
@@ -46,8 +54,12 @@ def python2(**entries):
 
 
 def batch(pixels=PIXELS, labels=(1, 9, 0)):
-    return python2(batch_label=text(b"training batch 1 of 5"), labels=items(map(number, labels)),
-                   data=array(pixels), filenames=items([text(b"leptodactylus.png")]))
+    return python2(
+        batch_label=text(b"training batch 1 of 5"),
+        labels=items(map(number, labels)),
+        data=array(pixels),
+        filenames=items([text(b"leptodactylus.png")]),
+    )
 
 
 @pytest.fixture
@@ -106,11 +118,18 @@ def test_a_malicious_pickle_does_nothing(folder):
     assert witness.exists()  # the attack was a real one
 
 
-@pytest.mark.parametrize(("module", "name"), [
-    ("builtins", "eval"), ("__builtin__", "eval"), ("numpy", "load"),
-    ("numpy", "core.multiarray._reconstruct"), ("numpy.core.multiarray", "scalar"),
-    ("_codecs", "decode"), ("cdn.errors", "DataError"),
-])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("builtins", "eval"),
+        ("__builtin__", "eval"),
+        ("numpy", "load"),
+        ("numpy", "core.multiarray._reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("_codecs", "decode"),
+        ("cdn.errors", "DataError"),
+    ],
+)
 def test_every_other_global_is_refused(folder, module, name):
     refused(folder, b"\x80\x02c" + f"{module}\n{name}\n.".encode(), f"refused the global {module}.{name}")
 
@@ -126,33 +145,36 @@ def test_numpys_own_array_is_out_of_reach(folder):
     refused(folder, b"\x80\x02" + call, "expected a CIFAR-10 pickle, got TypeError")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "EOFError"),
-    (b"\x80\x02garbage", "UnpicklingError"),
-    (batch()[:2000], "expected a CIFAR-10 pickle"),
-    (pickle.dumps([1], protocol=2), "expected a pickled dictionary, got list"),
-    (python2(labels=items([number(1)])), "expected 'data' to be uint8"),
-    (python2(data=array(PIXELS)), "expected 'labels' to be a list"),
-    (batch(PIXELS[:2]), r"expected one label per image \(2\), got 3"),
-    (batch(PIXELS[:, :100]), r"expected 'data' to be uint8 \[N, 3072\], got \[3, 100\]"),
-    (batch(PIXELS[:0], ()), "expected 'data' to be uint8"),
-    (batch(labels=(1, 2, 10)), r"expected labels 0\.\.9, got 10 in image 2"),
-    (batch(labels=(-1, 2, 3)), r"expected labels 0\.\.9, got -1 in image 0"),
-    (python2(data=array(PIXELS), labels=items([b"\x88"] * 3)), "list of integers"),
-    (python2(data=array(PIXELS), labels=items([b"\x8a\x09" + bytes(8) + b"\x01"] * 3)), "list of integers"),
-    (python2(data=array(PIXELS, dtype=b"i1")), "an array of type i1"),
-    (python2(data=array(PIXELS, raw=b"short")), "ValueError"),
-    (python2(data=array(PIXELS, shape=(2**30, 3072))), "ValueError"),
-    (python2(data=b"cnumpy\nndarray\n"), "expected 'data' to be uint8"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "EOFError"),
+        (b"\x80\x02garbage", "UnpicklingError"),
+        (batch()[:2000], "expected a CIFAR-10 pickle"),
+        (pickle.dumps([1], protocol=2), "expected a pickled dictionary, got list"),
+        (python2(labels=items([number(1)])), "expected 'data' to be uint8"),
+        (python2(data=array(PIXELS)), "expected 'labels' to be a list"),
+        (batch(PIXELS[:2]), r"expected one label per image \(2\), got 3"),
+        (batch(PIXELS[:, :100]), r"expected 'data' to be uint8 \[N, 3072\], got \[3, 100\]"),
+        (batch(PIXELS[:0], ()), "expected 'data' to be uint8"),
+        (batch(labels=(1, 2, 10)), r"expected labels 0\.\.9, got 10 in image 2"),
+        (batch(labels=(-1, 2, 3)), r"expected labels 0\.\.9, got -1 in image 0"),
+        (python2(data=array(PIXELS), labels=items([b"\x88"] * 3)), "list of integers"),
+        (python2(data=array(PIXELS), labels=items([b"\x8a\x09" + bytes(8) + b"\x01"] * 3)), "list of integers"),
+        (python2(data=array(PIXELS, dtype=b"i1")), "an array of type i1"),
+        (python2(data=array(PIXELS, raw=b"short")), "ValueError"),
+        (python2(data=array(PIXELS, shape=(2**30, 3072))), "ValueError"),
+        (python2(data=b"cnumpy\nndarray\n"), "expected 'data' to be uint8"),
+    ],
+)
 def test_corrupt_batches_are_named(folder, content, message):
     refused(folder, content, message)
 
 
-@pytest.mark.parametrize("content", [
-    b"x", python2(num_vis=number(1)),
-    python2(label_names=items([number(1)] * 10)), python2(label_names=items([])),
-])
+@pytest.mark.parametrize(
+    "content",
+    [b"x", python2(num_vis=number(1)), python2(label_names=items([number(1)] * 10)), python2(label_names=items([]))],
+)
 def test_corrupt_names_are_named(folder, content):
     (folder / "batches.meta").write_bytes(content)
     with pytest.raises(DataError, match="batches.meta: expected"):

@@ -25,25 +25,26 @@ def test_a_memory_split_reads_by_index():
     assert torch.equal(split.load(torch.tensor([3]))[0], IMAGES[3:])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((IMAGES.float(), LABELS), r"images: expected uint8 .* got float32 \[4, 1, 2, 3\]"),
-    ((IMAGES[0], LABELS), "images: expected uint8"),
-    ((IMAGES[:, :0], LABELS), "images: expected uint8"),
-    ((IMAGES[:3], LABELS), r"images: expected one per label \(4\), got 3"),
-    ((IMAGES, LABELS.int()), "labels: expected int64"),
-    ((IMAGES, LABELS - 1), "labels: expected none below 0, got -1"),
-    ((IMAGES[:0], LABELS[:0]), "at least one image"),
-    ((IMAGES, LABELS, torch.ones(4)), "exact: expected bool"),
-    ((IMAGES, LABELS, torch.ones(3, dtype=torch.bool)), "exact: expected bool"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((IMAGES.float(), LABELS), r"images: expected uint8 .* got float32 \[4, 1, 2, 3\]"),
+        ((IMAGES[0], LABELS), "images: expected uint8"),
+        ((IMAGES[:, :0], LABELS), "images: expected uint8"),
+        ((IMAGES[:3], LABELS), r"images: expected one per label \(4\), got 3"),
+        ((IMAGES, LABELS.int()), "labels: expected int64"),
+        ((IMAGES, LABELS - 1), "labels: expected none below 0, got -1"),
+        ((IMAGES[:0], LABELS[:0]), "at least one image"),
+        ((IMAGES, LABELS, torch.ones(4)), "exact: expected bool"),
+        ((IMAGES, LABELS, torch.ones(3, dtype=torch.bool)), "exact: expected bool"),
+    ],
+)
 def test_a_split_checks_what_it_is_given(arguments, message):
     with pytest.raises(DataError, match=message):
         MemorySplit(*arguments)
 
 
-@pytest.mark.parametrize("indices", [
-    torch.tensor([4]), torch.tensor([0, -1]), torch.tensor([1.0]), LABELS[None],
-])
+@pytest.mark.parametrize("indices", [torch.tensor([4]), torch.tensor([0, -1]), torch.tensor([1.0]), LABELS[None]])
 def test_indices_must_be_in_range(indices):
     with pytest.raises(DataError, match="indices: expected"):
         MemorySplit(IMAGES, LABELS).load(indices)
@@ -75,13 +76,16 @@ def test_a_dataset_checks_labels_and_shapes():
         Dataset("toy", split, MemorySplit(IMAGES[:, :, :1], LABELS), ("a", "b", "c"))
 
 
-@pytest.mark.parametrize(("arguments", "options", "message"), [
-    (("mnist",), {}, "dataset: expected one of digits, cifar10, imagefolder, got 'mnist'"),
-    (("digits",), {"download": True}, "only cifar10 can be fetched"),
-    (("cifar10", "x"), {"image_size": 32}, "only imagefolder takes one"),
-    (("cifar10",), {}, "data_dir: cifar10 needs"),
-    (("imagefolder",), {}, "data_dir: imagefolder needs"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("mnist",), {}, "dataset: expected one of digits, cifar10, imagefolder, got 'mnist'"),
+        (("digits",), {"download": True}, "only cifar10 can be fetched"),
+        (("cifar10", "x"), {"image_size": 32}, "only imagefolder takes one"),
+        (("cifar10",), {}, "data_dir: cifar10 needs"),
+        (("imagefolder",), {}, "data_dir: imagefolder needs"),
+    ],
+)
 def test_load_dataset_refuses_what_makes_no_sense(arguments, options, message):
     with pytest.raises(DataError, match=message):
         load_dataset(*arguments, **options)

@@ -110,9 +110,7 @@ def test_a_split_past_the_limit_is_not_cached(folder, monkeypatch):
         everything(split)
 
 
-@pytest.mark.parametrize("path", [
-    "train/cat/notes.txt", "train/readme.md", "val/thumbnails.db",
-])
+@pytest.mark.parametrize("path", ["train/cat/notes.txt", "train/readme.md", "val/thumbnails.db"])
 def test_files_that_are_no_images_are_named(folder, path):
     (folder / path).touch()
     with pytest.raises(DataError, match=path):
@@ -133,9 +131,7 @@ def test_folders_out_of_place_are_named(folder, path):
         load(folder)
 
 
-@pytest.mark.parametrize(("missing", "message"), [
-    ("train", "train: expected a folder"), ("val", "val or test"),
-])
+@pytest.mark.parametrize(("missing", "message"), [("train", "train: expected a folder"), ("val", "val or test")])
 def test_both_splits_are_needed(folder, missing, message):
     (folder / missing).rename(folder / "elsewhere")
     with pytest.raises(DataError, match=message):
@@ -156,7 +152,7 @@ def test_image_size_is_positive(folder):
 
 def test_undecodable_and_truncated_images_are_named(folder):
     whole = save(folder / "train/cat/z.jpg", width=40, height=40).read_bytes()
-    for content in (b"not a jpeg", b"", whole[:len(whole) // 2]):
+    for content in (b"not a jpeg", b"", whole[: len(whole) // 2]):
         (folder / "train/cat/z.jpg").write_bytes(content)
         with pytest.raises(DataError, match=r"train/cat/z\.jpg: expected an 8-bit image"):
             everything(load(folder, image_size=6).train)

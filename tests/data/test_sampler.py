@@ -19,7 +19,7 @@ def test_each_epoch_is_a_permutation_less_the_remainder(size, batch_size):
         assert indices.dtype == torch.int64
         assert len(indices) == size // batch_size * batch_size
         assert len(indices.unique()) == len(indices)
-        assert 0 <= indices.min() and indices.max() < size
+        assert indices.min() >= 0 and indices.max() < size
 
 
 def test_epochs_and_seeds_differ():

@@ -1,4 +1,5 @@
 """Bounds b + v / n: where they cross, and fits to measured errors."""
+
 import numpy as np
 import pytest
 
@@ -13,9 +14,16 @@ def test_the_crossing_is_where_the_bounds_are_equal():
     assert generative(n / 2) < discriminative(n / 2) and generative(2 * n) > discriminative(2 * n)
 
 
-@pytest.mark.parametrize("first, second", [
-    (Bound(0.1, 2.0), Bound(0.1, 3.0)), (Bound(0.1, 2.0), Bound(0.1, 2.0)), (Bound(0.1, 2.0), Bound(0.2, 2.0)),
-    (Bound(0.1, 2.0), Bound(0.2, 3.0))], ids=["parallel", "equal", "one variance", "smaller in both"])
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        (Bound(0.1, 2.0), Bound(0.1, 3.0)),
+        (Bound(0.1, 2.0), Bound(0.1, 2.0)),
+        (Bound(0.1, 2.0), Bound(0.2, 2.0)),
+        (Bound(0.1, 2.0), Bound(0.2, 3.0)),
+    ],
+    ids=["parallel", "equal", "one variance", "smaller in both"],
+)
 def test_bounds_that_never_cross(first, second):
     assert crossing(first, second) is None and crossing(second, first) is None
 
@@ -47,10 +55,16 @@ def test_bias_and_variance_are_not_negative():
     assert growing.bias == pytest.approx(best, abs=1e-5)
 
 
-@pytest.mark.parametrize("n, errors, message", [
-    ([100, 100], [0.1, 0.2], "at least two different n"), ([100, 200], [0.1], "one error per n"),
-    ([100, 200], [0.1, 0.0], "positive finite numbers"), ([0, 200], [0.1, 0.2], "positive finite numbers"),
-    ([100, 200], [0.1, float("nan")], "positive finite numbers")])
+@pytest.mark.parametrize(
+    "n, errors, message",
+    [
+        ([100, 100], [0.1, 0.2], "at least two different n"),
+        ([100, 200], [0.1], "one error per n"),
+        ([100, 200], [0.1, 0.0], "positive finite numbers"),
+        ([0, 200], [0.1, 0.2], "positive finite numbers"),
+        ([100, 200], [0.1, float("nan")], "positive finite numbers"),
+    ],
+)
 def test_what_cannot_be_fitted(n, errors, message):
     with pytest.raises(ValueError, match=message):
         fit_bound(n, errors)

@@ -9,23 +9,25 @@ import torch
 from PIL import Image
 
 import cdn
+import cdn.denoise
 from cdn import classify, density, evaluate
 from cdn import denoise as denoise_name
 from cdn.errors import CDNError
 from cdn.evaluation.files import read_image
 from cdn.store import load
 
-import cdn.denoise  # noqa: E402, isort: skip - must come after the name above has been taken
 command = sys.modules["cdn.denoise"]
 
 
 @pytest.fixture
 def picture(tmp_path):
     """Return a function that writes a random image and returns its path."""
+
     def make(height=13, width=10, channels=1, name="in.png"):
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
         Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels).save(tmp_path / name)
         return tmp_path / name
+
     return make
 
 
@@ -34,6 +36,7 @@ def run(main, *arguments):
 
 
 # denoise
+
 
 def test_the_denoiser_keeps_its_name_when_the_command_is_imported(make_model):
     model, y = make_model(), torch.rand(1, 1, 8, 8)
@@ -120,6 +123,7 @@ def test_noise_levels_are_never_guessed(text):
 
 # classify
 
+
 def test_classify_prints_json(make_run, picture, capsys):
     source = picture(8, 8)
     assert run(classify.main, make_run(), source, "--json", "--top", 4) == 0
@@ -165,6 +169,7 @@ def test_classify_refuses_what_it_cannot_do(make_run, picture, tmp_path):
 
 # evaluate
 
+
 @pytest.mark.parametrize("kind", ["joint", "classifier", "denoiser"])
 def test_evaluate_writes_its_report(make_run, kind, capsys):
     pytest.importorskip("sklearn")
@@ -178,8 +183,10 @@ def test_evaluate_writes_its_report(make_run, kind, capsys):
     assert "20 test images of digits" in printed and "accuracy (%)" in printed
 
 
-@pytest.mark.parametrize("objective, missing", [("classification", "psnr_25"), ("denoising", "accuracy_sigma_25"),
-                                                ("joint", None), ("jem", None)])
+@pytest.mark.parametrize(
+    "objective, missing",
+    [("classification", "psnr_25"), ("denoising", "accuracy_sigma_25"), ("joint", None), ("jem", None)],
+)
 def test_evaluate_leaves_out_what_was_not_trained(make_run, objective, missing):
     pytest.importorskip("sklearn")
     folder = make_run()
@@ -189,8 +196,10 @@ def test_evaluate_leaves_out_what_was_not_trained(make_run, objective, missing):
     run(evaluate.main, folder, "--limit", 20)
     report = json.loads((folder / "evaluation.json").read_text())
     assert [key for key in ("psnr_25", "accuracy_sigma_25") if report[key] is None] == [missing] * (missing is not None)
-    assert (report["classified"], report["denoised"]) == (None if missing and "accuracy" in missing else 20,
-                                                          None if missing and "psnr" in missing else 20)
+    assert (report["classified"], report["denoised"]) == (
+        None if missing and "accuracy" in missing else 20,
+        None if missing and "psnr" in missing else 20,
+    )
     assert ("reliability" in report) == (folder / "reliability.png").exists() == (objective != "denoising")
 
 
@@ -201,10 +210,14 @@ def test_evaluate_writes_where_told(make_run, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.json", "reliability.png"}
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(classes=["a", "b"]), "was trained on 2 classes, a, b, but digits has 10"),
-    (dict(training={}), "lacks or misstates .*sigma_low"),
-    (dict(data=dict(name="digits")), "lacks or misstates .*data_dir")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(classes=["a", "b"]), "was trained on 2 classes, a, b, but digits has 10"),
+        (dict(training={}), "lacks or misstates .*sigma_low"),
+        (dict(data=dict(name="digits")), "lacks or misstates .*data_dir"),
+    ],
+)
 def test_evaluate_explains_runs_that_do_not_fit(make_run, change, message):
     pytest.importorskip("sklearn")
     folder = make_run()
@@ -221,6 +234,7 @@ def test_evaluate_refuses_a_missing_output_folder(make_run, tmp_path):
 
 # all
 
+
 @pytest.mark.parametrize("main", [command.main, classify.main, evaluate.main])
 def test_help(main, capsys):
     with pytest.raises(SystemExit) as status:
@@ -231,7 +245,8 @@ def test_help(main, capsys):
 
 
 def test_a_command_fails_with_one_line(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "cdn.denoise", tmp_path / "none", "in.png", "out.png"],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "cdn.denoise", tmp_path / "none", "in.png", "out.png"], capture_output=True, text=True
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1

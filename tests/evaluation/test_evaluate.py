@@ -8,10 +8,12 @@ from cdn.errors import CDNError
 from cdn.evaluation import evaluate, predict
 from cdn_kernels import NoiseLevels
 
-ACCURACY = {"classified", "accuracy", "accuracy_noisy", "ece",
-            *(f"accuracy_sigma_{sigma}" for sigma in (15, 25, 50))}
-DENOISING = {"denoised", "denoising_loss",
-             *(f"psnr_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50))}
+ACCURACY = {"classified", "accuracy", "accuracy_noisy", "ece", *(f"accuracy_sigma_{sigma}" for sigma in (15, 25, 50))}
+DENOISING = {
+    "denoised",
+    "denoising_loss",
+    *(f"psnr_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50)),
+}
 SSIM = {f"ssim_{kind}{sigma}" for kind in ("", "noisy_") for sigma in (15, 25, 50)}
 
 
@@ -98,9 +100,14 @@ def test_bf16_is_close_to_float32(make_model, make_split):
     assert half == pytest.approx(full, abs=1) and half != full
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"limit": 0}, "limit: expected at least 1 image, got 0"), ({"batch_size": 0}, "batch_size"),
-    ({"precision": "fp8"}, "precision: expected one of float32, bf16")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"limit": 0}, "limit: expected at least 1 image, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"precision": "fp8"}, "precision: expected one of float32, bf16"),
+    ],
+)
 def test_bad_options_are_named(make_model, make_split, options, message):
     with pytest.raises(CDNError, match=message):
         evaluate(make_model(), make_split(4), **options)

@@ -6,8 +6,7 @@ from PIL import Image
 from cdn.errors import CDNError, DataError
 from cdn.evaluation.files import check_writable, read_image, write_image
 
-COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]], [[0, 0, 0], [9, 9, 9]]],
-                  np.uint8)
+COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]], [[0, 0, 0], [9, 9, 9]]], np.uint8)
 
 
 def saved(tmp_path, pixels, name="in.png", mode=None, **options):
@@ -54,9 +53,14 @@ def test_unusable_images_are_refused_in_one_line(tmp_path):
     torn.write_bytes(saved(tmp_path, np.zeros((64, 64), np.uint8)).read_bytes()[:50])
     text = tmp_path / "text.png"
     text.write_text("no image")
-    for path, cause in ((deep, "8 bits per channel"), (transparent, "transparent"), (torn, "readable image"),
-                        (text, "readable image"), (tmp_path / "none.png", "no such file"),
-                        (tmp_path, "readable")):
+    for path, cause in (
+        (deep, "8 bits per channel"),
+        (transparent, "transparent"),
+        (torn, "readable image"),
+        (text, "readable image"),
+        (tmp_path / "none.png", "no such file"),
+        (tmp_path, "readable"),
+    ):
         with pytest.raises(DataError, match=cause) as error:
             read_image(path, 3)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
@@ -83,7 +87,13 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     check_writable(tmp_path / "out.jpg", source)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to(source)
-    for name, cause in (("out.gif", "ending in"), ("out", "no suffix"), ("folder.png", "folder"),
-                        ("in.png", "same"), ("link.png", "same"), ("none/out.png", "does not exist")):
+    for name, cause in (
+        ("out.gif", "ending in"),
+        ("out", "no suffix"),
+        ("folder.png", "folder"),
+        ("in.png", "same"),
+        ("link.png", "same"),
+        ("none/out.png", "does not exist"),
+    ):
         with pytest.raises(CDNError, match=cause):
             check_writable(tmp_path / name, source)

@@ -30,15 +30,23 @@ def ssim_by_loops(a, b):
     """SSIM of one channel, as the definition reads."""
     height, width = a.shape
     rows, columns = min(11, height), min(11, width)
-    window = torch.tensor([[math.exp(-((i - (rows - 1) / 2)**2 + (j - (columns - 1) / 2)**2) / (2 * 1.5**2))
-                            for j in range(columns)] for i in range(rows)], dtype=torch.float64)
+    window = torch.tensor(
+        [
+            [
+                math.exp(-((i - (rows - 1) / 2) ** 2 + (j - (columns - 1) / 2) ** 2) / (2 * 1.5**2))
+                for j in range(columns)
+            ]
+            for i in range(rows)
+        ],
+        dtype=torch.float64,
+    )
     window /= window.sum()
     values = []
     for top in range(height - rows + 1):
         for left in range(width - columns + 1):
-            p, q = (m[top:top + rows, left:left + columns] for m in (a, b))
+            p, q = (m[top : top + rows, left : left + columns] for m in (a, b))
             mp, mq = (window * p).sum(), (window * q).sum()
-            vp, vq = (window * (p - mp)**2).sum(), (window * (q - mq)**2).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
             cov = (window * (p - mp) * (q - mq)).sum()
             luminance = (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4)
             values.append(luminance * (2 * cov + 9e-4) / (vp + vq + 9e-4))

@@ -13,8 +13,7 @@ def size(path):
         return image.size
 
 
-@pytest.mark.parametrize("kind, shape", [("joint", (1, 8, 8)), ("joint", (3, 12, 16)),
-                                         ("denoiser", (1, 8, 8))])
+@pytest.mark.parametrize("kind, shape", [("joint", (1, 8, 8)), ("joint", (3, 12, 16)), ("denoiser", (1, 8, 8))])
 def test_denoising_picture(make_model, make_split, tmp_path, kind, shape):
     path = tmp_path / "denoised.png"
     model = make_model(kind, shape[0]).train()
@@ -41,15 +40,23 @@ def test_what_cannot_be_pictured_is_refused(make_model, make_split, tmp_path):
 
 
 TRAIN = [dict(kind="train", step=s, loss=3.0, classification=2 / (s + 1), denoising=1.0) for s in range(50)]
-EVALUATION = [dict(kind="evaluation", step=s, accuracy=0.5, accuracy_sigma_15=0.4, psnr_noisy_15=24.0,
-                   psnr_15=28.0) for s in (0, 49)]
+EVALUATION = [
+    dict(kind="evaluation", step=s, accuracy=0.5, accuracy_sigma_15=0.4, psnr_noisy_15=24.0, psnr_15=28.0)
+    for s in (0, 49)
+]
 
 
-@pytest.mark.parametrize("rows, panels", [
-    (TRAIN + EVALUATION, 3), (TRAIN, 1), (EVALUATION, 2),
-    # a denoiser: no classes; a classifier: no denoising; a loss that was not finite
-    ([TRAIN[0] | dict(classification=None), EVALUATION[0] | dict(accuracy=None, accuracy_sigma_15=None)], 2),
-    ([dict(kind="train", step=0, classification=float("nan")), dict(EVALUATION[0], psnr_15=None)], 1)])
+@pytest.mark.parametrize(
+    "rows, panels",
+    [
+        (TRAIN + EVALUATION, 3),
+        (TRAIN, 1),
+        (EVALUATION, 2),
+        # a denoiser: no classes; a classifier: no denoising; a loss that was not finite
+        ([TRAIN[0] | dict(classification=None), EVALUATION[0] | dict(accuracy=None, accuracy_sigma_15=None)], 2),
+        ([dict(kind="train", step=0, classification=float("nan")), dict(EVALUATION[0], psnr_15=None)], 1),
+    ],
+)
 def test_curves_picture(tmp_path, rows, panels):
     metrics, path = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')

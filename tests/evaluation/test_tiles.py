@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_tiles_cover_the_image_and_overlap(height, width, size):
         covered[rows, columns] += 1
     assert covered.min() >= 1
     rows = sorted({(r.start, r.stop) for r, _ in tiles})
-    assert all(stop - start >= max(8, size // 8) for (_, stop), (start, _) in zip(rows, rows[1:]))
+    assert all(stop - start >= max(8, size // 8) for (_, stop), (start, _) in itertools.pairwise(rows))
 
 
 def test_a_local_function_is_the_same_in_tiles():

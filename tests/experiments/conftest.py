@@ -1,4 +1,5 @@
 """One small run on the digits, trained once and shared by the tests of all experiments."""
+
 import pytest
 import torch
 

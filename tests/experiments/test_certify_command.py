@@ -1,4 +1,5 @@
 """Certificates of a trained model hold against attacks, and the command writes, draws and resumes them."""
+
 import json
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 import cdn
+import cdn.certify
 from cdn import certify as certify_name
 from cdn import train
 from cdn.certification import ABSTAIN, predict_smoothed, smoothing
@@ -18,13 +20,29 @@ from cdn.robustness.losses import cross_entropy
 from cdn.robustness.pursuit import Pursuit
 from cdn.runs import open_run
 
-import cdn.certify  # noqa: E402, isort: skip - must come after the name above has been taken
 command = sys.modules["cdn.certify"]
 
 
 def run(folder, out, *options):
-    command.main([str(folder), "--device", "cpu", "--out", str(out), "--limit", "6", "--n0", "10", "--n", "60",
-                  "--sigmas", "0.25", "0.5", *map(str, options)])
+    command.main(
+        [
+            str(folder),
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+            "--limit",
+            "6",
+            "--n0",
+            "10",
+            "--n",
+            "60",
+            "--sigmas",
+            "0.25",
+            "0.5",
+            *map(str, options),
+        ]
+    )
     return json.loads((out / "report.json").read_text())["results"]
 
 
@@ -47,8 +65,8 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
     def predict_attacked(scale):
         attacked = x.clone()
         for i in (found.label != ABSTAIN).nonzero()[:, 0].tolist():
-            pursuit = Pursuit(smoothed, x[i:i + 1], found.label[i:i + 1], cross_entropy, stop=False)
-            pgd(pursuit, x[i:i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
+            pursuit = Pursuit(smoothed, x[i : i + 1], found.label[i : i + 1], cross_entropy, stop=False)
+            pgd(pursuit, x[i : i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
             attacked[i] = pursuit.best[0]
         return predict_smoothed(model, attacked, sigma, 200, 0.001)
 
@@ -97,8 +115,24 @@ def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
 
 def test_runs_side_by_side(digits_run, tmp_path):
     plain = tmp_path / "plain"
-    train.main(["--out", str(plain), "--model", "resnet-small", "--width", "8", "--steps", "20", "--evaluations", "1",
-                "--clean-share", "1", "--device", "cpu"])
+    train.main(
+        [
+            "--out",
+            str(plain),
+            "--model",
+            "resnet-small",
+            "--width",
+            "8",
+            "--steps",
+            "20",
+            "--evaluations",
+            "1",
+            "--clean-share",
+            "1",
+            "--device",
+            "cpu",
+        ]
+    )
     results = run(digits_run, tmp_path / "out", "--against", plain)
     assert [r["run"] for r in results] == ["digits", "digits", "plain", "plain"]
 
@@ -116,9 +150,11 @@ def test_bad_input_gets_a_sentence(digits_run, tmp_path, capsys):
     (tmp_path / "out" / "certificates.jsonl").write_text("{}\nrubbish\n")
     with pytest.raises(CDNError, match="line 2 is no row of results"):
         run(digits_run, tmp_path / "out")
-    for option, value, sentence in (("--alpha", "1", "expected a number between 0 and 1, got '1'"),
-                                    ("--sigmas", "0", "expected a number above 0, got '0'"),
-                                    ("--radii", "-1", "expected")):
+    for option, value, sentence in (
+        ("--alpha", "1", "expected a number between 0 and 1, got '1'"),
+        ("--sigmas", "0", "expected a number above 0, got '0'"),
+        ("--radii", "-1", "expected"),
+    ):
         with pytest.raises(SystemExit):
             run(digits_run, tmp_path / "out", option, value)
         assert sentence in capsys.readouterr().err

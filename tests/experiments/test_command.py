@@ -1,4 +1,5 @@
 """The frame of the experiments: options, reports, tables."""
+
 import json
 from dataclasses import replace
 
@@ -50,6 +51,10 @@ def test_a_folder_that_cannot_be_made(digits_run, tmp_path):
 
 def test_tables():
     table = text_table(["name", "value"], [["a", 0.123456], ["long name", None]])
-    assert table.splitlines() == ["| name      |  value |", "|-----------|-------:|", "| a         | 0.1235 |",
-                                  "| long name |      - |"]
+    assert table.splitlines() == [
+        "| name      |  value |",
+        "|-----------|-------:|",
+        "| a         | 0.1235 |",
+        "| long name |      - |",
+    ]
     assert finite(float("-inf")) is None

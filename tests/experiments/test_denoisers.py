@@ -1,4 +1,5 @@
 """Class-conditional denoising: identities, what a class is worth where that is known, and the command."""
+
 import json
 import math
 
@@ -7,8 +8,13 @@ import torch
 
 import cdn
 from cdn import runs, train
-from cdn.analysis.conditional import adversarial_gradient, class_gains, denoise_with_classes, difference_identity, \
-    mixture_identity
+from cdn.analysis.conditional import (
+    adversarial_gradient,
+    class_gains,
+    denoise_with_classes,
+    difference_identity,
+    mixture_identity,
+)
 from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.experiments import denoisers
@@ -80,6 +86,7 @@ def test_identities_hold_to_rounding_and_mismatches_are_seen():
     y, labels = torch.rand(3, 1, 5, 5, dtype=torch.float64), torch.tensor([0, 3, 1])
     for found in (difference_identity(model, y, SIGMA, labels), mixture_identity(model, y, SIGMA)):
         assert found.relative < 1e-11 and found.maximum < 1e-12
+
     # A posterior of twice the logits is that of another model.
     class Sharper(torch.nn.Module):
         config = model.config
@@ -87,6 +94,7 @@ def test_identities_hold_to_rounding_and_mismatches_are_seen():
         def forward(self, y):
             logits = model(y)
             return 2 * logits if not torch.is_grad_enabled() else logits
+
     assert mixture_identity(Sharper(), y, SIGMA).relative > 1e-6
 
 
@@ -120,8 +128,10 @@ def test_the_command(digits_run, tmp_path, capsys):
 
 def test_results_depend_on_the_seed_and_not_on_the_batch_size(digits_run, tmp_path):
     options = ("--limit", "40", "--sigmas", "50", "--rows", "1", "--magnification", "7")
-    first, same, other = (run(digits_run, tmp_path, *options, *more)["sigma"]["50"]
-                          for more in ((), ("--batch-size", "13"), ("--seed", "1")))
+    first, same, other = (
+        run(digits_run, tmp_path, *options, *more)["sigma"]["50"]
+        for more in ((), ("--batch-size", "13"), ("--seed", "1"))
+    )
     assert abs(first["psnr_true"] - same["psnr_true"]) < 1e-4 < abs(first["psnr_true"] - other["psnr_true"])
 
 

@@ -1,4 +1,5 @@
 """Classification by denoising error on the digits: what the command measures, and what it refuses."""
+
 import json
 
 import pytest
@@ -7,8 +8,22 @@ from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import denoising_classifier
 
-FAST = ["--device", "cpu", "--limit", "24", "--nodes", "3", "--draws", "3", "--attacked", "8", "--attack-steps", "2",
-        "--attack-nodes", "2"]
+FAST = [
+    "--device",
+    "cpu",
+    "--limit",
+    "24",
+    "--nodes",
+    "3",
+    "--draws",
+    "3",
+    "--attacked",
+    "8",
+    "--attack-steps",
+    "2",
+    "--attack-nodes",
+    "2",
+]
 
 
 def run(folder, out, *options):
@@ -22,8 +37,7 @@ def test_denoising_errors_tell_digits(digits_run, tmp_path, capsys):
     assert list(softmax) == ["clean", "σ = 25/255", "transferred", "attacked", "either attack"]
     assert softmax["clean"] > 0.9 and vote["clean"] > 0.6 and error["clean"] > 0.35
     assert softmax["either attack"] == softmax["attacked"] == softmax["transferred"] < 0.5
-    assert all(shares["either attack"] <= min(shares["attacked"], shares["transferred"])
-               for shares in (vote, error))
+    assert all(shares["either attack"] <= min(shares["attacked"], shares["transferred"]) for shares in (vote, error))
     assert results["by_draws"]["draws"] == [1, 2, 3] and results["by_draws"]["accuracy"][-1] == error["clean"]
     # Little noise leaves the softmax what it sees, but no class any advantage in taking it away.
     by_level = results["by_level"]

@@ -1,4 +1,5 @@
 """The experiments run from the command line, on data small enough for a test."""
+
 import json
 
 import numpy as np
@@ -23,12 +24,26 @@ def tiny_cifar10(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("study, names", [
-    ("model", ["log-energy, scale-preserving", "linear, plain", "cross-entropy only", "direct denoiser"]),
-    ("recipe", ["free norms", "deep energies start at full size", "cross-entropy only, adamw"])])
+@pytest.mark.parametrize(
+    "study, names",
+    [
+        ("model", ["log-energy, scale-preserving", "linear, plain", "cross-entropy only", "direct denoiser"]),
+        ("recipe", ["free norms", "deep energies start at full size", "cross-entropy only, adamw"]),
+    ],
+)
 def test_ablation_runs_tabulates_and_does_not_repeat_itself(study, names, tiny_cifar10, tmp_path, capsys):
-    options = ["--data-dir", str(tiny_cifar10), "--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "0",
-               "--study", study]
+    options = [
+        "--data-dir",
+        str(tiny_cifar10),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+        "--study",
+        study,
+    ]
     for _ in range(2):
         ablation.main([*options, "--only", *names])
     assert len((tmp_path / "out" / f"{study}.jsonl").read_text().splitlines()) == len(names)
@@ -48,8 +63,22 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
     runs = []
     for model in ("gradresnet-small", "resnet-small", "denoiser-small"):
         runs.append(tmp_path / model)
-        train.main(["--out", str(runs[-1]), "--model", model, "--width", "8", "--steps", "4", "--log-every", "2",
-                    "--device", "cpu"])
+        train.main(
+            [
+                "--out",
+                str(runs[-1]),
+                "--model",
+                model,
+                "--width",
+                "8",
+                "--steps",
+                "4",
+                "--log-every",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
     for run in runs[:2]:
         evaluate.main([str(run), "--limit", "20"])
     capsys.readouterr()
@@ -73,8 +102,9 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
 
 def test_compare_says_what_a_joint_energy_model_is_measured_by(tmp_path):
     run = tmp_path / "run"
-    train.main(["--out", str(run), "--width", "8", "--steps", "2", "--jem-steps", "1", "--objective", "jem",
-                "--device", "cpu"])
+    train.main(
+        ["--out", str(run), "--width", "8", "--steps", "2", "--jem-steps", "1", "--objective", "jem", "--device", "cpu"]
+    )
     compare.main([str(run), "--out", str(tmp_path / "out")])
     assert compare.JEM_REMARK in (tmp_path / "out" / "comparison.md").read_text()
     assert not (tmp_path / "out" / "reliability.png").exists(), "nothing was evaluated"

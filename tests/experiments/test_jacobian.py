@@ -1,4 +1,5 @@
 """The Jacobian of a trained denoiser: the command, and its figures against dense Jacobians."""
+
 import json
 
 import numpy as np
@@ -68,16 +69,31 @@ def test_the_command_on_a_density(digits_run, tmp_path, capsys):
 
 def test_seeds_and_batches(digits_run, tmp_path):
     options = ("--limit", "6", "--sigmas", "50", "--no-dense", "--largest", "2", "--smallest", "0")
-    first, again, other = (run(digits_run, tmp_path, *options, *more)["sigma"]["50"]
-                           for more in ((), (), ("--seed", "1")))
+    first, again, other = (
+        run(digits_run, tmp_path, *options, *more)["sigma"]["50"] for more in ((), (), ("--seed", "1"))
+    )
     assert first == again and first["trace"] != other["trace"]
     assert first["values"] is None and first["smallest"] == []
 
 
 def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(tmp_path, capsys):
     folder = tmp_path / "run"
-    train.main(["--out", str(folder), "--model", "denoiser-small", "--width", "8", "--steps", "60",
-                "--evaluations", "1", "--device", "cpu"])
+    train.main(
+        [
+            "--out",
+            str(folder),
+            "--model",
+            "denoiser-small",
+            "--width",
+            "8",
+            "--steps",
+            "60",
+            "--evaluations",
+            "1",
+            "--device",
+            "cpu",
+        ]
+    )
     results = run(folder, tmp_path / "out", "--limit", "100", "--sigmas", "50", "--image", "1")["sigma"]["50"]
     assert "is not symmetric" in capsys.readouterr().out
     assert results["asymmetry"] > 1e-3 and results["asymmetry_float64"] > 1e-3
@@ -97,7 +113,7 @@ def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
     def deviation():
         found = effective_dimension(model, images.float() / 255, SIGMA, cdn.Noise(1), 4, cdn.Noise(2), batch_size=100)
         difference = found.loss - found.stein
-        return abs(float(difference.mean() / difference.std())) * len(images)**0.5
+        return abs(float(difference.mean() / difference.std())) * len(images) ** 0.5
 
     assert deviation() < 4
     product = Jacobian.transposed_product

@@ -1,4 +1,5 @@
 """Bounds and learning curves from the command line."""
+
 import json
 
 import pytest
@@ -10,8 +11,24 @@ from cdn.training.settings import Settings
 
 
 def test_bounds_draws_and_reports_all_crossings(tmp_path, capsys):
-    bounds.main(["--curve", "generative", "0.1", "2", "--curve", "discriminative", "0.05", "20",
-                 "--curve", "joint", "0.06", "6", "--out", str(tmp_path / "out")])
+    bounds.main(
+        [
+            "--curve",
+            "generative",
+            "0.1",
+            "2",
+            "--curve",
+            "discriminative",
+            "0.05",
+            "20",
+            "--curve",
+            "joint",
+            "0.06",
+            "6",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     printed = capsys.readouterr().out
     assert "| generative, discriminative |   360 |" in printed and "| generative, joint          |   100 |" in printed
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -25,19 +42,41 @@ def test_bounds_that_never_cross_are_told(tmp_path, capsys):
     assert "no two of them cross" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--curve", "a", "x", "2"], "--curve a: .* a number of at least 0, got 'x'"),
-    (["--curve", "a", "-1", "2"], "got '-1'"), (["--curve", "a", "0", "0"], "two zeros"),
-    (["--curve", "a", "1", "2", "--curve", "a", "1", "3"], "'a' is given twice"),
-    (["--images", "100", "10"], "expected LOW < HIGH, got 100 and 10")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--curve", "a", "x", "2"], "--curve a: .* a number of at least 0, got 'x'"),
+        (["--curve", "a", "-1", "2"], "got '-1'"),
+        (["--curve", "a", "0", "0"], "two zeros"),
+        (["--curve", "a", "1", "2", "--curve", "a", "1", "3"], "'a' is given twice"),
+        (["--images", "100", "10"], "expected LOW < HIGH, got 100 and 10"),
+    ],
+)
 def test_bounds_bad_options(tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
         bounds.main([*options, "--out", str(tmp_path)])
 
 
 def measure(out, *options):
-    return learning_curves.main(["--out", str(out), "--width", "8", "--batch-size", "16", "--device", "cpu",
-                                 "--steps", "10", "--seeds", "0", "--evaluations", "1", *options])
+    return learning_curves.main(
+        [
+            "--out",
+            str(out),
+            "--width",
+            "8",
+            "--batch-size",
+            "16",
+            "--device",
+            "cpu",
+            "--steps",
+            "10",
+            "--seeds",
+            "0",
+            "--evaluations",
+            "1",
+            *options,
+        ]
+    )
 
 
 def test_learning_curves_of_two_sizes(tmp_path, capsys):
@@ -47,7 +86,7 @@ def test_learning_curves_of_two_sizes(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())["results"]
     rows = {(row["objective"], row["n"]): row for row in report["runs"]}
     assert rows.keys() == {("joint", 50), ("joint", 400)}
-    assert all(0 < row[measure] for row in rows.values() for measure in learning_curves.MEASURES)
+    assert all(row[measure] > 0 for row in rows.values() for measure in learning_curves.MEASURES)
     assert report["fits"].keys() == learning_curves.MEASURES.keys()
     assert all(fits.keys() == {"joint"} for fits in report["fits"].values())
     assert (out / "picture.png").stat().st_size > 10_000
@@ -76,10 +115,28 @@ def test_curves_that_cross(tmp_path, capsys):
     rows = []
     for objective, bound in errors.items():
         for n in (100, 400):
-            chosen = Settings(width=8, batch_size=16, device="cpu", steps=10, seed=0, evaluations=1,
-                              objective=objective, train_images=n)
-            rows.append(dict(settings=chosen.as_dict(), objective=objective, n=n, seed=0, error=bound(n),
-                             error_noisy=0.5, seconds=1.0, denoising_loss=0.3))
+            chosen = Settings(
+                width=8,
+                batch_size=16,
+                device="cpu",
+                steps=10,
+                seed=0,
+                evaluations=1,
+                objective=objective,
+                train_images=n,
+            )
+            rows.append(
+                dict(
+                    settings=chosen.as_dict(),
+                    objective=objective,
+                    n=n,
+                    seed=0,
+                    error=bound(n),
+                    error_noisy=0.5,
+                    seconds=1.0,
+                    denoising_loss=0.3,
+                )
+            )
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     measure(tmp_path, *common)
     printed = capsys.readouterr().out
@@ -92,12 +149,17 @@ def test_curves_that_cross(tmp_path, capsys):
     assert not list(tmp_path.glob("*/config.json"))  # nothing was trained
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--sizes", "8", "100"], r"--sizes: expected 16 \(one batch\) to 1437 \(all images\), got 8 to 100"),
-    (["--sizes", "100", "2000"], "got 100 to 2000"),
-    (["--seed", "3"], "--seed is what this experiment varies"),
-    (["--objective", "joint"], "--objective is what this experiment varies"),
-    (["--epochs", "3"], "--epochs is what"), (["--data", "cifar10"], "needs the folder")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sizes", "8", "100"], r"--sizes: expected 16 \(one batch\) to 1437 \(all images\), got 8 to 100"),
+        (["--sizes", "100", "2000"], "got 100 to 2000"),
+        (["--seed", "3"], "--seed is what this experiment varies"),
+        (["--objective", "joint"], "--objective is what this experiment varies"),
+        (["--epochs", "3"], "--epochs is what"),
+        (["--data", "cifar10"], "needs the folder"),
+    ],
+)
 def test_learning_curves_bad_options(tmp_path, options, message):
     with pytest.raises((CDNError, DataError), match=message):
         measure(tmp_path / "out", *options)

@@ -1,4 +1,5 @@
 """Reconstructions of what a generator of digits never saw: what the command measures, and what it refuses."""
+
 import json
 
 import pytest
@@ -9,8 +10,20 @@ from cdn.evaluation.files import write_image
 from cdn.experiments import out_of_domain
 from cdn.runs import open_run
 
-FAST = ["--device", "cpu", "--limit", "24", "--train-steps", "500", "--width", "128", "--latents",
-        "32", "--steps", "40"]
+FAST = [
+    "--device",
+    "cpu",
+    "--limit",
+    "24",
+    "--train-steps",
+    "500",
+    "--width",
+    "128",
+    "--latents",
+    "32",
+    "--steps",
+    "40",
+]
 
 
 def run(folder, out, *options):

@@ -1,4 +1,5 @@
 """The command that tells outliers, on the digits."""
+
 import json
 import shutil
 
@@ -51,8 +52,10 @@ def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, ca
 
 
 def test_what_a_run_lacks(digits_run, tmp_path):
-    for objective, detectors in (("classification", ["max softmax"]),
-                                 ("denoising", ["log density", "typicality", "score norm"])):
+    for objective, detectors in (
+        ("classification", ["max softmax"]),
+        ("denoising", ["log density", "typicality", "score norm"]),
+    ):
         folder = said_to_be(digits_run, tmp_path / objective, objective)
         results = run(folder, tmp_path / "out", "--limit", "20")
         assert all(list(found) == detectors for level in results["separation"].values() for found in level.values())
@@ -62,11 +65,16 @@ def test_what_a_run_lacks(digits_run, tmp_path):
         run(denoiser, tmp_path / "out")
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--outliers", "x"], None), (["--sigma", "-1"], None),
-    (["--outliers", "constant=."], "as 'constant' is taken"),
-    (["--outliers", "x=nowhere"], "nowhere: expected a folder"),
-    (["--limit", "3"], "--limit: expected at least 4 test images")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--outliers", "x"], None),
+        (["--sigma", "-1"], None),
+        (["--outliers", "constant=."], "as 'constant' is taken"),
+        (["--outliers", "x=nowhere"], "nowhere: expected a folder"),
+        (["--limit", "3"], "--limit: expected at least 4 test images"),
+    ],
+)
 def test_bad_options(digits_run, tmp_path, capsys, options, message):
     if message is None:
         with pytest.raises(SystemExit):

@@ -1,4 +1,5 @@
 """Photographs denoised at full resolution."""
+
 import json
 
 import numpy as np
@@ -111,9 +112,36 @@ def test_training_on_crops_of_larger_pictures(tmp_path):
         for number in range(4):
             Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(path / f"{number}.png")
     run = tmp_path / "run"
-    train.main(["--out", str(run), "--data", "imagefolder", "--data-dir", str(tmp_path / "data"), "--image-size", "64",
-                "--crop-size", "16", "--crop-padding", "0", "--objective", "denoising", "--model", "gradresnet-small",
-                "--width", "8", "--batch-size", "4", "--steps", "2", "--evaluations", "1", "--device", "cpu"])
+    train.main(
+        [
+            "--out",
+            str(run),
+            "--data",
+            "imagefolder",
+            "--data-dir",
+            str(tmp_path / "data"),
+            "--image-size",
+            "64",
+            "--crop-size",
+            "16",
+            "--crop-padding",
+            "0",
+            "--objective",
+            "denoising",
+            "--model",
+            "gradresnet-small",
+            "--width",
+            "8",
+            "--batch-size",
+            "4",
+            "--steps",
+            "2",
+            "--evaluations",
+            "1",
+            "--device",
+            "cpu",
+        ]
+    )
     measure(run, "--images", tmp_path / "data" / "val" / "any", "--limit", "2")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["psnr_25"] is not None and last["accuracy"] is None

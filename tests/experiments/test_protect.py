@@ -1,4 +1,5 @@
 """A classifier of the digits behind a denoiser: what the command measures, and what it refuses."""
+
 import json
 
 import pytest
@@ -9,16 +10,46 @@ from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.experiments import protect
 
-FAST = ["--device", "cpu", "--limit", "24", "--attack-steps", "4", "--draws", "4", "--n0", "5", "--n", "30",
-        "--steps", "2"]
+FAST = [
+    "--device",
+    "cpu",
+    "--limit",
+    "24",
+    "--attack-steps",
+    "4",
+    "--draws",
+    "4",
+    "--n0",
+    "5",
+    "--n",
+    "30",
+    "--steps",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
 def plain_run(tmp_path_factory):
     """A residual network of the digits that never saw noise."""
     folder = tmp_path_factory.mktemp("runs") / "plain"
-    train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "200", "--evaluations", "1",
-                "--clean-share", "1", "--device", "cpu"])
+    train.main(
+        [
+            "--out",
+            str(folder),
+            "--model",
+            "resnet-small",
+            "--width",
+            "8",
+            "--steps",
+            "200",
+            "--evaluations",
+            "1",
+            "--clean-share",
+            "1",
+            "--device",
+            "cpu",
+        ]
+    )
     return folder
 
 

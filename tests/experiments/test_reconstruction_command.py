@@ -1,4 +1,5 @@
 """Classifying the digits by reconstruction: what the command measures, keeps, and refuses."""
+
 import json
 
 import pytest
@@ -8,8 +9,22 @@ from cdn.errors import CDNError
 from cdn.experiments import reconstruction
 from cdn.reconstruction import load_generators
 
-FAST = ["--device", "cpu", "--limit", "60", "--attack-images", "8", "--attack-steps", "4", "--width", "64",
-        "--search-steps", "6", "--starts", "1"]
+FAST = [
+    "--device",
+    "cpu",
+    "--limit",
+    "60",
+    "--attack-images",
+    "8",
+    "--attack-steps",
+    "4",
+    "--width",
+    "64",
+    "--search-steps",
+    "6",
+    "--starts",
+    "1",
+]
 
 
 def run(folder, out, *options):
@@ -26,14 +41,16 @@ def test_digits_are_classified_by_reconstruction(digits_run, tmp_path, capsys):
     # What withstands for certain is less than what was not found.
     for key in ("latent_descent", "bound_above"):
         assert results[key] == sorted(results[key], reverse=True)
-    for bound, *attacked in zip(results["bound_above"], results["robust"]["reconstruction"]["l2"],
-                                results["latent_descent"]):
+    for bound, *attacked in zip(
+        results["bound_above"], results["robust"]["reconstruction"]["l2"], results["latent_descent"]
+    ):
         assert bound <= min(attacked)
     assert 0.1 < results["median_bound"] < 1 and (tmp_path / "picture.png").exists()
     assert "| reconstruction, APGD " in capsys.readouterr().out
 
-    again = run(digits_run, tmp_path, "--fit-steps", 300, "--radii-l2", "0.5", "--radii-linf", "16",
-                "--attack-steps", "1")
+    again = run(
+        digits_run, tmp_path, "--fit-steps", 300, "--radii-l2", "0.5", "--radii-linf", "16", "--attack-steps", "1"
+    )
     assert "used again" in capsys.readouterr().out
     assert again["generators"] == results["generators"] and again["clean"] == results["clean"]
     assert again["radii"] == dict(l2=[0.5], linf=[16 / 255])

@@ -1,4 +1,5 @@
 """Restoration from the command line, on a run that was trained on the digits."""
+
 import json
 
 import pytest
@@ -9,8 +10,9 @@ from cdn.experiments import restoration
 
 
 def test_all_problems(digits_run, tmp_path, capsys):
-    restoration.main([str(digits_run), "--device", "cpu", "--limit", "16", "--samples", "2", "--beta", "0.3",
-                      "--out", str(tmp_path)])
+    restoration.main(
+        [str(digits_run), "--device", "cpu", "--limit", "16", "--samples", "2", "--beta", "0.3", "--out", str(tmp_path)]
+    )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())["results"]
     assert list(report) == list(restoration.PROBLEMS)
@@ -29,19 +31,43 @@ def test_all_problems(digits_run, tmp_path, capsys):
 
 def test_the_seed_decides(digits_run, tmp_path):
     def values(seed):
-        restoration.main([str(digits_run), "--device", "cpu", "--limit", "4", "--samples", "1", "--beta", "0.5",
-                          "--problems", "inpainting", "--seed", str(seed), "--out", str(tmp_path)])
+        restoration.main(
+            [
+                str(digits_run),
+                "--device",
+                "cpu",
+                "--limit",
+                "4",
+                "--samples",
+                "1",
+                "--beta",
+                "0.5",
+                "--problems",
+                "inpainting",
+                "--seed",
+                str(seed),
+                "--out",
+                str(tmp_path),
+            ]
+        )
         return json.loads((tmp_path / "report.json").read_text())["results"]["inpainting"]["psnr"]
 
     first = values(1)
     assert values(1) == first and values(2)["sample"] != first["sample"]
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--factor", "3"], "super-resolution: factor must be at least 1 and divide the sides of images of 8 x 8, got 3"),
-    (["--block", "8"], r"inpainting: block must be in \[1, 7\]"),
-    (["--ratio", "0"], r"missing-pixels: ratio must be in \(0, 1\]"),
-    (["--beta", "0"], r"--beta: expected a number in \(0, 1\], got 0")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--factor", "3"],
+            "super-resolution: factor must be at least 1 and divide the sides of images of 8 x 8, got 3",
+        ),
+        (["--block", "8"], r"inpainting: block must be in \[1, 7\]"),
+        (["--ratio", "0"], r"missing-pixels: ratio must be in \(0, 1\]"),
+        (["--beta", "0"], r"--beta: expected a number in \(0, 1\], got 0"),
+    ],
+)
 def test_bad_options(digits_run, tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
         restoration.main([str(digits_run), "--device", "cpu", *options, "--out", str(tmp_path)])
@@ -61,9 +87,25 @@ def test_a_run_that_does_not_denoise(tmp_path, options):
 
 
 def test_a_direct_denoiser_restores_too(tmp_path):
-    train.main(["--out", str(tmp_path / "run"), "--width", "8", "--steps", "4", "--model", "denoiser-small",
-                "--device", "cpu"])
-    restoration.main([str(tmp_path / "run"), "--device", "cpu", "--limit", "4", "--samples", "1", "--beta", "0.5",
-                      "--problems", "inpainting", "--out", str(tmp_path / "out")])
+    train.main(
+        ["--out", str(tmp_path / "run"), "--width", "8", "--steps", "4", "--model", "denoiser-small", "--device", "cpu"]
+    )
+    restoration.main(
+        [
+            str(tmp_path / "run"),
+            "--device",
+            "cpu",
+            "--limit",
+            "4",
+            "--samples",
+            "1",
+            "--beta",
+            "0.5",
+            "--problems",
+            "inpainting",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     result = json.loads((tmp_path / "out" / "report.json").read_text())["results"]["inpainting"]
     assert result["finished"] == 1 and result["largest_error"] < 1e-5

@@ -1,4 +1,5 @@
 """Robustness of a trained run: the attacks against each other and against others' code, and the command."""
+
 import json
 
 import pytest
@@ -48,12 +49,45 @@ def test_others_find_as_many(norm, loss, digits):
 
 def test_the_command_compares_runs(digits_run, tmp_path, capsys):
     other = tmp_path / "plain"
-    train.main(["--out", str(other), "--model", "resnet-small", "--width", "8", "--steps", "30", "--evaluations", "1",
-                "--device", "cpu"])
+    train.main(
+        [
+            "--out",
+            str(other),
+            "--model",
+            "resnet-small",
+            "--width",
+            "8",
+            "--steps",
+            "30",
+            "--evaluations",
+            "1",
+            "--device",
+            "cpu",
+        ]
+    )
     capsys.readouterr()
-    robustness.main([str(digits_run), "--against", str(other), "--out", str(tmp_path / "out"), "--limit", "30",
-                     "--steps", "6", "--radii-linf", "32", "8", "--radii-l2", "0.5", "--checks", "6",
-                     "--device", "cpu"])
+    robustness.main(
+        [
+            str(digits_run),
+            "--against",
+            str(other),
+            "--out",
+            str(tmp_path / "out"),
+            "--limit",
+            "30",
+            "--steps",
+            "6",
+            "--radii-linf",
+            "32",
+            "8",
+            "--radii-l2",
+            "0.5",
+            "--checks",
+            "6",
+            "--device",
+            "cpu",
+        ]
+    )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["results"]["runs"]) == ["digits", "plain"] and report["results"]["images"] == 30
@@ -67,16 +101,41 @@ def test_the_command_compares_runs(digits_run, tmp_path, capsys):
     first = report["results"]["runs"]["digits"]
     assert first["linf"]["clean"] > 0.9 > first["linf"]["robust"][1]
     images, labels = open_run(digits_run).dataset.test.load(torch.arange(30))
-    again = sweep(open_run(digits_run).model, images.float() / 255, labels, "linf", [8 / 255, 32 / 255],
-                  ["apgd-ce", "apgd-dlr"], steps=6)
+    again = sweep(
+        open_run(digits_run).model,
+        images.float() / 255,
+        labels,
+        "linf",
+        [8 / 255, 32 / 255],
+        ["apgd-ce", "apgd-dlr"],
+        steps=6,
+    )
     assert first["linf"]["robust"] == again.robust_accuracy
     assert (tmp_path / "out" / "picture.png").stat().st_size > 10_000
 
 
 def test_options_reach_the_attack(digits_run, tmp_path, capsys):
     def robust(*options):
-        robustness.main([str(digits_run), "--out", str(tmp_path), "--limit", "30", "--steps", "4", "--norms", "linf",
-                         "--radii-linf", "24", "--checks", "0", "--device", "cpu", *options])
+        robustness.main(
+            [
+                str(digits_run),
+                "--out",
+                str(tmp_path),
+                "--limit",
+                "30",
+                "--steps",
+                "4",
+                "--norms",
+                "linf",
+                "--radii-linf",
+                "24",
+                "--checks",
+                "0",
+                "--device",
+                "cpu",
+                *options,
+            ]
+        )
         results = json.loads((tmp_path / "report.json").read_text())["results"]["runs"]["digits"]
         assert list(results) == ["linf"] and results["linf"]["checks"] == []
         return results["linf"]["robust"][0]
@@ -98,8 +157,12 @@ def test_what_the_command_refuses(digits_run, tmp_path, capsys):
         robustness.main([str(digits_run), "--against", str(digits_run), *options])
     with pytest.raises(CDNError, match="digits: targeted: expected 0 to 9 of the wrong classes, got 10"):
         robustness.main([str(digits_run), "--targeted", "10", *options])
-    for option, value, message in [("--attack", "fgsm", "invalid choice: 'fgsm'"), ("--norms", "l1", "invalid choice"),
-                                   ("--radii-l2", "-1", "expected a number above 0"), ("--steps", "0", "at least 1")]:
+    for option, value, message in [
+        ("--attack", "fgsm", "invalid choice: 'fgsm'"),
+        ("--norms", "l1", "invalid choice"),
+        ("--radii-l2", "-1", "expected a number above 0"),
+        ("--steps", "0", "at least 1"),
+    ]:
         with pytest.raises(SystemExit):
             robustness.main([str(digits_run), option, value, *options])
         assert message in capsys.readouterr().err

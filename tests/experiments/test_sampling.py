@@ -1,4 +1,5 @@
 """The command that samples from the prior, on the digits."""
+
 import json
 
 import pytest
@@ -17,20 +18,43 @@ def run(folder, out, *options):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     """A function that trains a run of some kind for one step."""
+
     def make(*options):
         folder = tmp_path_factory.mktemp("short") / "run"
-        train.main(["--out", str(folder), "--width", "8", "--steps", "1", "--evaluations", "1", "--device", "cpu",
-                    *options])
+        train.main(
+            ["--out", str(folder), "--width", "8", "--steps", "1", "--evaluations", "1", "--device", "cpu", *options]
+        )
         return folder
+
     return make
 
 
 def test_samples_of_digits(digits_run, tmp_path, capsys):
-    results = run(digits_run, tmp_path, "--limit", "60", "--reference", "500", "--step", "0.05", "--beta", "0.4",
-                  "--levels", "6", "--repeats", "5")
+    results = run(
+        digits_run,
+        tmp_path,
+        "--limit",
+        "60",
+        "--reference",
+        "500",
+        "--step",
+        "0.05",
+        "--beta",
+        "0.4",
+        "--levels",
+        "6",
+        "--repeats",
+        "5",
+    )
     sets = results["sets"]
     assert results["count"] == 60 and list(sets) == [
-        "ascent", "ascent, given the class", "langevin", "langevin, given the class", "test images", "uniform noise"]
+        "ascent",
+        "ascent, given the class",
+        "langevin",
+        "langevin, given the class",
+        "test images",
+        "uniform noise",
+    ]
     floor, ceiling = sets["test images"]["frechet"], sets["uniform noise"]["frechet"]
     for method in ("ascent", "langevin"):
         # Far better than noise, worse than digits, and none of them a copy of a digit of the training.

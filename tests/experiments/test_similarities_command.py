@@ -1,4 +1,5 @@
 """Classification by similarity on the digits: what the command measures, and what it refuses."""
+
 import json
 
 import pytest
@@ -8,8 +9,24 @@ from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import similarities
 
-FAST = ["--device", "cpu", "--limit", "24", "--train-steps", "200", "--width", "48", "--steps", "8", "--nodes", "2",
-        "--examples", "8", "--batch-size", "24"]
+FAST = [
+    "--device",
+    "cpu",
+    "--limit",
+    "24",
+    "--train-steps",
+    "200",
+    "--width",
+    "48",
+    "--steps",
+    "8",
+    "--nodes",
+    "2",
+    "--examples",
+    "8",
+    "--batch-size",
+    "24",
+]
 
 
 def run(folder, out, *options):

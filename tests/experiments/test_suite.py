@@ -1,4 +1,5 @@
 """All experiments by one command: what it runs, what it skips, and what it says of failures."""
+
 import shlex
 
 import pytest
@@ -17,8 +18,23 @@ def rows(printed):
 
 
 def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
-    suite.main(["--data", "cifar10", "--data-dir", "data", "--budget", "gpu", "--photographs", "Kodak24", "--patches",
-                "photos", "--dry-run", "--out", str(tmp_path / "out")])
+    suite.main(
+        [
+            "--data",
+            "cifar10",
+            "--data-dir",
+            "data",
+            "--budget",
+            "gpu",
+            "--photographs",
+            "Kodak24",
+            "--patches",
+            "photos",
+            "--dry-run",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     modules = [words[2] for words in commands]
     assert modules.count("cdn.train") == 8 and modules.count("cdn.evaluate") == 7 and len(set(modules)) == 18
@@ -27,20 +43,34 @@ def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
     assert [options["jem_steps"] for options in trained if options.get("objective") == "jem"] == [5]
     assert [options["data_dir"] for options in trained if options["data"] == "imagefolder"] == ["photos"]
     assert {words[3] for words in commands if words[2].endswith("photographs")} == {
-        f"{tmp_path}/out/joint", f"{tmp_path}/out/patches"}
+        f"{tmp_path}/out/joint",
+        f"{tmp_path}/out/patches",
+    }
     assert not (tmp_path / "out").exists()
     # ResNets that have seen noise and ones that have not stand beside the joint model.
     for plain in [words for words in commands if words[2] in ("cdn.certify", "cdn.experiments.robustness")]:
         assert {f"{tmp_path}/out/resnet", f"{tmp_path}/out/resnet-clean"} < set(plain)
-    protected = [words[words.index("--classifier") + 1:][0] for words in commands if words[2].endswith("protect")]
+    protected = [words[words.index("--classifier") + 1 :][0] for words in commands if words[2].endswith("protect")]
     assert protected == [f"{tmp_path}/out/resnet-clean", f"{tmp_path}/out/resnet"]
 
 
 def test_learning_curves_of_every_budget_can_be_parsed(tmp_path, capsys):
     for budget in suite.BUDGETS:
         for data in suite.CURVE_SIZES:
-            suite.main(["--only", "bounds", "learning_curves", "--data", data, "--budget", budget, "--dry-run", "--out",
-                        str(tmp_path)])
+            suite.main(
+                [
+                    "--only",
+                    "bounds",
+                    "learning_curves",
+                    "--data",
+                    data,
+                    "--budget",
+                    budget,
+                    "--dry-run",
+                    "--out",
+                    str(tmp_path),
+                ]
+            )
             bound, curve = map(shlex.split, capsys.readouterr().out.splitlines())
             assert bound[3:] == ["--out", f"{tmp_path}/bounds"]
             args, settings = learning_curves.parse(curve[3:])
@@ -50,8 +80,10 @@ def test_learning_curves_of_every_budget_can_be_parsed(tmp_path, capsys):
 
 def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
     suite.main(["--only", "train-resnet", "train-resnet-clean", "--dry-run", "--out", str(tmp_path)])
-    settings = [Settings.from_dict(vars(train.make_parser().parse_args(shlex.split(line)[3:])))
-                for line in capsys.readouterr().out.splitlines()]
+    settings = [
+        Settings.from_dict(vars(train.make_parser().parse_args(shlex.split(line)[3:])))
+        for line in capsys.readouterr().out.splitlines()
+    ]
     noisy, clean = (sample_sigma(100, Noise(0), chosen.levels) > 0 for chosen in settings)
     assert noisy.any() and not clean.any()
 
@@ -63,8 +95,11 @@ def test_it_goes_on_where_it_was_and_names_what_failed(tmp_path, capfd):
     assert rows(capfd.readouterr().out) == {"train-joint": "done", "evaluate-joint": "done"}
     assert "test accuracy" in (tmp_path / "logs" / "train-joint.log").read_text()
     assert suite.main([*options, "evaluate-jem"]) == 1
-    assert rows(capfd.readouterr().out) == {"train-joint": "done before", "evaluate-joint": "done before",
-                                            "evaluate-jem": suite.FAILED}
+    assert rows(capfd.readouterr().out) == {
+        "train-joint": "done before",
+        "evaluate-joint": "done before",
+        "evaluate-jem": suite.FAILED,
+    }
     # An interrupted training is gone on with.
     (tmp_path / "joint" / "curves.png").unlink()
     suite.main([*options, "--dry-run"])

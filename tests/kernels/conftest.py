@@ -1,12 +1,12 @@
 """Where tests of the CUDA kernels run: on a GPU where there is one, imitated on the processor, or not, but compiled."""
+
 import sys
 
 import pytest
 import torch
 
 from cdn_kernels.backends import cuda, dispatch
-
-import cuda_libraries
+from tests.kernels import cuda_libraries
 
 
 def pytest_collection_modifyitems(items):

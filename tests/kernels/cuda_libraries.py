@@ -1,4 +1,5 @@
 """The CUDA library in two forms: compiled by nvcc, and for the processor, by tests/kernels/cuda_emulation."""
+
 import os
 import re
 import runpy
@@ -23,9 +24,18 @@ H200 = (227 << 10, 132)  # bytes of shared memory of a block, multiprocessors
 # Relative errors of GELU, see csrc/gelu.h: of the exponential for 16 bits, of the division otherwise.
 GELU_ERRORS = {torch.bfloat16: 2.0**-19, torch.float16: 2.0**-19, torch.float32: 2.0**-21, torch.float64: 0.0}
 CPUINFO = Path("/proc/cpuinfo")
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
-         "-U_FORTIFY_SOURCE",  # which forbids to jump between stacks
-         "-DCDN_CUDA_BUILD=emulated:", f"-I{EMULATION}", f"-I{ROOT / 'csrc/cuda'}"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",  # which forbids to jump between stacks
+    "-DCDN_CUDA_BUILD=emulated:",
+    f"-I{EMULATION}",
+    f"-I{ROOT / 'csrc/cuda'}",
+]
 
 
 def contraction(source):
@@ -33,12 +43,13 @@ def contraction(source):
     if "-fmad=false" in BUILD["OWN_FLAGS"].get(source.stem, []):
         return ["-ffp-contract=off"]
     # At -O1 GCC makes them one only if told to try what takes long.
-    has_one = re.search(r"^flags\b.*\bfma\b", CPUINFO.read_text(), re.M)
+    has_one = re.search(r"^flags\b.*\bfma\b", CPUINFO.read_text(), re.MULTILINE)
     return ["-ffp-contract=fast", "-fexpensive-optimizations", *(["-mfma"] if has_one else [])]
 
 
 def emulated(folder):
     """Build the sources of the library for the processor; return it, with the functions of emulation.cpp."""
+
     def compiled(source):
         target = folder / f"{source.name}.o"
         subprocess.run([COMPILER, *FLAGS, *contraction(source), "-x", "c++", "-c", source, "-o", target], check=True)

@@ -1,4 +1,5 @@
 """Compare a kernel with the float64 reference at every order, with tolerances derived from eager's own errors."""
+
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -29,6 +30,11 @@ def derivatives(function, inputs, seed=0):
     second = torch.autograd.grad(first, [*inputs, g], tangents, allow_unused=True)
     second = [torch.zeros_like(i) if d is None else d for i, d in zip([*inputs, g], second)]
     return [d.detach() for d in (value, *first, *second)]
+
+
+def in_layouts(x):
+    """Return a tensor, and the same in channels last where it holds images."""
+    return (x, x.to(memory_format=torch.channels_last)) if x.dim() == 4 else (x,)
 
 
 def assert_as_exact_as_eager(kernel, eager, inputs, ulps=1, constants=0.0):
@@ -72,8 +78,9 @@ def maps_of_convolutions(monkeypatch, kernels, impl, inputs, stride, **options):
     monkeypatch.setattr(kernels, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
     for name in ("conv2d", "conv2d_gelu"):
         op = getattr(cdn_kernels, name)
-        assert_as_exact_as_eager(lambda *a: op(*a, stride, impl=impl), lambda *a: op(*a, stride, impl="reference"),
-                                 inputs, **options)
+        assert_as_exact_as_eager(
+            lambda *a: op(*a, stride, impl=impl), lambda *a: op(*a, stride, impl="reference"), inputs, **options
+        )
     return set(calls)
 
 
@@ -81,9 +88,13 @@ def assert_head_passes_numerical_checks(backend, shape, layout):
     """Check every map of the head numerically, at both orders, on images of a shape [B, C, H, W] in a layout."""
     a, b = (torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
     values, means = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape[:1], shape[:2]))
-    for op, inputs in ((OPS.channel_mean, (a,)), (OPS.sample_square, (a,)), (OPS.sample_dot, (a, b)),
-                       (OPS.sample_scale, (a, values)),
-                       (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,))):
+    for op, inputs in (
+        (OPS.channel_mean, (a,)),
+        (OPS.sample_square, (a,)),
+        (OPS.sample_dot, (a, b)),
+        (OPS.sample_scale, (a, values)),
+        (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,)),
+    ):
         function = lambda *inputs: op(*inputs, backend)
         assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 

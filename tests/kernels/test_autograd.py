@@ -1,4 +1,5 @@
 """How the operations live in torch: registration, what backward passes compute, compiling, transforms, errors."""
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -6,8 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
-
-from oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -16,11 +16,13 @@ OPS = torch.ops.cdn_kernels
 
 def network(impl):
     """Return a function of an image and four parameters that uses every operation."""
+
     def energy(y, stem, first, second, gain):
         h = cdn_kernels.conv2d_gelu(y, stem, impl=impl)
         v = cdn_kernels.conv2d_gelu_conv2d(h, first, second, impl=impl)
         h = cdn_kernels.gelu_group_norm(v, gain, 2, residual=h, impl=impl)
         return h.square().mean((1, 2, 3))
+
     return energy
 
 
@@ -51,8 +53,11 @@ def test_convolution_passes_numerical_checks(stride, size):
 def test_convolution_is_as_exact_as_eager(dtype, layout, stride):
     x = torch.randn(2, 5, 9, 6).to(dtype).contiguous(memory_format=layout)
     weight = (torch.randn(8, 5, 3, 3) / 7).to(dtype).contiguous(memory_format=layout)
-    assert_as_exact_as_eager(lambda *a: cdn_kernels.conv2d_gelu(*a, stride, impl="cpu"),
-                             lambda *a: reference.conv2d_gelu(*a, stride), (x, weight))
+    assert_as_exact_as_eager(
+        lambda *a: cdn_kernels.conv2d_gelu(*a, stride, impl="cpu"),
+        lambda *a: reference.conv2d_gelu(*a, stride),
+        (x, weight),
+    )
 
 
 def test_gradient_penalties_equal_the_reference():
@@ -73,7 +78,7 @@ def test_the_score_computes_no_weight_gradients():
     y, *parameters = network_inputs()
     value = network("cpu")(y, *parameters).sum()
     with torch.profiler.profile() as profile:
-        score, = torch.autograd.grad(value, y, create_graph=True)
+        (score,) = torch.autograd.grad(value, y, create_graph=True)
     assert calls(profile, "conv2d_weight") == 0 and calls(profile, "conv2d_input") == 3
     with torch.profiler.profile() as profile:
         score.square().mean().backward()
@@ -101,9 +106,12 @@ def test_frozen_parameters_cost_and_get_nothing():
 
 def test_third_order_is_refused():
     u = torch.randn(3, requires_grad=True)
-    for function in (lambda u: cdn_kernels.gelu(u, impl="cpu"),
-                     lambda u: cdn_kernels.gelu_group_norm(u.view(1, 3, 1, 1).expand(1, 3, 2, 1) * torch.ones(2, 1),
-                                                           torch.ones(3), 1, impl="cpu")):
+    for function in (
+        lambda u: cdn_kernels.gelu(u, impl="cpu"),
+        lambda u: cdn_kernels.gelu_group_norm(
+            u.view(1, 3, 1, 1).expand(1, 3, 2, 1) * torch.ones(2, 1), torch.ones(3), 1, impl="cpu"
+        ),
+    ):
         value = function(u).square().sum()
         for _ in range(2):
             value = torch.autograd.grad(value, u, create_graph=True)[0].square().sum()
@@ -150,17 +158,22 @@ def op_samples():
     h = reference.gelu(x).detach()
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
     return [
-        (OPS.gelu, (x,)), (OPS.gelu_backward, (x, g, t)), (OPS.gelu_backward, (x, g, None)),
-        (OPS.conv2d_gelu, (x, weight, 2, True)), (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
+        (OPS.gelu, (x,)),
+        (OPS.gelu_backward, (x, g, t)),
+        (OPS.gelu_backward, (x, g, None)),
+        (OPS.conv2d_gelu, (x, weight, 2, True)),
+        (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
         (OPS.conv2d, (x, weight, 2)),
         (OPS.conv2d_input, (torch.randn(2, 6, 2, 3, requires_grad=True), weight, [2, 4, 3, 5], 2)),
         (OPS.conv2d_weight, (x, torch.randn(2, 6, 2, 3, requires_grad=True), 3, 2)),
         (OPS.conv2d_gelu_conv2d, (x, weight, w2, 2, True)),
         (OPS.conv2d_gelu_conv2d, (x.detach(), weight.detach(), w2.detach(), 1, False)),
-        (OPS.conv2d_of_gelu, (x, h, weight)), (OPS.conv2d_of_gelu_input, (g6, weight, x, t, True)),
+        (OPS.conv2d_of_gelu, (x, h, weight)),
+        (OPS.conv2d_of_gelu_input, (g6, weight, x, t, True)),
         (OPS.conv2d_of_gelu_input, (g6.detach(), weight.detach(), x.detach(), None, False)),
         (OPS.conv2d_of_gelu_weight, (x, h, g6, 3)),
-        (OPS.gelu_group_norm, (x, r, gain, 2, 0.1, True)), (OPS.gelu_group_norm, (x, None, gain, 2, 0.1, False)),
+        (OPS.gelu_group_norm, (x, r, gain, 2, 0.1, True)),
+        (OPS.gelu_group_norm, (x, None, gain, 2, 0.1, False)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, t, 2, 0.1, True, True)),
         (OPS.gelu_group_norm_backward, (x, statistics, gain, g, None, 2, 0.1, True, False)),
     ]
@@ -183,27 +196,40 @@ def test_second_order_ops_pass_opcheck():
 X, W = torch.ones(2, 4, 3, 3), torch.ones(6, 4, 3, 3)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: cdn_kernels.gelu([1.0]), "u must be a tensor, got list"),
-    (lambda: cdn_kernels.gelu(torch.ones(2, dtype=torch.long)), "u must be float32, .* got torch.int64"),
-    (lambda: cdn_kernels.conv2d_gelu(X[0], W), r"x must have 4 dimensions, got shape \[4, 3, 3\]"),
-    (lambda: cdn_kernels.conv2d_gelu(X, W[:, :3]), r"x must have the 3 channels that weight takes, got \[2, 4, 3, 3\]"),
-    (lambda: cdn_kernels.conv2d_gelu(X, W[..., :2, :2]), "weight must be .* with odd k"),
-    (lambda: cdn_kernels.conv2d_gelu(X, W, 0), "stride must be an integer of 1 or more, got 0"),
-    (lambda: cdn_kernels.conv2d(X, W.double()), "weight must have the dtype of x, torch.float32, got torch.float64"),
-    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W[:, :3], W), "x must have the 3 channels that first takes"),
-    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W),
-     r"second must take the 6 channels that first gives, got \[6, 4, 3, 3\]"),
-    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W[..., 0]), "second must have 4 dimensions"),
-    (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W.transpose(0, 1).double()), "second must have the dtype of x"),
-    (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(3), 2),
-     r"weight must have one gain per channel, \[4\], got \[3\]"),
-    (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 3), "groups must divide the 4 channels of x, got 3"),
-    (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 2, eps=0.0), "eps must be positive, got 0.0"),
-    (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 2, residual=X[:1]), "residual must have shape"),
-    (lambda: cdn_kernels.gelu_group_norm(X[..., :0], torch.ones(4), 2), "x must have channels and pixels"),
-    (lambda: cdn_kernels.gelu(X, impl="fast"), "impl must be one of"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: cdn_kernels.gelu([1.0]), "u must be a tensor, got list"),
+        (lambda: cdn_kernels.gelu(torch.ones(2, dtype=torch.long)), "u must be float32, .* got torch.int64"),
+        (lambda: cdn_kernels.conv2d_gelu(X[0], W), r"x must have 4 dimensions, got shape \[4, 3, 3\]"),
+        (
+            lambda: cdn_kernels.conv2d_gelu(X, W[:, :3]),
+            r"x must have the 3 channels that weight takes, got \[2, 4, 3, 3\]",
+        ),
+        (lambda: cdn_kernels.conv2d_gelu(X, W[..., :2, :2]), "weight must be .* with odd k"),
+        (lambda: cdn_kernels.conv2d_gelu(X, W, 0), "stride must be an integer of 1 or more, got 0"),
+        (
+            lambda: cdn_kernels.conv2d(X, W.double()),
+            "weight must have the dtype of x, torch.float32, got torch.float64",
+        ),
+        (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W[:, :3], W), "x must have the 3 channels that first takes"),
+        (
+            lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W),
+            r"second must take the 6 channels that first gives, got \[6, 4, 3, 3\]",
+        ),
+        (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W[..., 0]), "second must have 4 dimensions"),
+        (lambda: cdn_kernels.conv2d_gelu_conv2d(X, W, W.transpose(0, 1).double()), "second must have the dtype of x"),
+        (
+            lambda: cdn_kernels.gelu_group_norm(X, torch.ones(3), 2),
+            r"weight must have one gain per channel, \[4\], got \[3\]",
+        ),
+        (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 3), "groups must divide the 4 channels of x, got 3"),
+        (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 2, eps=0.0), "eps must be positive, got 0.0"),
+        (lambda: cdn_kernels.gelu_group_norm(X, torch.ones(4), 2, residual=X[:1]), "residual must have shape"),
+        (lambda: cdn_kernels.gelu_group_norm(X[..., :0], torch.ones(4), 2), "x must have channels and pixels"),
+        (lambda: cdn_kernels.gelu(X, impl="fast"), "impl must be one of"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()

@@ -1,4 +1,5 @@
 """The build: what it installs, and life without a compiler."""
+
 import os
 import shutil
 import subprocess
@@ -57,8 +58,9 @@ def test_installs_and_runs_without_the_library(tmp_path, variables):
     done = pip("install", tree, "--target", site, **variables)
     assert done.returncode == 0, done.stderr
     assert not list(site.rglob("*.so"))
-    subprocess.run([sys.executable, "-c", USE, str(site)], check=True, cwd=tmp_path,
-                   env=os.environ | {"PYTHONPATH": str(site)})
+    subprocess.run(
+        [sys.executable, "-c", USE, str(site)], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}
+    )
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def test_a_demanded_library_that_cannot_be_built_stops_the_install(tmp_path):
 def test_the_wheel_holds_the_library_and_fits_every_python(tmp_path):
     done = pip("wheel", copy_tree(tmp_path / "tree"), "-w", tmp_path, CDN_CPU="1")
     assert done.returncode == 0, done.stderr
-    wheel, = tmp_path.glob("*.whl")
+    (wheel,) = tmp_path.glob("*.whl")
     assert "-py3-none-" in wheel.name
     assert {"cdn_kernels/_cpu.so", "cdn_kernels/backends/measured.json"} <= set(zipfile.ZipFile(wheel).namelist())
 
@@ -81,19 +83,33 @@ def test_the_wheel_holds_the_library_and_fits_every_python(tmp_path):
 @pytest.mark.parametrize("wanted, expected", [("scalar", "scalar"), ("unknown", cpu.CAPABILITY)])
 def test_the_environment_lowers_the_capability(wanted, expected):
     code = "from cdn_kernels.backends import cpu; print(cpu.CAPABILITY)"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
-                          capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert done.stdout.strip() == expected
 
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 @pytest.mark.parametrize("wanted", cpu.CAPABILITIES)
 def test_a_capability_that_is_asked_for_excludes_our_own_convolutions(wanted):
-    code = ("import torch; from cdn_kernels.backends import cpu; from cdn_kernels import conv2d_gelu, info; "
-            "x = torch.ones(1, 32, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last); "
-            "conv2d_gelu(x, torch.ones(32, 32, 3, 3).bfloat16(), impl='cpu'); info.main(); print(cpu.ENGINE)")
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
-                          capture_output=True, text=True, check=True, cwd=ROOT)
+    code = (
+        "import torch; from cdn_kernels.backends import cpu; from cdn_kernels import conv2d_gelu, info; "
+        "x = torch.ones(1, 32, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last); "
+        "conv2d_gelu(x, torch.ones(32, 32, 3, 3).bfloat16(), impl='cpu'); info.main(); print(cpu.ENGINE)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert "convolutions: those of torch" in done.stdout and done.stdout.strip().endswith("None")
 
 

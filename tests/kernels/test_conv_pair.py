@@ -1,4 +1,5 @@
 """Two convolutions around a GELU as one operation, against the two that they are."""
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -6,8 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
-
-from oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -57,7 +57,7 @@ def test_gradients_of_weight_gradients_reach_everything():
 
     def after_a_step(impl):
         x, first, second = tensors
-        g, = torch.autograd.grad(pair(1, impl)(x, first, second).square().sum(), second, create_graph=True)
+        (g,) = torch.autograd.grad(pair(1, impl)(x, first, second).square().sum(), second, create_graph=True)
         out = pair(1, impl)(x, first, second - 0.1 * g)
         return torch.autograd.grad(out.square().sum(), tensors)
 
@@ -71,8 +71,9 @@ def test_it_equals_the_two_operations_to_the_bit():
     together = pair(2)(x, first, second)
     with torch.no_grad():
         assert torch.equal(together, apart) and torch.equal(pair(2)(x, first, second), apart)
-    for a, b in zip(*(torch.autograd.grad(out.float().square().sum(), (x, first, second))
-                      for out in (together, apart)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(out.float().square().sum(), (x, first, second)) for out in (together, apart)), strict=True
+    ):
         assert torch.equal(a, b)
 
 

@@ -1,4 +1,5 @@
 """Our own convolutions of bfloat16: every engine of this processor, against float64."""
+
 import itertools
 
 import pytest
@@ -11,8 +12,7 @@ import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
 from cdn_kernels.ops import convolve
-
-from oracle import maps_of_convolutions
+from tests.kernels.oracle import maps_of_convolutions
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -31,10 +31,20 @@ ENGINES = [engine for engine in cpu.ENGINES if cpu.MISSING is None and usable(en
 engines = pytest.mark.parametrize("engine", ENGINES)
 # (B, I, O, H, W), size of the filters, stride: single pixels, odd channels, tiles along rows and across samples, more
 # samples than a chunk, every phase of a stride, filters larger than the image, more than one block and part, long rows.
-CASES = [((2, 3, 8, 5, 7), 3, 1), ((3, 24, 24, 32, 32), 3, 1), ((9, 16, 40, 4, 4), 3, 1), ((35, 8, 33, 4, 4), 3, 2),
-         ((1, 20, 12, 33, 17), 3, 2), ((2, 64, 96, 8, 9), 1, 2), ((33, 70, 33, 3, 3), 3, 1), ((5, 6, 10, 1, 1), 3, 2),
-         ((4, 8, 8, 9, 9), 5, 3), ((2, 8, 8, 4, 4), 7, 1), ((3, 2, 130, 6, 40), 3, 1),
-         ((2, 2, 3, 2, 3000), 3, 1)]
+CASES = [
+    ((2, 3, 8, 5, 7), 3, 1),
+    ((3, 24, 24, 32, 32), 3, 1),
+    ((9, 16, 40, 4, 4), 3, 1),
+    ((35, 8, 33, 4, 4), 3, 2),
+    ((1, 20, 12, 33, 17), 3, 2),
+    ((2, 64, 96, 8, 9), 1, 2),
+    ((33, 70, 33, 3, 3), 3, 1),
+    ((5, 6, 10, 1, 1), 3, 2),
+    ((4, 8, 8, 9, 9), 5, 3),
+    ((2, 8, 8, 4, 4), 7, 1),
+    ((3, 2, 130, 6, 40), 3, 1),
+    ((2, 2, 3, 2, 3000), 3, 1),
+]
 cases = pytest.mark.parametrize("shape, size, stride", CASES, ids=str)
 MAPS = (cpu.CONV_FORWARD, cpu.CONV_INPUT, cpu.CONV_WEIGHT)
 MARGIN = 64
@@ -109,8 +119,11 @@ def test_threads_do_not_change_the_result(engine, shape, size, stride, kind):
 def test_activation_is_that_of_the_rounded_preactivation(engine):
     shape, size, stride = (3, 20, 40, 6, 7), 3, 1
     (x, weight, like), shapes = problem(shape, size, stride)[0][cpu.CONV_FORWARD], problem(shape, size, stride)[1]
-    u, (activation, buffer), (alone, _) = run(cpu.CONV_FORWARD, shape, size, stride, engine=engine), \
-        nhwc(*like.shape), nhwc(*like.shape)
+    u, (activation, buffer), (alone, _) = (
+        run(cpu.CONV_FORWARD, shape, size, stride, engine=engine),
+        nhwc(*like.shape),
+        nhwc(*like.shape),
+    )
     again, _ = nhwc(*like.shape)
     cpu.conv2d(cpu.CONV_FORWARD, x, weight, again, shapes, stride, activation=activation, engine=engine)
     cpu.conv2d(cpu.CONV_FORWARD, x, weight, None, shapes, stride, activation=alone, engine=engine)
@@ -129,8 +142,9 @@ def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
         for poisoned in MAPS:
             operands, shapes = problem(*other)
             first, second, like = operands[poisoned]
-            cpu.conv2d(poisoned, first.fill_(float("nan")), second, nhwc(*like.shape)[0], shapes, other[2],
-                       engine=engine)
+            cpu.conv2d(
+                poisoned, first.fill_(float("nan")), second, nhwc(*like.shape)[0], shapes, other[2], engine=engine
+            )
     assert torch.equal(run(kind, shape, size, stride, engine=engine), clean)
 
 
@@ -153,9 +167,18 @@ def test_infinity_and_nan_stay_where_they_belong(engine, kind):
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
-@given(batch=st.integers(1, 70), inputs=st.integers(1, 70), outputs=st.integers(1, 70), height=st.integers(1, 12),
-       width=st.integers(1, 36), size=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3),
-       kind=st.sampled_from(MAPS), engine=st.sampled_from(ENGINES or ["none"]), threads=st.integers(1, 3))
+@given(
+    batch=st.integers(1, 70),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    height=st.integers(1, 12),
+    width=st.integers(1, 36),
+    size=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    kind=st.sampled_from(MAPS),
+    engine=st.sampled_from(ENGINES or ["none"]),
+    threads=st.integers(1, 3),
+)
 def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, size, stride, kind, engine, threads):
     batch = min(batch, 1 + 20000 // (inputs * height * width))  # imitations are slow
     shape = batch, inputs, outputs, height, width
@@ -179,6 +202,7 @@ def test_operations_use_them_at_every_order(monkeypatch, size, stride):
 
 def in_the_other_layout(function):
     """Return a function of tensors whose results [B, C, H, W] are contiguous if channels last, and the reverse."""
+
     def turn(t):
         last = t.is_contiguous(memory_format=torch.channels_last)
         return t.contiguous(memory_format=torch.contiguous_format if last else torch.channels_last)
@@ -198,19 +222,37 @@ def test_results_have_the_layout_of_the_input(monkeypatch, engine, turned):
         # Images of one channel are in both layouts, and the filters say which is meant.
         weight = torch.randn(32, channels, 3, 3).bfloat16().to(memory_format=layout)
         y = convolve.forward(x, weight, 1, "cpu")
-        for result in (y, *convolve.forward_gelu(x, weight, 2, True, "cpu"),
-                       convolve.by_input(y, weight, x.shape, 1, "cpu"), convolve.by_weight(x, y, 3, 1, "cpu")):
+        for result in (
+            y,
+            *convolve.forward_gelu(x, weight, 2, True, "cpu"),
+            convolve.by_input(y, weight, x.shape, 1, "cpu"),
+            convolve.by_weight(x, y, 3, 1, "cpu"),
+        ):
             assert result.is_contiguous(memory_format=layout)
         assert y.stride() == convolve.empty_forward(x, weight, 1, "cpu").stride()
 
 
-@pytest.mark.parametrize("options", [dict(engine=None), dict(engine="portable", size=2),
-                                     dict(engine="portable", size=9), dict(engine="portable", stride=0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(engine=None),
+        dict(engine="portable", size=2),
+        dict(engine="portable", size=9),
+        dict(engine="portable", stride=0),
+    ],
+)
 def test_the_library_refuses_what_it_has_no_code_for(options):
     size, stride = options.get("size", 3), options.get("stride", 1)
     x = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
     missing = [engine for engine in cpu.ENGINES if engine not in ENGINES]
     engine = options["engine"] or (missing or ["portable"])[0]
     with pytest.raises(RuntimeError, match="refused its arguments"):
-        cpu.conv2d(cpu.CONV_FORWARD if missing or options["engine"] else 3, x, x, x.clone(),
-                   (x.shape, (1, 1, size, size)), stride, engine=engine)
+        cpu.conv2d(
+            cpu.CONV_FORWARD if missing or options["engine"] else 3,
+            x,
+            x,
+            x.clone(),
+            (x.shape, (1, 1, size, size)),
+            stride,
+            engine=engine,
+        )

@@ -1,4 +1,5 @@
 """Cross-entropy of differences of logits: PyTorch's in float64, and its digits in float32."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +8,13 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn
 from cdn_kernels import cross_entropy
 
-OPTIONS = [dict(), dict(reduction="sum"), dict(reduction="none"), dict(label_smoothing=0.2),
-           dict(label_smoothing=1.0, reduction="none")]
+OPTIONS = [
+    dict(),
+    dict(reduction="sum"),
+    dict(reduction="none"),
+    dict(label_smoothing=0.2),
+    dict(label_smoothing=1.0, reduction="none"),
+]
 
 
 def problem(samples=6, classes=5, dtype=torch.float64):
@@ -32,7 +38,7 @@ def test_it_is_pytorchs_with_its_derivatives(classes, options):
     assert gradcheck(call, logits) and gradgradcheck(call, logits)
 
 
-@pytest.mark.parametrize("offset", [0.0, 2.0**14, -2.0**14])
+@pytest.mark.parametrize("offset", [0.0, 2.0**14, -(2.0**14)])
 @pytest.mark.parametrize("lead", [-60.0, -3.0, 0.0, 10.0, 25.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_single_precision_keeps_every_digit(offset, lead, smoothing):
@@ -44,22 +50,24 @@ def test_single_precision_keeps_every_digit(offset, lead, smoothing):
     options = dict(label_smoothing=smoothing, reduction="none")
     loss, wanted = cross_entropy(logits, labels, **options), by_hand(exact, labels, **options)
     torch.testing.assert_close(loss.double(), wanted, rtol=2e-6, atol=0)
-    first, = torch.autograd.grad(loss.sum(), logits, create_graph=True)
-    wanted, = torch.autograd.grad(wanted.sum(), exact, create_graph=True)
+    (first,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    (wanted,) = torch.autograd.grad(wanted.sum(), exact, create_graph=True)
     # A weight e / C may cancel that of softmax; where nothing can cancel, every weight is right to its last digits.
     torch.testing.assert_close(first.double(), wanted, rtol=3e-6, atol=3e-8 * smoothing)
     assert (first.sum(1).abs() <= 3e-7 * first.abs().amax(1)).all()
     v = torch.randn(32, 7)
-    second, = torch.autograd.grad(first, logits, v)
-    wanted, = torch.autograd.grad(wanted, exact, v.double())
+    (second,) = torch.autograd.grad(first, logits, v)
+    (wanted,) = torch.autograd.grad(wanted, exact, v.double())
     assert ((second - wanted).norm(dim=1) <= 1e-5 * wanted.norm(dim=1)).all()
 
 
 def test_float64_keeps_its_digits_where_the_model_is_wrong():
     logits = torch.tensor([[0.0, 25.0, 3.0]], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0])
-    found, wanted = ((loss, *torch.autograd.grad(loss, logits)) for loss in (
-        cross_entropy(logits, labels), F.cross_entropy(logits, labels)))
+    found, wanted = (
+        (loss, *torch.autograd.grad(loss, logits))
+        for loss in (cross_entropy(logits, labels), F.cross_entropy(logits, labels))
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-16)
 
 
@@ -67,9 +75,9 @@ def test_gaps_and_classes_that_no_exponential_can_hold():
     logits = torch.tensor([[0.0, 3e4, -3e4], [3e4, 0.0, -3e4], [0.0, -torch.inf, -torch.inf]], requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([0, 0, 0]), reduction="none")
     assert loss.tolist() == [3e4, 0, 0]
-    gradient, = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
     assert gradient.tolist() == [[-1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    second, = torch.autograd.grad(gradient.square().sum(), logits)
+    (second,) = torch.autograd.grad(gradient.square().sum(), logits)
     assert not second.any()
     assert cross_entropy(torch.tensor([[float("nan"), 1.0]]), torch.tensor([1])).isnan()
 
@@ -115,7 +123,7 @@ def test_the_gradient_of_an_image_that_a_density_is_sure_of():
 
     def gradient(dtype, loss):
         image = y.to(dtype).requires_grad_()
-        found, = torch.autograd.grad(loss(model.to(dtype)(image), labels, reduction="sum"), image)
+        (found,) = torch.autograd.grad(loss(model.to(dtype)(image), labels, reduction="sum"), image)
         return found.double().flatten(1)
 
     exact = gradient(torch.float64, by_hand)
@@ -124,10 +132,14 @@ def test_the_gradient_of_an_image_that_a_density_is_sure_of():
     assert error(gradient(torch.float32, cross_entropy)) < 1e-4 < 0.01 < error(gradient(torch.float32, F.cross_entropy))
 
 
-@pytest.mark.parametrize("labels, options, sentence", [
-    (torch.tensor([0]), {}, r"labels must be one class per row, \[6\], got \[1\]"),
-    (torch.zeros(6, 5), {}, r"\[6\], got \[6, 5\]"),
-    (torch.zeros(6, dtype=torch.int64), dict(reduction="max"), "reduction must be mean, sum or none, got 'max'")])
+@pytest.mark.parametrize(
+    "labels, options, sentence",
+    [
+        (torch.tensor([0]), {}, r"labels must be one class per row, \[6\], got \[1\]"),
+        (torch.zeros(6, 5), {}, r"\[6\], got \[6, 5\]"),
+        (torch.zeros(6, dtype=torch.int64), dict(reduction="max"), "reduction must be mean, sum or none, got 'max'"),
+    ],
+)
 def test_bad_input_gets_a_sentence(labels, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         cross_entropy(problem()[0], labels, **options)

@@ -1,4 +1,5 @@
 """The CUDA library without a GPU: it loads, says where it runs and where not, and its machine code is as meant."""
+
 import re
 from types import SimpleNamespace
 
@@ -10,8 +11,7 @@ from cdn_kernels import info
 from cdn_kernels.backends import cuda
 from cdn_kernels.backends.dispatch import OPERATIONS, resolve
 from cdn_kernels.backends.driver import why_no_gpu
-
-import cuda_libraries
+from tests.kernels import cuda_libraries
 
 CUDA = torch.device("cuda")
 BOTH = ({80, 90}, {90})  # the architectures of machine code, and those that the driver compiles
@@ -22,19 +22,22 @@ BOTH = ({80, 90}, {90})  # the architectures of machine code, and those that the
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability, driver, toolkit, architectures, reason", [
-    (80, 13000, 13000, BOTH, None),
-    (86, 13010, 13000, BOTH, None),
-    (90, 13000, 13010, BOTH, None),  # within a major version older drivers run machine code
-    (120, 13000, 13000, BOTH, None),
-    (75, 13000, 13000, BOTH, "compute capability 8.0 or higher, got 7.5 (a GPU)"),
-    (90, 12080, 13000, BOTH, "the driver supports CUDA 12.8, and the library was built with CUDA 13.0"),
-    (90, 0, 13000, BOTH, "the driver supports CUDA 0.0"),
-    (120, 13000, 13010, BOTH, "older than the library's 13.1; reinstall with CDN_CUDA_ARCHITECTURES=120"),
-    (80, 13000, 13000, ({90}, set()), "built for compute capability 9.0, and the GPU has 8.0 (a GPU)"),
-    (100, 13000, 13000, ({90}, set()), "reinstall with CDN_CUDA_ARCHITECTURES=100"),
-    (86, 13000, 13000, ({89}, set()), "built for compute capability 8.9"),
-])
+@pytest.mark.parametrize(
+    "capability, driver, toolkit, architectures, reason",
+    [
+        (80, 13000, 13000, BOTH, None),
+        (86, 13010, 13000, BOTH, None),
+        (90, 13000, 13010, BOTH, None),  # within a major version older drivers run machine code
+        (120, 13000, 13000, BOTH, None),
+        (75, 13000, 13000, BOTH, "compute capability 8.0 or higher, got 7.5 (a GPU)"),
+        (90, 12080, 13000, BOTH, "the driver supports CUDA 12.8, and the library was built with CUDA 13.0"),
+        (90, 0, 13000, BOTH, "the driver supports CUDA 0.0"),
+        (120, 13000, 13010, BOTH, "older than the library's 13.1; reinstall with CDN_CUDA_ARCHITECTURES=120"),
+        (80, 13000, 13000, ({90}, set()), "built for compute capability 9.0, and the GPU has 8.0 (a GPU)"),
+        (100, 13000, 13000, ({90}, set()), "reinstall with CDN_CUDA_ARCHITECTURES=100"),
+        (86, 13000, 13000, ({89}, set()), "built for compute capability 8.9"),
+    ],
+)
 def test_a_gpu_is_refused_with_a_reason(capability, driver, toolkit, architectures, reason):
     found = cuda.why_not_on(capability, "a GPU", driver, toolkit, architectures)
     assert found is None if reason is None else reason in found
@@ -47,8 +50,10 @@ def test_architectures_are_read_from_the_build():
 
 def library(**versions):
     numbers = dict(driver=13000, toolkit=13000) | versions
-    return SimpleNamespace(cdn_cuda_build=lambda: b"nvcc 13.0: sm_80 sm_90 compute_90",
-                           **{f"cdn_cuda_{name}": lambda n=n: n for name, n in numbers.items()})
+    return SimpleNamespace(
+        cdn_cuda_build=lambda: b"nvcc 13.0: sm_80 sm_90 compute_90",
+        **{f"cdn_cuda_{name}": lambda n=n: n for name, n in numbers.items()},
+    )
 
 
 def test_reasons_are_given(monkeypatch):
@@ -66,8 +71,9 @@ def test_reasons_are_given(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cuda.can_use_cuda(CUDA, torch.float32) == why_no_gpu()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties",
-                        lambda device: SimpleNamespace(major=9, minor=0, name="a GPU"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9, minor=0, name="a GPU")
+    )
     assert cuda.can_use_cuda(CUDA, torch.bfloat16) is None
     assert "dtype must be" in cuda.can_use_cuda(CUDA, torch.int32)
     monkeypatch.setattr(cuda, "LIBRARY", library(driver=12080))
@@ -120,7 +126,7 @@ def test_kernels_fit_their_registers(inspected, architecture):
         print(f"{kernel}: {registers} registers, {local} bytes of local memory")
         assert registers <= (128 if kernel in passes else 255)
         # Nothing is spilled; the sine of a double keeps a table there.
-        assert local == 0 or "WholeIdE" in kernel and kernel not in passes
+        assert local == 0 or ("WholeIdE" in kernel and kernel not in passes)
 
 
 WIDE = r"\.global(?:\.nc)?\.v(?:4\.[ubf]32|2\.[ubf]64)"  # 16 bytes
@@ -153,8 +159,11 @@ def test_kernels_read_and_write_16_bytes_and_use_no_atomics(inspected):
 
 def test_no_product_and_sum_of_the_noise_are_one_operation(inspected):
     """For its roundings must be those of the CPU; double takes the C library's functions, which fuse some."""
-    noise = {kernel: text for kernel, text in cuda_libraries.portable_code(inspected).items()
-             if re.search(r"(add_noise|residual_\w+)I.*(WholeIf|Pair)", kernel)}
+    noise = {
+        kernel: text
+        for kernel, text in cuda_libraries.portable_code(inspected).items()
+        if re.search(r"(add_noise|residual_\w+)I.*(WholeIf|Pair)", kernel)
+    }
     assert len(noise) == 27 and not any(re.search(r"\bfma\.", text) for text in noise.values())
 
 

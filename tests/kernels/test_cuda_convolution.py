@@ -2,6 +2,7 @@
 
 Memory is filled with NaN before the kernel writes to it, and the imitation does the same with shared memory.
 """
+
 import re
 
 import pytest
@@ -11,12 +12,11 @@ import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import convolution_choice as choice
 from cdn_kernels.backends import cuda
-from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT
 from cdn_kernels.ops import convolve
-
-import cuda_libraries
-from oracle import assert_as_exact_as_eager, assert_captured, assert_rounded_once, maps_of_convolutions
-from test_convolution import MARGIN, exact, nhwc, problem
+from tests.kernels import cuda_libraries
+from tests.kernels.oracle import assert_as_exact_as_eager, assert_captured, assert_rounded_once, maps_of_convolutions
+from tests.kernels.test_convolution import MARGIN, exact, nhwc, problem
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 KERNEL = "convolutionI"  # in mangled names
@@ -60,8 +60,7 @@ def inputs_of(batch, height, width, dtype=BF16):
 
 
 @maps
-@pytest.mark.parametrize("dtype, batch, height, width", [*((BF16, *case) for case in CASES), (F16, 1, 7, 9)],
-                         ids=str)
+@pytest.mark.parametrize("dtype, batch, height, width", [*((BF16, *case) for case in CASES), (F16, 1, 7, 9)], ids=str)
 def test_maps_are_as_exact_as_one_rounding(way, kind, dtype, batch, height, width):
     operands, shapes = layer(batch, height, width, dtype)
     assert_rounded_once(run(kind, operands, shapes), *exact(kind, operands, 3, 1))
@@ -83,7 +82,7 @@ def test_what_follows_a_map_is_exact(way, kind, dtype):
     cuda.conv2d(kind, first, second, None, shapes, 1, added=added, activation=alone)
     assert torch.equal(alone, activation)
     slope = u.double().requires_grad_()
-    slope, = torch.autograd.grad(reference.gelu(slope).sum(), slope)
+    (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
     # |phi'| is less than 1.2.
     assert_rounded_once(run(kind, operands, shapes, u=u), slope * product, 1.2 * absolute)
     kept, buffer = nhwc(*like.shape, dtype=dtype)
@@ -105,12 +104,14 @@ def test_infinity_and_nan_stay_where_they_belong(way, kind):
 
 def test_addresses_may_be_any(place):
     operands, shapes = layer(1, 3, 5)
-    shifted = [nhwc(*t.shape)[1][1:1 + t.numel()].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2).copy_(t)
-               for t in operands[CONV_FORWARD]]
+    shifted = [
+        nhwc(*t.shape)[1][1 : 1 + t.numel()].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2).copy_(t)
+        for t in operands[CONV_FORWARD]
+    ]
     assert all(t.data_ptr() % 16 for t in shifted)
     first, second, more = shifted
     for options in ({}, dict(added=more), dict(u=more)):
-        aligned = {name: operands[CONV_FORWARD][2] for name in options}
+        aligned = dict.fromkeys(options, operands[CONV_FORWARD][2])
         out = run(CONV_FORWARD, {CONV_FORWARD: (first, second, more)}, shapes, **options)
         assert torch.equal(out, run(CONV_FORWARD, operands, shapes, **aligned))
 
@@ -134,8 +135,10 @@ def test_blocks_and_the_order_of_events_do_not_matter(chip, shared, kind):
 
 # What a warp needs of 16 summed channels and a column of taps, in four steps of a loop or in all twelve: products, and
 # reads of 512 bytes.
-@pytest.mark.parametrize("architecture, product, products, reads", [
-    ("sm_80", "HMMA.16816.F32", 4 * 3 * 32, 4 * 18), ("sm_90a", "HGMMA.64x64x16.F32", 12 * 3 * 4, 12 * 6)])
+@pytest.mark.parametrize(
+    "architecture, product, products, reads",
+    [("sm_80", "HMMA.16816.F32", 4 * 3 * 32, 4 * 18), ("sm_90a", "HGMMA.64x64x16.F32", 12 * 3 * 4, 12 * 6)],
+)
 def test_tensor_cores_multiply_and_nothing_is_spilled(inspected, architecture, product, products, reads):
     usage = {name: found for name, found in cuda_libraries.usage(inspected, architecture).items() if KERNEL in name}
     code = cuda_libraries.machine_code(inspected, architecture, usage)
@@ -165,8 +168,9 @@ def test_memory_is_read_and_written_16_bytes_at_a_time(inspected):
 # ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype, size", [(BF16, (2, 7, 9)), (F16, (1, 7, 9)), (BF16, (1, 32, 32)), (BF16, (1, 1, 1))],
-                         ids=str)
+@pytest.mark.parametrize(
+    "dtype, size", [(BF16, (2, 7, 9)), (F16, (1, 7, 9)), (BF16, (1, 32, 32)), (BF16, (1, 1, 1))], ids=str
+)
 def test_operations_are_as_exact_as_eager_and_use_the_kernel(place, monkeypatch, dtype, size):
     maps = maps_of_convolutions(monkeypatch, cuda, "cuda", inputs_of(*size, dtype), 1)
     assert maps == {CONV_FORWARD, CONV_INPUT}
@@ -176,23 +180,36 @@ def test_a_residual_block_is_as_exact_as_eager_and_multiplies_by_slopes(place, m
     inputs = *inputs_of(1, 7, 9), inputs_of(1, 1, 1)[1]
     ends = []
     kernel = cuda.conv2d
-    monkeypatch.setattr(cuda, "conv2d", lambda kind, *arguments, **options: (
-        ends.append((kind, *(name for name, given in options.items() if given is not None))),
-        kernel(kind, *arguments, **options)))
+    monkeypatch.setattr(
+        cuda,
+        "conv2d",
+        lambda kind, *arguments, **options: (
+            ends.append((kind, *(name for name, given in options.items() if given is not None))),
+            kernel(kind, *arguments, **options),
+        ),
+    )
     block = lambda impl: lambda x, *filters: x + cdn_kernels.conv2d_gelu_conv2d(x, *filters, impl=impl)
     assert_as_exact_as_eager(block("cuda"), block("reference"), inputs)
     ends.clear()
     x, *filters = inputs
-    score, = torch.autograd.grad(block("cuda")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
+    (score,) = torch.autograd.grad(block("cuda")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
     assert ends == [(CONV_FORWARD, "activation"), (CONV_FORWARD,), (CONV_INPUT, "u", "product"), (CONV_INPUT,)]
     ends.clear()
     torch.autograd.grad(score.square().sum(), x)
     assert [end for end in ends if "u" in end] == [(CONV_INPUT, "u", "added")]
 
 
-@pytest.mark.parametrize("shape, size, stride, dtype", [
-    ((2, 64, 64, 6, 5), 3, 1, F32), ((2, 32, 64, 6, 5), 3, 1, BF16), ((2, 64, 128, 6, 5), 3, 1, BF16),
-    ((2, 64, 64, 6, 5), 1, 1, BF16), ((2, 64, 64, 6, 5), 3, 2, BF16)], ids=str)
+@pytest.mark.parametrize(
+    "shape, size, stride, dtype",
+    [
+        ((2, 64, 64, 6, 5), 3, 1, F32),
+        ((2, 32, 64, 6, 5), 3, 1, BF16),
+        ((2, 64, 128, 6, 5), 3, 1, BF16),
+        ((2, 64, 64, 6, 5), 1, 1, BF16),
+        ((2, 64, 64, 6, 5), 3, 2, BF16),
+    ],
+    ids=str,
+)
 def test_what_the_kernel_does_not_take_is_torchs(place, monkeypatch, shape, size, stride, dtype):
     batch, inputs, outputs, height, width = shape
     x = torch.randn(batch, inputs, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -225,7 +242,8 @@ def test_the_choice_and_the_layout_decide(place, monkeypatch):
 def test_the_size_of_a_convolution_and_the_gpu_are_checked(chip):
     one = torch.ones(1, 64, 1, 1, dtype=BF16)
     runs = lambda batch, height, width: cuda.conv2d_is_faster(
-        CONV_FORWARD, one, ((batch, 64, height, width), (64, 64, 3, 3)), 1, False)
+        CONV_FORWARD, one, ((batch, 64, height, width), (64, 64, 3, 3)), 1, False
+    )
     assert runs(1 << 21, 32, 32) and runs(1, 1 << 12, (1 << 12) - 1)  # 2^37 elements, and a sample of nearly 2^30
     for shape in ((1, 1 << 12, 1 << 12), (1 << 30, 1, 1), (1 << 28, 32, 32)):
         assert not runs(*shape)

@@ -3,6 +3,7 @@
 The imitation (cuda_emulation) runs the sources of the library unchanged. It can be of any size, so that small images
 meet what only large ones do on a GPU: samples that shared memory holds in part, and passes in two launches.
 """
+
 import functools
 import itertools
 
@@ -14,19 +15,31 @@ import cdn_kernels
 from cdn_kernels import Noise, denoising_loss, reference, sample_noise
 from cdn_kernels.backends import cpu, cuda
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, TYPES
-
-from cuda_libraries import GELU_ERRORS, H200
-from oracle import assert_as_exact_as_eager, assert_captured, assert_levels_are_those_of_the_cpu, derivatives
-from test_noise_kernel import LEVELS
-from test_passes import HARD, norm, norm_inputs, run_all_sweeps
+from tests.kernels.cuda_libraries import GELU_ERRORS, H200
+from tests.kernels.oracle import (
+    assert_as_exact_as_eager,
+    assert_captured,
+    assert_levels_are_those_of_the_cpu,
+    derivatives,
+    in_layouts,
+)
+from tests.kernels.test_noise_kernel import LEVELS
+from tests.kernels.test_passes import HARD, norm, norm_inputs, run_all_sweeps
 
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 SWEEPS = (FORWARD, BACKWARD, TANGENT)
 KEPT, PARTLY, SPLIT = 1, 2, 3  # what emulation.cpp calls the ways to cut a pass
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # A row, groups that fill no vector or line, one channel per group, one group, a bundle that is not full, whole vectors.
-SHAPES = [((2, 4, 2, 1), 2), ((1, 6, 1, 7), 3), ((2, 12, 5, 3), 2), ((2, 5, 3, 4), 5), ((1, 200, 3, 3), 25),
-          ((1, 24, 9, 7), 3), ((2, 64, 6, 5), 8)]
+SHAPES = [
+    ((2, 4, 2, 1), 2),
+    ((1, 6, 1, 7), 3),
+    ((2, 12, 5, 3), 2),
+    ((2, 5, 3, 4), 5),
+    ((1, 200, 3, 3), 25),
+    ((1, 24, 9, 7), 3),
+    ((2, 64, 6, 5), 8),
+]
 norms = pytest.mark.parametrize("keep", [True, False], ids=["scale-preserving", "plain"])
 dtypes = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
@@ -37,8 +50,12 @@ def inputs_of(shape, dtype):
 
 
 def check_norm(groups, keep, inputs, eps=0.1, residual=True):
-    assert_as_exact_as_eager(norm("cuda", groups, keep, eps, residual), norm("reference", groups, keep, eps, residual),
-                             inputs, constants=GELU_ERRORS[inputs[0].dtype])
+    assert_as_exact_as_eager(
+        norm("cuda", groups, keep, eps, residual),
+        norm("reference", groups, keep, eps, residual),
+        inputs,
+        constants=GELU_ERRORS[inputs[0].dtype],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -170,6 +187,7 @@ def cut(chip, monkeypatch):
             run(sweep, x, gain, groups, eps, keep, last, **tensors)
 
         monkeypatch.setattr(cuda, "gelu_norm", gelu_norm)
+
     return cut_as
 
 
@@ -218,8 +236,12 @@ def test_the_stages_of_a_network_stay_in_shared_memory(chip):
     # Forward, backward and tangent keep one, two and three tensors, of 128 KiB in the first stage. Only the
     # scale-preserving norm needs all groups of a sample at once.
     forward_only = [KEPT, PARTLY, PARTLY]
-    expected = {(H200, True): [forward_only, all_of_it], (H200, False): [all_of_it, all_of_it],
-                (a100, True): [[PARTLY] * 3, forward_only], (a100, False): [forward_only, all_of_it]}
+    expected = {
+        (H200, True): [forward_only, all_of_it],
+        (H200, False): [all_of_it, all_of_it],
+        (a100, True): [[PARTLY] * 3, forward_only],
+        (a100, False): [forward_only, all_of_it],
+    }
     for (size, keep), first_two in expected.items():
         chip.emulate(*size, False)
         cuts = [[planned(chip, sweep, BF16, *stage, keep) for sweep in SWEEPS] for stage in stages]
@@ -243,8 +265,18 @@ def test_every_plan_covers_its_sample(chip):
 # ------------------------------------------------------------------------------------------------------------
 
 # C order in vectors and not, colours in vectors and not, other numbers of channels, several blocks of threads.
-NOISE_SHAPES = [(3, 1), (2, 1025), (2, 4096), (7,), (0, 3), (2, 0), (2, 3, 8, 8), (2, 3, 5, 7), (2, 5, 7, 3),
-                (2, 1, 4, 4)]
+NOISE_SHAPES = [
+    (3, 1),
+    (2, 1025),
+    (2, 4096),
+    (7,),
+    (0, 3),
+    (2, 0),
+    (2, 3, 8, 8),
+    (2, 3, 5, 7),
+    (2, 5, 7, 3),
+    (2, 1, 4, 4),
+]
 
 
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])
@@ -260,7 +292,7 @@ def test_words_are_equal_bit_for_bit(place, stream):
 def test_noise_is_that_of_the_cpu(place, dtype, shape):
     x, sigma = torch.rand(shape).to(dtype), torch.rand(shape[0])
     close = dict(rtol=1e-14, atol=1e-15) if dtype == F64 else dict(rtol=0, atol=0)
-    for x in (x, x.to(memory_format=torch.channels_last)) if len(shape) == 4 else (x,):
+    for x in in_layouts(x):  # noqa: B020
         y, _ = sample_noise(x, sigma, KEY, impl="cuda")
         expected, _ = sample_noise(x.cpu(), sigma.cpu(), KEY, impl="cpu")
         torch.testing.assert_close(y.cpu(), expected, **close)
@@ -283,7 +315,7 @@ def test_denoising_is_that_of_the_cpu(place, dtype, shape):
     score, sigma = torch.randn(shape).to(dtype), torch.rand(shape[0]) + 0.1
     sigma[1:2] = 0.0
     close = dict(rtol=1e-13, atol=1e-14) if dtype == F64 else dict(rtol=1e-6, atol=1e-9)
-    for score in (score, score.to(memory_format=torch.channels_last)) if len(shape) == 4 else (score,):
+    for score in in_layouts(score):  # noqa: B020
         mine = derivatives(lambda s: denoising_loss(s, sigma, KEY, impl="cuda"), [score])
         theirs = derivatives(lambda s: denoising_loss(s, sigma.cpu(), KEY, impl="cpu"), [score.cpu()])
         for own, expected in zip(mine, theirs):

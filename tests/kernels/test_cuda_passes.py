@@ -1,4 +1,5 @@
 """GELU, means and energies by the CUDA kernels, at every order: on a GPU, and imitated on the processor."""
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -7,11 +8,10 @@ import cdn
 import cdn_kernels
 from cdn_kernels import Noise, NoiseLevels, reference
 from cdn_kernels.backends import cpu, cuda, dispatch
-from cdn_kernels.backends.interface import BACKWARD, DOT, FORWARD, MEAN, SCALE, SPREAD, TANGENT, TYPES
-
-from cuda_libraries import GELU_ERRORS, H200
-from oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
-from test_passes import check_every_16_bit_number
+from cdn_kernels.backends.interface import DOT, MEAN, SCALE, SPREAD, TYPES
+from tests.kernels.cuda_libraries import GELU_ERRORS, H200
+from tests.kernels.oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
+from tests.kernels.test_passes import check_every_16_bit_number
 
 OPS = torch.ops.cdn_kernels
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -20,8 +20,18 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 dtypes = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 # One pixel, a row, sizes that fill no vector, many samples to a block, many channels, and columns of several parts: of
 # runs beyond 4096 vectors, of channels beyond 32 steps.
-SHAPES = [(2, 4, 1, 1), (1, 6, 1, 7), (3, 12, 5, 3), (70, 8, 2, 1), (1, 200, 3, 3), (2, 8, 33, 17), (1, 136, 20, 21),
-          (1, 2, 130, 128), (1, 1, 40, 211), (0, 4, 2, 2)]
+SHAPES = [
+    (2, 4, 1, 1),
+    (1, 6, 1, 7),
+    (3, 12, 5, 3),
+    (70, 8, 2, 1),
+    (1, 200, 3, 3),
+    (2, 8, 33, 17),
+    (1, 136, 20, 21),
+    (1, 2, 130, 128),
+    (1, 1, 40, 211),
+    (0, 4, 2, 2),
+]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -57,8 +67,12 @@ def test_sweeps_with_a_source_add_it(place, dtype):
     u, grad, source = (torch.randn(3, 43).to(dtype) for _ in range(3))
     both, alone = OPS.gelu_backward(u, grad, source, "cuda"), OPS.gelu_backward(u, grad, None, "cuda")
     # Two more roundings, at the size of the gradient and of the sum.
-    torch.testing.assert_close(both.double(), alone.double() + source.double(), rtol=0,
-                               atol=2 * torch.finfo(dtype).eps * float(alone.abs().max() + source.abs().max()))
+    torch.testing.assert_close(
+        both.double(),
+        alone.double() + source.double(),
+        rtol=0,
+        atol=2 * torch.finfo(dtype).eps * float(alone.abs().max() + source.abs().max()),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -88,8 +102,12 @@ def test_means_and_squares_are_as_exact_as_eager(place, layout, dtype, shape):
 @layouts
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_energy_is_as_exact_as_eager(place, layout, dtype):
-    inputs = [images((2, 8, 6, 5), dtype, layout), images((2, 16, 3, 3), dtype, layout),
-              torch.randn(4, 8, 1, 1).to(dtype), torch.randn(8, 16, 1, 1).to(dtype)]
+    inputs = [
+        images((2, 8, 6, 5), dtype, layout),
+        images((2, 16, 3, 3), dtype, layout),
+        torch.randn(4, 8, 1, 1).to(dtype),
+        torch.randn(8, 16, 1, 1).to(dtype),
+    ]
     energy = lambda impl: lambda a, b, m, n: cdn_kernels.energy([a, b], [m, n], impl=impl).log()
     assert_as_exact_as_eager(energy("cuda"), energy("reference"), inputs)
 
@@ -101,7 +119,7 @@ def run_all(shape, last, dtype, backend=cuda, shift=0):
 
     def place(shape, dtype, last, values=None):
         flat = torch.full((torch.Size(shape).numel() + 2 * margin,), float("nan"), dtype=dtype)
-        body = flat[margin + shift:flat.numel() - margin + shift]
+        body = flat[margin + shift : flat.numel() - margin + shift]
         if values is None:
             buffers.append((flat, body))
         body = body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if last else body.view(shape)

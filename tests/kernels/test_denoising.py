@@ -1,4 +1,5 @@
 """The denoising loss on the CPU: the reference's, with the noise drawn again from its key."""
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -6,8 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import Noise, denoising_loss, reference
 from cdn_kernels.backends import cpu
-
-from oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -29,8 +29,12 @@ def test_loss_is_as_exact_as_eager(shape, dtype):
     score, sigma = torch.randn(shape).to(dtype), sigmas(shape[0])
     inputs = [score] + ([score.contiguous(memory_format=torch.channels_last)] if len(shape) == 4 else [])
     for score in inputs:
-        assert_as_exact_as_eager(lambda s: denoising_loss(s, sigma, KEY, impl="cpu"),
-                                 lambda s: denoising_loss(s, sigma, KEY, impl="reference"), [score], ulps=8)
+        assert_as_exact_as_eager(
+            lambda s: denoising_loss(s, sigma, KEY, impl="cpu"),
+            lambda s: denoising_loss(s, sigma, KEY, impl="reference"),
+            [score],
+            ulps=8,
+        )
 
 
 def test_loss_passes_numerical_checks():
@@ -86,14 +90,21 @@ def test_registration_passes_opcheck():
     torch.library.opcheck(OPS.denoising_error_backward, (score, sigma, factors, 1, torch.tensor(2), "cpu"))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda s: denoising_loss(s, torch.ones(3), KEY),
-     r"sigma must be a number or one value per image, \[2\], got \[3\]"),
-    (lambda s: denoising_loss(s, 1.0, torch.ones(2, 3)),
-     r"noise must have the shape of the images, \[2, 4\], got \[2, 3\]"),
-    (lambda s: denoising_loss(s.long(), 1.0, KEY), "score must be float32, .* got torch.int64"),
-    (lambda s: denoising_loss(s, 1.0, "eps"), "noise must be a Noise"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda s: denoising_loss(s, torch.ones(3), KEY),
+            r"sigma must be a number or one value per image, \[2\], got \[3\]",
+        ),
+        (
+            lambda s: denoising_loss(s, 1.0, torch.ones(2, 3)),
+            r"noise must have the shape of the images, \[2, 4\], got \[2, 3\]",
+        ),
+        (lambda s: denoising_loss(s.long(), 1.0, KEY), "score must be float32, .* got torch.int64"),
+        (lambda s: denoising_loss(s, 1.0, "eps"), "noise must be a Noise"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(torch.ones(2, 4))

@@ -1,4 +1,5 @@
 """Who runs an operation: the choice of a caller, of a block of code, and of the machine."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Blocks of someone else's through their own vjp and jvp: exactness, random and stateful blocks, refusals."""
+
 import copy
 
 import pytest
@@ -14,8 +15,9 @@ DOUBLE = torch.float64
 
 
 def block():
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GELU(), nn.Flatten(), nn.LayerNorm(4 * 6),
-                         nn.Linear(4 * 6, 3), nn.Softmax(1)).double()
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.GELU(), nn.Flatten(), nn.LayerNorm(4 * 6), nn.Linear(4 * 6, 3), nn.Softmax(1)
+    ).double()
 
 
 def leaf(*shape, dtype=DOUBLE):
@@ -25,7 +27,7 @@ def leaf(*shape, dtype=DOUBLE):
 def second_order(function, x, parameters):
     """Return the value and the gradients by everything of a function of both its value and its input gradient."""
     out = function(x)
-    g, = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     return out, *torch.autograd.grad(g.square().sum() + out.sin().sum(), [x, *parameters], allow_unused=True)
 
 
@@ -47,18 +49,23 @@ def test_functions_pass_numerical_checks():
     assert gradcheck(run, inputs) and gradgradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("name, x, weight, options", [
-    ("conv1d", (2, 3, 6), (2, 3, 3), dict(padding="same", dilation=2)),
-    ("conv2d", (2, 4, 5, 4), (6, 2, 3, 2), dict(groups=2, stride=(2, 1), padding=1)),
-    ("conv2d", (3, 5, 4), (2, 3, 3, 3), {}),
-    ("conv3d", (1, 2, 3, 3, 3), (2, 2, 2, 2, 2), {}),
-    ("conv_transpose1d", (2, 3, 4), (3, 2, 3), dict(stride=2)),
-    ("conv_transpose2d", (2, 4, 3, 3), (4, 2, 3, 3), dict(stride=2, padding=1, output_padding=1, groups=2)),
-    ("conv_transpose3d", (1, 2, 2, 2, 2), (2, 2, 2, 2, 2), {})])
+@pytest.mark.parametrize(
+    "name, x, weight, options",
+    [
+        ("conv1d", (2, 3, 6), (2, 3, 3), dict(padding="same", dilation=2)),
+        ("conv2d", (2, 4, 5, 4), (6, 2, 3, 2), dict(groups=2, stride=(2, 1), padding=1)),
+        ("conv2d", (3, 5, 4), (2, 3, 3, 3), {}),
+        ("conv3d", (1, 2, 3, 3, 3), (2, 2, 2, 2, 2), {}),
+        ("conv_transpose1d", (2, 3, 4), (3, 2, 3), dict(stride=2)),
+        ("conv_transpose2d", (2, 4, 3, 3), (4, 2, 3, 3), dict(stride=2, padding=1, output_padding=1, groups=2)),
+        ("conv_transpose3d", (1, 2, 2, 2, 2), (2, 2, 2, 2, 2), {}),
+    ],
+)
 def test_torch_convolutions_pass_numerical_checks(name, x, weight, options):
     def run(x, weight, bias):
         with FirstOrderFunctions():
             return getattr(F, name)(x, weight, bias, **options)
+
     outputs = weight[1] * options.get("groups", 1) if "transpose" in name else weight[0]
     inputs = leaf(*x), leaf(*weight), leaf(outputs)
     assert gradcheck(run, inputs) and gradgradcheck(run, inputs)
@@ -69,16 +76,34 @@ def test_torch_convolutions_pass_numerical_checks(name, x, weight, options):
 def test_second_derivatives_equal_those_of_torch():
     module, x = block(), leaf(2, 2, 3, 2)
     parameters = list(module.parameters())
-    assert_equal(second_order(lambda x: cdn_kernels.foreign(module, x), x, parameters),
-                 second_order(module, x, parameters))
+    assert_equal(
+        second_order(lambda x: cdn_kernels.foreign(module, x), x, parameters), second_order(module, x, parameters)
+    )
 
 
-@pytest.mark.parametrize("make", [
-    lambda: nn.LayerNorm(6), lambda: nn.BatchNorm1d(6), lambda: nn.BatchNorm1d(6).eval(), lambda: nn.Softmax(1),
-    lambda: nn.Bilinear(6, 6, 2), lambda: nn.TransformerEncoderLayer(6, 2, 8, activation="gelu"),
-    lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2)), lambda: nn.Dropout(0.5),
-], ids=["layer norm", "batch norm", "batch norm, eval", "softmax", "bilinear", "transformer", "spectral norm",
-        "dropout"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LayerNorm(6),
+        lambda: nn.BatchNorm1d(6),
+        lambda: nn.BatchNorm1d(6).eval(),
+        lambda: nn.Softmax(1),
+        lambda: nn.Bilinear(6, 6, 2),
+        lambda: nn.TransformerEncoderLayer(6, 2, 8, activation="gelu"),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 2)),
+        lambda: nn.Dropout(0.5),
+    ],
+    ids=[
+        "layer norm",
+        "batch norm",
+        "batch norm, eval",
+        "softmax",
+        "bilinear",
+        "transformer",
+        "spectral norm",
+        "dropout",
+    ],
+)
 def test_kinds_of_blocks(make):
     """Forward mode over each kind of operation: torch has been silently wrong in some of these."""
     module, x = make().double(), leaf(4, 6)
@@ -94,7 +119,7 @@ def test_inputs_may_be_left_unused():
     a, b = leaf(3), leaf(3)
     out = cdn_kernels.foreign(lambda a, b: a.sin(), a.detach(), b)
     assert not out.requires_grad
-    g, = torch.autograd.grad(cdn_kernels.foreign(lambda a, b: a.sin(), a, b).sum(), a, create_graph=True)
+    (g,) = torch.autograd.grad(cdn_kernels.foreign(lambda a, b: a.sin(), a, b).sum(), a, create_graph=True)
     assert torch.autograd.grad(g.sum(), b, allow_unused=True) == (None,)
 
 
@@ -109,9 +134,15 @@ def test_random_numbers_are_drawn_again():
     assert torch.equal(torch.get_rng_state(), after)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.BatchNorm1d(5), lambda: nn.BatchNorm1d(5, momentum=None),
-                                  lambda: nn.utils.spectral_norm(nn.Linear(5, 5))],
-                         ids=["batch norm", "averaging", "spectral norm"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.BatchNorm1d(5),
+        lambda: nn.BatchNorm1d(5, momentum=None),
+        lambda: nn.utils.spectral_norm(nn.Linear(5, 5)),
+    ],
+    ids=["batch norm", "averaging", "spectral norm"],
+)
 def test_buffers_change_once(make):
     torch.manual_seed(0)
     mine = nn.Sequential(make(), nn.Tanh()).double()
@@ -119,8 +150,10 @@ def test_buffers_change_once(make):
     theirs.load_state_dict(mine.state_dict())
     x = leaf(4, 5)
     for _ in range(2):
-        assert_equal(second_order(lambda x: cdn_kernels.foreign(mine, x), x, list(mine.parameters())),
-                     second_order(theirs, x, list(theirs.parameters())))
+        assert_equal(
+            second_order(lambda x: cdn_kernels.foreign(mine, x), x, list(mine.parameters())),
+            second_order(theirs, x, list(theirs.parameters())),
+        )
     assert_equal([b.double() for b in mine.buffers()], [b.double() for b in theirs.buffers()])
 
 
@@ -130,7 +163,7 @@ def test_autocast_holds_for_the_second_run():
     module[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         out = cdn_kernels.foreign(module, x)
-    g, = torch.autograd.grad(out.float().sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(out.float().sum(), x, create_graph=True)
     g.square().sum().backward()
     assert out.dtype == torch.bfloat16 and seen == [torch.bfloat16] * 2
     assert all(p.grad.dtype == torch.float32 for p in module[0].parameters())
@@ -160,11 +193,12 @@ class NoDoubleBackward(torch.autograd.Function):
 
 def test_forward_mode_stands_in_for_a_missing_double_backward():
     x = leaf(4)
-    g, = torch.autograd.grad(NoDoubleBackward.apply(x).square().sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(NoDoubleBackward.apply(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(g.sum(), x)
-    assert_equal(second_order(lambda x: cdn_kernels.foreign(NoDoubleBackward.apply, x), x, []),
-                 second_order(torch.sin, x, []))
+    assert_equal(
+        second_order(lambda x: cdn_kernels.foreign(NoDoubleBackward.apply, x), x, []), second_order(torch.sin, x, [])
+    )
 
 
 def test_where_no_gradient_is_needed_the_block_just_runs():
@@ -191,8 +225,10 @@ def test_outputs_have_memory_of_their_own(function):
 def test_what_follows_may_work_in_place():
     module, x = nn.Conv2d(2, 4, 3).double(), leaf(2, 2, 5, 5)
     smooth = lambda out: F.silu(out, inplace=True)
-    assert_equal(second_order(lambda x: smooth(cdn_kernels.foreign(module, x)), x, list(module.parameters())),
-                 second_order(lambda x: F.silu(module(x)), x, list(module.parameters())))
+    assert_equal(
+        second_order(lambda x: smooth(cdn_kernels.foreign(module, x)), x, list(module.parameters())),
+        second_order(lambda x: F.silu(module(x)), x, list(module.parameters())),
+    )
 
 
 def test_graphs_can_be_kept_and_are_freed():
@@ -223,14 +259,18 @@ def test_third_order_is_refused():
 W = torch.ones(3, dtype=DOUBLE, requires_grad=True)
 
 
-@pytest.mark.parametrize("block, error, message", [
-    (3, TypeError, "block must be a module or a function, got int"),
-    (lambda x: (x, x), TypeError, "must return one tensor, got tuple"),
-    (lambda x: x * W, ValueError, r"uses a tensor of shape \[3\] that requires grad and is not among its inputs"),
-    (lambda x: x * W.exp(), ValueError, "pass it, or make it a parameter of a module"),
-    (nn.ReLU(inplace=True), RuntimeError, "ReLU must not change its input in place"),
-    (nn.SiLU(), RuntimeError, "SiLU uses an operation without second derivative in forward mode; call it directly"),
-    (lambda x: torch.cdist(x.view(3, 1), x.view(3, 1)), RuntimeError, "without second derivative in forward mode")])
+@pytest.mark.parametrize(
+    "block, error, message",
+    [
+        (3, TypeError, "block must be a module or a function, got int"),
+        (lambda x: (x, x), TypeError, "must return one tensor, got tuple"),
+        (lambda x: x * W, ValueError, r"uses a tensor of shape \[3\] that requires grad and is not among its inputs"),
+        (lambda x: x * W.exp(), ValueError, "pass it, or make it a parameter of a module"),
+        (nn.ReLU(inplace=True), RuntimeError, "ReLU must not change its input in place"),
+        (nn.SiLU(), RuntimeError, "SiLU uses an operation without second derivative in forward mode; call it directly"),
+        (lambda x: torch.cdist(x.view(3, 1), x.view(3, 1)), RuntimeError, "without second derivative in forward mode"),
+    ],
+)
 def test_what_cannot_run_gets_one_sentence(block, error, message):
     with pytest.raises(error, match=message) as caught:
         second_order(lambda x: cdn_kernels.foreign(block, x), leaf(3), [])

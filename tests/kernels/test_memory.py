@@ -1,4 +1,5 @@
 """Memory that is kept between steps."""
+
 import os
 import platform
 import subprocess

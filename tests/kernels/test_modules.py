@@ -1,4 +1,5 @@
 """The modules and the score, as someone with an energy model of their own would use them."""
+
 import pytest
 import torch
 from torch import nn

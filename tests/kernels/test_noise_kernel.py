@@ -1,4 +1,5 @@
 """The noise kernels of the CPU library against the reference, bit by bit where that is promised."""
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -11,13 +12,22 @@ pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING)
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 SIGNED = (KEY.seed, KEY.offset)
 OFFSET = torch.tensor(3)
-SHAPES = [(3, 1), (2, 3), (5, 5), (1, 105), (4, 3, 32, 32), (2, 1024), (2, 1025), (1, 5000), (7,), (0, 3),
-          (2, 0)]
+SHAPES = [(3, 1), (2, 3), (5, 5), (1, 105), (4, 3, 32, 32), (2, 1024), (2, 1025), (1, 5000), (7,), (0, 3), (2, 0)]
 LAYOUT_SHAPES = [(2, 3, 8, 8), (3, 5, 7, 3), (2, 300, 3, 3), (1, 2, 40, 40), (2, 1, 4, 4), (2, 6, 1, 1)]
-LEVELS = [NoiseLevels(), NoiseLevels("uniform", 0.1, 2.0), NoiseLevels("fixed", high=0.3),
-          NoiseLevels(clean_share=0.4), NoiseLevels(clean_share=1.0)]
-SIGMAS = [0.25, torch.tensor(0.25), torch.full((3,), 0.25), torch.full((3,), 0.25).double(),
-          torch.tensor([0.25]).expand(3)]
+LEVELS = [
+    NoiseLevels(),
+    NoiseLevels("uniform", 0.1, 2.0),
+    NoiseLevels("fixed", high=0.3),
+    NoiseLevels(clean_share=0.4),
+    NoiseLevels(clean_share=1.0),
+]
+SIGMAS = [
+    0.25,
+    torch.tensor(0.25),
+    torch.full((3,), 0.25),
+    torch.full((3,), 0.25).double(),
+    torch.tensor([0.25]).expand(3),
+]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Logarithm, square root, sine or cosine and their product, each within an ulp on either side of the
 # comparison.
@@ -142,8 +152,10 @@ def test_explicit_noise_is_plain_arithmetic():
     assert torch.equal(y, x + 0.5 * eps) and y.requires_grad
 
 
-@pytest.mark.parametrize("size, channels", [(n, 0) for n in (1, 3, 63, 64, 65, 1023, 1025)]
-                         + [(1, 1), (63, 3), (65, 5), (1023, 3), (1025, 5)])
+@pytest.mark.parametrize(
+    "size, channels",
+    [(n, 0) for n in (1, 3, 63, 64, 65, 1023, 1025)] + [(1, 1), (63, 3), (65, 5), (1023, 3), (1025, 5)],
+)
 def test_nothing_is_written_beyond_the_output(size, channels):
     for dtype in DTYPES:
         buffer = torch.full((2 * size + 128,), 7.0, dtype=dtype)
@@ -187,10 +199,17 @@ def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
     assert y.stride() == x.stride()
 
 
-@pytest.mark.parametrize("x", [
-    torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
-    torch.rand(4, 1).expand(4, 3), torch.rand(0, 3), torch.rand(3).bfloat16(),
-], ids=["contiguous", "channels_last", "expanded", "empty", "vector"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(2, 3, 4, 4),
+        torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        torch.rand(4, 1).expand(4, 3),
+        torch.rand(0, 3),
+        torch.rand(3).bfloat16(),
+    ],
+    ids=["contiguous", "channels_last", "expanded", "empty", "vector"],
+)
 def test_add_noise_is_a_proper_operation(x):
     x = x.detach().requires_grad_()
     sigma = torch.rand(x.shape[0], requires_grad=True)
@@ -200,10 +219,14 @@ def test_add_noise_is_a_proper_operation(x):
 
 def test_factories_are_proper_operations():
     device = torch.device("cpu")
-    torch.library.opcheck(torch.ops.cdn_kernels.standard_normal.default,
-                          ([2, 3, 4, 4], 5, OFFSET, torch.float32, device, torch.channels_last, "cpu"))
-    torch.library.opcheck(torch.ops.cdn_kernels.sample_sigma.default,
-                          (5, "uniform", 0.1, 1.0, 0.0, 5, OFFSET, torch.float64, device, "cpu"))
+    torch.library.opcheck(
+        torch.ops.cdn_kernels.standard_normal.default,
+        ([2, 3, 4, 4], 5, OFFSET, torch.float32, device, torch.channels_last, "cpu"),
+    )
+    torch.library.opcheck(
+        torch.ops.cdn_kernels.sample_sigma.default,
+        (5, "uniform", 0.1, 1.0, 0.0, 5, OFFSET, torch.float64, device, "cpu"),
+    )
 
 
 def test_compiles_without_a_graph_break_and_once_for_all_steps():
@@ -246,9 +269,15 @@ def test_an_offset_in_a_tensor_is_that_offset(impl):
     held = torch.tensor(KEY.offset)
     for _ in range(2):
         keys = Noise(KEY.seed, held), Noise(KEY.seed, int(held))
-        pairs = [(*sample_noise(X, NoiseLevels(), key, impl=impl), standard_normal((2, 5), key, impl=impl),
-                  sample_sigma(3, key, NoiseLevels(), impl=impl), denoising_loss(X, 0.5, key, impl=impl))
-                 for key in keys]
+        pairs = [
+            (
+                *sample_noise(X, NoiseLevels(), key, impl=impl),
+                standard_normal((2, 5), key, impl=impl),
+                sample_sigma(3, key, NoiseLevels(), impl=impl),
+                denoising_loss(X, 0.5, key, impl=impl),
+            )
+            for key in keys
+        ]
         assert all(torch.equal(mine, expected) for mine, expected in zip(*pairs))
         held += 1 << 40
 
@@ -266,27 +295,38 @@ def test_no_grad_and_inference_mode():
 X = torch.zeros(2, 3)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda: sample_noise([1.0], 1.0, KEY), TypeError, "x must be a tensor"),
-    (lambda: sample_noise(X.long(), 1.0, KEY), TypeError, "x must be float32, .* got torch.int64"),
-    (lambda: sample_noise(X[0, 0], 1.0, KEY), ValueError, r"x must have shape \[B, ...\], got a 0-d tensor"),
-    (lambda: sample_noise(X, torch.ones(3), KEY), ValueError, r"sigma must be .* \[2\], got \[3\]"),
-    (lambda: sample_noise(X, torch.ones(2, 1), KEY), ValueError, r"sigma must be .* got \[2, 1\]"),
-    (lambda: sample_noise(X, 1.0, 17), TypeError, "noise must be a Noise.* got int"),
-    (lambda: sample_noise(X, NoiseLevels(), X), TypeError, "noise must be a Noise.* got a tensor"),
-    (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
-    (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
-    (lambda: sample_noise(X, 1.0, KEY, impl="metal"), ValueError, "auto, reference, cpu, triton, cuda, got 'metal'"),
-    (lambda: sample_noise(X, 1.0, Noise(1, OFFSET.to("meta"))), ValueError, "offset must be on the .* cpu, got meta"),
-    (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),
-    (lambda: standard_normal((), KEY), ValueError, r"shape must be \[B, ...\]"),
-    (lambda: standard_normal((2, 3), 5), TypeError, "noise must be a Noise"),
-    (lambda: standard_normal((2, 3), KEY, dtype=torch.int32), TypeError, "dtype must be float32"),
-    (lambda: standard_normal((2, 3), KEY, memory_format=torch.preserve_format), ValueError, "memory_format"),
-    (lambda: standard_normal((2, 3), KEY, memory_format=torch.channels_last), ValueError, "4-d"),
-    (lambda: sample_sigma(3, KEY, 0.5), TypeError, "levels must be NoiseLevels, got float"),
-    (lambda: sample_sigma(3, KEY, NoiseLevels(), dtype=torch.float16), TypeError, "float32 or float64"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: sample_noise([1.0], 1.0, KEY), TypeError, "x must be a tensor"),
+        (lambda: sample_noise(X.long(), 1.0, KEY), TypeError, "x must be float32, .* got torch.int64"),
+        (lambda: sample_noise(X[0, 0], 1.0, KEY), ValueError, r"x must have shape \[B, ...\], got a 0-d tensor"),
+        (lambda: sample_noise(X, torch.ones(3), KEY), ValueError, r"sigma must be .* \[2\], got \[3\]"),
+        (lambda: sample_noise(X, torch.ones(2, 1), KEY), ValueError, r"sigma must be .* got \[2, 1\]"),
+        (lambda: sample_noise(X, 1.0, 17), TypeError, "noise must be a Noise.* got int"),
+        (lambda: sample_noise(X, NoiseLevels(), X), TypeError, "noise must be a Noise.* got a tensor"),
+        (lambda: sample_noise(X, 1.0, X[:1]), ValueError, r"noise must have .* images, \[2, 3\], got \[1, 3\]"),
+        (lambda: sample_noise(X, 1.0, X.to("meta")), ValueError, "noise must be on .* cpu, got meta"),
+        (
+            lambda: sample_noise(X, 1.0, KEY, impl="metal"),
+            ValueError,
+            "auto, reference, cpu, triton, cuda, got 'metal'",
+        ),
+        (
+            lambda: sample_noise(X, 1.0, Noise(1, OFFSET.to("meta"))),
+            ValueError,
+            "offset must be on the .* cpu, got meta",
+        ),
+        (lambda: sample_noise(X.to("meta"), 1.0, KEY, impl="cpu"), RuntimeError, "on a CPU, got device meta"),
+        (lambda: standard_normal((), KEY), ValueError, r"shape must be \[B, ...\]"),
+        (lambda: standard_normal((2, 3), 5), TypeError, "noise must be a Noise"),
+        (lambda: standard_normal((2, 3), KEY, dtype=torch.int32), TypeError, "dtype must be float32"),
+        (lambda: standard_normal((2, 3), KEY, memory_format=torch.preserve_format), ValueError, "memory_format"),
+        (lambda: standard_normal((2, 3), KEY, memory_format=torch.channels_last), ValueError, "4-d"),
+        (lambda: sample_sigma(3, KEY, 0.5), TypeError, "levels must be NoiseLevels, got float"),
+        (lambda: sample_sigma(3, KEY, NoiseLevels(), dtype=torch.float16), TypeError, "float32 or float64"),
+    ],
+)
 def test_errors_name_the_argument_and_what_came(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,5 @@
 """GELU and residual + GELU + group normalization on the CPU against the reference, at every order."""
+
 import functools
 import math
 
@@ -9,16 +10,22 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu, interface
-
-from oracle import assert_as_exact_as_eager, derivatives
+from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # (B, C, H, W), groups: a pixel, a row, sizes that fill no vector, one channel per group, one group, many channels.
-SHAPES = [((2, 4, 1, 1), 2), ((1, 6, 1, 7), 3), ((3, 12, 5, 3), 2), ((2, 5, 4, 4), 5), ((2, 24, 8, 8), 1),
-          ((1, 200, 3, 3), 25), ((2, 8, 33, 17), 4)]
+SHAPES = [
+    ((2, 4, 1, 1), 2),
+    ((1, 6, 1, 7), 3),
+    ((3, 12, 5, 3), 2),
+    ((2, 5, 4, 4), 5),
+    ((2, 24, 8, 8), 1),
+    ((1, 200, 3, 3), 25),
+    ((2, 8, 33, 17), 4),
+]
 norms = pytest.mark.parametrize("keep", [True, False], ids=["scale-preserving", "plain"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -32,7 +39,8 @@ def impl():
 def norm(impl, groups, keep, eps=0.1, residual=True):
     if residual:
         return lambda x, r, gain: cdn_kernels.gelu_group_norm(
-            x, gain, groups, residual=r, eps=eps, scale_preserving=keep, impl=impl)
+            x, gain, groups, residual=r, eps=eps, scale_preserving=keep, impl=impl
+        )
     return lambda x, gain: cdn_kernels.gelu_group_norm(x, gain, groups, eps=eps, scale_preserving=keep, impl=impl)
 
 
@@ -86,9 +94,11 @@ def check_every_16_bit_number(gelu, dtype, relative):
     phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
     near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
     pdf = torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
-    cases = [(value, x.clamp(min=-50) * phi(x), a * phi(-a)),
-             (first, phi(near) + near * pdf, phi(-a) + a * pdf),
-             (second, pdf * (2 - a * a), pdf * (2 + a * a))]
+    cases = [
+        (value, x.clamp(min=-50) * phi(x), a * phi(-a)),
+        (first, phi(near) + near * pdf, phi(-a) + a * pdf),
+        (second, pdf * (2 - a * a), pdf * (2 + a * a)),
+    ]
     rounding, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
     for result, exact, terms in cases:
         bound = rounding * (exact.abs() + tiny) + relative * terms + 1e-34
@@ -111,8 +121,9 @@ def test_norm_is_as_exact_as_eager(keep, layout, dtype, shape, groups):
     inputs = norm_inputs(shape, dtype, layout)
     assert_as_exact_as_eager(norm("cpu", groups, keep), norm("reference", groups, keep), inputs)
     inputs = inputs[::2]
-    assert_as_exact_as_eager(norm("cpu", groups, keep, residual=False), norm("reference", groups, keep, residual=False),
-                             inputs)
+    assert_as_exact_as_eager(
+        norm("cpu", groups, keep, residual=False), norm("reference", groups, keep, residual=False), inputs
+    )
 
 
 HARD = {
@@ -168,18 +179,32 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
         flat = torch.full((torch.Size(shape).numel() + 2 * margin,), fill, dtype=dtype)
         buffers.append(flat)
         body = flat[margin:-margin]
-        return body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2) if last and len(shape) == 4 \
+        return (
+            body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+            if last and len(shape) == 4
             else body.view(shape)
+        )
 
     common = (gain, groups, 0.1, True, last)
     v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
     statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
     shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
     backend.gelu_norm(interface.FORWARD, x, *common, statistics=statistics, out=z, residual=r, sum=v, **options)
-    backend.gelu_norm(interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares,
-                      **options)
-    backend.gelu_norm(interface.TANGENT, v, *common, statistics=statistics, out=source, grad=g, tangent=t,
-                      tangent_out=zdot, gain_grad=more, **options)
+    backend.gelu_norm(
+        interface.BACKWARD, v, *common, statistics=statistics, out=g_v, grad=g, gain_grad=shares, **options
+    )
+    backend.gelu_norm(
+        interface.TANGENT,
+        v,
+        *common,
+        statistics=statistics,
+        out=source,
+        grad=g,
+        tangent=t,
+        tangent_out=zdot,
+        gain_grad=more,
+        **options,
+    )
     intact = all(bool((b[:margin].isnan() & b[-margin:].isnan()).all()) for b in buffers)
     return [b[margin:-margin] for b in buffers], intact
 
@@ -213,5 +238,6 @@ def test_unknown_numbers_are_refused_by_the_library():
         cpu.gelu(7, x, None, None, x, None)
     for groups, eps in ((3, 0.1), (0, 0.1), (2, 0.0), (2, float("nan"))):
         with pytest.raises(RuntimeError, match="refused"):
-            cpu.gelu_norm(interface.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17),
-                          out=x)
+            cpu.gelu_norm(
+                interface.FORWARD, x, torch.ones(4), groups, eps, True, False, statistics=torch.empty(1, 17), out=x
+            )

@@ -1,12 +1,12 @@
 """Means and energies of feature images on the CPU against the reference, at every order."""
+
 import pytest
 import torch
 
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu, interface
-
-from oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
+from tests.kernels.oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -30,17 +30,30 @@ def test_every_op_passes_numerical_checks(layout):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_means_and_energies_are_as_exact_as_eager(layout, dtype, shape):
     h = images(shape, dtype, layout)
-    for op in (cdn_kernels.channel_mean, lambda h, impl: OPS.sample_square(h, impl) if impl == "cpu" else
-               h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2))):
-        assert_as_exact_as_eager(lambda h: op(h, impl="cpu"), lambda h: reference.channel_mean(h)
-                                 if op is cdn_kernels.channel_mean else op(h, impl="eager"), [h])
+    for op in (
+        cdn_kernels.channel_mean,
+        lambda h, impl: (
+            OPS.sample_square(h, impl)
+            if impl == "cpu"
+            else h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2))
+        ),
+    ):
+        assert_as_exact_as_eager(
+            lambda h: op(h, impl="cpu"),
+            lambda h: reference.channel_mean(h) if op is cdn_kernels.channel_mean else op(h, impl="eager"),
+            [h],
+        )
 
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_energy_is_as_exact_as_eager(layout, dtype):
-    inputs = [images((2, 8, 6, 5), dtype, layout), images((2, 16, 3, 3), dtype, layout),
-              torch.randn(4, 8, 1, 1).to(dtype), torch.randn(8, 16, 1, 1).to(dtype)]
+    inputs = [
+        images((2, 8, 6, 5), dtype, layout),
+        images((2, 16, 3, 3), dtype, layout),
+        torch.randn(4, 8, 1, 1).to(dtype),
+        torch.randn(8, 16, 1, 1).to(dtype),
+    ]
     split = lambda impl: lambda a, b, m, n: cdn_kernels.energy([a, b], [m, n], impl=impl).log()
     assert_as_exact_as_eager(split("cpu"), split("reference"), inputs)
 
@@ -70,17 +83,25 @@ def test_every_output_is_written_whatever_the_processor_and_threads(shape, dtype
 def test_registration_passes_opcheck(index):
     a, b = (torch.randn(2, 4, 3, 5, requires_grad=True) for _ in range(2))
     values, means = torch.randn(2, requires_grad=True), torch.randn(2, 4, requires_grad=True)
-    op, arguments = [(OPS.channel_mean, (a,)), (OPS.channel_spread, (means, b.detach())), (OPS.sample_square, (a,)),
-                     (OPS.sample_dot, (a, b)), (OPS.sample_scale, (a, values))][index]
+    op, arguments = [
+        (OPS.channel_mean, (a,)),
+        (OPS.channel_spread, (means, b.detach())),
+        (OPS.sample_square, (a,)),
+        (OPS.sample_dot, (a, b)),
+        (OPS.sample_scale, (a, values)),
+    ][index]
     torch.library.opcheck(op, (*arguments, "cpu"))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: cdn_kernels.channel_mean(torch.ones(2, 3)), r"h must have 4 dimensions, got shape \[2, 3\]"),
-    (lambda: cdn_kernels.channel_mean(torch.ones(2, 3, 0, 4)), r"h must have pixels, got \[2, 3, 0, 4\]"),
-    (lambda: cdn_kernels.energy([torch.ones(1, 2, 3, 3)], []), "maps must be one per feature image, 1, got 0"),
-    (lambda: cdn_kernels.energy([torch.ones(1, 2, 3, 3)], [torch.ones(1, 4, 1, 1)]), "x must have the 4 channels"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: cdn_kernels.channel_mean(torch.ones(2, 3)), r"h must have 4 dimensions, got shape \[2, 3\]"),
+        (lambda: cdn_kernels.channel_mean(torch.ones(2, 3, 0, 4)), r"h must have pixels, got \[2, 3, 0, 4\]"),
+        (lambda: cdn_kernels.energy([torch.ones(1, 2, 3, 3)], []), "maps must be one per feature image, 1, got 0"),
+        (lambda: cdn_kernels.energy([torch.ones(1, 2, 3, 3)], [torch.ones(1, 4, 1, 1)]), "x must have the 4 channels"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

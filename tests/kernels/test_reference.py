@@ -1,4 +1,5 @@
 """The specification itself: known values, hard inputs, and every order of differentiation."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,8 +101,10 @@ def test_energy_is_quadratic_and_differentiates_twice():
     features = [randn(2, 3, 4, 5).requires_grad_(), randn(2, 2, 2, 3).requires_grad_()]
     maps = [randn(4, 3, 1, 1).requires_grad_(), randn(1, 2, 1, 1).requires_grad_()]
     q = ops.energy(features, maps)
-    by_hand = sum(torch.einsum("ec,bchw->behw", a[:, :, 0, 0], h).square().sum((1, 2, 3)) / h[0, 0].numel()
-                  for h, a in zip(features, maps))
+    by_hand = sum(
+        torch.einsum("ec,bchw->behw", a[:, :, 0, 0], h).square().sum((1, 2, 3)) / h[0, 0].numel()
+        for h, a in zip(features, maps)
+    )
     torch.testing.assert_close(q, by_hand)
     torch.testing.assert_close(ops.energy([3 * h for h in features], maps), 9 * q)
     call = lambda *t: ops.energy(t[:2], t[2:])
@@ -119,9 +122,14 @@ def test_score_takes_any_function_with_one_value_per_sample():
     assert not ops.score(net, y).requires_grad
 
 
-@pytest.mark.parametrize("function, message", [
-    (lambda y: y, "one value per sample"), (lambda y: y.sum(), "one value per sample"),
-    (lambda y: y.detach().sum(1), "does not depend on y")])
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda y: y, "one value per sample"),
+        (lambda y: y.sum(), "one value per sample"),
+        (lambda y: y.detach().sum(1), "does not depend on y"),
+    ],
+)
 def test_score_refuses_what_has_none(function, message):
     with pytest.raises(ValueError, match=message):
         ops.score(function, randn(4, 3))
@@ -150,7 +158,7 @@ def test_logsumexp_has_the_derivatives_of_torchs():
 @pytest.mark.parametrize("offset", [-1e4, 0.0, 1e4])
 def test_the_gradient_of_logsumexp_sums_to_one(offset):
     logits = (torch.randn(64, 10) + offset).requires_grad_()
-    gradient, = torch.autograd.grad(ops.logsumexp(logits).sum(), logits)
+    (gradient,) = torch.autograd.grad(ops.logsumexp(logits).sum(), logits)
     assert (gradient.sum(1) - 1).abs().max() < 1e-6
 
 

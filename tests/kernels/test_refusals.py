@@ -1,4 +1,5 @@
 """What cannot work says so in one sentence: drivers, GPUs, devices, sizes, and the range of float16."""
+
 import contextlib
 from types import SimpleNamespace
 
@@ -25,8 +26,11 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", toolkit)
         monkeypatch.setattr(driver, "driver_version", lambda: version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(
-            major=capability[0], minor=capability[1], name="a GPU"))
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda device: SimpleNamespace(major=capability[0], minor=capability[1], name="a GPU"),
+        )
 
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(backend, "INSTALLED", True)
@@ -34,13 +38,17 @@ def machine(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("options, reason", [
-    (dict(toolkit=None), "was built without CUDA"),
-    (dict(), "there is no NVIDIA driver"),
-    (dict(version=12080), "the driver supports CUDA 12.8, older than CUDA 13.0 that this torch was built with"),
-    (dict(version=13000), "there is no CUDA device"),
-    (dict(toolkit="13.2", version=13000), "there is no CUDA device"),
-    (dict(version=13000, found=True, capability=(7, 5)), r"compute capability 8.0 or higher, got 7.5 \(a GPU\)")])
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (dict(toolkit=None), "was built without CUDA"),
+        (dict(), "there is no NVIDIA driver"),
+        (dict(version=12080), "the driver supports CUDA 12.8, older than CUDA 13.0 that this torch was built with"),
+        (dict(version=13000), "there is no CUDA device"),
+        (dict(toolkit="13.2", version=13000), "there is no CUDA device"),
+        (dict(version=13000, found=True, capability=(7, 5)), r"compute capability 8.0 or higher, got 7.5 \(a GPU\)"),
+    ],
+)
 def test_a_machine_without_a_gpu_for_this_says_why(machine, options, reason):
     machine(**options)
     with pytest.raises(RuntimeError, match=f"gelu: impl='triton' cannot run: .*{reason}"):
@@ -57,14 +65,19 @@ def test_the_driver_of_this_machine_can_be_asked():
     assert version is None or version >= 1000
 
 
-@pytest.mark.parametrize("call", [
-    lambda far: cdn_kernels.conv2d(ONES, far(4, 4, 3, 3)), lambda far: cdn_kernels.conv2d_gelu(ONES, far(4, 4, 3, 3)),
-    lambda far: cdn_kernels.gelu_group_norm(ONES, far(4), 2),
-    lambda far: cdn_kernels.gelu_group_norm(ONES, torch.ones(4), 2, residual=far(2, 4, 3, 3)),
-    lambda far: cdn_kernels.energy([ONES], [far(2, 4, 1, 1)]),
-    lambda far: cdn_kernels.sample_noise(ONES, far(2), Noise(0)),
-    lambda far: cdn_kernels.denoising_loss(ONES, far(2), Noise(0)),
-    lambda far: cdn_kernels.denoising_loss(ONES, 0.5, far(2, 4, 3, 3))])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda far: cdn_kernels.conv2d(ONES, far(4, 4, 3, 3)),
+        lambda far: cdn_kernels.conv2d_gelu(ONES, far(4, 4, 3, 3)),
+        lambda far: cdn_kernels.gelu_group_norm(ONES, far(4), 2),
+        lambda far: cdn_kernels.gelu_group_norm(ONES, torch.ones(4), 2, residual=far(2, 4, 3, 3)),
+        lambda far: cdn_kernels.energy([ONES], [far(2, 4, 1, 1)]),
+        lambda far: cdn_kernels.sample_noise(ONES, far(2), Noise(0)),
+        lambda far: cdn_kernels.denoising_loss(ONES, far(2), Noise(0)),
+        lambda far: cdn_kernels.denoising_loss(ONES, 0.5, far(2, 4, 3, 3)),
+    ],
+)
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_tensors_of_another_device_are_refused(call, impl):
     with cdn_kernels.using(impl), pytest.raises(ValueError, match="must be on the device of .*, cpu, got meta"):
@@ -75,11 +88,15 @@ def network():
     return cdn.gradresnet_small(3, 1, width=8)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: (network(), torch.rand(2, 1, 6, 6), torch.autocast("cpu", torch.float16)),
-    lambda: (network().half(), torch.rand(2, 1, 6, 6).half(), contextlib.nullcontext()),
-    lambda: (lambda y: y.square().sum((1, 2, 3)), torch.rand(2, 1, 6, 6).half(), contextlib.nullcontext())],
-    ids=["autocast", "weights", "input"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (network(), torch.rand(2, 1, 6, 6), torch.autocast("cpu", torch.float16)),
+        lambda: (network().half(), torch.rand(2, 1, 6, 6).half(), contextlib.nullcontext()),
+        lambda: (lambda y: y.square().sum((1, 2, 3)), torch.rand(2, 1, 6, 6).half(), contextlib.nullcontext()),
+    ],
+    ids=["autocast", "weights", "input"],
+)
 def test_float16_is_refused_unless_the_loss_is_scaled(make):
     model, y, context = make()
     with context, pytest.raises(ValueError, match="in float16, whose range ends at 65504, .* use bfloat16, or scale"):
@@ -89,8 +106,12 @@ def test_float16_is_refused_unless_the_loss_is_scaled(make):
 def test_a_scaled_loss_is_taken_in_float16():
     y = torch.rand(2, 3, requires_grad=True)
     weight = torch.ones(3, requires_grad=True)
-    step = cdn_kernels.score_matching_step(lambda y: (weight.half() * y.half().square()).sum(1).float(), y,
-                                           lambda outputs, score: 8 * score.square().mean(), scaled=True)
+    step = cdn_kernels.score_matching_step(
+        lambda y: (weight.half() * y.half().square()).sum(1).float(),
+        y,
+        lambda outputs, score: 8 * score.square().mean(),
+        scaled=True,
+    )
     assert torch.isfinite(weight.grad).all() and step.loss > 0
     with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match="float16"):
         cdn.joint_step(network(), torch.rand(2, 1, 6, 6), torch.zeros(2).long(), NoiseLevels(), Noise(0))

@@ -1,4 +1,5 @@
 """Shapes, layouts and dtypes that no one thought of: every operation against the reference, at every order."""
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,8 +8,7 @@ from hypothesis import strategies as st
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
-
-from oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -33,16 +33,29 @@ arrangements = st.sampled_from(["contiguous", "channels last", "slice", "transpo
 
 
 @repeatable
-@given(batch=st.integers(1, 3), groups=st.integers(1, 4), per_group=st.integers(1, 9), height=sides, width=sides,
-       dtype=dtypes, how=arrangements, residual=st.booleans(), keep=st.booleans(), eps=st.sampled_from([0.01, 0.3]))
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    per_group=st.integers(1, 9),
+    height=sides,
+    width=sides,
+    dtype=dtypes,
+    how=arrangements,
+    residual=st.booleans(),
+    keep=st.booleans(),
+    eps=st.sampled_from([0.01, 0.3]),
+)
 def test_norm(batch, groups, per_group, height, width, dtype, how, residual, keep, eps):
     # Of one or two values, second order is a difference of equal numbers: there is no scale to measure errors by.
     assume(per_group * height * width >= 4)
     torch.manual_seed(batch + 10 * height + 300 * width)
     x, r = (arrange(torch.randn(batch, groups * per_group, height, width).to(dtype), how) for _ in range(2))
     gain = (torch.rand(x.shape[1]) + 0.5).to(reference.compute_dtype(dtype))
-    norm = lambda impl: lambda x, gain, r=None: cdn_kernels.gelu_group_norm(
-        x, gain, groups, residual=r, eps=eps, scale_preserving=keep, impl=impl)
+    norm = lambda impl: (
+        lambda x, gain, r=None: cdn_kernels.gelu_group_norm(
+            x, gain, groups, residual=r, eps=eps, scale_preserving=keep, impl=impl
+        )
+    )
     # Groups of a few values can have any variance near 0, where second order grows like 1 / eps^2.
     ulps = 1 + (0.3 / eps) ** 2 / 4
     assert_as_exact_as_eager(norm("cpu"), norm("reference"), (x, gain, r) if residual else (x, gain), ulps=ulps)
@@ -58,8 +71,16 @@ def test_pooling_and_gelu(batch, channels, height, width, dtype, how):
 
 
 @repeatable
-@given(batch=st.integers(1, 2), inputs=st.integers(1, 9), outputs=st.integers(1, 9), height=sides, width=sides,
-       size=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3), how=arrangements)
+@given(
+    batch=st.integers(1, 2),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    height=sides,
+    width=sides,
+    size=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    how=arrangements,
+)
 def test_convolution(batch, inputs, outputs, height, width, size, stride, how):
     torch.manual_seed(batch + 10 * height + 300 * width)
     x = arrange(torch.randn(batch, inputs, height, width), how)

@@ -1,4 +1,5 @@
 """The training step: gradients of plain autograd, accumulation, frozen parameters, hooks, foreign blocks, refusals."""
+
 import gc
 import warnings
 import weakref
@@ -23,20 +24,40 @@ class Pool(nn.Module):
 
 
 def library():
-    return nn.Sequential(cdn_kernels.ConvGELU(3, 8), cdn_kernels.GELUGroupNorm(2, 8),
-                         cdn_kernels.ConvGELU(8, 8, stride=2), Pool(), nn.Linear(8, 4))
+    return nn.Sequential(
+        cdn_kernels.ConvGELU(3, 8),
+        cdn_kernels.GELUGroupNorm(2, 8),
+        cdn_kernels.ConvGELU(8, 8, stride=2),
+        Pool(),
+        nn.Linear(8, 4),
+    )
 
 
 def mixed():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), cdn_kernels.GELUGroupNorm(2, 8), nn.Conv2d(8, 8, 3, groups=8),
-                         nn.SiLU(inplace=True), cdn_kernels.ConvGELU(8, 4), Pool(), nn.Linear(4, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        cdn_kernels.GELUGroupNorm(2, 8),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.SiLU(inplace=True),
+        cdn_kernels.ConvGELU(8, 4),
+        Pool(),
+        nn.Linear(4, 4),
+    )
 
 
 def purely_foreign():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, padding=1), nn.GroupNorm(2, 8), nn.GELU(),
-                         nn.ConvTranspose2d(8, 8, 2, 2, bias=False), nn.BatchNorm2d(8), nn.Tanh(),
-                         nn.Conv2d(8, 4, 3, padding="same", padding_mode="circular"), nn.AdaptiveAvgPool2d(1),
-                         nn.Flatten(), nn.Linear(4, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.GELU(),
+        nn.ConvTranspose2d(8, 8, 2, 2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Tanh(),
+        nn.Conv2d(8, 4, 3, padding="same", padding_mode="circular"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 4),
+    )
 
 
 NETWORKS = pytest.mark.parametrize("make", [library, mixed, purely_foreign])
@@ -48,8 +69,10 @@ def samples(dtype=torch.float64, size=6):
 
 
 def joint(outputs, score):
-    return F.cross_entropy(outputs.float() if outputs.dtype == torch.bfloat16 else outputs, LABELS) \
+    return (
+        F.cross_entropy(outputs.float() if outputs.dtype == torch.bfloat16 else outputs, LABELS)
         + 0.1 * (score + 1).square().mean()
+    )
 
 
 def by_hand(network, y, loss=joint, density=lambda outputs: outputs.logsumexp(1)):
@@ -57,7 +80,7 @@ def by_hand(network, y, loss=joint, density=lambda outputs: outputs.logsumexp(1)
     y = y if y.requires_grad else y.clone().requires_grad_()
     with cdn_kernels.using("reference"):
         outputs = network(y)
-        score, = torch.autograd.grad(density(outputs).sum(), y, create_graph=True)
+        (score,) = torch.autograd.grad(density(outputs).sum(), y, create_graph=True)
         total = loss(outputs, score)
         total.backward()
     return total, outputs, score
@@ -111,8 +134,11 @@ def test_modes_are_left_as_found(mode):
 def test_energy_models_and_other_densities():
     mine, theirs = pair(library)
     y = samples()
-    for wrap, density in ((lambda net: lambda y: net(y)[:, 0], None), (lambda net: net, lambda f: f[:, 1] - f[:, 0]),
-                          (lambda net: lambda y: dict(f=net(y)), lambda outputs: outputs["f"].square().sum(1))):
+    for wrap, density in (
+        (lambda net: lambda y: net(y)[:, 0], None),
+        (lambda net: net, lambda f: f[:, 1] - f[:, 0]),
+        (lambda net: lambda y: dict(f=net(y)), lambda outputs: outputs["f"].square().sum(1)),
+    ):
         penalty = lambda outputs, score: (score.flatten(1).norm(dim=1) - 1).square().mean()
         step = cdn_kernels.score_matching_step(wrap(mine), y, penalty, log_density=density)
         by_hand(wrap(theirs), y, penalty, density or (lambda outputs: outputs))
@@ -165,8 +191,9 @@ def test_the_gradient_of_samples_that_need_none_is_left_out():
     for y in (samples(torch.float32), samples(torch.float32).requires_grad_()):
         with torch.profiler.profile() as profile:
             cdn_kernels.score_matching_step(network, y, joint)
-        calls.append(sum(e.count for e in profile.key_averages() if "convolution_backward" in e.key or
-                         "conv2d_input" in e.key))
+        calls.append(
+            sum(e.count for e in profile.key_averages() if "convolution_backward" in e.key or "conv2d_input" in e.key)
+        )
     assert calls[0] < calls[1]
 
 
@@ -202,8 +229,15 @@ class Convolutions(TorchDispatchMode):
 
 
 def conv_net(wrap=lambda module: module):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.GELU(), wrap(nn.Conv2d(4, 4, 3, padding=1)), nn.GELU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.GELU(),
+        wrap(nn.Conv2d(4, 4, 3, padding=1)),
+        nn.GELU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
 
 
 class Foreign(nn.Module):
@@ -237,8 +271,11 @@ def test_six_convolutions_a_layer_and_none_of_the_size_of_images(network, frozen
 def test_foreign_convolutions_are_named_once():
     step_file._warn_once.cache_clear()
     network, y = mixed().double(), samples()
-    with pytest.warns(UserWarning, match="runs Conv2d '0', Conv2d '2' through their own vjp and jvp; "
-                                         "cdn_kernels.ConvGELU or conv2d would be faster") as caught:
+    with pytest.warns(
+        UserWarning,
+        match="runs Conv2d '0', Conv2d '2' through their own vjp and jvp; "
+        "cdn_kernels.ConvGELU or conv2d would be faster",
+    ) as caught:
         cdn_kernels.score_matching_step(network, y, joint)
         cdn_kernels.score_matching_step(network, y, joint)
     assert len(caught) == 1 and caught[0].filename == __file__
@@ -252,8 +289,9 @@ def test_foreign_convolutions_are_named_once():
 
 
 def test_attention_is_differentiated_twice():
-    network = nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, 0.0, "gelu", batch_first=True), nn.Flatten(),
-                            nn.Linear(30, 2)).double()
+    network = nn.Sequential(
+        nn.TransformerEncoderLayer(6, 2, 8, 0.0, "gelu", batch_first=True), nn.Flatten(), nn.Linear(30, 2)
+    ).double()
     y = torch.randn(3, 5, 6, dtype=torch.float64)
     cdn_kernels.score_matching_step(network, y, penalty)
     mine = [g.clone() for g in gradients(network)]
@@ -321,23 +359,36 @@ Y = torch.ones(2, 3)
 LINEAR = nn.Linear(3, 2)
 
 
-@pytest.mark.parametrize("arguments, options, error, message", [
-    ((3, Y, penalty), {}, TypeError, "network must be a function or a module, got int"),
-    ((LINEAR, Y, 1.0), {}, TypeError, "loss must be a function or a module, got float"),
-    ((LINEAR, Y, penalty), dict(log_density=2), TypeError, "log_density must be a function or a module, got int"),
-    ((LINEAR, Y.long(), penalty), {}, TypeError, "y must be a tensor of floats, got torch.int64"),
-    ((LINEAR, [1.0], penalty), {}, TypeError, "y must be a tensor of floats, got list"),
-    ((LINEAR, Y[0, 0], penalty), {}, ValueError, r"y must be samples \[B, ...\], got a 0-d tensor"),
-    ((LINEAR, Y, penalty), dict(impl="fast"), ValueError, "impl must be one of"),
-    ((lambda y: y[..., None], Y, penalty), {}, ValueError, r"log-densities \[B\] or logits \[B, C\], got \[2, 3, 1\]"),
-    ((lambda y: (y, y), Y, penalty), {}, ValueError, "without log_density, network must return .*, got tuple"),
-    ((LINEAR, Y, penalty), dict(log_density=torch.sum), ValueError, r"one value per sample, \[2\], got \[\]"),
-    ((lambda y: LINEAR(y.detach()), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
-    ((lambda y: LINEAR(y).detach(), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
-    ((LINEAR, Y, lambda outputs, score: 1.0), {}, TypeError, "loss must return a tensor of floats, got float"),
-    ((LINEAR, Y, lambda outputs, score: score), {}, ValueError, r"loss must return a scalar, got \[2, 3\]"),
-    ((LINEAR, Y, lambda outputs, score: score.detach().sum()), {}, ValueError, "loss must depend on outputs or score"),
-])
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((3, Y, penalty), {}, TypeError, "network must be a function or a module, got int"),
+        ((LINEAR, Y, 1.0), {}, TypeError, "loss must be a function or a module, got float"),
+        ((LINEAR, Y, penalty), dict(log_density=2), TypeError, "log_density must be a function or a module, got int"),
+        ((LINEAR, Y.long(), penalty), {}, TypeError, "y must be a tensor of floats, got torch.int64"),
+        ((LINEAR, [1.0], penalty), {}, TypeError, "y must be a tensor of floats, got list"),
+        ((LINEAR, Y[0, 0], penalty), {}, ValueError, r"y must be samples \[B, ...\], got a 0-d tensor"),
+        ((LINEAR, Y, penalty), dict(impl="fast"), ValueError, "impl must be one of"),
+        (
+            (lambda y: y[..., None], Y, penalty),
+            {},
+            ValueError,
+            r"log-densities \[B\] or logits \[B, C\], got \[2, 3, 1\]",
+        ),
+        ((lambda y: (y, y), Y, penalty), {}, ValueError, "without log_density, network must return .*, got tuple"),
+        ((LINEAR, Y, penalty), dict(log_density=torch.sum), ValueError, r"one value per sample, \[2\], got \[\]"),
+        ((lambda y: LINEAR(y.detach()), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
+        ((lambda y: LINEAR(y).detach(), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
+        ((LINEAR, Y, lambda outputs, score: 1.0), {}, TypeError, "loss must return a tensor of floats, got float"),
+        ((LINEAR, Y, lambda outputs, score: score), {}, ValueError, r"loss must return a scalar, got \[2, 3\]"),
+        (
+            (LINEAR, Y, lambda outputs, score: score.detach().sum()),
+            {},
+            ValueError,
+            "loss must depend on outputs or score",
+        ),
+    ],
+)
 def test_bad_input_gets_one_sentence(arguments, options, error, message):
     with pytest.raises(error, match=message) as caught:
         cdn_kernels.score_matching_step(*arguments, **options)

@@ -1,4 +1,5 @@
 """The Triton kernels: run on a GPU or else by Triton's interpreter, and compiled for GPUs that need not be there."""
+
 import os
 import re
 import subprocess
@@ -16,8 +17,10 @@ from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.dispatch import resolve
 
 needs_triton = pytest.mark.skipif(not backend.INSTALLED, reason="triton is not installed")
-compiles = pytest.mark.skipif(not backend.INSTALLED or backend.INTERPRETED,
-                              reason="triton is not installed, or its interpreter takes the compiler's place")
+compiles = pytest.mark.skipif(
+    not backend.INSTALLED or backend.INTERPRETED,
+    reason="triton is not installed, or its interpreter takes the compiler's place",
+)
 CUDA = torch.device("cuda")
 
 
@@ -28,8 +31,13 @@ def test_kernels_agree_with_the_reference(file):
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which deterministic algorithms need
     if backend.can_use_triton(CUDA, torch.float32):
         environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
-                          env=environment, capture_output=True, text=True, cwd=here)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=here,
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
@@ -39,16 +47,19 @@ def test_kernels_agree_with_the_reference(file):
 
 
 def test_importing_the_library_does_not_import_triton():
-    code = ("import sys, torch; before = 'triton' in sys.modules; import cdn_kernels; "
-            "assert ('triton' in sys.modules) == before")
+    code = (
+        "import sys, torch; before = 'triton' in sys.modules; import cdn_kernels; "
+        "assert ('triton' in sys.modules) == before"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def gpu(monkeypatch, major, minor=0):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties",
-                        lambda device: SimpleNamespace(major=major, minor=minor, name="a GPU"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=minor, name="a GPU")
+    )
 
 
 @compiles
@@ -84,7 +95,8 @@ def norm_sweeps(operations, shape, groups, dtype, keep, last):
     real = FP64 if dtype == FP64 else FP32
     x, gain = empty(*shape, dtype=dtype), empty(channels, dtype=real)
     run = lambda sweep, **tensors: operations.gelu_norm(
-        sweep, x, gain, groups, 1e-3, keep, last, statistics=empty(batch, 4 * groups + 1, dtype=real), out=x, **tensors)
+        sweep, x, gain, groups, 1e-3, keep, last, statistics=empty(batch, 4 * groups + 1, dtype=real), out=x, **tensors
+    )
     share = empty(batch, channels, dtype=real)
     run(interface.FORWARD, residual=x, sum=x)
     run(interface.BACKWARD, grad=x, source=x, gain_grad=share)
@@ -116,17 +128,28 @@ def noise(operations, dtype, channels):
 
 # The stages of a residual network of width 64 on 32 x 32 pixels, a large image, and other dtypes, layouts and widths.
 STAGES = [((4, 64, 32, 32), 8), ((4, 128, 16, 16), 16), ((4, 256, 8, 8), 32), ((4, 512, 4, 4), 64)]
-NORMS = [*((*stage, BF16, True, True) for stage in STAGES), (*STAGES[0], BF16, False, True),
-         ((2, 64, 224, 224), 8, BF16, True, True), (*STAGES[0], FP32, True, True), (*STAGES[0], FP64, True, True),
-         (*STAGES[0], BF16, True, False), ((2, 200, 7, 3), 25, FP32, True, True),
-         ((2, 12, 5, 3), 2, FP16, False, False), ((1, 4096, 1, 2), 4, BF16, True, True)]
+NORMS = [
+    *((*stage, BF16, True, True) for stage in STAGES),
+    (*STAGES[0], BF16, False, True),
+    ((2, 64, 224, 224), 8, BF16, True, True),
+    (*STAGES[0], FP32, True, True),
+    (*STAGES[0], FP64, True, True),
+    (*STAGES[0], BF16, True, False),
+    ((2, 200, 7, 3), 25, FP32, True, True),
+    ((2, 12, 5, 3), 2, FP16, False, False),
+    ((1, 4096, 1, 2), 4, BF16, True, True),
+]
 CASES = {
     **{"norm " + " ".join(map(str, case)): (norm_sweeps, case) for case in NORMS},
     **{f"gelu {dtype}": (gelu_sweeps, (dtype,)) for dtype in (BF16, FP16, FP32, FP64)},
-    **{f"pool {dtype} {last}": (pooling, (dtype, last))
-       for dtype, last in ((BF16, True), (BF16, False), (FP32, True), (FP64, True))},
-    **{f"noise {dtype} {channels}": (noise, (dtype, channels))
-       for dtype, channels in ((BF16, 0), (BF16, 3), (FP32, 3), (FP64, 0))},
+    **{
+        f"pool {dtype} {last}": (pooling, (dtype, last))
+        for dtype, last in ((BF16, True), (BF16, False), (FP32, True), (FP64, True))
+    },
+    **{
+        f"noise {dtype} {channels}": (noise, (dtype, channels))
+        for dtype, channels in ((BF16, 0), (BF16, 3), (FP32, 3), (FP64, 0))
+    },
 }
 
 
@@ -147,7 +170,7 @@ def _fresh_cache(tmp_path_factory):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_compile_to_what_they_should(case, capability):
-    from triton_compile import compile_launch, operations, recorded
+    from tests.kernels.triton_compile import compile_launch, operations, recorded
 
     run, arguments = CASES[case]
     with recorded() as launches:
@@ -155,8 +178,10 @@ def test_kernels_compile_to_what_they_should(case, capability):
     assert launches
     for launch in launches:
         kernel = compile_launch(launch, capability)
-        print(f"{launch.kernel.__name__} {launch.constants.get('PHASE', '')}: {launch.num_warps} warps, "
-              f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared")
+        print(
+            f"{launch.kernel.__name__} {launch.constants.get('PHASE', '')}: {launch.num_warps} warps, "
+            f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared"
+        )
         assert kernel.stack == 0
         # A program must fit on the multiprocessor: 65536 registers, and the shared memory that needs no asking.
         assert kernel.registers * 32 * launch.num_warps <= 65536 and kernel.shared <= 48 * 1024
@@ -171,15 +196,34 @@ def test_kernels_compile_to_what_they_should(case, capability):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("batch", [1, 16])  # Triton compiles sizes of 1, and those divisible by 16, anew
 def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch, precision):
-    from triton_compile import launched_to_nowhere
+    from tests.kernels.triton_compile import launched_to_nowhere
 
     monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: None)
     monkeypatch.setattr(convolution_choice, "CHOICE", "own")
     model = cdn.gradresnet_small(10, 1, width=16).to(memory_format=torch.channels_last)
     with launched_to_nowhere(90) as compiled, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        cdn.joint_step(model, torch.rand(batch, 1, 8, 8), torch.zeros(batch, dtype=torch.int64),
-                       cdn.NoiseLevels(clean_share=0.5), cdn.Noise(0), impl="triton")
+        cdn.joint_step(
+            model,
+            torch.rand(batch, 1, 8, 8),
+            torch.zeros(batch, dtype=torch.int64),
+            cdn.NoiseLevels(clean_share=0.5),
+            cdn.Noise(0),
+            impl="triton",
+        )
     names = {kernel.metadata.name for kernel in compiled}
-    assert {"forward", "backward", "tangent", "to_images", "to_filters", "_add_noise", "_sample_sigma",
-            "_residual_squares", "_residual_gradient", "_mean", "_spread", "_dot", "_scale"} <= names
+    assert {
+        "forward",
+        "backward",
+        "tangent",
+        "to_images",
+        "to_filters",
+        "_add_noise",
+        "_sample_sigma",
+        "_residual_squares",
+        "_residual_gradient",
+        "_mean",
+        "_spread",
+        "_dot",
+        "_scale",
+    } <= names
     assert all(kernel.metadata.shared <= 227 << 10 for kernel in compiled)

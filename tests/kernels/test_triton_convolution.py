@@ -1,4 +1,5 @@
 """Our own convolutions in Triton: when they run, and what they compile to for GPUs that need not be there."""
+
 import re
 from types import SimpleNamespace
 
@@ -11,8 +12,7 @@ from cdn_kernels.backends import measured
 from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.backends.triton.convolution_choice import conv2d_is_faster
-
-from test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  # noqa: F401, a fixture
+from tests.kernels.test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  # noqa: F401, a fixture
 
 # ------------------------------------------------------------------------------------------------------------
 # When they run
@@ -42,17 +42,23 @@ def test_the_environment_decides(monkeypatch, capsys):
 IMAGES, FILTERS = (CONV_FORWARD, CONV_INPUT), (CONV_WEIGHT,)
 EVERY = IMAGES + FILTERS
 # (maps, dtype, (B, I, O, side), size, stride): every tile in every map that uses it.
-LAYERS = [(EVERY, BF16, (64, 64, 64, 32), 3, 1), (EVERY, BF16, (512, 128, 256, 16), 3, 2),
-          (IMAGES, BF16, (64, 24, 24, 32), 3, 1), (IMAGES, BF16, (64, 256, 512, 8), 1, 2),
-          (EVERY, BF16, (512, 3, 64, 32), 3, 1), (EVERY, FP32, (64, 64, 64, 32), 3, 1),
-          (IMAGES, FP32, (64, 24, 24, 32), 3, 2), (EVERY, FP32, (64, 3, 65, 32), 3, 1),
-          (EVERY, FP64, (64, 64, 64, 32), 3, 2)]
+LAYERS = [
+    (EVERY, BF16, (64, 64, 64, 32), 3, 1),
+    (EVERY, BF16, (512, 128, 256, 16), 3, 2),
+    (IMAGES, BF16, (64, 24, 24, 32), 3, 1),
+    (IMAGES, BF16, (64, 256, 512, 8), 1, 2),
+    (EVERY, BF16, (512, 3, 64, 32), 3, 1),
+    (EVERY, FP32, (64, 64, 64, 32), 3, 1),
+    (IMAGES, FP32, (64, 24, 24, 32), 3, 2),
+    (EVERY, FP32, (64, 3, 65, 32), 3, 1),
+    (EVERY, FP64, (64, 64, 64, 32), 3, 2),
+]
 TF32 = EVERY, FP32, (64, 64, 64, 32), 3, 1
 
 
 def launches(maps, dtype, shape, size, stride):
     """Return what the maps of a layer would launch, with all that can follow a product."""
-    from triton_compile import operations, recorded
+    from tests.kernels.triton_compile import operations, recorded
 
     batch, inputs, outputs, side = shape
     rows = -(-side // stride)
@@ -62,8 +68,9 @@ def launches(maps, dtype, shape, size, stride):
     with recorded() as result:
         for kind in maps:
             first, second, out = operands[kind]
-            more = {CONV_FORWARD: dict(added=out, activation=out),
-                    CONV_INPUT: dict(u=out, added=out, product=out)}.get(kind, {})
+            more = {CONV_FORWARD: dict(added=out, activation=out), CONV_INPUT: dict(u=out, added=out, product=out)}.get(
+                kind, {}
+            )
             operations.conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
     return result
 
@@ -82,8 +89,12 @@ def tile_of(launch):
 def test_every_tile_is_compiled_below():
     from cdn_kernels.backends.triton.convolution_tiles import RAGGED, TILES
 
-    used = {(kind_of(launch), layer[1].itemsize, tile_of(launch)) for layer in LAYERS for launch in launches(*layer)
-            if "BLOCK_M" in launch.constants}
+    used = {
+        (kind_of(launch), layer[1].itemsize, tile_of(launch))
+        for layer in LAYERS
+        for launch in launches(*layer)
+        if "BLOCK_M" in launch.constants
+    }
     for key, choices in TILES.items():
         assert all((*key, tile) in used for _, _, tile in choices)
     for size, choices in RAGGED.items():
@@ -94,7 +105,7 @@ def test_every_tile_is_compiled_below():
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("layer, precision", [*((layer, "ieee") for layer in LAYERS), (TF32, "tf32")], ids=str)
 def test_convolutions_compile_to_what_they_should(layer, precision, capability):
-    from triton_compile import compile_launch
+    from tests.kernels.triton_compile import compile_launch
 
     _, dtype, (_, inputs, outputs, _), *_ = layer
     for launch in launches(*layer):
@@ -102,10 +113,12 @@ def test_convolutions_compile_to_what_they_should(layer, precision, capability):
             launch.constants["PRECISION"] = precision
         kernel = compile_launch(launch, capability)
         tensor = len(re.findall(r"\bwgmma\.mma_async\.sync|\bmma\.sync", kernel.ptx))
-        print(f"{launch.kernel.__name__} {launch.constants.get('BACK', '')}: {launch.num_warps} warps, "
-              f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared, {tensor} "
-              f"tensor instructions, 16 bytes: {kernel.wide_copies} copies, {kernel.wide_loads} loads, "
-              f"{kernel.wide_stores} stores")
+        print(
+            f"{launch.kernel.__name__} {launch.constants.get('BACK', '')}: {launch.num_warps} warps, "
+            f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared, {tensor} "
+            f"tensor instructions, 16 bytes: {kernel.wide_copies} copies, {kernel.wide_loads} loads, "
+            f"{kernel.wide_stores} stores"
+        )
         assert kernel.stack == 0
         # What a program may have on every GPU from compute capability 8.0.
         assert kernel.registers * 32 * launch.num_warps <= 65536 and kernel.shared <= 99 * 1024

@@ -1,4 +1,5 @@
 """Compile Triton kernels ahead of time, without a GPU, exactly as the backend's own functions would launch them."""
+
 import contextlib
 import re
 import subprocess
@@ -15,11 +16,18 @@ from triton.runtime.jit import JITFunction
 
 from cdn_kernels.backends.triton import operations  # noqa: F401, which imports the modules below
 
-MODULES = [sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in (
-    "convolution", "gelu", "noise", "norm", "pool")]
+MODULES = [
+    sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in ("convolution", "gelu", "noise", "norm", "pool")
+]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 test_triton.py runs this file in a process of its own. Memory is filled with NaN before the kernels write to it.
 """
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -13,21 +14,32 @@ from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.backends.triton import convolution as plan
 from cdn_kernels.backends.triton import convolution_choice, convolution_tiles, operations
 from cdn_kernels.ops import convolve
-
-from oracle import assert_as_exact_as_eager, assert_rounded_once, maps_of_convolutions
-from test_convolution import MARGIN, exact, nhwc, problem
-from triton_kernels import DEVICE, DTYPES, dtypes
+from tests.kernels.oracle import assert_as_exact_as_eager, assert_rounded_once, maps_of_convolutions
+from tests.kernels.test_convolution import MARGIN, exact, nhwc, problem
+from tests.kernels.triton_kernels import DEVICE, DTYPES, dtypes
 
 MAPS = (CONV_FORWARD, CONV_INPUT, CONV_WEIGHT)
 maps = pytest.mark.parametrize("kind", MAPS)
 # (B, I, O, H, W), size of the filters, stride: odd channels, several tiles of pixels and of channels, taps that share
 # blocks and taps of several, every phase of a stride, single pixels and channels, filters larger than the image.
-CASES = [((2, 3, 8, 5, 7), 3, 1), ((3, 24, 24, 7, 9), 3, 1), ((1, 64, 72, 3, 2), 3, 1), ((1, 65, 64, 3, 4), 3, 2),
-         ((1, 8, 65, 6, 5), 1, 2), ((2, 20, 12, 5, 9), 3, 2), ((4, 8, 8, 5, 5), 5, 3), ((5, 6, 10, 1, 1), 3, 2),
-         ((2, 8, 16, 4, 5), 1, 1), ((1, 1, 1, 2, 3), 7, 1)]
+CASES = [
+    ((2, 3, 8, 5, 7), 3, 1),
+    ((3, 24, 24, 7, 9), 3, 1),
+    ((1, 64, 72, 3, 2), 3, 1),
+    ((1, 65, 64, 3, 4), 3, 2),
+    ((1, 8, 65, 6, 5), 1, 2),
+    ((2, 20, 12, 5, 9), 3, 2),
+    ((4, 8, 8, 5, 5), 5, 3),
+    ((5, 6, 10, 1, 1), 3, 2),
+    ((2, 8, 16, 4, 5), 1, 1),
+    ((1, 1, 1, 2, 3), 7, 1),
+]
 F32, F64, BF16, F16 = DTYPES
-EVERYWHERE = [*((BF16, *case) for case in CASES), *((dtype, *CASES[n]) for dtype in (F32, F64, F16) for n in (0, 5)),
-              *((F32, *CASES[n]) for n in (1, 2))]
+EVERYWHERE = [
+    *((BF16, *case) for case in CASES),
+    *((dtype, *CASES[n]) for dtype in (F32, F64, F16) for n in (0, 5)),
+    *((F32, *CASES[n]) for n in (1, 2)),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +86,9 @@ def test_parts_of_weight_gradients_add_up_to_the_same_bits(cut, dtype, shape, si
     assert_rounded_once(one, *exact(CONV_WEIGHT, operands, size, stride))
 
 
-@pytest.mark.parametrize("dtype, shape, size, stride", [(BF16, *CASES[0]), (F32, *CASES[5]), (F64, *CASES[0]),
-                                                        (F16, *CASES[5])], ids=str)
+@pytest.mark.parametrize(
+    "dtype, shape, size, stride", [(BF16, *CASES[0]), (F32, *CASES[5]), (F64, *CASES[0]), (F16, *CASES[5])], ids=str
+)
 @pytest.mark.parametrize("kind", [CONV_FORWARD, CONV_INPUT])
 def test_what_follows_a_map_is_exact(dtype, shape, size, stride, kind):
     operands, shapes = problem(shape, size, stride, dtype=dtype)
@@ -91,7 +104,7 @@ def test_what_follows_a_map_is_exact(dtype, shape, size, stride, kind):
     operations.conv2d(kind, *operands[kind][:2], None, shapes, stride, added=added, activation=alone)
     assert torch.equal(alone, activation)
     slope = u.double().requires_grad_()
-    slope, = torch.autograd.grad(reference.gelu(slope).sum(), slope)
+    (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
     out = run(kind, operands, shapes, stride, u=u, added=added)
     # |phi'| is less than 1.2.
     assert_rounded_once(out, slope * product + added.double(), 1.2 * absolute, added.double().abs())
@@ -148,15 +161,20 @@ def test_the_derivative_of_a_gelu_is_part_of_the_map_before_it(monkeypatch):
     """Of the pair, every gradient by the pre-activation comes out of one kernel, at all orders."""
     epilogues = []
     kernel = operations.conv2d
-    monkeypatch.setattr(operations, "conv2d", lambda kind, *arguments, **options: (
-        epilogues.append((kind, *(name for name, given in options.items() if given is not None))),
-        kernel(kind, *arguments, **options)))
+    monkeypatch.setattr(
+        operations,
+        "conv2d",
+        lambda kind, *arguments, **options: (
+            epilogues.append((kind, *(name for name, given in options.items() if given is not None))),
+            kernel(kind, *arguments, **options),
+        ),
+    )
     pair = lambda impl: lambda *inputs: cdn_kernels.conv2d_gelu_conv2d(*inputs, 2, impl=impl)
     for dtype in (BF16, F32):
         assert_as_exact_as_eager(pair("triton"), pair("reference"), pair_inputs(dtype), ulps=8)
     x, *filters = pair_inputs(BF16)
     epilogues.clear()
-    score, = torch.autograd.grad(pair("triton")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
+    (score,) = torch.autograd.grad(pair("triton")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
     # It keeps the product for the tangent; the backward pass after it adds what comes from there, and keeps nothing.
     assert epilogues == [(CONV_FORWARD, "activation"), (CONV_FORWARD,), (CONV_INPUT, "u", "product"), (CONV_INPUT,)]
     epilogues.clear()
@@ -181,8 +199,11 @@ def test_the_table_and_the_layout_decide(monkeypatch):
 
 def test_what_cannot_be_counted_is_refused():
     one = torch.ones(1, 1, 1, 1)
-    for shape in (((1 << 20, 1, 1 << 5, 1 << 5), (1, 1, 3, 3)), ((1, 1, 1 << 15, 1 << 14), (8, 1, 1, 1)),
-                  ((1, 1 << 16, 1, 1), (1 << 15, 1 << 16, 1, 1))):
+    for shape in (
+        ((1 << 20, 1, 1 << 5, 1 << 5), (1, 1, 3, 3)),
+        ((1, 1, 1 << 15, 1 << 14), (8, 1, 1, 1)),
+        ((1, 1 << 16, 1, 1), (1 << 15, 1 << 16, 1, 1)),
+    ):
         assert not convolution_choice.conv2d_is_faster(CONV_FORWARD, one, shape, 1, False)
         with pytest.raises(ValueError, match=r"the triton kernels take no convolution of \d+ .* or more, got \d+"):
             operations.conv2d(CONV_FORWARD, one, one, one, shape, 1)

@@ -2,6 +2,7 @@
 
 test_triton.py runs this file in a process of its own. Memory is filled with NaN before the kernels write to it.
 """
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -14,13 +15,23 @@ from cdn_kernels.backends.triton import INTERPRETED, operations
 from cdn_kernels.backends.triton import noise as noise_plan
 from cdn_kernels.backends.triton import norm as norm_plan
 from cdn_kernels.backends.triton import pool as pool_plan
-
-from oracle import (assert_as_exact_as_eager, assert_head_passes_numerical_checks, assert_levels_are_those_of_the_cpu,
-                    derivatives)
-from test_autograd import network, network_inputs, penalty
-from test_noise_kernel import LEVELS
-from test_passes import HARD, norm, norm_inputs, run_all_sweeps
-from test_passes import test_gelu_is_as_exact_as_eager, test_non_finite_samples_stay_alone  # noqa: F401 - run here too
+from tests.kernels.oracle import (
+    assert_as_exact_as_eager,
+    assert_head_passes_numerical_checks,
+    assert_levels_are_those_of_the_cpu,
+    derivatives,
+    in_layouts,
+)
+from tests.kernels.test_autograd import network, network_inputs, penalty
+from tests.kernels.test_noise_kernel import LEVELS
+from tests.kernels.test_passes import (  # noqa: F401 - run here too
+    HARD,
+    norm,
+    norm_inputs,
+    run_all_sweeps,
+    test_gelu_is_as_exact_as_eager,
+    test_non_finite_samples_stay_alone,
+)
 
 OPS = torch.ops.cdn_kernels
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
@@ -28,8 +39,14 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # A pixel, a row, groups that are no power of two, one channel per group, many channels, several tiles.
-SHAPES = [((2, 4, 1, 1), 2), ((1, 6, 1, 7), 3), ((2, 12, 5, 3), 2), ((2, 5, 3, 4), 5), ((1, 200, 3, 3), 25),
-          ((1, 8, 9, 17), 4)]
+SHAPES = [
+    ((2, 4, 1, 1), 2),
+    ((1, 6, 1, 7), 3),
+    ((2, 12, 5, 3), 2),
+    ((2, 5, 3, 4), 5),
+    ((1, 200, 3, 3), 25),
+    ((1, 8, 9, 17), 4),
+]
 norms = pytest.mark.parametrize("keep", [True, False], ids=["scale-preserving", "plain"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,11 +90,11 @@ def test_gelu_passes_numerical_checks():
 
 def test_gelu_is_exact_in_its_tail_and_finite_everywhere():
     u = torch.linspace(-13, 13, 20001)
-    truth = 0.5 * torch.special.erfc(u.double() * -0.5**0.5) * u.double()
+    truth = 0.5 * torch.special.erfc(u.double() * -(0.5**0.5)) * u.double()
     # The interpreter rounds a fused multiply-add twice.
     assert float(((gelu(u).double() - truth) / truth)[u != 0].abs().max()) < (1e-5 if INTERPRETED else 1e-6)
     u = torch.tensor([1e20, -1e20, 0.0], requires_grad=True)
-    slope, = torch.autograd.grad(gelu(u).sum(), u)
+    (slope,) = torch.autograd.grad(gelu(u).sum(), u)
     assert gelu(u).tolist() == [u[0].item(), 0.0, 0.0] and slope.tolist() == [1.0, 0.0, 0.5]
     assert gelu(torch.tensor([float("nan")])).isnan().all()
 
@@ -90,8 +107,12 @@ def test_norm_passes_numerical_checks(keep, layout):
 
 
 @norms
-@pytest.mark.parametrize("dtype, layout", [(dtype, torch.channels_last) for dtype in DTYPES] + [
-    (dtype, torch.contiguous_format) for dtype in (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, layout",
+    [(dtype, torch.channels_last) for dtype in DTYPES]
+    + [(dtype, torch.contiguous_format) for dtype in (torch.float32, torch.bfloat16)],
+    ids=str,
+)
 @pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
 def test_norm_is_as_exact_as_eager(keep, dtype, layout, shape, groups):
     inputs = norm_inputs(shape, dtype, layout)
@@ -161,7 +182,7 @@ needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 @pytest.mark.parametrize("shape", [(3, 1), (2, 1025), (7,), (0, 3), (2, 0), (2, 3, 8, 8), (2, 5, 7, 3)], ids=str)
 def test_noise_is_that_of_the_cpu(dtype, shape):
     x, sigma = torch.rand(shape).to(dtype), torch.rand(shape[0])
-    for x in (x, x.to(memory_format=torch.channels_last)) if len(shape) == 4 else (x,):
+    for x in in_layouts(x):  # noqa: B020
         y, _ = sample_noise(x, sigma, KEY, impl="triton")
         expected, _ = sample_noise(x.cpu(), sigma.cpu(), KEY, impl="cpu")
         if dtype == torch.float64:
@@ -185,7 +206,7 @@ def test_denoising_is_that_of_the_cpu(monkeypatch, dtype, shape, longest):
     score, sigma = torch.randn(shape).to(dtype), torch.rand(shape[0]) + 0.1
     sigma[1:2] = 0.0
     close = dict(rtol=1e-14, atol=1e-14) if dtype == torch.float64 else dict(rtol=1e-6, atol=1e-9)
-    for score in (score, score.to(memory_format=torch.channels_last)) if len(shape) == 4 else (score,):
+    for score in in_layouts(score):  # noqa: B020
         mine = derivatives(lambda s: denoising_loss(s, sigma, KEY, impl="triton"), [score])
         theirs = derivatives(lambda s: denoising_loss(s, sigma.cpu(), KEY, impl="cpu"), [score.cpu()])
         for own, expected in zip(mine, theirs):
@@ -216,8 +237,11 @@ def test_means_and_energies_are_as_exact_as_eager(request, layout, dtype, large,
         request.getfixturevalue("cut")
     h = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
     assert_as_exact_as_eager(lambda h: cdn_kernels.channel_mean(h, impl="triton"), reference.channel_mean, [h])
-    assert_as_exact_as_eager(lambda h: OPS.sample_square(h, "triton"), lambda h: h.to(
-        reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2)), [h])
+    assert_as_exact_as_eager(
+        lambda h: OPS.sample_square(h, "triton"),
+        lambda h: h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2)),
+        [h],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -235,8 +259,9 @@ def test_gradient_penalties_equal_the_reference():
 
 def test_first_order_compiles_without_graph_breaks():
     inputs = network_inputs(torch.float32, size=4)
-    run = lambda *inputs: network("triton")(sample_noise(inputs[0], NoiseLevels(), KEY, impl="triton")[0],
-                                            *inputs[1:]).sum()
+    run = lambda *inputs: network("triton")(
+        sample_noise(inputs[0], NoiseLevels(), KEY, impl="triton")[0], *inputs[1:]
+    ).sum()
     expected = torch.autograd.grad(run(*inputs), inputs)
     compiled = torch.autograd.grad(torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs), inputs)
     for a, b in zip(compiled, expected):

@@ -1,4 +1,5 @@
 """The information-estimation distance: what is known of it for Gaussians, and that it is a distance."""
+
 import math
 
 import pytest
@@ -106,10 +107,15 @@ def test_it_is_a_distance():
         assert torch.equal(d(a, b), cdn.similarity(model, a, b, nodes=2, draws=2))
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (dict(b=torch.rand(2, 1, 6, 5)), r"of one shape, got \[2, 1, 6, 6\] and \[2, 1, 6, 5\]"),
-    (dict(nodes=0), "nodes must be at least 1, got 0"), (dict(draws=0), "draws must be at least 1"),
-    (dict(model=cdn.ResNet(3, 1, width=8)), "models no density")])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(b=torch.rand(2, 1, 6, 5)), r"of one shape, got \[2, 1, 6, 6\] and \[2, 1, 6, 5\]"),
+        (dict(nodes=0), "nodes must be at least 1, got 0"),
+        (dict(draws=0), "draws must be at least 1"),
+        (dict(model=cdn.ResNet(3, 1, width=8)), "models no density"),
+    ],
+)
 def test_bad_input_gets_a_sentence(options, sentence):
     arguments = dict(model=cdn.gradresnet_small(3, 1, width=8), a=torch.rand(2, 1, 6, 6), b=torch.rand(2, 1, 6, 6))
     with pytest.raises(ValueError, match=sentence):

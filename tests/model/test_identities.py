@@ -1,4 +1,5 @@
 """The exact identities of a classification-denoising network, in float64."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def test_difference_of_denoisers_is_the_adversarial_direction(model):
     y, label = images(), torch.tensor([0, 4, 2])
     x = y.clone().requires_grad_()
     posterior = F.log_softmax(model(x), 1).gather(1, label[:, None]).sum()
-    gradient, = torch.autograd.grad(posterior, x)
+    (gradient,) = torch.autograd.grad(posterior, x)
     difference = cdn.denoise(model, y, SIGMA, label) - cdn.denoise(model, y, SIGMA)
     # The difference of two scores of size |s| carries their rounding.
     scale = float(cdn.score(model, y).abs().max())

@@ -1,4 +1,5 @@
 """The joint objective and the density functions: values, modes, errors."""
+
 import math
 
 import pytest
@@ -33,8 +34,9 @@ def test_joint_loss_is_what_it_says(model):
 
 def test_identity_denoiser_scores_one():
     flat = lambda y: 0 * y.flatten(1)[:, :3]
-    _, parts = cdn.joint_loss(flat, torch.rand(64, 3, 16, 16), None, cdn.NoiseLevels(), cdn.Noise(1),
-                              classification_weight=0)
+    _, parts = cdn.joint_loss(
+        flat, torch.rand(64, 3, 16, 16), None, cdn.NoiseLevels(), cdn.Noise(1), classification_weight=0
+    )
     assert float(parts["denoising"]) == pytest.approx(1, abs=0.02)
 
 
@@ -75,9 +77,14 @@ def test_density_functions_leave_modes_as_found(model, mode):
     y = images()
     with mode():
         before = torch.is_grad_enabled()
-        results = [cdn.log_prob(model, y), cdn.score(model, y), cdn.score(model, y, 2), cdn.denoise(model, y, 0.1),
-                   cdn.denoise(model, y, torch.full((5,), 0.1), torch.zeros(5, dtype=torch.long)),
-                   cdn.estimate_sigma(model, y)]
+        results = [
+            cdn.log_prob(model, y),
+            cdn.score(model, y),
+            cdn.score(model, y, 2),
+            cdn.denoise(model, y, 0.1),
+            cdn.denoise(model, y, torch.full((5,), 0.1), torch.zeros(5, dtype=torch.long)),
+            cdn.estimate_sigma(model, y),
+        ]
         assert torch.is_grad_enabled() == before
     assert [tuple(r.shape) for r in results] == [(5,), (5, 1, 6, 7), (5, 1, 6, 7), (5, 1, 6, 7), (5, 1, 6, 7), (5,)]
     assert not any(r.requires_grad for r in results) and not y.requires_grad
@@ -100,13 +107,22 @@ def test_joint_loss_keeps_no_graph_where_grad_mode_is_off(model, mode, direct):
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
-@pytest.mark.parametrize("kind, weights", [
-    ("joint", {}), ("joint", dict(denoising_weight=0.0, label_smoothing=0.1)),
-    ("joint", dict(classification_weight=0.0)),
-    ("classifier", dict(denoising_weight=0.0)), ("denoiser", dict(classification_weight=0.0))])
+@pytest.mark.parametrize(
+    "kind, weights",
+    [
+        ("joint", {}),
+        ("joint", dict(denoising_weight=0.0, label_smoothing=0.1)),
+        ("joint", dict(classification_weight=0.0)),
+        ("classifier", dict(denoising_weight=0.0)),
+        ("denoiser", dict(classification_weight=0.0)),
+    ],
+)
 def test_joint_step_accumulates_the_gradient_of_the_joint_loss(kind, weights, mode):
-    build = {"joint": lambda: cdn.gradresnet_small(4, 1, width=8), "classifier": lambda: cdn.ResNet(4, 1, width=8),
-             "denoiser": lambda: cdn.DirectDenoiser(1, width=8, blocks=(1, 1))}[kind]
+    build = {
+        "joint": lambda: cdn.gradresnet_small(4, 1, width=8),
+        "classifier": lambda: cdn.ResNet(4, 1, width=8),
+        "denoiser": lambda: cdn.DirectDenoiser(1, width=8, blocks=(1, 1)),
+    }[kind]
     mine, theirs = build().double(), build().double()
     theirs.load_state_dict(mine.state_dict())
     arguments = images().double(), torch.tensor([0, 1, 2, 3, 0]), cdn.NoiseLevels(clean_share=0.3), cdn.Noise(5)
@@ -133,8 +149,11 @@ def test_modes_survive_an_exception(model):
 
 def test_create_graph_reaches_input_and_parameters(model):
     y = images().requires_grad_()
-    for value in (cdn.score(model, y, create_graph=True), cdn.denoise(model, y, 0.1, 1, create_graph=True),
-                  cdn.log_prob(model, y, create_graph=True)):
+    for value in (
+        cdn.score(model, y, create_graph=True),
+        cdn.denoise(model, y, 0.1, 1, create_graph=True),
+        cdn.log_prob(model, y, create_graph=True),
+    ):
         gradients = torch.autograd.grad(value.square().sum(), [y, model.trunk.stem[0].weight])
         assert all(float(g.abs().sum()) > 0 for g in gradients)
 
@@ -182,20 +201,25 @@ def test_uncalibrated_estimate_is_the_bare_one(model):
     torch.testing.assert_close(cdn.estimate_sigma(model, y), bare, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda m, y: cdn.denoise(m, y, torch.rand(3)), "sigma must be a number or one value per image"),
-    (lambda m, y: cdn.score(m, y, 4), r"label must be in \[0, 3\], got 4"),
-    (lambda m, y: cdn.score(m, y, torch.zeros(2, dtype=torch.long)), "one integer per image"),
-    (lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0)), "labels must be one class per image"),
-    (lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0), classification_weight=0, denoising_weight=0),
-     "nothing to minimize"),
-    (lambda m, y: cdn.score(cdn.ResNet(4, 1, width=8, blocks=(1,)), y), "models no density"),
-    (lambda m, y: m(y.repeat(1, 3, 1, 1)), r"expected images \[B, 1, H, W\]"),
-    (lambda m, y: m(y.long()), "floating-point"),
-    (lambda m, y: cdn.gradresnet18(width=12), "width must be a positive multiple of 8"),
-    (lambda m, y: cdn.gradresnet18(head="cubic"), "head must be one of"),
-    (lambda m, y: cdn.gradresnet18(norm="batch"), "norm must be one of"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, y: cdn.denoise(m, y, torch.rand(3)), "sigma must be a number or one value per image"),
+        (lambda m, y: cdn.score(m, y, 4), r"label must be in \[0, 3\], got 4"),
+        (lambda m, y: cdn.score(m, y, torch.zeros(2, dtype=torch.long)), "one integer per image"),
+        (lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0)), "labels must be one class per image"),
+        (
+            lambda m, y: cdn.joint_loss(m, y, None, 0.1, cdn.Noise(0), classification_weight=0, denoising_weight=0),
+            "nothing to minimize",
+        ),
+        (lambda m, y: cdn.score(cdn.ResNet(4, 1, width=8, blocks=(1,)), y), "models no density"),
+        (lambda m, y: m(y.repeat(1, 3, 1, 1)), r"expected images \[B, 1, H, W\]"),
+        (lambda m, y: m(y.long()), "floating-point"),
+        (lambda m, y: cdn.gradresnet18(width=12), "width must be a positive multiple of 8"),
+        (lambda m, y: cdn.gradresnet18(head="cubic"), "head must be one of"),
+        (lambda m, y: cdn.gradresnet18(norm="batch"), "norm must be one of"),
+    ],
+)
 def test_bad_input_gets_one_sentence(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model, images())

@@ -5,6 +5,7 @@ the CPU's kernels on their memory. Streams, events and graphs do at once what th
 what is done is seen, not when. To be loaded before torch, into builds without CUDA; the folder of the environment
 variable PRETEND_GPU holds the device once it is compiled.
 """
+
 import contextlib
 import ctypes
 import importlib.util
@@ -26,8 +27,20 @@ def load_device():
     library = Path(os.environ["PRETEND_GPU"]) / "device.so"
     if not library.exists():
         include = [f"-I{torch / folder}" for folder in ("include", "include/torch/csrc/api/include")]
-        command = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", "-shared", "-fPIC", *include, SOURCE, "-o",
-                   library, f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"]
+        command = [
+            os.environ.get("CXX", "g++"),
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            *include,
+            SOURCE,
+            "-o",
+            library,
+            f"-L{torch / 'lib'}",
+            "-lc10",
+            "-ltorch_cpu",
+        ]
         subprocess.run(command, check=True)
     for path in (torch / "lib/libc10.so", torch / "lib/libtorch_cpu.so", library):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -83,7 +96,8 @@ class HostKernels:
     def __getattr__(self, name):
         host = lambda value: torch.ops.pretend_gpu.host(value) if isinstance(value, torch.Tensor) else value
         return lambda *args, **options: getattr(cpu, name)(
-            *map(host, args), **{key: host(value) for key, value in options.items()})
+            *map(host, args), **{key: host(value) for key, value in options.items()}
+        )
 
 
 def storage_on(device, storage):
@@ -95,27 +109,49 @@ def storage_on(device, storage):
 
 def pretend():
     """Let torch.cuda and the library find the device."""
-    properties = SimpleNamespace(name="a GPU that is not there", major=9, minor=0, multi_processor_count=132,
-                                 total_memory=1 << 30)
+    properties = SimpleNamespace(
+        name="a GPU that is not there", major=9, minor=0, multi_processor_count=132, total_memory=1 << 30
+    )
     always = lambda value: lambda *args, **options: value  # a new one each time: torch.compile tells them apart
     for name, value in dict(
-            is_available=always(True), is_initialized=always(True), init=always(None), _lazy_init=always(None),
-            device_count=always(1), current_device=always(0), set_device=always(None), _exchange_device=always(0),
-            _maybe_exchange_device=always(0), get_device_name=always(properties.name),
-            get_device_capability=always((9, 0)), get_device_properties=always(properties),
-            is_bf16_supported=always(True), mem_get_info=always((1 << 30, 1 << 30)), synchronize=always(None),
-            memory_allocated=always(0), max_memory_allocated=always(0), reset_peak_memory_stats=always(None),
-            empty_cache=always(None), set_sync_debug_mode=always(None), manual_seed_all=always(None),
-            is_current_stream_capturing=always(False), _sleep=always(None), Stream=Stream, Event=Event,
-            stream=lambda stream: contextlib.nullcontext(), current_stream=always(Stream()),
-            default_stream=always(Stream()), get_rng_state=lambda *args: torch.get_rng_state(),
-            set_rng_state=always(None)).items():
+        is_available=always(True),
+        is_initialized=always(True),
+        init=always(None),
+        _lazy_init=always(None),
+        device_count=always(1),
+        current_device=always(0),
+        set_device=always(None),
+        _exchange_device=always(0),
+        _maybe_exchange_device=always(0),
+        get_device_name=always(properties.name),
+        get_device_capability=always((9, 0)),
+        get_device_properties=always(properties),
+        is_bf16_supported=always(True),
+        mem_get_info=always((1 << 30, 1 << 30)),
+        synchronize=always(None),
+        memory_allocated=always(0),
+        max_memory_allocated=always(0),
+        reset_peak_memory_stats=always(None),
+        empty_cache=always(None),
+        set_sync_debug_mode=always(None),
+        manual_seed_all=always(None),
+        is_current_stream_capturing=always(False),
+        _sleep=always(None),
+        Stream=Stream,
+        Event=Event,
+        stream=lambda stream: contextlib.nullcontext(),
+        current_stream=always(Stream()),
+        default_stream=always(Stream()),
+        get_rng_state=lambda *args: torch.get_rng_state(),
+        set_rng_state=always(None),
+    ).items():
         setattr(torch.cuda, name, value)
     torch.version.cuda = "13.0"
     torch.Tensor.pin_memory = lambda self, *args: self
     torch.UntypedStorage.to = lambda self, *, device, non_blocking=False: storage_on(device, self)
-    torch.UntypedStorage.clone = lambda self: torch.empty(
-        self.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage().copy_(self)
+    torch.UntypedStorage.clone = lambda self: (
+        torch.empty(self.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage().copy_(self)
+    )
     graphs.Graphed.__init__.__kwdefaults__["record"] = lambda function, stream: function
     triton.INSTALLED = True
     dispatch._LOADED["triton"] = HostKernels()

@@ -1,4 +1,5 @@
 """Gaussian priors whose noisy densities are known, to hold samplers against."""
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """The stochastic ascent, on priors for which its path is known."""
+
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import cdn
 from cdn.density import calibrate, sigma_from_score
 from cdn.prior.ascent import ascend
 from cdn.prior.residual import blind_residual, noisy_start, root_mean_square
-from gaussian import BlindGaussian
+from tests.prior.gaussian import BlindGaussian
 
 NOISE = cdn.Noise(3)
 
@@ -31,7 +32,7 @@ def start(batch, side=16):
 
 
 def test_without_noise_it_is_the_probability_flow():
-    """beta = 1: a value of variance v goes from y_0 to y_0 sqrt((v + stop^2) / (v + 1)), for small steps."""
+    """Beta = 1: a value of variance v goes from y_0 to y_0 sqrt((v + stop^2) / (v + 1)), for small steps."""
     residual, free = subspace(variance=0.3)
     y = start(8)
     out = ascend(residual, y, NOISE, step=5e-4, beta=1.0, stop=0.05)
@@ -84,7 +85,7 @@ def test_an_image_rests_once_it_is_done():
     assert torch.equal(together.images[1], y[1])
     alone = ascend(residual, y[:1], NOISE, step=0.1, beta=0.5, stop=0.05)
     assert torch.equal(alone.images[0], together.images[0])
-    torch.testing.assert_close(alone.levels[:, 0], together.levels[:len(alone.levels), 0])
+    torch.testing.assert_close(alone.levels[:, 0], together.levels[: len(alone.levels), 0])
 
 
 def test_steps_that_do_not_suffice_are_told():
@@ -154,9 +155,15 @@ def test_a_plain_classifier_has_none():
         blind_residual(cdn.gradresnet_small(10, 1, width=8), level="bare")
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(step=0.0), "step: expected a number in"), (dict(beta=1.5), "beta: expected a number in"),
-    (dict(stop=0.0), "stop: expected a noise level above 0, got 0.0"), (dict(limit=0), "limit: expected at least 1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(step=0.0), "step: expected a number in"),
+        (dict(beta=1.5), "beta: expected a number in"),
+        (dict(stop=0.0), "stop: expected a noise level above 0, got 0.0"),
+        (dict(limit=0), "limit: expected at least 1"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         ascend(subspace()[0], start(1), NOISE, **options)

@@ -1,4 +1,5 @@
 """The module that other libraries call as D(x, sigma)."""
+
 import pytest
 import torch
 

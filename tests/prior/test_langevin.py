@@ -1,4 +1,5 @@
 """Annealed Langevin dynamics, on Gaussian priors whose noisy densities are known."""
+
 import pytest
 import torch
 
@@ -6,7 +7,7 @@ import cdn
 from cdn.density import calibrate
 from cdn.prior.langevin import langevin, noise_ladder
 from cdn.prior.residual import blind_residual, noisy_start
-from gaussian import BlindGaussian, KnownLevel
+from tests.prior.gaussian import BlindGaussian, KnownLevel
 
 NOISE = cdn.Noise(5)
 MEAN = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64).view(1, 1, 3)
@@ -20,8 +21,10 @@ def test_a_ladder_falls_by_one_factor():
 
 @pytest.mark.parametrize("step", [0.05, 0.3])
 def test_samples_have_the_moments_of_the_prior(step):
-    """The mean, and the variance v + sigma^2 within statistical error, but for the factor 1 / (1 - a / 2) of finite
-    steps a = step sigma^2 / (v + sigma^2), which is exact for a Gaussian."""
+    """The mean, and the variance v + sigma^2, within statistical error.
+
+    But for the factor 1 / (1 - a / 2) of finite steps a = step sigma^2 / (v + sigma^2), which is exact for a Gaussian.
+    """
     sigma, count = 0.4, 6000
     start = noisy_start((count, 1, 1, 3), NOISE).double()
     samples = langevin(KnownLevel(MEAN, VARIANCE), start, [1.0, sigma], NOISE, step=step, repeats=int(10 / step))
@@ -59,19 +62,30 @@ def test_the_key_decides():
     assert not torch.equal(run(NOISE)[0], run(NOISE)[1])
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(levels=[0.1, 0.1]), "levels: expected noise levels above 0, each below"),
-    (dict(levels=[0.1, -0.1]), "levels: expected noise levels above 0"), (dict(levels=[]), "levels: expected"),
-    (dict(step=0.0), "step: expected a number in"), (dict(repeats=0), "repeats: expected at least 1 step")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(levels=[0.1, 0.1]), "levels: expected noise levels above 0, each below"),
+        (dict(levels=[0.1, -0.1]), "levels: expected noise levels above 0"),
+        (dict(levels=[]), "levels: expected"),
+        (dict(step=0.0), "step: expected a number in"),
+        (dict(repeats=0), "repeats: expected at least 1 step"),
+    ],
+)
 def test_bad_options(options, message):
     options = dict(levels=[0.3, 0.1], noise=NOISE) | options
     with pytest.raises(ValueError, match=message):
         langevin(KnownLevel(MEAN, VARIANCE), torch.zeros(1, 1, 1, 3, dtype=torch.float64), **options)
 
 
-@pytest.mark.parametrize("options, message", [(dict(low=0.0), "expected 0 < low < high, got low=0.0"),
-                                              (dict(low=2.0), "expected 0 < low < high"),
-                                              (dict(count=1), "expected at least 2 levels, got 1")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(low=0.0), "expected 0 < low < high, got low=0.0"),
+        (dict(low=2.0), "expected 0 < low < high"),
+        (dict(count=1), "expected at least 2 levels, got 1"),
+    ],
+)
 def test_bad_ladders(options, message):
     with pytest.raises(ValueError, match=message):
         noise_ladder(**options)

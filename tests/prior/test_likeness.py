@@ -1,4 +1,5 @@
 """Distances between sets of images, against closed forms and other implementations."""
+
 import pytest
 import torch
 from scipy import linalg
@@ -45,9 +46,13 @@ def test_against_the_square_root_of_scipy():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
-@pytest.mark.parametrize("a, b, message", [
-    ((5, 3), (5, 4), "expected as many features in both, got 3 and 4"),
-    ((1, 3), (5, 3), r"a: expected features \[N, F\] of at least 2 samples, got \[1, 3\]")])
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        ((5, 3), (5, 4), "expected as many features in both, got 3 and 4"),
+        ((1, 3), (5, 3), r"a: expected features \[N, F\] of at least 2 samples, got \[1, 3\]"),
+    ],
+)
 def test_sets_that_cannot_be_compared(a, b, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(torch.zeros(a), torch.zeros(b))
@@ -61,8 +66,9 @@ def test_features_are_those_of_the_last_stage(build):
     with torch.no_grad():
         features = model.trunk(images - model.mean)
     last = features if torch.is_tensor(features) else features[-1]
-    torch.testing.assert_close(pooled_features(model, images, batch_size=2), last.mean((2, 3)).double(), rtol=1e-5,
-                               atol=1e-6)
+    torch.testing.assert_close(
+        pooled_features(model, images, batch_size=2), last.mean((2, 3)).double(), rtol=1e-5, atol=1e-6
+    )
     assert not model.trunk._forward_hooks
 
 

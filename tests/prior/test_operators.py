@@ -1,4 +1,5 @@
 """Measurement operators against their dense matrices, and each against what it is to measure."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +9,12 @@ from cdn.prior.operators import CompressiveSensing, Deblurring, Inpainting, Miss
 
 SHAPE = (2, 6, 4)
 OPERATORS = {
-    "inpainting": Inpainting(SHAPE, 2), "missing-pixels": MissingPixels(SHAPE, 0.4, seed=1),
-    "super-resolution": SuperResolution(SHAPE, 2), "deblurring": Deblurring(SHAPE, 1.2, cutoff=0.1),
-    "compressive-sensing": CompressiveSensing(SHAPE, 0.3, seed=2)}
+    "inpainting": Inpainting(SHAPE, 2),
+    "missing-pixels": MissingPixels(SHAPE, 0.4, seed=1),
+    "super-resolution": SuperResolution(SHAPE, 2),
+    "deblurring": Deblurring(SHAPE, 1.2, cutoff=0.1),
+    "compressive-sensing": CompressiveSensing(SHAPE, 0.3, seed=2),
+}
 
 
 @pytest.fixture(params=OPERATORS, ids=str)
@@ -120,18 +124,25 @@ def test_what_inference_mode_computed_serves_elsewhere():
     assert x.grad is not None
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Inpainting((1, 8, 6), 6), r"block must be in \[1, 5\] pixels for images of 8 x 6, got 6"),
-    (lambda: Inpainting((1, 8, 6), 0), "block must be in"),
-    (lambda: MissingPixels((1, 8, 8), 1.5), r"ratio must be in \(0, 1\] .* got 1.5"),
-    (lambda: MissingPixels((1, 8, 8), 0.001), "keep at least one of 64 values, got 0.001"),
-    (lambda: CompressiveSensing((1, 8, 8), 0.0), r"ratio must be in \(0, 1\]"),
-    (lambda: SuperResolution((1, 8, 8), 3), "factor must be at least 1 and divide the sides of images of 8 x 8, got 3"),
-    (lambda: SuperResolution((1, 8, 8), 16), "factor must be"),
-    (lambda: SuperResolution((1, 8, 8), 0), "factor must be"),
-    (lambda: Deblurring((1, 8, 8), 0.0), "blur must be a deviation above 0 pixels, got 0.0"),
-    (lambda: Deblurring((1, 8, 8), 1.0, cutoff=2.0), r"cutoff must be in \(0, 1\], got 2.0"),
-    (lambda: Inpainting((1, 8, 8), 2).forward(torch.rand(1, 3, 8, 8)), r"\[B, 1, 8, 8\] .* got \[1, 3, 8, 8\]")])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Inpainting((1, 8, 6), 6), r"block must be in \[1, 5\] pixels for images of 8 x 6, got 6"),
+        (lambda: Inpainting((1, 8, 6), 0), "block must be in"),
+        (lambda: MissingPixels((1, 8, 8), 1.5), r"ratio must be in \(0, 1\] .* got 1.5"),
+        (lambda: MissingPixels((1, 8, 8), 0.001), "keep at least one of 64 values, got 0.001"),
+        (lambda: CompressiveSensing((1, 8, 8), 0.0), r"ratio must be in \(0, 1\]"),
+        (
+            lambda: SuperResolution((1, 8, 8), 3),
+            "factor must be at least 1 and divide the sides of images of 8 x 8, got 3",
+        ),
+        (lambda: SuperResolution((1, 8, 8), 16), "factor must be"),
+        (lambda: SuperResolution((1, 8, 8), 0), "factor must be"),
+        (lambda: Deblurring((1, 8, 8), 0.0), "blur must be a deviation above 0 pixels, got 0.0"),
+        (lambda: Deblurring((1, 8, 8), 1.0, cutoff=2.0), r"cutoff must be in \(0, 1\], got 2.0"),
+        (lambda: Inpainting((1, 8, 8), 2).forward(torch.rand(1, 3, 8, 8)), r"\[B, 1, 8, 8\] .* got \[1, 3, 8, 8\]"),
+    ],
+)
 def test_bad_options(make, message):
     with pytest.raises(ValueError, match=message):
         make()

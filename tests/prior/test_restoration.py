@@ -1,4 +1,5 @@
 """Restoration, on priors whose posterior is known."""
+
 import pytest
 import torch
 
@@ -8,8 +9,13 @@ from cdn.prior.residual import root_mean_square
 from cdn.prior.restoration import constrained, restore
 
 NOISE, SHAPE = cdn.Noise(2), (1, 8, 8)
-OPERATORS = [Inpainting(SHAPE, 4), MissingPixels(SHAPE, 0.5), SuperResolution(SHAPE, 2), Deblurring(SHAPE, 0.8),
-             CompressiveSensing(SHAPE, 0.5)]
+OPERATORS = [
+    Inpainting(SHAPE, 4),
+    MissingPixels(SHAPE, 0.5),
+    SuperResolution(SHAPE, 2),
+    Deblurring(SHAPE, 0.8),
+    CompressiveSensing(SHAPE, 0.5),
+]
 names = lambda operator: type(operator).__name__
 
 

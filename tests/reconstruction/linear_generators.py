@@ -1,4 +1,5 @@
 """Generators about which everything is known: images that are linear in the latent."""
+
 import math
 
 import torch

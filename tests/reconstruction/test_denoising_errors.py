@@ -1,4 +1,5 @@
 """Class-conditional denoising errors: the likelihoods that they integrate to where these are known."""
+
 import math
 
 import pytest
@@ -7,8 +8,14 @@ import torch
 import cdn
 from cdn.density import class_scores
 from cdn.quadrature import level_nodes
-from cdn.reconstruction.denoising import (DenoisingErrorClassifier, denoise_by_class, denoising_errors, integrate,
-                                          likelihood_weight, noisy_copies)
+from cdn.reconstruction.denoising import (
+    DenoisingErrorClassifier,
+    denoise_by_class,
+    denoising_errors,
+    integrate,
+    likelihood_weight,
+    noisy_copies,
+)
 
 CLASSES, SHAPE = 3, (1, 1, 2)
 D = math.prod(SHAPE)
@@ -23,7 +30,7 @@ class Mixture:
         self.variance = variance
 
     def joint(self, y, sigma):
-        """log p(y, component | class), [classes, B, components]."""
+        """Log p(y, component | class), [classes, B, components]."""
         square = (y.flatten(1)[:, None] - self.means[:, None]).square().sum(3)
         variance = self.variance + sigma**2
         return self.weights[:, None].log() - square / (2 * variance) - D / 2 * math.log(2 * math.pi * variance)
@@ -54,8 +61,9 @@ def test_for_gaussian_classes_the_logits_are_log_likelihoods_whatever_the_noise(
 
     x = torch.rand(4, *SHAPE, dtype=torch.float64)
     logits = -measured(denoisers, x, cdn.NoiseLevels(low=1e-6, high=1e6), nodes=120, noise=cdn.Noise(5, 100))
-    exact = torch.stack([torch.distributions.MultivariateNormal(mean[0], covariance).log_prob(x.flatten(1))
-                         for mean in means], 1)
+    exact = torch.stack(
+        [torch.distributions.MultivariateNormal(mean[0], covariance).log_prob(x.flatten(1)) for mean in means], 1
+    )
     torch.testing.assert_close(logits.log_softmax(1), exact.log_softmax(1), rtol=1e-6, atol=1e-6)
 
 
@@ -126,12 +134,19 @@ def test_temperature_and_weight():
     assert not torch.allclose(logits(weight=lambda sigma: 1.0), logits())
 
 
-@pytest.mark.parametrize("make, sentence", [
-    (lambda: DenoisingErrorClassifier(cdn.ResNet(3, 1, width=8)), "denoises given a class, got a ResNet"),
-    (lambda: DenoisingErrorClassifier(cdn.DirectDenoiser(1, width=8)), "denoises given a class, got a DirectDenoiser"),
-    (lambda: DenoisingErrorClassifier(small_model(), nodes=0), "nodes must be at least 1, got 0"),
-    (lambda: DenoisingErrorClassifier(small_model(), draws=0), "draws must be at least 1, got 0"),
-    (lambda: DenoisingErrorClassifier(small_model(), temperature=0.0), "temperature must be a number above 0")])
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: DenoisingErrorClassifier(cdn.ResNet(3, 1, width=8)), "denoises given a class, got a ResNet"),
+        (
+            lambda: DenoisingErrorClassifier(cdn.DirectDenoiser(1, width=8)),
+            "denoises given a class, got a DirectDenoiser",
+        ),
+        (lambda: DenoisingErrorClassifier(small_model(), nodes=0), "nodes must be at least 1, got 0"),
+        (lambda: DenoisingErrorClassifier(small_model(), draws=0), "draws must be at least 1, got 0"),
+        (lambda: DenoisingErrorClassifier(small_model(), temperature=0.0), "temperature must be a number above 0"),
+    ],
+)
 def test_bad_input_gets_a_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -1,4 +1,5 @@
 """The bound that is maximized is the evidence bound, and each image trains the generator of its class alone."""
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence

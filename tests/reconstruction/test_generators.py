@@ -1,4 +1,5 @@
 """All classes in one pass, and generators that survive the disk."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,16 +74,25 @@ def test_files_that_hold_none(tmp_path):
         load_generators(tmp_path / "other")
     save_generators(tmp_path / "whole", ClassGenerators(2, (1, 8, 8), width=4))
     with safe_open(tmp_path / "whole", "pt") as file:
-        save_file({name: file.get_tensor(name)[:1] for name in file.keys() if name != "log_sigma"}, tmp_path / "half",
-                  file.metadata())
+        save_file(
+            {name: file.get_tensor(name)[:1] for name in file.keys() if name != "log_sigma"},  # noqa: SIM118 - the file itself is no iterable
+            tmp_path / "half",
+            file.metadata(),
+        )
     with pytest.raises(CheckpointError, match="half does not fit the model it names: .*size mismatch"):
         load_generators(tmp_path / "half")
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (dict(latents=0), "latents: expected at least 1, got 0"), (dict(width=-1), "width: expected at least 1, got -1"),
-    (dict(classes=0), "classes: expected at least 1"), (dict(shape=(1, 0, 8)), "shape: expected at least 1, got 0"),
-    (dict(sigma=0.0), "sigma: expected a number above 0, or None to learn it, got 0.0")])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(latents=0), "latents: expected at least 1, got 0"),
+        (dict(width=-1), "width: expected at least 1, got -1"),
+        (dict(classes=0), "classes: expected at least 1"),
+        (dict(shape=(1, 0, 8)), "shape: expected at least 1, got 0"),
+        (dict(sigma=0.0), "sigma: expected a number above 0, or None to learn it, got 0.0"),
+    ],
+)
 def test_bad_sizes_get_a_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         ClassGenerators(**dict(classes=2, shape=(1, 8, 8)) | options)

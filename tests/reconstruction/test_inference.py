@@ -1,9 +1,10 @@
 """The search for the best latents: closed forms where there are any, and what it leaves as it was."""
+
 import pytest
 import torch
-from linear_generators import LinearGenerators, random_generators
 
 from cdn.reconstruction import ClassGenerators, infer, pixel_distance
+from tests.reconstruction.linear_generators import LinearGenerators, random_generators
 
 
 def test_it_finds_the_optimum_of_linear_generators():
@@ -120,10 +121,14 @@ def test_pixel_distance():
     torch.testing.assert_close(distance[1, 2, 3], 2 * (x[1] - r[1, 2, 3]).square().sum())
 
 
-@pytest.mark.parametrize("options, sentence", [
-    (dict(steps=-1), "steps: expected at least 0, got -1"),
-    (dict(starts=0), "starts: expected the encoder and at most 64 draws, so 1 to 65, got 0"),
-    (dict(starts=3, draws=1), "so 1 to 2, got 3")])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(steps=-1), "steps: expected at least 0, got -1"),
+        (dict(starts=0), "starts: expected the encoder and at most 64 draws, so 1 to 65, got 0"),
+        (dict(starts=3, draws=1), "so 1 to 2, got 3"),
+    ],
+)
 def test_bad_options_get_a_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         infer(random_generators(), torch.rand(1, 2, 2, 3), **options)

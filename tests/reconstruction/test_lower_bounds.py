@@ -1,13 +1,14 @@
 """Lower bounds against brute force where inference is exact, and the attack that is made for these classifiers."""
+
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from linear_generators import LinearGenerators, exact, random_generators
 
 from cdn.reconstruction import ReconstructionClassifier, latent_descent, lower_bounds
 from cdn.robustness import Ball, attack, distance
+from tests.reconstruction.linear_generators import LinearGenerators, exact, random_generators
 
 
 def plane(seed, classes=3):

@@ -1,12 +1,13 @@
 """Latents made standard, searches with a density of any strength, and judges: against linear generators."""
+
 import pytest
 import torch
-from linear_generators import LinearGenerators, random_generators
 
 import cdn
 from cdn.analysis.detection import TYPICALITY, gather, rate
 from cdn.reconstruction import infer
 from cdn.reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
+from tests.reconstruction.linear_generators import LinearGenerators, random_generators
 
 SHAPE = (2, 2, 3)
 
@@ -81,8 +82,10 @@ def test_the_arbiter_rates_as_detection_does():
     model = cdn.gradresnet_small(3, 2, width=8).double()
     x, reference = torch.rand(5, 2, 6, 6).double(), torch.rand(7, 2, 6, 6).double()
     keys = cdn.Noise(1), cdn.Noise(2)
-    noisy = [gather(model, images + 0.1 * cdn.distance.ops.standard_normal(images.shape, key, torch.float64))
-             for images, key in zip((x, reference), keys)]
+    noisy = [
+        gather(model, images + 0.1 * cdn.distance.ops.standard_normal(images.shape, key, torch.float64))
+        for images, key in zip((x, reference), keys)
+    ]
     arbiter = Arbiter(model, reference, 0.1, keys[1], batch_size=3)
     torch.testing.assert_close(arbiter(x, keys[0]), rate(*noisy)[TYPICALITY])
 

@@ -1,11 +1,12 @@
 """The classifier: its gradient is that of the optimum, attacks work on it, and its probabilities doubt the unknown."""
+
 import pytest
 import torch
 import torch.nn.functional as F
-from linear_generators import LinearGenerators, random_generators
 
 from cdn.reconstruction import ClassGenerators, ReconstructionClassifier
 from cdn.robustness import Ball, attack
+from tests.reconstruction.linear_generators import LinearGenerators, random_generators
 
 
 def numeric_gradient(function, x, step=1e-3):
@@ -58,8 +59,10 @@ def test_attacks_find_what_is_there_and_nothing_nearer():
     generators = LinearGenerators(torch.zeros(2, 12, 1).double(), centres, (1, 3, 4), 0.1)
     classifier = ReconstructionClassifier(generators, steps=2)
     x, labels = centres.view(2, 1, 3, 4), torch.arange(2)
-    far, near = (attack(classifier, x, labels, Ball("l2", radius), steps=10).found
-                 for radius in (1.02 * 0.2 * 12**0.5, 0.98 * 0.2 * 12**0.5))
+    far, near = (
+        attack(classifier, x, labels, Ball("l2", radius), steps=10).found
+        for radius in (1.02 * 0.2 * 12**0.5, 0.98 * 0.2 * 12**0.5)
+    )
     assert far.all() and not near.any()
 
 
@@ -84,8 +87,11 @@ def test_calibration_reaches_the_least_cross_entropy():
     classifier = ReconstructionClassifier(generators, steps=20)
     loss = classifier.calibrate(x, labels)
     bound = classifier.infer(x).bound
-    tried = [F.nll_loss(torch.logaddexp(scale * bound, torch.tensor(eta).double()).log_softmax(1), labels)
-             for scale in torch.logspace(-4, 1, 60) for eta in torch.linspace(-60, 5, 60).tolist()]
+    tried = [
+        F.nll_loss(torch.logaddexp(scale * bound, torch.tensor(eta).double()).log_softmax(1), labels)
+        for scale in torch.logspace(-4, 1, 60)
+        for eta in torch.linspace(-60, 5, 60).tolist()
+    ]
     assert loss < float(min(tried)) + 1e-3
     torch.testing.assert_close(F.nll_loss(classifier.posterior(x).log(), labels).item(), loss, atol=1e-5, rtol=0)
     assert classifier.state_dict().keys() >= {"scale", "log_eta"}

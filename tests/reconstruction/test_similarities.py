@@ -1,15 +1,14 @@
 """Similarities of images: what they are by definition, and what they have in common."""
+
 import math
 
 import pytest
 import torch
 
-from linear_generators import random_generators
-
 import cdn
-
 from cdn.reconstruction import infer, pixel_distance
 from cdn.reconstruction.similarities import Structural, features, in_nats, information, nearest_class, pixels
+from tests.reconstruction.linear_generators import random_generators
 
 NAMES = ("pixels", "SSIM", "features of a CDN", "features of a ResNet", "information")
 
@@ -25,8 +24,18 @@ def resnet():
 
 
 def build(name):
-    return dict(zip(NAMES, (pixels, Structural, lambda: features(model()), lambda: features(resnet()),
-                            lambda: information(model(), nodes=2))))[name]()
+    return dict(
+        zip(
+            NAMES,
+            (
+                pixels,
+                Structural,
+                lambda: features(model()),
+                lambda: features(resnet()),
+                lambda: information(model(), nodes=2),
+            ),
+        )
+    )[name]()
 
 
 def images(count=4):
@@ -66,10 +75,11 @@ def test_they_have_gradients(name):
 
 def test_pixels_and_structure_are_their_formulas():
     a, b = images(), images()
-    torch.testing.assert_close(pixels()(a, b), ((a - b)**2).sum((1, 2, 3)))
+    torch.testing.assert_close(pixels()(a, b), ((a - b) ** 2).sum((1, 2, 3)))
     constant = torch.full((1, 1, 12, 12), 0.3)
-    torch.testing.assert_close(Structural()(constant, 2 * constant),
-                               1 - torch.tensor([(2 * 0.18 + 1e-4) / (0.45 + 1e-4)]).double())
+    torch.testing.assert_close(
+        Structural()(constant, 2 * constant), 1 - torch.tensor([(2 * 0.18 + 1e-4) / (0.45 + 1e-4)]).double()
+    )
 
 
 def test_features_are_compared_by_direction():
@@ -95,8 +105,10 @@ def test_information_is_the_distance_of_single_images():
     network, a, b = model(), images(3), images(3)
     levels, key = cdn.NoiseLevels(low=0.1, high=0.7), cdn.Noise(4, 20)
     found = information(network, levels, nodes=3, draws=2, noise=key)(a, b)
-    one_by_one = [cdn.similarity(network, a[i:i + 1], b[i:i + 1], levels=levels, nodes=3, draws=2, noise=key)
-                  for i in range(3)]
+    one_by_one = [
+        cdn.similarity(network, a[i : i + 1], b[i : i + 1], levels=levels, nodes=3, draws=2, noise=key)
+        for i in range(3)
+    ]
     torch.testing.assert_close(found, torch.cat(one_by_one).square())
 
 

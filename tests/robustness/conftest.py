@@ -1,4 +1,5 @@
 """Classifiers about which everything is known."""
+
 import pytest
 import torch
 from torch import nn

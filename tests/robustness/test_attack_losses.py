@@ -1,4 +1,5 @@
 """The losses that attacks climb."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,10 +48,12 @@ def test_dlr_by_hand():
 def test_dlr_forgets_shift_and_scale(targets):
     z = logits()
     changed = 0.01 * z + torch.tensor([[1e3], [-50.0], [0.0], [7.0]])
-    torch.testing.assert_close(difference_of_logits_ratio(changed, LABELS, targets),
-                               difference_of_logits_ratio(z, LABELS, targets))
-    assert not torch.allclose(difference_of_logits_ratio(-z, LABELS, targets),
-                              difference_of_logits_ratio(z, LABELS, targets))
+    torch.testing.assert_close(
+        difference_of_logits_ratio(changed, LABELS, targets), difference_of_logits_ratio(z, LABELS, targets)
+    )
+    assert not torch.allclose(
+        difference_of_logits_ratio(-z, LABELS, targets), difference_of_logits_ratio(z, LABELS, targets)
+    )
 
 
 def test_dlr_needs_classes_to_compare():

@@ -1,4 +1,5 @@
 """The attacks, on classifiers whose nearest adversarial images are known."""
+
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def test_adversarial_images_stay_in_the_ball_and_in_the_box(name, norm, targeted
     targets = (labels + 1) % 6 if targeted else None
     found, images = attack(model, x, labels, Ball(norm, radius), name, steps=10, targets=targets)
     assert distance(norm, x, images).max() <= radius * (1 + 1e-6) + 2e-7
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
     assert 0 < found.sum() < 50
     reached = model(images).argmax(1)
     assert torch.equal(found, reached == targets if targeted else reached != labels)
@@ -81,8 +82,9 @@ def test_targets_are_reached(name, norm, sixths, greys):
     labels = sixths(greys).argmax(1)
     for shift in range(1, 6):
         targets = (labels + shift) % 6
-        found, images = attack(sixths, greys, labels, Ball(norm, dict(linf=0.4, l2=1.9)[norm]), name, steps=50,
-                               targets=targets)
+        found, images = attack(
+            sixths, greys, labels, Ball(norm, dict(linf=0.4, l2=1.9)[norm]), name, steps=50, targets=targets
+        )
         assert torch.equal(found, sixths(images).argmax(1) == targets)
         assert found.double().mean() >= (0.6 if name == "random-search" else 0.95)
 
@@ -128,8 +130,13 @@ def test_automatic_steps_close_in_on_a_peak_inside_the_ball(norm):
     peak = x + 0.3 * ball.amplitude(x) * torch.randn_like(x).clamp(-2, 2)
 
     def below(search):
-        pursuit = Pursuit(lambda y: torch.stack([0 * y, -curvature * (y - peak).square()], 1).sum((2, 3, 4)), x,
-                          torch.zeros(20, dtype=torch.int64), margin, stop=False)
+        pursuit = Pursuit(
+            lambda y: torch.stack([0 * y, -curvature * (y - peak).square()], 1).sum((2, 3, 4)),
+            x,
+            torch.zeros(20, dtype=torch.int64),
+            margin,
+            stop=False,
+        )
         search(pursuit, x, ball, 100, torch.Generator().manual_seed(0))
         return -pursuit.best_loss
 
@@ -149,15 +156,21 @@ def test_a_model_that_gives_nan_is_not_called_robust(greys):
         attack(lambda y: y.flatten(1)[:, :3] / 0 - torch.inf, greys, labels, Ball("l2", 0.1), "pgd")
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(name="fgsm"), "attack: expected one of pgd, apgd-ce, .*got 'fgsm'"),
-    (dict(steps=0), "steps: expected at least 1, got 0"),
-    (dict(x=torch.full((2, 1, 3, 3), 1.5)), r"x: expected .* images .* in \[0, 1\], got .* in \[1.5, 1.5\]"),
-    (dict(x=torch.zeros(2, 1, 3, 3, dtype=torch.uint8)), "x: expected floating-point images"),
-    (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels: expected one int64 class per image, \[2\], got"),
-    (dict(targets=torch.zeros(2)), "targets: expected one int64 class per image")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(name="fgsm"), "attack: expected one of pgd, apgd-ce, .*got 'fgsm'"),
+        (dict(steps=0), "steps: expected at least 1, got 0"),
+        (dict(x=torch.full((2, 1, 3, 3), 1.5)), r"x: expected .* images .* in \[0, 1\], got .* in \[1.5, 1.5\]"),
+        (dict(x=torch.zeros(2, 1, 3, 3, dtype=torch.uint8)), "x: expected floating-point images"),
+        (dict(labels=torch.zeros(3, dtype=torch.int64)), r"labels: expected one int64 class per image, \[2\], got"),
+        (dict(targets=torch.zeros(2)), "targets: expected one int64 class per image"),
+    ],
+)
 def test_refusals(change, message):
-    arguments = dict(model=None, x=torch.zeros(2, 1, 3, 3), labels=torch.zeros(2, dtype=torch.int64),
-                     ball=Ball("l2", 0.1)) | change
+    arguments = (
+        dict(model=None, x=torch.zeros(2, 1, 3, 3), labels=torch.zeros(2, dtype=torch.int64), ball=Ball("l2", 0.1))
+        | change
+    )
     with pytest.raises(ValueError, match=message):
         attack(**arguments)

@@ -1,4 +1,5 @@
 """The sets that attacks search."""
+
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_projections_lie_in_the_ball_and_in_the_box(norm):
     x, ball = images(), Ball(norm, RADIUS)
     y = ball.project(x, x + torch.randn_like(x))
     assert distance(norm, x, y).max() <= RADIUS * (1 + 1e-6) + ROUNDING
-    assert 0 <= y.min() and y.max() <= 1
+    assert y.min() >= 0 and y.max() <= 1
     assert distance(norm, x, y).max() > 0.5 * RADIUS
     torch.testing.assert_close(ball.project(x, y), y)
 

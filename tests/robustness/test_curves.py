@@ -1,12 +1,14 @@
 """Curves of robust accuracy."""
+
 import pytest
 import torch
 
 from cdn.robustness import NORMS, distance, sweep
 
 
-@pytest.mark.parametrize("norm, dual, radii", [("linf", 1, [0.002, 0.004, 0.008, 0.016, 0.032]),
-                                               ("l2", 2, [0.01, 0.02, 0.04, 0.08, 0.16])])
+@pytest.mark.parametrize(
+    "norm, dual, radii", [("linf", 1, [0.002, 0.004, 0.008, 0.016, 0.032]), ("l2", 2, [0.01, 0.02, 0.04, 0.08, 0.16])]
+)
 def test_every_image_breaks_at_the_first_radius_beyond_its_distance(norm, dual, radii, halves, greys):
     labels = halves(greys).argmax(1)
     labels[:3] = 1 - labels[:3]
@@ -59,13 +61,17 @@ def test_only_the_right_ones_are_attacked(sixths, greys):
     assert result.clean_accuracy == 0 and result.robust_accuracy == [0.0] and torch.equal(result.images, greys)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(radii=[0.1, -0.2]), r"radii: expected numbers above 0, got \[-0.2, 0.1\]"),
-    (dict(radii=[]), r"radii: expected numbers above 0, got \[\]"),
-    (dict(names=["pgd", "cw"]), "attack: expected one of .*got 'cw'"),
-    (dict(norm="l0"), "norm: expected one of linf, l2, got 'l0'"),
-    (dict(restarts=0), "restarts: expected at least 1, got 0"),
-    (dict(targeted=6), "targeted: expected 0 to 5 of the wrong classes, got 6")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(radii=[0.1, -0.2]), r"radii: expected numbers above 0, got \[-0.2, 0.1\]"),
+        (dict(radii=[]), r"radii: expected numbers above 0, got \[\]"),
+        (dict(names=["pgd", "cw"]), "attack: expected one of .*got 'cw'"),
+        (dict(norm="l0"), "norm: expected one of linf, l2, got 'l0'"),
+        (dict(restarts=0), "restarts: expected at least 1, got 0"),
+        (dict(targeted=6), "targeted: expected 0 to 5 of the wrong classes, got 6"),
+    ],
+)
 def test_refusals_of_a_sweep(change, message, sixths, greys):
     with pytest.raises(ValueError, match=message):
         sweep(**(dict(model=sixths, x=greys, labels=sixths(greys).argmax(1), norm="l2", radii=[0.1]) | change))

@@ -1,12 +1,18 @@
 """Signs of gradient masking, on models that mask and models that do not."""
+
 import pytest
 import torch
 
 from cdn.robustness import NORMS, masking_checks
 
 RADIUS = dict(linf=0.006, l2=0.03)
-CHECKS = ["no gradient is zero", "the loss rises with steps", "more restarts leave no more images",
-          "gradients find at least what queries find", "nothing withstands an unbounded attack"]
+CHECKS = [
+    "no gradient is zero",
+    "the loss rises with steps",
+    "more restarts leave no more images",
+    "gradients find at least what queries find",
+    "nothing withstands an unbounded attack",
+]
 
 
 def checks(model, x, norm, labels=None):

@@ -1,4 +1,5 @@
 """Training with the fused kernels against training on the reference, from the same seed."""
+
 import pytest
 import torch
 

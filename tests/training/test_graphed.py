@@ -1,4 +1,5 @@
 """Steps that never wait for the device, and their recording, as far as both can be seen without a GPU."""
+
 import contextlib
 
 import pytest
@@ -17,8 +18,19 @@ from cdn_kernels.phases import watch
 CPU, META = torch.device("cpu"), torch.device("meta")
 ATEN = torch.ops.aten
 # What makes the host wait until a GPU knows a value or a shape.
-WAITS = {ATEN._local_scalar_dense, ATEN.item, ATEN.is_nonzero, ATEN.nonzero, ATEN.masked_select, ATEN.equal,
-         ATEN._unique2, ATEN.unique_dim, ATEN.unique_consecutive, ATEN.bincount, ATEN.repeat_interleave}
+WAITS = {
+    ATEN._local_scalar_dense,
+    ATEN.item,
+    ATEN.is_nonzero,
+    ATEN.nonzero,
+    ATEN.masked_select,
+    ATEN.equal,
+    ATEN._unique2,
+    ATEN.unique_dim,
+    ATEN.unique_consecutive,
+    ATEN.bincount,
+    ATEN.repeat_interleave,
+}
 INDEXED = {ATEN.index, ATEN.index_put, ATEN.index_put_}  # likewise, with masks
 # What copies values of the host into a tensor.
 COPIES = {torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.pin_memory}
@@ -34,7 +46,7 @@ class OnTheDevice(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors[1:])
-        if func.overloadpacket in WAITS or func.overloadpacket in INDEXED and masks:
+        if func.overloadpacket in WAITS or (func.overloadpacket in INDEXED and masks):
             raise Refused(f"{func} waits for the device")
         result = func(*args, **(kwargs or {}))
         tensors += [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
@@ -107,9 +119,19 @@ def test_a_step_stays_on_its_device(digits, options, monkeypatch):
     assert scalars["loss"].device == META
 
 
-@pytest.mark.parametrize("broken", [
-    lambda x: float(x.sum()), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: torch.tensor(1.0) + x,
-    lambda x: bool((x > 0).any()), lambda x: x.sum().item(), lambda x: x.to("meta"), lambda x: torch.as_tensor(0.5)])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x: float(x.sum()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor(1.0) + x,
+        lambda x: bool((x > 0).any()),
+        lambda x: x.sum().item(),
+        lambda x: x.to("meta"),
+        lambda x: torch.as_tensor(0.5),
+    ],
+)
 def test_what_waits_is_seen(broken):
     with pytest.raises(Refused), nothing_refused():
         broken(torch.ones(3))
@@ -156,8 +178,11 @@ def record(function, stream):
     return replay
 
 
-@pytest.mark.parametrize("options", [SETTINGS["fused bf16 muon"], SETTINGS["moving lambda"], SETTINGS["resnet"]],
-                         ids=["muon", "adamw", "resnet"])
+@pytest.mark.parametrize(
+    "options",
+    [SETTINGS["fused bf16 muon"], SETTINGS["moving lambda"], SETTINGS["resnet"]],
+    ids=["muon", "adamw", "resnet"],
+)
 def test_replayed_steps_are_those_of_the_function(digits, options):
     """All that changes from step to step comes from tensors: batch, noise, learning rate, lambda, and the average."""
     plain, recorded = trainer(digits, **options), trainer(digits, **options)
@@ -220,5 +245,5 @@ def test_what_cannot_be_recorded_runs_and_says_so_once():
     said, count = [], Counter()
     graphed = Graphed(count, CPU, say=said.append, record=record)
     assert [graphed() for _ in range(WARM_UP + 3)] == list(range(1, WARM_UP + 4))
-    assert said == ["steps run without a CUDA graph, because recording one failed: ValueError: operation not permitted "
-                    "when stream is capturing"]
+    sentence = "steps run without a CUDA graph, because recording one failed: ValueError: "
+    assert said == [sentence + "operation not permitted when stream is capturing"]

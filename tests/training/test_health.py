@@ -1,4 +1,5 @@
 """Steps with non-finite values: skipped, counted, and blamed on the right term."""
+
 import pytest
 import torch
 
@@ -42,11 +43,15 @@ def test_a_non_finite_image_changes_nothing(trainer):
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(trainer)))
 
 
-@pytest.mark.parametrize("parts, norm, term", [
-    (dict(classification="nan", denoising="1"), "nan", "classification"),
-    (dict(classification="1", denoising="inf"), "nan", "denoising"),
-    (dict(classification="1", denoising="1"), "inf", "gradient"),
-    (dict(denoising="1"), "nan", "gradient")])
+@pytest.mark.parametrize(
+    "parts, norm, term",
+    [
+        (dict(classification="nan", denoising="1"), "nan", "classification"),
+        (dict(classification="1", denoising="inf"), "nan", "denoising"),
+        (dict(classification="1", denoising="1"), "inf", "gradient"),
+        (dict(denoising="1"), "nan", "gradient"),
+    ],
+)
 def test_repeated_failures_stop_and_name_the_term(parts, norm, term):
     health = Health("cpu", patience=3)
     parts = {name: torch.tensor(float(value)) for name, value in parts.items()}

@@ -1,4 +1,5 @@
 """The joint energy model: its chains, its loss, and its runs."""
+
 import copy
 import json
 
@@ -17,8 +18,24 @@ from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.backends import cpu
 
-TINY = ["--objective", "jem", "--width", "8", "--steps", "6", "--batch-size", "16", "--jem-steps", "3",
-        "--jem-buffer", "40", "--evaluations", "1", "--device", "cpu"]
+TINY = [
+    "--objective",
+    "jem",
+    "--width",
+    "8",
+    "--steps",
+    "6",
+    "--batch-size",
+    "16",
+    "--jem-steps",
+    "3",
+    "--jem-buffer",
+    "40",
+    "--evaluations",
+    "1",
+    "--device",
+    "cpu",
+]
 DEVICE = torch.device("cpu")
 IMAGES = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -32,18 +49,28 @@ def trainer():
 # The chain: for log p(y) = -|y - m|^2 / (2 v) a step is y <- (1 - a/v) (y - m) + m + s eps, so that in the limit
 # E y = m and var y = s^2 / (1 - (1 - a/v)^2).
 
-@pytest.mark.parametrize("step_size, deviation", [(0.02, 0.2), (0.3, 0.6**0.5), (0.1, 0.05)],
-                         ids=["matched, small", "matched, large", "little noise"])
+
+@pytest.mark.parametrize(
+    "step_size, deviation",
+    [(0.02, 0.2), (0.3, 0.6**0.5), (0.1, 0.05)],
+    ids=["matched, small", "matched, large", "little noise"],
+)
 def test_chains_reach_the_distribution_of_a_gaussian(step_size, deviation):
     mean, variance = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), 0.5
     y = torch.rand(40_000, 3, dtype=torch.float64)
-    y = langevin(lambda y: -(y - mean).square().sum(1) / (2 * variance), y, Noise(3), steps=200, step_size=step_size,
-                 deviation=deviation)
-    limit = deviation**2 / (1 - (1 - step_size / variance)**2)
+    y = langevin(
+        lambda y: -(y - mean).square().sum(1) / (2 * variance),
+        y,
+        Noise(3),
+        steps=200,
+        step_size=step_size,
+        deviation=deviation,
+    )
+    limit = deviation**2 / (1 - (1 - step_size / variance) ** 2)
     if deviation**2 == pytest.approx(2 * step_size):  # matched: off by the size of the step only
         assert limit == pytest.approx(variance / (1 - step_size / (2 * variance)))
-    torch.testing.assert_close(y.mean(0), mean, rtol=0, atol=5 * (limit / 40_000)**0.5)
-    torch.testing.assert_close(y.var(0), torch.full_like(mean, limit), rtol=5 * (2 / 40_000)**0.5, atol=0)
+    torch.testing.assert_close(y.mean(0), mean, rtol=0, atol=5 * (limit / 40_000) ** 0.5)
+    torch.testing.assert_close(y.var(0), torch.full_like(mean, limit), rtol=5 * (2 / 40_000) ** 0.5, atol=0)
 
 
 def test_a_chain_is_its_steps_one_by_one():
@@ -68,7 +95,8 @@ def test_the_gradient_is_the_contrastive_one():
     loss, parts = contrastive_loss(model, y, labels, samples)
     gradient = torch.autograd.grad(loss, parameters)
     average = lambda images: torch.autograd.grad(
-        sum(torch.logsumexp(model(image[None]), 1).sum() for image in images) / len(images), parameters)
+        sum(torch.logsumexp(model(image[None]), 1).sum() for image in images) / len(images), parameters
+    )
     posterior = torch.autograd.grad(F.nll_loss(F.log_softmax(model(y), 1), labels), parameters)
     for mine, discriminative, above, below in zip(gradient, posterior, average(samples), average(y)):
         torch.testing.assert_close(mine, discriminative + above - below, rtol=1e-9, atol=1e-12)
@@ -77,13 +105,14 @@ def test_the_gradient_is_the_contrastive_one():
 
 def test_lengths_are_those_of_the_paper():
     """In images u = 2 x - 1 a step is u <- u + a grad_u log p + s eps, and training images get their own noise."""
-    settings = Settings(objective="jem", batch_size=4, jem_steps=1, jem_step_size=0.7, jem_noise=0.2, jem_buffer=4,
-                        jem_restart=0.0)
+    settings = Settings(
+        objective="jem", batch_size=4, jem_steps=1, jem_step_size=0.7, jem_noise=0.2, jem_buffer=4, jem_restart=0.0
+    )
     model = cdn.gradresnet_small(10, 1, width=8, head="linear")
     chains = JointEnergy(settings, IMAGES, 100, DEVICE)
     start = 2 * chains.chains - 1
     u = start.clone().requires_grad_()
-    score, = torch.autograd.grad(model((u + 1) / 2).logsumexp(1).sum(), u)
+    (score,) = torch.autograd.grad(model((u + 1) / 2).logsumexp(1).sum(), u)
     arrived = 2 * chains.sample(model, 4, step=5) - 1
     moved = arrived - (start + 0.7 * score)[match(start + 0.7 * score, arrived)]
     torch.testing.assert_close(moved, 0.2 * standard_normal(moved.shape, Noise(0, CHAINS + 5)), rtol=1e-4, atol=1e-5)
@@ -110,7 +139,7 @@ def test_chains_go_on_where_they_were_or_start_afresh():
 
 def test_chains_start_with_the_moments_of_images():
     """To five standard errors of their estimates from Gaussian draws; of other shapes too, with any mean."""
-    images = torch.rand(7, 2, 3, 1, generator=torch.Generator().manual_seed(5))**2
+    images = torch.rand(7, 2, 3, 1, generator=torch.Generator().manual_seed(5)) ** 2
     draws = Gaussian(images).draw(40_000, torch.Generator().manual_seed(1))
     assert draws.shape == (40_000, 2, 3, 1)
     rows, drawn = images.flatten(1).double(), draws.flatten(1).double()
@@ -202,11 +231,18 @@ def test_chains_that_blow_up_stop_the_run_and_start_afresh(trainer):
         trainer.health.check()
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--model", "denoiser-small"], "a denoiser-small can only be trained with --objective denoising, got 'jem'"),
-    (["--model", "resnet-small"], "a resnet-small can only be trained with --objective classification, got 'jem'"),
-    (["--head", "log-energy"], "a joint energy model needs --head linear: .*, got 'log-energy'"),
-    (["--jem-start", "uniform", "--jem-buffer", "8"], "jem_buffer: a batch of 16 images needs as many chains, got 8")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "denoiser-small"], "a denoiser-small can only be trained with --objective denoising, got 'jem'"),
+        (["--model", "resnet-small"], "a resnet-small can only be trained with --objective classification, got 'jem'"),
+        (["--head", "log-energy"], "a joint energy model needs --head linear: .*, got 'log-energy'"),
+        (
+            ["--jem-start", "uniform", "--jem-buffer", "8"],
+            "jem_buffer: a batch of 16 images needs as many chains, got 8",
+        ),
+    ],
+)
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
         train.main([*TINY, *options, "--out", str(tmp_path / "run")])

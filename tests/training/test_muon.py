@@ -1,4 +1,5 @@
 """Muon against torch's own, which takes matrices only, and its division of labour with AdamW."""
+
 import pytest
 import torch
 

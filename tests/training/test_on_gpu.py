@@ -1,4 +1,5 @@
 """Training steps on a GPU: none waits for the device, and a CUDA graph replays what the steps would have done."""
+
 import pytest
 import torch
 
@@ -15,15 +16,26 @@ CUDA = torch.device("cuda")
 REASON = can_use_triton(CUDA, torch.float32)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 STEPS = WARM_UP + 5
-KINDS = {"adamw": {}, "muon bf16": dict(optimizer="muon", precision="bf16", clean_share=0.5),
-         "moving lambda": dict(final_denoising_weight=0.5, flip=True),
-         "classification": dict(objective="classification"),
-         "denoiser": dict(model="denoiser-small"), "resnet": dict(model="resnet-small")}
+KINDS = {
+    "adamw": {},
+    "muon bf16": dict(optimizer="muon", precision="bf16", clean_share=0.5),
+    "moving lambda": dict(final_denoising_weight=0.5, flip=True),
+    "classification": dict(objective="classification"),
+    "denoiser": dict(model="denoiser-small"),
+    "resnet": dict(model="resnet-small"),
+}
 NO_CUDA = can_use_cuda(CUDA, torch.float32)
-kinds = pytest.mark.parametrize("options", [
-    *(pytest.param(options, id=name) for name, options in KINDS.items()),
-    pytest.param(dict(impl="cuda", precision="bf16"), id="cuda",
-                 marks=pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA)))])
+kinds = pytest.mark.parametrize(
+    "options",
+    [
+        *(pytest.param(options, id=name) for name, options in KINDS.items()),
+        pytest.param(
+            dict(impl="cuda", precision="bf16"),
+            id="cuda",
+            marks=pytest.mark.skipif(NO_CUDA is not None, reason=str(NO_CUDA)),
+        ),
+    ],
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 """A run that is killed, interrupted or damaged: what is lost, and what is said."""
+
 import json
 import os
 import signal
@@ -13,14 +14,33 @@ from cdn.errors import CDNError, CheckpointError
 from cdn.store import load, write_atomically
 from cdn.training.checkpoint import PREVIOUS, STATE, load_state, save_state
 
-TINY = ["--width", "8", "--steps", "30", "--batch-size", "16", "--evaluations", "2", "--log-every", "5",
-        "--checkpoint-seconds", "0", "--optimizer", "muon"]  # which brings AdamW with it
+TINY = [
+    "--width",
+    "8",
+    "--steps",
+    "30",
+    "--batch-size",
+    "16",
+    "--evaluations",
+    "2",
+    "--log-every",
+    "5",
+    "--checkpoint-seconds",
+    "0",
+    "--optimizer",
+    "muon",
+]  # which brings AdamW with it
 
 
 def start(*arguments):
     """Start ``python -m cdn.train`` in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "cdn.train", *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "cdn.train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process):
@@ -71,8 +91,12 @@ def test_a_run_leaves_what_it_promises(unbroken):
     for name in ("config.json", "metrics.jsonl", "model.safetensors", "state.pt", "denoising.png", "curves.png"):
         assert (unbroken / name).stat().st_size > 0, name
     last = rows(unbroken, "evaluation")[-1]
-    wanted = {"step", "accuracy", "ece", *(f"{key}_{s}" for key in ("accuracy_sigma", "psnr_noisy", "psnr")
-                                           for s in (15, 25, 50))}
+    wanted = {
+        "step",
+        "accuracy",
+        "ece",
+        *(f"{key}_{s}" for key in ("accuracy_sigma", "psnr_noisy", "psnr") for s in (15, 25, 50)),
+    }
     assert wanted <= set(last) and last["step"] == 30
     assert [r["step"] for r in rows(unbroken, "train")] == [5, 10, 15, 20, 25, 30]
     assert load(unbroken).classes == tuple("0123456789")
@@ -145,9 +169,16 @@ def replace_by_code(path):
     torch.save({"format": "cdn-state-1", "evil": Evil(path.with_name("executed"))}, path)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (truncate, "torn"), (flip_a_byte, "torn"), (replace_by_text, "torn"), (replace_by_foreign, "not a checkpoint"),
-    (replace_by_code, "more than tensors")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (truncate, "torn"),
+        (flip_a_byte, "torn"),
+        (replace_by_text, "torn"),
+        (replace_by_foreign, "not a checkpoint"),
+        (replace_by_code, "more than tensors"),
+    ],
+)
 def test_damaged_states_are_refused(tmp_path, damage, message):
     for step in (1, 2):
         save_state(tmp_path, dict(step=step, model={"w": torch.arange(1000.0)}))

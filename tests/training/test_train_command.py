@@ -1,4 +1,5 @@
 """The training command: options, errors, profile, and what it learns."""
+
 import json
 
 import pytest
@@ -28,13 +29,21 @@ def test_help_names_every_setting(capsys):
         assert f"--{option}" in text
 
 
-@pytest.mark.parametrize("options", [
-    ["--model", "resnet-small"], ["--model", "denoiser-small"], ["--objective", "denoising"],
-    ["--objective", "classification", "--precision", "bf16"], ["--homogeneous"],
-    ["--head", "linear", "--norm", "plain"], ["--head", "quadratic", "--sigma-law", "uniform"],
-    ["--sigma-law", "fixed", "--sigma-high", "0.2", "--clean-share", "0.5"],
-    ["--precision", "bf16", "--lambda", "1", "--final-lambda", "0.1", "--label-smoothing", "0.1", "--clip",
-     "0"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "resnet-small"],
+        ["--model", "denoiser-small"],
+        ["--objective", "denoising"],
+        ["--objective", "classification", "--precision", "bf16"],
+        ["--homogeneous"],
+        ["--head", "linear", "--norm", "plain"],
+        ["--head", "quadratic", "--sigma-law", "uniform"],
+        ["--sigma-law", "fixed", "--sigma-high", "0.2", "--clean-share", "0.5"],
+        ["--precision", "bf16", "--lambda", "1", "--final-lambda", "0.1", "--label-smoothing", "0.1", "--clip", "0"],
+    ],
+    ids=" ".join,
+)
 def test_every_kind_of_run_finishes(tmp_path, options):
     assert run("--out", tmp_path / "run", *options) is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -43,13 +52,20 @@ def test_every_kind_of_run_finishes(tmp_path, options):
     assert (rows[-1]["psnr_50"] is None) == bool({"resnet-small", "classification"} & set(options))
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--model", "resnet-small", "--objective", "joint"], "only be trained with --objective classification"),
-    (["--sigma-low", "2"], "0 < low <= high"), (["--epochs", "3"], "epochs or steps, not both"),
-    (["--data", "cifar10"], "data"), (["--width", "12"], "multiple of 8"),
-    (["--impl", "cpu"], "whose kernels --fused runs: give both"),
-    (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "), (["--resume"], "name the run folder"),
-    (["--device", "tpu:7"], "device 'tpu:7'")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model", "resnet-small", "--objective", "joint"], "only be trained with --objective classification"),
+        (["--sigma-low", "2"], "0 < low <= high"),
+        (["--epochs", "3"], "epochs or steps, not both"),
+        (["--data", "cifar10"], "data"),
+        (["--width", "12"], "multiple of 8"),
+        (["--impl", "cpu"], "whose kernels --fused runs: give both"),
+        (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "),
+        (["--resume"], "name the run folder"),
+        (["--device", "tpu:7"], "device 'tpu:7'"),
+    ],
+)
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     arguments = options if "--resume" in options else ["--out", tmp_path / "run", *options]
     with pytest.raises(CDNError, match=message) as error:

@@ -9,13 +9,14 @@ channels; convolutions are those of torch where our own have not been measured t
 float16 ends at 65504, and what is beyond becomes infinite, as in eager PyTorch: nothing is looked at, for that would
 wait for the device.
 """
+
 import importlib.util
 import os
 
 import torch
 
-from ..driver import why_no_gpu
-from ..interface import TYPES
+from cdn_kernels.backends.driver import why_no_gpu
+from cdn_kernels.backends.interface import TYPES
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it, when the kernels are defined
@@ -37,6 +38,8 @@ def can_use_triton(device, dtype):
         return reason
     properties = torch.cuda.get_device_properties(device)
     if properties.major < LEAST_CAPABILITY:
-        return (f"the GPU must have compute capability {LEAST_CAPABILITY}.0 or higher, got "
-                f"{properties.major}.{properties.minor} ({properties.name})")
+        return (
+            f"the GPU must have compute capability {LEAST_CAPABILITY}.0 or higher, got "
+            f"{properties.major}.{properties.minor} ({properties.name})"
+        )
     return None

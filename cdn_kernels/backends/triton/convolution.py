@@ -1,19 +1,19 @@
 """The three maps of a convolution: how they are cut into programs, and the launches."""
+
 import torch
 import triton
 import triton.language as tl
 
-from ..interface import CONV_INPUT, CONV_WEIGHT
-from . import convolution_maps
-from .convolution_choice import too_large
-from .convolution_tiles import PROGRAMS, SHORTEST_PART, tile_for
-from .launch import computing_type, launch
+from cdn_kernels.backends.interface import CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.triton import convolution_maps
+from cdn_kernels.backends.triton.convolution_choice import too_large
+from cdn_kernels.backends.triton.convolution_tiles import PROGRAMS, SHORTEST_PART, tile_for
+from cdn_kernels.backends.triton.launch import computing_type, launch
 
 BLOCK = 512  # elements of a program that adds up
 
 
-def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None,
-           product=None):
+def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
     """Run one of the three maps of a convolution with "same" padding, summed in float32 and rounded once.
 
     The maps to images end with ``out = phi'(u) product + added`` and ``activation = phi(out)``: after a forward map
@@ -43,8 +43,20 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
         _by_parts(first, second, out, total, programs, constants)
     else:
         phases = stride**2 if kind == CONV_INPUT else 1
-        launch(convolution_maps.to_images, (programs, phases), first, second, u, added, out, activation, product, total,
-               BACK=kind == CONV_INPUT, **constants)
+        launch(
+            convolution_maps.to_images,
+            (programs, phases),
+            first,
+            second,
+            u,
+            added,
+            out,
+            activation,
+            product,
+            total,
+            BACK=kind == CONV_INPUT,
+            **constants,
+        )
 
 
 def _plan(kind, x, shape, stride):
@@ -52,15 +64,32 @@ def _plan(kind, x, shape, stride):
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     rows, columns = -(-height // stride), -(-width // stride)
     total = batch * rows * columns
-    result = (outputs, size * size * inputs) if kind == CONV_WEIGHT else (
-        total, inputs if kind == CONV_INPUT else outputs)
+    result = (
+        (outputs, size * size * inputs) if kind == CONV_WEIGHT else (total, inputs if kind == CONV_INPUT else outputs)
+    )
     tile = tile_for(kind, x.element_size(), *result, inputs, outputs)
     programs = triton.cdiv(result[0], tile.rows) * triton.cdiv(result[1], tile.columns)
-    return total, programs, dict(
-        HEIGHT=height, WIDTH=width, ROWS=rows, COLUMNS=columns, INPUTS=inputs, OUTPUTS=outputs, SIZE=size,
-        STRIDE=stride, BLOCK_M=tile.rows, BLOCK_N=tile.columns, BLOCK_K=tile.depth, num_warps=tile.warps,
-        num_stages=tile.stages, REAL=computing_type(x),
-        PRECISION="tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee")
+    return (
+        total,
+        programs,
+        dict(
+            HEIGHT=height,
+            WIDTH=width,
+            ROWS=rows,
+            COLUMNS=columns,
+            INPUTS=inputs,
+            OUTPUTS=outputs,
+            SIZE=size,
+            STRIDE=stride,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.columns,
+            BLOCK_K=tile.depth,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            REAL=computing_type(x),
+            PRECISION="tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee",
+        ),
+    )
 
 
 def _by_parts(x, grad, out, total, programs, constants):

@@ -1,5 +1,6 @@
 """Which convolutions the kernels take, and which of these they run."""
-from ..convolution_choice import own_runs
+
+from cdn_kernels.backends.convolution_choice import own_runs
 
 LARGEST_TILE = 128  # pixels
 
@@ -18,9 +19,11 @@ def too_large(shape, stride):
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     pixels = -(-height // stride) * -(-width // stride)
     touched = (LARGEST_TILE // max(pixels, 1) + 2) * max(inputs * height * width, outputs * pixels)
-    for what, count, limit in (("pixels", batch * pixels, 1 << 30),
-                               ("elements of the filters", outputs * inputs * size**2, 1 << 31),
-                               ("elements of the images of a tile", touched, 1 << 31)):
+    for what, count, limit in (
+        ("pixels", batch * pixels, 1 << 30),
+        ("elements of the filters", outputs * inputs * size**2, 1 << 31),
+        ("elements of the images of a tile", touched, 1 << 31),
+    ):
         if count >= limit:
             return f"{limit} {what} or more, got {count}"
     return None

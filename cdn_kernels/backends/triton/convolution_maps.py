@@ -5,18 +5,24 @@ COLUMNS pixels, its input x HEIGHT x WIDTH. All maps count in pixels of y: each 
 the phases, of which every one has taps of its own in the gradient by x. A product sums over pairs of a tap and a
 channel, the channel fastest; what lies outside of an image is masked, and so is the padding.
 """
+
 import triton
 import triton.language as tl
 
-from .math import bound, gelu, load, product, rounded, store
+from cdn_kernels.backends.triton.math import bound, gelu, load, product, rounded, store
 
 
 @triton.jit
 def _pixels(first, total, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     """Return (the image of the first, in 64 bits; images from there, rows, columns and which exist) of BLOCK pixels."""
     place = first % (ROWS * COLUMNS) + tl.arange(0, BLOCK)
-    return (first // (ROWS * COLUMNS)).to(tl.int64), place // (ROWS * COLUMNS), place // COLUMNS % ROWS, \
-        place % COLUMNS, first + tl.arange(0, BLOCK) < total
+    return (
+        (first // (ROWS * COLUMNS)).to(tl.int64),
+        place // (ROWS * COLUMNS),
+        place // COLUMNS % ROWS,
+        place % COLUMNS,
+        first + tl.arange(0, BLOCK) < total,
+    )
 
 
 @triton.jit
@@ -33,10 +39,30 @@ def _inside(row, column, exists, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def to_images(source, filters, u, added, out, activation, kept, total, BACK: tl.constexpr, HEIGHT: tl.constexpr,
-              WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INPUTS: tl.constexpr,
-              OUTPUTS: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, BLOCK_M: tl.constexpr,
-              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr):
+def to_images(
+    source,
+    filters,
+    u,
+    added,
+    out,
+    activation,
+    kept,
+    total,
+    BACK: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write y from x, or x from y (BACK), as out = phi'(u) product + added, rounded, and activation = phi(out).
 
     The product itself goes to kept. u, added, out, activation and kept may be None. Programs are tiles of BLOCK_M of
@@ -80,10 +106,16 @@ def to_images(source, filters, u, added, out, activation, kept, total, BACK: tl.
         if BACK:
             tap_row, tap_column = -tap_row, -tap_column
         used = tap < taps
-        inside = _inside(from_row[:, None] + tap_row[None, :], from_column[:, None] + tap_column[None, :],
-                         exists[:, None] & used[None, :], HEIGHT_K, WIDTH_K)
-        a = tl.load(source + (start[:, None] + ((tap_row * WIDTH_K + tap_column) * K + k)[None, :]), mask=inside,
-                    other=0.0)
+        inside = _inside(
+            from_row[:, None] + tap_row[None, :],
+            from_column[:, None] + tap_column[None, :],
+            exists[:, None] & used[None, :],
+            HEIGHT_K,
+            WIDTH_K,
+        )
+        a = tl.load(
+            source + (start[:, None] + ((tap_row * WIDTH_K + tap_column) * K + k)[None, :]), mask=inside, other=0.0
+        )
         if BACK:
             places = (k * (SIZE * SIZE * N) + spot * N)[:, None] + n[None, :]
         else:
@@ -108,10 +140,26 @@ def to_images(source, filters, u, added, out, activation, kept, total, BACK: tl.
 
 
 @triton.jit
-def to_filters(x, grad, out, total, length, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-               COLUMNS: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, SIZE: tl.constexpr,
-               STRIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-               PRECISION: tl.constexpr, REAL: tl.constexpr):
+def to_filters(
+    x,
+    grad,
+    out,
+    total,
+    length,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write the gradient by the filters, of parts of length pixels of y: [parts, outputs, taps, inputs].
 
     Programs are tiles of BLOCK_M outputs and BLOCK_N pairs of a tap and an input, for each part.
@@ -128,11 +176,19 @@ def to_filters(x, grad, out, total, length, HEIGHT: tl.constexpr, WIDTH: tl.cons
     for step in range(0, bound(length), BLOCK_K):
         base, image, row, column, exists = _pixels(tl.program_id(1) * length + step, total, ROWS, COLUMNS, BLOCK_K)
         place = (image * ROWS + row) * COLUMNS + column
-        a = tl.load(grad + base * (ROWS * COLUMNS * OUTPUTS) + ((place * OUTPUTS)[None, :] + m[:, None]),
-                    mask=exists[None, :] & (m < OUTPUTS)[:, None], other=0.0)
+        a = tl.load(
+            grad + base * (ROWS * COLUMNS * OUTPUTS) + ((place * OUTPUTS)[None, :] + m[:, None]),
+            mask=exists[None, :] & (m < OUTPUTS)[:, None],
+            other=0.0,
+        )
         row, column = row * STRIDE, column * STRIDE
-        inside = _inside(row[:, None] + tap_row[None, :], column[:, None] + tap_column[None, :],
-                         exists[:, None] & (tap < SIZE * SIZE)[None, :], HEIGHT, WIDTH)
+        inside = _inside(
+            row[:, None] + tap_row[None, :],
+            column[:, None] + tap_column[None, :],
+            exists[:, None] & (tap < SIZE * SIZE)[None, :],
+            HEIGHT,
+            WIDTH,
+        )
         start = ((image * HEIGHT + row) * WIDTH + column) * INPUTS
         b = tl.load(x + base * (HEIGHT * WIDTH * INPUTS) + (start[:, None] + shift[None, :]), mask=inside, other=0.0)
         sums = product(a, b, sums, PRECISION)

@@ -3,9 +3,10 @@
 Chosen by what they use when compiled for sm_80 and sm_90: no spills, and at most 99 KiB of shared memory, which every
 GPU from compute capability 8.0 has. Their order of speed is not measured.
 """
+
 from typing import NamedTuple
 
-from ..interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 
 
 class Tile(NamedTuple):
@@ -24,22 +25,34 @@ PROGRAMS = 264
 # What a part is worth cutting for: pixels.
 SHORTEST_PART = 1024
 
-_HALF = ((32, 0, Tile(128, 32, 32, 4, 4)), (64, 0, Tile(128, 64, 64, 8, 4)), (None, 1 << 14, Tile(128, 128, 64, 8, 3)),
-         (None, 0, Tile(64, 64, 64, 4, 4)))
+_HALF = (
+    (32, 0, Tile(128, 32, 32, 4, 4)),
+    (64, 0, Tile(128, 64, 64, 8, 4)),
+    (None, 1 << 14, Tile(128, 128, 64, 8, 3)),
+    (None, 0, Tile(64, 64, 64, 4, 4)),
+)
 _SINGLE = ((32, 0, Tile(64, 32, 32, 4, 3)), (None, 0, Tile(64, 64, 32, 4, 3)))
 _DOUBLE = ((None, 0, Tile(32, 32, 16, 4, 2)),)
 # {(map, bytes of an element): ((columns up to, rows from, tile), ...)}: the first that fits counts. Rows of a result
 # are pixels and its columns channels; for filters, outputs, and pairs of a tap and an input.
 TILES = {
-    (CONV_FORWARD, 2): _HALF, (CONV_INPUT, 2): _HALF,
+    (CONV_FORWARD, 2): _HALF,
+    (CONV_INPUT, 2): _HALF,
     (CONV_WEIGHT, 2): ((None, 128, Tile(128, 64, 64, 4, 4)), (None, 0, Tile(64, 64, 64, 4, 4))),
-    (CONV_FORWARD, 4): _SINGLE, (CONV_INPUT, 4): _SINGLE, (CONV_WEIGHT, 4): ((None, 0, Tile(64, 64, 32, 4, 3)),),
-    (CONV_FORWARD, 8): _DOUBLE, (CONV_INPUT, 8): _DOUBLE, (CONV_WEIGHT, 8): _DOUBLE,
+    (CONV_FORWARD, 4): _SINGLE,
+    (CONV_INPUT, 4): _SINGLE,
+    (CONV_WEIGHT, 4): ((None, 0, Tile(64, 64, 32, 4, 3)),),
+    (CONV_FORWARD, 8): _DOUBLE,
+    (CONV_INPUT, 8): _DOUBLE,
+    (CONV_WEIGHT, 8): _DOUBLE,
 }
 # {bytes of an element: the same, for every map}, where channels do not fill loads of 16 bytes: these are loaded one by
 # one, each at an address of its own.
-RAGGED = {2: ((16, 0, Tile(128, 16, 32, 4, 3)), (None, 0, Tile(64, 64, 32, 8, 3))),
-          4: ((None, 0, Tile(64, 32, 16, 4, 3)),), 8: _DOUBLE}
+RAGGED = {
+    2: ((16, 0, Tile(128, 16, 32, 4, 3)), (None, 0, Tile(64, 64, 32, 8, 3))),
+    4: ((None, 0, Tile(64, 32, 16, 4, 3)),),
+    8: _DOUBLE,
+}
 
 
 def tile_for(kind, bytes_of_element, rows, columns, inputs, outputs):

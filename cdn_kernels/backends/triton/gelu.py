@@ -1,11 +1,12 @@
 """The passes of GELU."""
+
 import triton
 import triton.language as tl
 
-from .. import interface
-from .launch import computing_type, launch
-from .math import gelu as phi
-from .math import load, store
+from cdn_kernels.backends import interface
+from cdn_kernels.backends.triton.launch import computing_type, launch
+from cdn_kernels.backends.triton.math import gelu as phi
+from cdn_kernels.backends.triton.math import load, store
 
 FORWARD, BACKWARD = tl.constexpr(interface.FORWARD), tl.constexpr(interface.BACKWARD)
 BLOCK = 1024  # elements of a program: 16 bytes of bfloat16 for each of 128 threads
@@ -14,8 +15,19 @@ BLOCK = 1024  # elements of a program: 16 bytes of bfloat16 for each of 128 thre
 def gelu(sweep, u, grad, other, out, tangent_out):
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
     size = u.numel()
-    launch(_gelu, (triton.cdiv(size, BLOCK),), u, grad, other, out, tangent_out, size, SWEEP=sweep, BLOCK=BLOCK,
-           REAL=computing_type(u))
+    launch(
+        _gelu,
+        (triton.cdiv(size, BLOCK),),
+        u,
+        grad,
+        other,
+        out,
+        tangent_out,
+        size,
+        SWEEP=sweep,
+        BLOCK=BLOCK,
+        REAL=computing_type(u),
+    )
 
 
 @triton.jit

@@ -1,4 +1,5 @@
 """Run a kernel on the device of its tensors, and the sizes that suit it."""
+
 import torch
 import triton
 import triton.language as tl

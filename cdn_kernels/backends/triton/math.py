@@ -4,10 +4,11 @@ GELU is that of csrc/gelu.h, with the same polynomial for the tail and the expon
 compiled without fused multiply-adds but those written here, so that phi of a value is the same number wherever it is
 computed: a group of equal values has a variance of exactly 0.
 """
+
 import triton
 import triton.language as tl
 
-from . import INTERPRETED
+from cdn_kernels.backends.triton import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

@@ -3,16 +3,17 @@
 A program draws whole units of an image in C order, whatever its layout; channels last, it gathers. The offset of a key
 is read from memory, a tensor int64 [] on the device, where a CUDA graph finds another one at every replay.
 """
+
 import math
 
 import torch
 import triton
 import triton.language as tl
 
-from ...noise import LAWS
-from .launch import check_sample, computing_type, launch
-from .math import load, store
-from .philox import normals, philox
+from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch
+from cdn_kernels.backends.triton.math import load, store
+from cdn_kernels.backends.triton.philox import normals, philox
+from cdn_kernels.noise import LAWS
 
 BLOCKS = 256  # of four normals: a unit
 LONGEST = 16  # units of one program, where it sums
@@ -22,8 +23,20 @@ LOG_UNIFORM, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in ("log-uniform",
 def add_noise(x, sigma, y, seed, offset, channels=0):
     """Write ``x + sigma eps`` into y; arguments as for the function of ../cpu.py."""
     units, size = _units(y)
-    launch(_add_noise, (y.shape[0] * units,), y, x, sigma, seed, offset, size, units, CHANNELS=channels, BLOCKS=BLOCKS,
-           REAL=computing_type(y))
+    launch(
+        _add_noise,
+        (y.shape[0] * units,),
+        y,
+        x,
+        sigma,
+        seed,
+        offset,
+        size,
+        units,
+        CHANNELS=channels,
+        BLOCKS=BLOCKS,
+        REAL=computing_type(y),
+    )
 
 
 def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
@@ -36,22 +49,61 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     log_low = math.log(low) if law == "log-uniform" else 0.0
     log_range = math.log(high) - log_low if law == "log-uniform" else 0.0
-    launch(_sample_sigma, (triton.cdiv(sigma.shape[0], 128),), sigma, low, high, log_low, log_range,
-           clean_share * 2.0**32, seed, offset, sigma.shape[0], LAW=LAWS.index(law), BLOCK=128)
+    launch(
+        _sample_sigma,
+        (triton.cdiv(sigma.shape[0], 128),),
+        sigma,
+        low,
+        high,
+        log_low,
+        log_range,
+        clean_share * 2.0**32,
+        seed,
+        offset,
+        sigma.shape[0],
+        LAW=LAWS.index(law),
+        BLOCK=128,
+    )
 
 
 def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None):
     """Write the mean squares of the denoising residual, or factors times their gradients; see ../cpu.py."""
     units, size = _units(score)
     if errors is None:
-        launch(_residual_gradient, (score.shape[0] * units,), score, sigma, factors, gradient, seed, offset, size,
-               units, CHANNELS=channels, BLOCKS=BLOCKS, REAL=computing_type(score))
+        launch(
+            _residual_gradient,
+            (score.shape[0] * units,),
+            score,
+            sigma,
+            factors,
+            gradient,
+            seed,
+            offset,
+            size,
+            units,
+            CHANNELS=channels,
+            BLOCKS=BLOCKS,
+            REAL=computing_type(score),
+        )
         return
     length = min(units, LONGEST)
     parts = triton.cdiv(units, length)
     partial = errors if parts == 1 else errors.new_empty(score.shape[0], parts)
-    launch(_residual_squares, (score.shape[0] * parts,), score, sigma, partial, seed, offset, size, parts,
-           CHANNELS=channels, LENGTH=length, BLOCKS=BLOCKS, REAL=computing_type(score))
+    launch(
+        _residual_squares,
+        (score.shape[0] * parts,),
+        score,
+        sigma,
+        partial,
+        seed,
+        offset,
+        size,
+        parts,
+        CHANNELS=channels,
+        LENGTH=length,
+        BLOCKS=BLOCKS,
+        REAL=computing_type(score),
+    )
     if parts > 1:
         torch.sum(partial, 1, out=errors)
 
@@ -59,8 +111,17 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
 def random_words(batch, blocks, seed, offset, stream, device="cpu"):
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32, device=device)
-    launch(_random_words, (batch * triton.cdiv(blocks, BLOCKS),), words, seed, offset, blocks,
-           triton.cdiv(blocks, BLOCKS), STREAM=stream, BLOCKS=BLOCKS)
+    launch(
+        _random_words,
+        (batch * triton.cdiv(blocks, BLOCKS),),
+        words,
+        seed,
+        offset,
+        blocks,
+        triton.cdiv(blocks, BLOCKS),
+        STREAM=stream,
+        BLOCKS=BLOCKS,
+    )
     return words.long() & 0xFFFFFFFF
 
 
@@ -83,8 +144,9 @@ def _drawn(unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.c
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _add_noise(y, x, sigma, seed: "i64", offset, size, units, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
-               REAL: tl.constexpr):
+def _add_noise(
+    y, x, sigma, seed: "i64", offset, size, units, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr
+):
     offset = tl.load(offset)
     image = tl.program_id(0) // units
     value, place, exists = _drawn(tl.program_id(0) % units, image, seed, offset, size, CHANNELS, BLOCKS, REAL)
@@ -97,8 +159,19 @@ def _add_noise(y, x, sigma, seed: "i64", offset, size, units, CHANNELS: tl.const
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _sample_sigma(sigma, low: "fp64", high: "fp64", log_low: "fp64", log_range: "fp64", clean: "fp64", seed: "i64",
-                  offset, batch, LAW: tl.constexpr, BLOCK: tl.constexpr):
+def _sample_sigma(
+    sigma,
+    low: "fp64",
+    high: "fp64",
+    log_low: "fp64",
+    log_range: "fp64",
+    clean: "fp64",
+    seed: "i64",
+    offset,
+    batch,
+    LAW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Draw levels in double and round once, so that every backend draws the same."""
     offset = tl.load(offset)
     image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -115,8 +188,9 @@ def _sample_sigma(sigma, low: "fp64", high: "fp64", log_low: "fp64", log_range: 
 
 
 @triton.jit
-def _residual(score, level, unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
-              REAL: tl.constexpr):
+def _residual(
+    score, level, unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr
+):
     """Return (sigma s + eps, its places, which of them exist); images with sigma = 0 have none, NaN stays NaN."""
     eps, place, exists = _drawn(unit, image, seed, offset, size, CHANNELS, BLOCKS, REAL)
     residual = level * load(score + image.to(tl.int64) * size, place, exists, REAL) + eps
@@ -124,27 +198,51 @@ def _residual(score, level, unit, image, seed, offset, size, CHANNELS: tl.conste
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _residual_squares(score, sigma, partial, seed: "i64", offset, size, parts, CHANNELS: tl.constexpr,
-                      LENGTH: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr):
+def _residual_squares(
+    score,
+    sigma,
+    partial,
+    seed: "i64",
+    offset,
+    size,
+    parts,
+    CHANNELS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     offset = tl.load(offset)
     image, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     level = tl.load(sigma + image)
     total = tl.zeros([4 * BLOCKS], REAL)
-    for step in range(0, LENGTH):
-        residual, _, exists = _residual(score, level, part * LENGTH + step, image, seed, offset, size, CHANNELS, BLOCKS,
-                                        REAL)
+    for step in range(LENGTH):
+        residual, _, exists = _residual(
+            score, level, part * LENGTH + step, image, seed, offset, size, CHANNELS, BLOCKS, REAL
+        )
         total += tl.where(exists, residual * residual, 0.0)
     tl.store(partial + tl.program_id(0), (tl.sum(total.to(tl.float64), 0) / size).to(REAL))
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def _residual_gradient(score, sigma, factors, gradient, seed: "i64", offset, size, units, CHANNELS: tl.constexpr,
-                       BLOCKS: tl.constexpr, REAL: tl.constexpr):
+def _residual_gradient(
+    score,
+    sigma,
+    factors,
+    gradient,
+    seed: "i64",
+    offset,
+    size,
+    units,
+    CHANNELS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     offset = tl.load(offset)
     image = tl.program_id(0) // units
     level = tl.load(sigma + image)
-    residual, place, exists = _residual(score, level, tl.program_id(0) % units, image, seed, offset, size, CHANNELS,
-                                        BLOCKS, REAL)
+    residual, place, exists = _residual(
+        score, level, tl.program_id(0) % units, image, seed, offset, size, CHANNELS, BLOCKS, REAL
+    )
     factor = tl.load(factors + image) * 2.0 * level / size
     store(gradient + image.to(tl.int64) * size, place, factor * residual, exists)
 

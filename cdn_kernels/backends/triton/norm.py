@@ -1,10 +1,11 @@
 """The passes of residual + GELU + group normalization: how samples are cut into programs, and the launches."""
+
 import triton
 
-from ..interface import BACKWARD, FORWARD
-from . import norm_sweeps
-from .launch import check_sample, computing_type, launch, power_of_two
-from .tiles import shape_of_tiles
+from cdn_kernels.backends.interface import BACKWARD, FORWARD
+from cdn_kernels.backends.triton import norm_sweeps
+from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch, power_of_two
+from cdn_kernels.backends.triton.tiles import shape_of_tiles
 
 BUNDLED = 64  # channels side by side, at least, where groups do not depend on each other: full sectors of memory
 MOST_CHANNELS = 4096  # of a bundle
@@ -12,8 +13,25 @@ WHOLE = 1 << 18  # elements of a bundle, at most, for one program
 CHUNK = 1 << 16  # and of a chunk of pixels, if it has more
 
 
-def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, statistics, out, residual=None,
-              grad=None, source=None, tangent=None, sum=None, tangent_out=None, gain_grad=None):
+def gelu_norm(
+    sweep,
+    x,
+    gain,
+    groups,
+    eps,
+    scale_preserving,
+    channels_last,
+    *,
+    statistics,
+    out,
+    residual=None,
+    grad=None,
+    source=None,
+    tangent=None,
+    sum=None,
+    tangent_out=None,
+    gain_grad=None,
+):
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -39,10 +57,23 @@ def gelu_norm(sweep, x, gain, groups, eps, scale_preserving, channels_last, *, s
         arguments = (x, grad, source, gain, statistics, out, gain_grad, buffer(chunks, 2, channels), buffer(2, groups))
     else:
         kernel = norm_sweeps.tangent
-        arguments = (x, grad, tangent, gain, statistics, out, tangent_out, gain_grad, buffer(chunks, 5, channels),
-                     buffer(8, groups))
-    phases = ((norm_sweeps.WHOLE, 1),) if chunks == 1 else (
-        (norm_sweeps.SUM, chunks), (norm_sweeps.FOLD, 1), (norm_sweeps.WRITE, chunks))
+        arguments = (
+            x,
+            grad,
+            tangent,
+            gain,
+            statistics,
+            out,
+            tangent_out,
+            gain_grad,
+            buffer(chunks, 5, channels),
+            buffer(8, groups),
+        )
+    phases = (
+        ((norm_sweeps.WHOLE, 1),)
+        if chunks == 1
+        else ((norm_sweeps.SUM, chunks), (norm_sweeps.FOLD, 1), (norm_sweeps.WRITE, chunks))
+    )
     for phase, parts in phases:
         launch(kernel, (batch, bundles, parts), *arguments, PHASE=phase.value, **constants)
 
@@ -57,12 +88,25 @@ def _plan(x, groups, eps, scale_preserving, channels_last):
     places = bundle * lanes
     if places > MOST_CHANNELS:
         what = "channels" if scale_preserving else "channels of a group"
-        raise ValueError(f"the triton kernels take at most {MOST_CHANNELS} {what}, counted with every group filled up "
-                         f"to a power of two; got {places}")
+        raise ValueError(
+            f"the triton kernels take at most {MOST_CHANNELS} {what}, counted with every group filled up "
+            f"to a power of two; got {places}"
+        )
     chunk = pixels if places * pixels <= WHOLE else max(1, CHUNK // places)
     rows, warps = shape_of_tiles(chunk, places, x)
     chunk = triton.cdiv(chunk, rows) * rows
     return triton.cdiv(groups, bundle), dict(
-        num_warps=warps, PIXELS=pixels, CHUNKS=triton.cdiv(pixels, chunk), GROUPS=groups, WIDTH=width_of_group,
-        BUNDLE=bundle, LANES=lanes, ROWS=rows, CHUNK=chunk, LAST=channels_last, KEEP=scale_preserving, EPS=eps,
-        REAL=computing_type(x))
+        num_warps=warps,
+        PIXELS=pixels,
+        CHUNKS=triton.cdiv(pixels, chunk),
+        GROUPS=groups,
+        WIDTH=width_of_group,
+        BUNDLE=bundle,
+        LANES=lanes,
+        ROWS=rows,
+        CHUNK=chunk,
+        LAST=channels_last,
+        KEEP=scale_preserving,
+        EPS=eps,
+        REAL=computing_type(x),
+    )

@@ -5,18 +5,25 @@ takes all pixels of a bundle of groups, it does all three (WHOLE). Large samples
 launch sums those, a second folds, a third writes; sums and scalars go through small buffers. The scale-preserving norm
 couples the groups of a sample, so that its bundles are all groups.
 """
+
 import triton
 import triton.language as tl
 
-from .math import gelu, load, rounded, store
-from .tiles import of_groups, of_places, places, tile
+from cdn_kernels.backends.triton.math import gelu, load, rounded, store
+from cdn_kernels.backends.triton.tiles import of_groups, of_places, places, tile
 
 WHOLE, SUM, FOLD, WRITE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 
 @triton.jit
-def _program(PHASE: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BUNDLE: tl.constexpr, LANES: tl.constexpr,
-             CHUNK: tl.constexpr):
+def _program(
+    PHASE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Return what a program works on: (sample, first pixel, groups, which exist, channels of places, which exist)."""
     bundle = tl.program_id(1)
     group = bundle * BUNDLE + tl.arange(0, BUNDLE)
@@ -49,20 +56,26 @@ def _over_groups(values, exists, GROUPS: tl.constexpr):
 @triton.jit
 def _centre(statistics, group, exists, GROUPS: tl.constexpr):
     """Load the mean of each group, as pivot + mean."""
-    return (tl.load(statistics + group, mask=exists, other=0.0),
-            tl.load(statistics + GROUPS + group, mask=exists, other=0.0))
+    return (
+        tl.load(statistics + group, mask=exists, other=0.0),
+        tl.load(statistics + GROUPS + group, mask=exists, other=0.0),
+    )
 
 
 @triton.jit
 def _scales(statistics, group, exists, GROUPS: tl.constexpr):
     """Load (r, k) of each group and s of the sample."""
-    return (tl.load(statistics + 2 * GROUPS + group, mask=exists, other=0.0),
-            tl.load(statistics + 3 * GROUPS + group, mask=exists, other=0.0), tl.load(statistics + 4 * GROUPS))
+    return (
+        tl.load(statistics + 2 * GROUPS + group, mask=exists, other=0.0),
+        tl.load(statistics + 3 * GROUPS + group, mask=exists, other=0.0),
+        tl.load(statistics + 4 * GROUPS),
+    )
 
 
 @triton.jit
-def _saved(statistics, gain, group, exists, channel, used, GROUPS: tl.constexpr, BUNDLE: tl.constexpr,
-           LANES: tl.constexpr):
+def _saved(
+    statistics, gain, group, exists, channel, used, GROUPS: tl.constexpr, BUNDLE: tl.constexpr, LANES: tl.constexpr
+):
     """Load what a sweep after the first starts from: (pivot and mean of places, r, k, s, the gains of places)."""
     pivot, mean = _centre(statistics, group, exists, GROUPS)
     r, k, s = _scales(statistics, group, exists, GROUPS)
@@ -85,8 +98,21 @@ def _added(x, residual, offsets, inside, REAL: tl.constexpr):
 
 
 @triton.jit
-def _moments(x, residual, v, pivot, first, channel, used, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-             CHUNK: tl.constexpr, LAST: tl.constexpr, ROWS: tl.constexpr, REAL: tl.constexpr):
+def _moments(
+    x,
+    residual,
+    v,
+    pivot,
+    first,
+    channel,
+    used,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write v, and return for each channel the mean of b - pivot and the sum of squares about that mean.
 
     Welford's recurrence in each place of the tile, whose means and squares are then merged: sums of squares about
@@ -113,16 +139,24 @@ def _moments(x, residual, v, pivot, first, channel, used, PIXELS: tl.constexpr, 
 
 
 @triton.jit
-def _merged_moments(moments, channel, used, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
-                    CHUNKS: tl.constexpr, REAL: tl.constexpr):
+def _merged_moments(
+    moments,
+    channel,
+    used,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Merge the moments of chunks of pixels, in their order, into those of the sample."""
     one = tl.full([], 1.0, REAL)
     mean = tl.zeros([used.shape[0]], REAL)
-    for chunk in range(0, CHUNKS):
+    for chunk in range(CHUNKS):
         count = tl.minimum(CHUNK, PIXELS - chunk * CHUNK) * one
         mean += count / PIXELS * tl.load(_row(moments, chunk, 0, 2, channel, CHANNELS), mask=used, other=0.0)
     squares = tl.zeros([used.shape[0]], REAL)
-    for chunk in range(0, CHUNKS):
+    for chunk in range(CHUNKS):
         count = tl.minimum(CHUNK, PIXELS - chunk * CHUNK) * one
         difference = tl.load(_row(moments, chunk, 0, 2, channel, CHANNELS), mask=used, other=0.0) - mean
         squares += tl.load(_row(moments, chunk, 1, 2, channel, CHANNELS), mask=used, other=0.0)
@@ -131,10 +165,28 @@ def _merged_moments(moments, channel, used, PIXELS: tl.constexpr, CHANNELS: tl.c
 
 
 @triton.jit
-def forward(x, residual, gain, statistics, v, out, sums, PHASE: tl.constexpr, PIXELS: tl.constexpr,
-            CHUNKS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, BUNDLE: tl.constexpr, LANES: tl.constexpr,
-            ROWS: tl.constexpr, CHUNK: tl.constexpr, LAST: tl.constexpr, KEEP: tl.constexpr, EPS: tl.constexpr,
-            REAL: tl.constexpr):
+def forward(
+    x,
+    residual,
+    gain,
+    statistics,
+    v,
+    out,
+    sums,
+    PHASE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LAST: tl.constexpr,
+    KEEP: tl.constexpr,
+    EPS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write v = x + residual, the statistics, and z; v is x if there is no residual."""
     CHANNELS: tl.constexpr = GROUPS * WIDTH
     sample, first, group, exists, channel, used = _program(PHASE, GROUPS, WIDTH, BUNDLE, LANES, CHUNK)
@@ -153,8 +205,21 @@ def forward(x, residual, gain, statistics, v, out, sums, PHASE: tl.constexpr, PI
         at = group * WIDTH if LAST else group * WIDTH * PIXELS
         pivot = gelu(_added(x, residual, at, exists, REAL))[0]
     if PHASE == WHOLE or PHASE == SUM:
-        mean_c, squares_c = _moments(x, residual, v, of_places(pivot, BUNDLE, LANES), first, channel, used, PIXELS,
-                                     CHANNELS, CHUNK, LAST, ROWS, REAL)
+        mean_c, squares_c = _moments(
+            x,
+            residual,
+            v,
+            of_places(pivot, BUNDLE, LANES),
+            first,
+            channel,
+            used,
+            PIXELS,
+            CHANNELS,
+            CHUNK,
+            LAST,
+            ROWS,
+            REAL,
+        )
     if PHASE == SUM:
         tl.store(_row(sums, tl.program_id(2), 0, 2, channel, CHANNELS), mean_c, mask=used)
         tl.store(_row(sums, tl.program_id(2), 1, 2, channel, CHANNELS), squares_c, mask=used)
@@ -201,8 +266,20 @@ def forward(x, residual, gain, statistics, v, out, sums, PHASE: tl.constexpr, PI
 
 
 @triton.jit
-def _projections(gain, sum_g, sum_gc, r, k, s, count, exists, GROUPS: tl.constexpr, BUNDLE: tl.constexpr,
-                 LANES: tl.constexpr, KEEP: tl.constexpr):
+def _projections(
+    gain,
+    sum_g,
+    sum_gc,
+    r,
+    k,
+    s,
+    count,
+    exists,
+    GROUPS: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    KEEP: tl.constexpr,
+):
     """Return (mq, be, Q) and with them g_b = gain s r g + constant + centred c: (constant, centred)."""
     mq = of_groups(gain * sum_g, BUNDLE, LANES) / count
     be = of_groups(gain * sum_gc, BUNDLE, LANES) / count * r
@@ -212,10 +289,30 @@ def _projections(gain, sum_g, sum_gc, r, k, s, count, exists, GROUPS: tl.constex
 
 
 @triton.jit
-def backward(v, grad, source, gain, statistics, out, gain_grad, sums, scalars, PHASE: tl.constexpr,
-             PIXELS: tl.constexpr, CHUNKS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-             BUNDLE: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LAST: tl.constexpr,
-             KEEP: tl.constexpr, EPS: tl.constexpr, REAL: tl.constexpr):
+def backward(
+    v,
+    grad,
+    source,
+    gain,
+    statistics,
+    out,
+    gain_grad,
+    sums,
+    scalars,
+    PHASE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LAST: tl.constexpr,
+    KEEP: tl.constexpr,
+    EPS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write phi' g_b + source and the sample's share in the gradient of the gain: the score and adjoint sweeps."""
     CHANNELS: tl.constexpr = GROUPS * WIDTH
     sample, first, group, exists, channel, used = _program(PHASE, GROUPS, WIDTH, BUNDLE, LANES, CHUNK)
@@ -248,8 +345,9 @@ def backward(v, grad, source, gain, statistics, out, gain_grad, sums, scalars, P
         sum_g = _total(sums, 0, CHUNKS, 2, channel, used, CHANNELS)
         sum_gc = _total(sums, 1, CHUNKS, 2, channel, used, CHANNELS)
     if PHASE == WHOLE or PHASE == FOLD:
-        mq, be, Q, constant, centred = _projections(gains, sum_g, sum_gc, r, k, s, WIDTH * PIXELS, exists, GROUPS,
-                                                    BUNDLE, LANES, KEEP)
+        mq, be, Q, constant, centred = _projections(
+            gains, sum_g, sum_gc, r, k, s, WIDTH * PIXELS, exists, GROUPS, BUNDLE, LANES, KEEP
+        )
         if gain_grad is not None:
             tl.store(gain_grad + sample * CHANNELS + channel, s * of_places(r, BUNDLE, LANES) * sum_gc, mask=used)
     if PHASE == FOLD:
@@ -278,8 +376,25 @@ def backward(v, grad, source, gain, statistics, out, gain_grad, sums, scalars, P
 
 
 @triton.jit
-def _curvature(mq, be, Q, sum_b, sum_bc, sum_gb, gain, r, k, s, count, exists, GROUPS: tl.constexpr,
-               BUNDLE: tl.constexpr, LANES: tl.constexpr, KEEP: tl.constexpr, EPS: tl.constexpr):
+def _curvature(
+    mq,
+    be,
+    Q,
+    sum_b,
+    sum_bc,
+    sum_gb,
+    gain,
+    r,
+    k,
+    s,
+    count,
+    exists,
+    GROUPS: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    KEEP: tl.constexpr,
+    EPS: tl.constexpr,
+):
     """Return the scalars of groups of J = s r bdot + j_0 + j_c c and e = e_b bdot + e_q q + e_0 + e_c c."""
     mb = of_groups(sum_b, BUNDLE, LANES) / count
     al = of_groups(sum_bc, BUNDLE, LANES) / count * r
@@ -289,8 +404,9 @@ def _curvature(mq, be, Q, sum_b, sum_bc, sum_gb, gain, r, k, s, count, exists, G
         alive_r, alive_s = tl.where(r == 0, 1.0, r), tl.where(s == 0, 1.0, s)
         C = _over_groups(al / alive_r, exists, GROUPS)
         W = s * (R - 3 * al * be) + 3 * k * be * C / (alive_r * alive_s)
-        D = -EPS / 2 * _over_groups(r * r * r * W, exists, GROUPS) \
-            + (_over_groups(r * (R - al * be), exists, GROUPS) - Q * C / (alive_s * alive_s)) / (2 * alive_s)
+        D = -EPS / 2 * _over_groups(r * r * r * W, exists, GROUPS) + (
+            _over_groups(r * (R - al * be), exists, GROUPS) - Q * C / (alive_s * alive_s)
+        ) / (2 * alive_s)
         j_c = -s * r * r * al + C / alive_s * k * r
         e_b = Q / alive_s - s * r * r * be
         e_q = k * r * C / alive_s - s * r * r * al
@@ -304,10 +420,31 @@ def _curvature(mq, be, Q, sum_b, sum_bc, sum_gb, gain, r, k, s, count, exists, G
 
 
 @triton.jit
-def tangent(v, grad, dot, gain, statistics, out, tangent_out, gain_grad, sums, scalars, PHASE: tl.constexpr,
-            PIXELS: tl.constexpr, CHUNKS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
-            BUNDLE: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, LAST: tl.constexpr,
-            KEEP: tl.constexpr, EPS: tl.constexpr, REAL: tl.constexpr):
+def tangent(
+    v,
+    grad,
+    dot,
+    gain,
+    statistics,
+    out,
+    tangent_out,
+    gain_grad,
+    sums,
+    scalars,
+    PHASE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BUNDLE: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LAST: tl.constexpr,
+    KEEP: tl.constexpr,
+    EPS: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """Write zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and the share in the gain's gradient."""
     CHANNELS: tl.constexpr = GROUPS * WIDTH
     sample, first, group, exists, channel, used = _program(PHASE, GROUPS, WIDTH, BUNDLE, LANES, CHUNK)
@@ -358,11 +495,15 @@ def tangent(v, grad, dot, gain, statistics, out, tangent_out, gain_grad, sums, s
     if PHASE == WHOLE or PHASE == FOLD:
         count = WIDTH * PIXELS
         mq, be, Q, g_0, g_c = _projections(gains, sum_g, sum_gc, r, k, s, count, exists, GROUPS, BUNDLE, LANES, KEEP)
-        j_0, j_c, e_b, e_q, e_0, e_c = _curvature(mq, be, Q, sum_b, sum_bc, sum_gb, gains, r, k, s, count, exists,
-                                                  GROUPS, BUNDLE, LANES, KEEP, EPS)
+        j_0, j_c, e_b, e_q, e_0, e_c = _curvature(
+            mq, be, Q, sum_b, sum_bc, sum_gb, gains, r, k, s, count, exists, GROUPS, BUNDLE, LANES, KEEP, EPS
+        )
         if gain_grad is not None:
-            share = s * of_places(r, BUNDLE, LANES) * sum_gb + of_places(j_0, BUNDLE, LANES) * sum_g \
+            share = (
+                s * of_places(r, BUNDLE, LANES) * sum_gb
+                + of_places(j_0, BUNDLE, LANES) * sum_g
                 + of_places(j_c, BUNDLE, LANES) * sum_gc
+            )
             tl.store(gain_grad + sample * CHANNELS + channel, share, mask=used)
     if PHASE == FOLD:
         tl.store(scalars + group, g_0, mask=exists)

@@ -3,6 +3,7 @@
 In float32 the normals are the same too, bit for bit: every operation is a correctly rounded one, in the same order, and
 kernels are compiled without fused multiply-adds.
 """
+
 import triton
 import triton.language as tl
 
@@ -43,7 +44,7 @@ def _box_muller(distance, direction, REAL: tl.constexpr):
     quarter = (turn >> 30).to(tl.int32)
     rest = (turn & 0x3FFFFFFF).to(tl.int32) - 0x20000000
     angle = rest.to(REAL) * 1.4629180792671596e-09  # pi / 2^31
-    radius = tl.sqrt(tl.log(u) * -2.0) if REAL == tl.float64 else tl.sqrt_rn(_log(u) * -2.0)
+    radius = tl.sqrt(tl.log(u) * -2.0) if tl.float64 == REAL else tl.sqrt_rn(_log(u) * -2.0)
     sin, cos = _sincos(angle)
     swap = (quarter & 1) == 1
     sign_first = (1 - ((quarter + 1) & 2)).to(REAL)

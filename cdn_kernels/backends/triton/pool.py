@@ -2,14 +2,15 @@
 
 Threads sum in the computing type, few values each, and their sums are added in float64.
 """
+
 import torch
 import triton
 import triton.language as tl
 
-from ..interface import DOT, MEAN, SCALE
-from .launch import check_sample, computing_type, launch, power_of_two
-from .math import load, store
-from .tiles import places, shape_of_tiles, tile
+from cdn_kernels.backends.interface import DOT, MEAN, SCALE
+from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch, power_of_two
+from cdn_kernels.backends.triton.math import load, store
+from cdn_kernels.backends.triton.tiles import places, shape_of_tiles, tile
 
 BLOCK = 1024  # values of a step of a flat program
 LARGEST = 1 << 16  # values of a program; where it sums, larger samples are cut
@@ -28,19 +29,35 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
         launch(_scale, (batch * blocks,), a, values, out, size, pixels, blocks, BLOCK=BLOCK, REAL=real)
     elif kind == DOT:
         length = min(LARGEST, triton.cdiv(size, BLOCK) * BLOCK)
-        _sum(values, triton.cdiv(size, length), lambda partial, parts: launch(
-            _dot, (batch * parts,), a, b, partial, size, pixels, parts, LENGTH=length, BLOCK=BLOCK, REAL=real))
+        _sum(
+            values,
+            triton.cdiv(size, length),
+            lambda partial, parts: launch(
+                _dot, (batch * parts,), a, b, partial, size, pixels, parts, LENGTH=length, BLOCK=BLOCK, REAL=real
+            ),
+        )
     else:
         columns = min(COLUMNS, power_of_two(channels))
         length = min(pixels, LARGEST // columns)
         rows, warps = shape_of_tiles(length, columns, x)
         length = triton.cdiv(length, rows) * rows
         parts, bundles = triton.cdiv(pixels, length), triton.cdiv(channels, columns)
-        constants = dict(num_warps=warps, PIXELS=pixels, CHANNELS=channels, COLUMNS=columns, ROWS=rows, LENGTH=length,
-                         LAST=channels_last, REAL=real)
+        constants = dict(
+            num_warps=warps,
+            PIXELS=pixels,
+            CHANNELS=channels,
+            COLUMNS=columns,
+            ROWS=rows,
+            LENGTH=length,
+            LAST=channels_last,
+            REAL=real,
+        )
         if kind == MEAN:
-            _sum(values, parts, lambda partial, parts: launch(_mean, (batch, bundles, parts), a, partial, parts,
-                                                              **constants))
+            _sum(
+                values,
+                parts,
+                lambda partial, parts: launch(_mean, (batch, bundles, parts), a, partial, parts, **constants),
+            )
         else:
             launch(_spread, (batch, bundles, parts), values, out, **constants)
 
@@ -76,8 +93,18 @@ def _scale(a, values, out, size, pixels, blocks, BLOCK: tl.constexpr, REAL: tl.c
 
 
 @triton.jit
-def _mean(a, partial, parts, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-          LENGTH: tl.constexpr, LAST: tl.constexpr, REAL: tl.constexpr):
+def _mean(
+    a,
+    partial,
+    parts,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    LAST: tl.constexpr,
+    REAL: tl.constexpr,
+):
     sample, part = tl.program_id(0).to(tl.int64), tl.program_id(2)
     channel, used = places(tl.program_id(1), CHANNELS, 1, COLUMNS, 1)
     a += sample * (PIXELS * CHANNELS)
@@ -90,8 +117,17 @@ def _mean(a, partial, parts, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COLUM
 
 
 @triton.jit
-def _spread(values, out, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-            LENGTH: tl.constexpr, LAST: tl.constexpr, REAL: tl.constexpr):
+def _spread(
+    values,
+    out,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    LAST: tl.constexpr,
+    REAL: tl.constexpr,
+):
     sample = tl.program_id(0).to(tl.int64)
     channel, used = places(tl.program_id(1), CHANNELS, 1, COLUMNS, 1)
     out += sample * (PIXELS * CHANNELS)

@@ -3,10 +3,11 @@
 A program takes a bundle of groups, side by side. Groups are padded to a power of two of places, so that a bundle is a
 row of BUNDLE * LANES places, of which those of no channel are masked.
 """
+
 import triton
 import triton.language as tl
 
-from .launch import power_of_two
+from cdn_kernels.backends.triton.launch import power_of_two
 
 
 @triton.jit
