@@ -36,9 +36,8 @@ CDN_API const char* cdn_features();
 // y = x + sigma eps. x is null for zero, sigma null for one. sigma is double for CDN_FLOAT64 and float
 // otherwise; half precision is computed in float and rounded once. channels = 0: C order; channels = C: each
 // image is stored [size / C, C] (channels last), while eps is still numbered in the order [C, size / C].
-CDN_API int cdn_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch,
-                          std::int64_t size, std::int64_t channels, std::uint64_t seed, std::uint64_t offset,
-                          int threads, int capability);
+CDN_API int cdn_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
+                          std::int64_t channels, std::uint64_t seed, std::uint64_t offset, int threads, int capability);
 
 // sigma[i], float or double, drawn from a law on [low, high], or 0 with probability clean_share.
 CDN_API int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
@@ -54,8 +53,8 @@ CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std:
 // the gradient of that by the score (errors null). sigma, factors and errors are double for CDN_FLOAT64 and float
 // otherwise. channels as for cdn_add_noise, size >= 1.
 CDN_API int cdn_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
-                          int type, std::int64_t batch, std::int64_t size, std::int64_t channels,
-                          std::uint64_t seed, std::uint64_t offset, int threads, int capability);
+                          int type, std::int64_t batch, std::int64_t size, std::int64_t channels, std::uint64_t seed,
+                          std::uint64_t offset, int threads, int capability);
 
 // words[batch, blocks, 4]: the integers behind the noise, for tests.
 CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,
@@ -78,8 +77,8 @@ CDN_API int cdn_gelu(int sweep, const void* u, const void* grad, const void* oth
 CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
                           const void* source, const void* tangent, void* statistics, void* sum, void* out,
                           void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
-                          std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving,
-                          int channels_last, int threads, int capability);
+                          std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
+                          int threads, int capability);
 
 // A reduction of images [batch, channels, pixels] or [batch, pixels, channels], or the adjoint of one; values are
 // float, or double for CDN_FLOAT64.
@@ -97,6 +96,6 @@ CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void*
 //   input:   first = the gradient of y, second = w give out = the gradient of x
 //   weight:  first = x, second = the gradient of y give out = the gradient of w
 // Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
-CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation,
-                       std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t inputs,
-                       std::int64_t outputs, std::int64_t size, std::int64_t stride, int threads, int engine);
+CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, std::int64_t batch,
+                       std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs,
+                       std::int64_t size, std::int64_t stride, int threads, int engine);

@@ -36,7 +36,9 @@ CDN_HOST_DEVICE float farthest(float) { return 13.0f; }
 CDN_HOST_DEVICE double farthest(double) { return 40.0; }
 
 template <typename Real>
-CDN_HOST_DEVICE Real quotient(float k, Real a) { return k / a; }
+CDN_HOST_DEVICE Real quotient(float k, Real a) {
+    return k / a;
+}
 #ifdef __CUDA_ARCH__
 // Within two units in the last place, without the branches of a division that rounds correctly.
 CDN_HOST_DEVICE float quotient(float k, float a) { return __fdividef(k, a); }
@@ -91,7 +93,9 @@ CDN_HOST_DEVICE Real bell(Real a) {
     return halve(p, shifted);
 }
 template <bool>
-CDN_HOST_DEVICE double bell(double a) { return ::exp(a * a * -0.5); }
+CDN_HOST_DEVICE double bell(double a) {
+    return ::exp(a * a * -0.5);
+}
 
 // Phi(-a) for a >= 0, given e = exp(-a^2/2).
 template <bool brief, typename Real>
@@ -121,7 +125,9 @@ CDN_HOST_DEVICE Real tail(Real a, Real e) {
     }
 }
 template <bool>
-CDN_HOST_DEVICE double tail(double a, double) { return 0.5 * ::erfc(a * 0.70710678118654752440); }
+CDN_HOST_DEVICE double tail(double a, double) {
+    return 0.5 * ::erfc(a * 0.70710678118654752440);
+}
 
 template <typename Real>
 struct Gelu {

@@ -39,9 +39,18 @@ int cdn_conv2d(int kind, const void* first, const void* second, void* out, void*
     if (batch < 1 || height < 1 || width < 1 || inputs < 1 || outputs < 1 || stride < 1) return 1;
     if (size < 1 || size > kLargestFilter || size % 2 == 0) return 1;
     if (!out && (kind != CDN_CONV_FORWARD || !activation)) return 1;
-    const ConvolutionJob job{kind, static_cast<const std::uint16_t*>(first), static_cast<const std::uint16_t*>(second),
-                             static_cast<std::uint16_t*>(out), static_cast<std::uint16_t*>(activation), batch, height,
-                             width, inputs, outputs, size, stride};
+    const ConvolutionJob job{kind,
+                             static_cast<const std::uint16_t*>(first),
+                             static_cast<const std::uint16_t*>(second),
+                             static_cast<std::uint16_t*>(out),
+                             static_cast<std::uint16_t*>(activation),
+                             batch,
+                             height,
+                             width,
+                             inputs,
+                             outputs,
+                             size,
+                             stride};
     // Below this many products, waking a second thread costs more than it saves.
     constexpr std::int64_t kSerial = 1 << 22;
     if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kSerial) threads = 1;

@@ -33,8 +33,8 @@ struct Tiles {
     template <int c, int a, int b> static void multiply();
 };
 
-#define CDN_SUM_TILE(c, a, b) \
-    template <> void Tiles::zero<c>() { _tile_zero(c); } \
+#define CDN_SUM_TILE(c, a, b)                                                                  \
+    template <> void Tiles::zero<c>() { _tile_zero(c); }                                       \
     template <> void Tiles::store<c>(void* to, std::int64_t row) { _tile_stored(c, to, row); } \
     template <> void Tiles::multiply<c, a, b>() { _tile_dpbf16ps(c, a, b); }
 CDN_SUM_TILE(0, 4, 6)

@@ -17,7 +17,9 @@ struct Tiles {
 
     static void settle(const void*) {}
     template <int t>
-    static void zero() { std::memset(&tile(t), 0, sizeof(Tile)); }
+    static void zero() {
+        std::memset(&tile(t), 0, sizeof(Tile));
+    }
     template <int t>
     static void load(const void* from, std::int64_t row) {
         for (int i = 0; i < 16; ++i) std::memcpy(tile(t).words[i], static_cast<const char*>(from) + i * row, 64);

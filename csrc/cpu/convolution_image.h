@@ -159,8 +159,8 @@ private:
                     product.a = scratch + n * sample_step() + (y * padded_width_ + x) * in_steps() * place_step();
                     product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, along - first));
                     if (taps) Engine::multiply(product);
-                    const std::int64_t place = ((start + n) * out_height_ + first_y + y * step) * out_width_
-                        + first_x + x * step;
+                    const std::int64_t place =
+                        ((start + n) * out_height_ + first_y + y * step) * out_width_ + first_x + x * step;
                     const std::int64_t distance = across_ ? out_height_ * out_width_ : step;
                     store(tile, product.rows, columns, place * out_channels_ + block * kColumns,
                           distance * out_channels_);
@@ -176,8 +176,7 @@ private:
             // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
             std::uint16_t active[kColumns];
             float values[kColumns];
-            for (std::int64_t i = 0; i < kColumns; ++i)
-                values[i] = gelu<true>(Bfloat16::load(rounded[i])).value;
+            for (std::int64_t i = 0; i < kColumns; ++i) values[i] = gelu<true>(Bfloat16::load(rounded[i])).value;
             Engine::round(values, active);
             std::memcpy(job_.activation + place, active, columns * sizeof(*active));
         }

@@ -40,8 +40,8 @@ public:
         band_ = 1;
         const auto fits = [&](std::int64_t band) {
             const std::int64_t image = (band - 1) * job.stride + job.size;
-            return (band * gradient_row + image * image_row) * std::int64_t{sizeof(Pair)} <= 2 * kScratch &&
-                band * job.out_width() <= kPlaces;
+            return (band * gradient_row + image * image_row) * std::int64_t{sizeof(Pair)} <= 2 * kScratch
+                && band * job.out_width() <= kPlaces;
         };
         while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
         window_ = (band_ - 1) * job.stride + job.size;
@@ -94,8 +94,7 @@ private:
             const std::int64_t last = std::min(first + band_, job_.out_height());
             for (std::int64_t y = first; y < last; ++y) pack_gradient(gradient, chunk, y, y - first);
             const std::int64_t needed = (last - 1) * job_.stride + job_.size - job_.padding();
-            for (; packed < std::min(needed, job_.height); ++packed)
-                pack_image(image, chunk, part, packed);
+            for (; packed < std::min(needed, job_.height); ++packed) pack_image(image, chunk, part, packed);
             for (std::int64_t ky = 0; ky < job_.size; ++ky)
                 for (std::int64_t kx = 0; kx < job_.size; ++kx)
                     add_tap(sum, places, gradient, image, part, first, last, ky, kx, begin && first == 0);
@@ -197,7 +196,8 @@ private:
                     float* to = sum + ((output + row) * job_.taps() + ky * job_.size + kx) * part_ + column;
                     const float* from = tile + row * kColumns;
                     if (begin) std::memcpy(to, from, product.columns * sizeof(float));
-                    else for (std::int64_t i = 0; i < product.columns; ++i) to[i] += from[i];
+                    else
+                        for (std::int64_t i = 0; i < product.columns; ++i) to[i] += from[i];
                 }
             }
         }
@@ -218,8 +218,8 @@ struct Convolution {
                                            : ImageConvolution<Engine>(job, threads).plan();
     }
 
-    static void run(const ConvolutionJob& job, int threads, int stage, void* shared, void* scratch,
-                    std::int64_t first, std::int64_t last) {
+    static void run(const ConvolutionJob& job, int threads, int stage, void* shared, void* scratch, std::int64_t first,
+                    std::int64_t last) {
         [[maybe_unused]] const typename Engine::Session session;
         if (job.kind == CDN_CONV_WEIGHT) {
             const WeightGradient<Engine> gradient(job);

@@ -37,8 +37,8 @@ struct Bfloat16Units {
 int supported() {
 #ifdef CDN_X86
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return CDN_SCALAR;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512vl"))
         return Bfloat16Units().avx512 ? CDN_AVX512_BFLOAT16 : CDN_AVX512;
     return CDN_AVX2;
 #endif
@@ -142,7 +142,9 @@ int cdn_conv_engine() {
     static const bool excluded =
         asked_for(CDN_AVX512) || asked_for(CDN_AVX512_BFLOAT16) || cdn_capability() < CDN_AVX512;
     static const int engine = excluded ? CDN_NO_ENGINE
-        : has_engine(CDN_AMX) ? CDN_AMX : has_engine(CDN_AVX512_BF16) ? CDN_AVX512_BF16 : CDN_NO_ENGINE;
+        : has_engine(CDN_AMX)          ? CDN_AMX
+        : has_engine(CDN_AVX512_BF16)  ? CDN_AVX512_BF16
+                                       : CDN_NO_ENGINE;
     return engine;
 }
 

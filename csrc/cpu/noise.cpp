@@ -6,8 +6,7 @@
 using namespace cdn;
 
 int cdn_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
-                  std::int64_t channels, std::uint64_t seed, std::uint64_t offset, int threads,
-                  int capability) {
+                  std::int64_t channels, std::uint64_t seed, std::uint64_t offset, int threads, int capability) {
     const Variant* variant = find(capability);
     if (!variant || type < CDN_FLOAT32 || type > CDN_FLOAT16) return 1;
     if (batch < 0 || size < 0 || channels < 0) return 1;
@@ -18,15 +17,15 @@ int cdn_add_noise(const void* x, const void* sigma, void* y, int type, std::int6
 }
 
 int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
-                     std::int64_t channels, int law, double low, double high, double clean_share,
-                     std::uint64_t seed, std::uint64_t offset, int threads, int capability) {
+                     std::int64_t channels, int law, double low, double high, double clean_share, std::uint64_t seed,
+                     std::uint64_t offset, int threads, int capability) {
     const int level_type = type == CDN_FLOAT64 ? CDN_FLOAT64 : CDN_FLOAT32;
-    return cdn_sample_sigma(sigma, level_type, batch, law, low, high, clean_share, seed, offset) ||
-           cdn_add_noise(x, sigma, y, type, batch, size, channels, seed, offset, threads, capability);
+    return cdn_sample_sigma(sigma, level_type, batch, law, low, high, clean_share, seed, offset)
+        || cdn_add_noise(x, sigma, y, type, batch, size, channels, seed, offset, threads, capability);
 }
 
-int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,
-                     std::uint64_t seed, std::uint64_t offset, int capability) {
+int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream, std::uint64_t seed,
+                     std::uint64_t offset, int capability) {
     const Variant* variant = find(capability);
     if (!variant || (stream != kNormalStream && stream != kLevelStream) || batch < 0 || blocks < 0) return 1;
     variant->noise->random_words(words, batch, blocks, {seed, offset}, static_cast<Stream>(stream));

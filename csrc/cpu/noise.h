@@ -142,8 +142,8 @@ struct Residual {
         if (job.partial_sums) {
             job.partial_sums[index] = sum_of_squares(residual, unit.count);
         } else {
-            const Real factor = static_cast<const Real*>(job.factors)[unit.image] * 2 * sigma
-                / static_cast<Real>(job.noise.size);
+            const Real factor =
+                static_cast<const Real*>(job.factors)[unit.image] * 2 * sigma / static_cast<Real>(job.noise.size);
             unit.write([&](Element* gradient) {
                 for (std::int64_t i = 0; i < unit.count; ++i) gradient[i] = Storage::store(factor * residual[i]);
             });

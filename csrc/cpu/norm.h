@@ -47,7 +47,9 @@ struct Norm {
         return {start, start + job.groups, start + 2 * job.groups, start + 3 * job.groups, start + 4 * job.groups};
     }
     template <typename T>
-    T* at(T* start, std::int64_t sample) const { return start ? start + sample * size : nullptr; }
+    T* at(T* start, std::int64_t sample) const {
+        return start ? start + sample * size : nullptr;
+    }
 
     void run(std::int64_t sample) const {
         if (job.sweep == CDN_FORWARD) forward(sample);
@@ -100,16 +102,18 @@ struct Norm {
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         Sums<Storage, 1, channels_last> total(rows);
         const auto read = [&](auto with_residual) {
-            total.add([&](auto at) {
-                auto v = at.load(x);
-                if constexpr (with_residual) {
-                    at.store(sum, v + at.load(residual));
-                    v = at.load(sum);
-                }
-                const auto b = gelu<Storage::brief>(v).value - at.of(pivot);
-                at.keep(values, b);
-                at.add(0, b);
-            }, x, residual, sum, z);
+            total.add(
+                [&](auto at) {
+                    auto v = at.load(x);
+                    if constexpr (with_residual) {
+                        at.store(sum, v + at.load(residual));
+                        v = at.load(sum);
+                    }
+                    const auto b = gelu<Storage::brief>(v).value - at.of(pivot);
+                    at.keep(values, b);
+                    at.add(0, b);
+                },
+                x, residual, sum, z);
         };
         residual ? read(std::true_type{}) : read(std::false_type{});
         const Row means = group_means(total.row(0));
@@ -132,9 +136,7 @@ struct Norm {
             st.k[g] = st.s[0] == 0 ? Real(0) : variance[g] * inverse;
         }
         const Row scale = spread([&](auto c, auto g) { return gain[c] * st.s[0] * st.r[g]; });
-        rows.template each<Storage>([&](auto at) {
-            at.store(z, at.of(scale) * (at.kept(values) - at.of(mean)));
-        });
+        rows.template each<Storage>([&](auto at) { at.store(z, at.of(scale) * (at.kept(values) - at.of(mean))); });
     }
 
     // a_v = phi' a_b + source, with a_b the normalization's transposed Jacobian applied to gain a_z; and the share
@@ -149,15 +151,17 @@ struct Norm {
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
         Sums<Storage, 2, channels_last> sums(rows);  // of a and a c
-        sums.add([&](auto at) {
-            const auto grad = at.load(a);
-            const auto phi = gelu<Storage::brief>(at.load(v));
-            const auto centred = phi.value - at.of(pivot) - at.of(mean);
-            at.keep(values, centred);
-            at.keep(firsts, phi.first);
-            at.add(0, grad);
-            at.add(1, grad, centred);
-        }, v, a, source, out);
+        sums.add(
+            [&](auto at) {
+                const auto grad = at.load(a);
+                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto centred = phi.value - at.of(pivot) - at.of(mean);
+                at.keep(values, centred);
+                at.keep(firsts, phi.first);
+                at.add(0, grad);
+                at.add(1, grad, centred);
+            },
+            v, a, source, out);
         gain_gradient(sample, sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
@@ -225,16 +229,18 @@ struct Norm {
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
         Sums<Storage, 5, channels_last> sums(rows);  // of g, g c, bdot, bdot c, g bdot
-        sums.add([&](auto at) {
-            const auto phi = gelu<Storage::brief>(at.load(v));
-            const auto g = at.load(grad), centred = phi.value - at.of(pivot) - at.of(mean);
-            const auto bdot = phi.first * at.load(vdot);
-            at.add(0, g);
-            at.add(1, g, centred);
-            at.add(2, bdot);
-            at.add(3, bdot, centred);
-            at.add(4, g, bdot);
-        }, v, grad, vdot);
+        sums.add(
+            [&](auto at) {
+                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto g = at.load(grad), centred = phi.value - at.of(pivot) - at.of(mean);
+                const auto bdot = phi.first * at.load(vdot);
+                at.add(0, g);
+                at.add(1, g, centred);
+                at.add(2, bdot);
+                at.add(3, bdot, centred);
+                at.add(4, g, bdot);
+            },
+            v, grad, vdot);
         const Coefficients from(*this, st, sums.row(0), sums.row(1));
         const Row mb = group_means(sums.row(2));
         Row al = group_means(sums.row(3));
@@ -250,9 +256,7 @@ struct Norm {
         if (job.scale_preserving) {
             const Real T = s * s, Q = from.Q, eps = static_cast<Real>(job.eps);
             const Real C = mean_over_groups([&](auto g) { return al[g] / r[g]; });
-            auto W = [&](std::int64_t g) {
-                return s * (R[g] - 3 * al[g] * be[g]) + 3 * k[g] * be[g] * C / (r[g] * s);
-            };
+            auto W = [&](std::int64_t g) { return s * (R[g] - 3 * al[g] * be[g]) + 3 * k[g] * be[g] * C / (r[g] * s); };
             const Real D = -eps / 2 * mean_over_groups([&](auto g) { return r[g] * r[g] * r[g] * W(g); })
                 + (mean_over_groups([&](auto g) { return r[g] * (R[g] - al[g] * be[g]); }) - Q * C / T) / (2 * s);
             for (std::int64_t g = 0; g < job.groups; ++g) {
@@ -276,18 +280,20 @@ struct Norm {
         const Row c_grad = spread([&](auto c, auto g) { return gain[c] * e_grad[g]; });
         const Row c_constant = spread([&](auto, auto g) { return -e_bdot[g] * mb[g] - e_grad[g] * mq[g]; });
         const Row c_centred = spread([&](auto, auto g) { return e_centred[g]; });
-        rows.template each<Storage>([&](auto at) {
-            const auto phi = gelu<Storage::brief>(at.load(v));
-            const auto g = at.load(grad), dot = at.load(vdot);
-            const auto centred = phi.value - at.of(pivot) - at.of(mean), bdot = phi.first * dot;
-            const auto g_b = from.apply(at, g, centred);
-            const auto e = multiply_add(
-                at.of(c_bdot), bdot,
-                multiply_add(at.of(c_grad), g, multiply_add(at.of(c_centred), centred, at.of(c_constant))));
-            at.store(zdot, multiply_add(at.of(z_bdot), bdot,
-                                        multiply_add(at.of(z_centred), centred, at.of(z_constant))));
-            at.store(source, multiply_add(phi.first, e, phi.second * dot * g_b));
-        }, zdot, source);
+        rows.template each<Storage>(
+            [&](auto at) {
+                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto g = at.load(grad), dot = at.load(vdot);
+                const auto centred = phi.value - at.of(pivot) - at.of(mean), bdot = phi.first * dot;
+                const auto g_b = from.apply(at, g, centred);
+                const auto e = multiply_add(
+                    at.of(c_bdot), bdot,
+                    multiply_add(at.of(c_grad), g, multiply_add(at.of(c_centred), centred, at.of(c_constant))));
+                at.store(zdot,
+                         multiply_add(at.of(z_bdot), bdot, multiply_add(at.of(z_centred), centred, at.of(z_constant))));
+                at.store(source, multiply_add(phi.first, e, phi.second * dot * g_b));
+            },
+            zdot, source);
         if (job.gain_grad) {
             Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
             for (std::int64_t g = 0, c = 0; g < job.groups; ++g)

@@ -34,11 +34,26 @@ struct Pack {
     Pack(float all) : Pack(all - Vector{}) {}
 };
 
-CDN_HOST_DEVICE Pack operator+(Pack a, Pack b) { CDN_EACH_PART a.part[i] += b.part[i]; return a; }
-CDN_HOST_DEVICE Pack operator-(Pack a, Pack b) { CDN_EACH_PART a.part[i] -= b.part[i]; return a; }
-CDN_HOST_DEVICE Pack operator*(Pack a, Pack b) { CDN_EACH_PART a.part[i] *= b.part[i]; return a; }
-CDN_HOST_DEVICE Pack operator/(Pack a, Pack b) { CDN_EACH_PART a.part[i] /= b.part[i]; return a; }
-CDN_HOST_DEVICE Pack operator-(Pack a) { CDN_EACH_PART a.part[i] = -a.part[i]; return a; }
+CDN_HOST_DEVICE Pack operator+(Pack a, Pack b) {
+    CDN_EACH_PART a.part[i] += b.part[i];
+    return a;
+}
+CDN_HOST_DEVICE Pack operator-(Pack a, Pack b) {
+    CDN_EACH_PART a.part[i] -= b.part[i];
+    return a;
+}
+CDN_HOST_DEVICE Pack operator*(Pack a, Pack b) {
+    CDN_EACH_PART a.part[i] *= b.part[i];
+    return a;
+}
+CDN_HOST_DEVICE Pack operator/(Pack a, Pack b) {
+    CDN_EACH_PART a.part[i] /= b.part[i];
+    return a;
+}
+CDN_HOST_DEVICE Pack operator-(Pack a) {
+    CDN_EACH_PART a.part[i] = -a.part[i];
+    return a;
+}
 
 using cdn::multiply_add;
 CDN_HOST_DEVICE Vector multiply_add(Vector a, Vector b, Vector c) {

@@ -25,15 +25,32 @@ int cdn_gelu(int sweep, const void* u, const void* grad, const void* other, void
 }
 
 int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
-                  const void* source, const void* tangent, void* statistics, void* sum, void* out,
-                  void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
-                  std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
-                  int threads, int capability) {
+                  const void* source, const void* tangent, void* statistics, void* sum, void* out, void* tangent_out,
+                  void* gain_grad, int type, std::int64_t batch, std::int64_t channels, std::int64_t pixels,
+                  std::int64_t groups, double eps, int scale_preserving, int channels_last, int threads,
+                  int capability) {
     const Variant* variant = find(capability);
     if (!known(variant, sweep, type) || batch < 0 || pixels < 1 || groups < 1 || channels < groups) return 1;
     if (channels % groups != 0 || !(eps > 0)) return 1;
-    const NormJob job{sweep, x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out,
-                      gain_grad, type, batch, channels, pixels, groups, eps, scale_preserving != 0,
+    const NormJob job{sweep,
+                      x,
+                      residual,
+                      gain,
+                      grad,
+                      source,
+                      tangent,
+                      statistics,
+                      sum,
+                      out,
+                      tangent_out,
+                      gain_grad,
+                      type,
+                      batch,
+                      channels,
+                      pixels,
+                      groups,
+                      eps,
+                      scale_preserving != 0,
                       channels_last != 0};
     split(batch, batch * channels * pixels, threads,
           [&](std::int64_t first, std::int64_t last) { variant->passes->norm(job, first, last); });

@@ -23,15 +23,16 @@ void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
     } else if (job.sweep == CDN_BACKWARD && !job.other) {
         each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad)); }, u, grad, out);
     } else if (job.sweep == CDN_BACKWARD) {
-        each([&](auto at) {
-            at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad) + at.load(other));
-        }, u, grad, other, out);
+        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad) + at.load(other)); },
+             u, grad, other, out);
     } else {
-        each([&](auto at) {
-            const auto phi = gelu<Storage::brief>(at.load(u));
-            at.store(tangent_out, phi.first * at.load(other));
-            at.store(out, phi.second * (at.load(grad) * at.load(other)));
-        }, u, grad, other, out, tangent_out);
+        each(
+            [&](auto at) {
+                const auto phi = gelu<Storage::brief>(at.load(u));
+                at.store(tangent_out, phi.first * at.load(other));
+                at.store(out, phi.second * (at.load(grad) * at.load(other)));
+            },
+            u, grad, other, out, tangent_out);
     }
 }
 

@@ -65,8 +65,7 @@ struct Pool {
         const Real* in = values() + sample * job.channels;
         Element* out = image(sample);
         Line<Real> row(rows.width);
-        for (std::int64_t i = 0; i < rows.width; ++i)
-            row[i] = in[i % job.channels] / static_cast<Real>(job.pixels);
+        for (std::int64_t i = 0; i < rows.width; ++i) row[i] = in[i % job.channels] / static_cast<Real>(job.pixels);
         rows.template each<Storage>([&](auto at) { at.store(out, at.of(row)); });
     }
 };

@@ -34,7 +34,9 @@ struct Aligned {
     template <typename U>
     void construct(U*) {}
     template <typename U, typename V>
-    void construct(U* place, V&& value) { *place = value; }
+    void construct(U* place, V&& value) {
+        *place = value;
+    }
     bool operator==(const Aligned&) const { return true; }
     bool operator!=(const Aligned&) const { return false; }
 };
@@ -200,7 +202,7 @@ public:
 
 private:
     static constexpr std::int64_t kRows = 256;  // one long sum of floats would lose digits
-    static constexpr int kChains = 8;            // of a sum over a row, which as one chain of additions would take long
+    static constexpr int kChains = 8;  // of a sum over a row, which as one chain of additions would take long
     static constexpr int kAlign = 16;
 
     void fold(const Real* lanes, double* sums, std::int64_t row) const {

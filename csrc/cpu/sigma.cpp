@@ -21,8 +21,8 @@ void sample(Real* sigma, std::int64_t batch, int law, double low, double high, d
 
 }  // namespace
 
-int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
-                     double clean_share, std::uint64_t seed, std::uint64_t offset) {
+int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high, double clean_share,
+                     std::uint64_t seed, std::uint64_t offset) {
     if (batch < 0 || law < CDN_LOG_UNIFORM || law > CDN_FIXED) return 1;
     const Key key{seed, offset};
     if (type == CDN_FLOAT64) sample(static_cast<double*>(sigma), batch, law, low, high, clean_share, key);

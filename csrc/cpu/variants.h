@@ -72,9 +72,18 @@ struct Passes {
     void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
 };
 
-namespace scalar { extern const NoiseKernels noise; extern const Passes passes; }
-namespace avx2 { extern const NoiseKernels noise; extern const Passes passes; }
-namespace avx512 { extern const NoiseKernels noise; extern const Passes passes; }
+namespace scalar {
+extern const NoiseKernels noise;
+extern const Passes passes;
+}  // namespace scalar
+namespace avx2 {
+extern const NoiseKernels noise;
+extern const Passes passes;
+}  // namespace avx2
+namespace avx512 {
+extern const NoiseKernels noise;
+extern const Passes passes;
+}  // namespace avx512
 namespace avx512bf16 { extern const Passes passes; }
 
 }  // namespace cdn

@@ -37,8 +37,8 @@ int cdn_cuda_conv2d(int kind, const void* first, const void* second, const void*
         return status;
     if (!aligned(cdn::kVectorBytes, first, second, u, added, out, activation, product)) return kRefused;
     if (batch == 0) return 0;
-    ConvolutionPass pass{first, second, u, added, out, activation, product, static_cast<int>(height),
-                         static_cast<int>(width)};
+    ConvolutionPass pass{
+        first, second, u, added, out, activation, product, static_cast<int>(height), static_cast<int>(width)};
     pass.rows = static_cast<int>(tiles_of(height, cdn::kTileRows));
     pass.columns = static_cast<int>(tiles_of(width, cdn::kTileColumns));
     pass.tiles = static_cast<int>(batch) * pass.rows * pass.columns;

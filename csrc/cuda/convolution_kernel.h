@@ -37,10 +37,10 @@ constexpr int kConvolutionShared = kFilterBytes + kTeams * kHaloBytes;
 
 struct ConvolutionPass {
     const void *images, *filters, *u, *added;  // the last two may be null
-    void *out, *activation, *product;          // some may be null
+    void *out, *activation, *product;  // some may be null
     int height, width;
     int rows, columns, tiles;  // of an image, counted in tiles; of all images
-    bool back;                 // the map by the input, from the gradient of the result
+    bool back;  // the map by the input, from the gradient of the result
 };
 
 // Where a tile begins in its image.
@@ -59,9 +59,7 @@ CDN_DEVICE int vector_place(int row, int vector) { return (vector ^ row % kPixel
 
 // The result's channels in the order of the sums: the sums of a thread, two of each of 8 x 8, are then those of 8
 // channels side by side, twice. Both bits between 2 and 8 change places with both between 8 and 32.
-CDN_DEVICE int sum_of_channel(int channel) {
-    return (channel & 0x21) | (channel & 0x06) << 2 | (channel & 0x18) >> 2;
-}
+CDN_DEVICE int sum_of_channel(int channel) { return (channel & 0x21) | (channel & 0x06) << 2 | (channel & 0x18) >> 2; }
 
 // Write the filters to shared memory as [tap][sum][channel of the images]; the tap (0, 0) is up and left of a pixel.
 // Those of the map by the input are turned and transposed.
@@ -86,8 +84,8 @@ CDN_DEVICE void load_filters(const ConvolutionPass& pass) {
 #pragma unroll
         for (int e = 0; e < kWide; ++e) {
             const int sum = sum_of_channel(vector * kWide + e);
-            unsigned char* const place = cdn_shared + (kTaps - 1 - tap) * kTapBytes + sum * kPixelBytes
-                + vector_place(sum, channel / kWide);
+            unsigned char* const place =
+                cdn_shared + (kTaps - 1 - tap) * kTapBytes + sum * kPixelBytes + vector_place(sum, channel / kWide);
             reinterpret_cast<typename Storage::Element*>(place)[channel % kWide] = row.elements[e];
         }
     }
@@ -95,8 +93,8 @@ CDN_DEVICE void load_filters(const ConvolutionPass& pass) {
 
 // Copy the pixels that a tile depends on; beyond the image are zeros.
 CDN_DEVICE void fetch_halo(const ConvolutionPass& pass, const ConvolutionTile& tile, unsigned char* halo, int thread) {
-    const unsigned char* const image = static_cast<const unsigned char*>(pass.images)
-        + tile.image * pass.height * pass.width * kPixelBytes;
+    const unsigned char* const image =
+        static_cast<const unsigned char*>(pass.images) + tile.image * pass.height * pass.width * kPixelBytes;
     const int vector = thread % kPixelVectors;
     for (int pixel = thread / kPixelVectors; pixel < kHaloRows * kHaloColumns; pixel += kTeamThreads / kPixelVectors) {
         const int y = pixel / kHaloColumns, x = pixel % kHaloColumns;
@@ -134,8 +132,9 @@ CDN_DEVICE void add_products(std::uint32_t pixels, std::uint32_t filters, WarpSu
 #pragma unroll
                 for (int n = 0; n < kFilterChannels / 8; n += 2) {
                     std::uint32_t pairs[4];
-                    load_matrices(pairs, filter_row + right * kTapBytes + (filter_place ^ step)
-                                             + (down * 3 * kFilterChannels + n * 8) * kPixelBytes);
+                    load_matrices(pairs,
+                                  filter_row + right * kTapBytes + (filter_place ^ step)
+                                      + (down * 3 * kFilterChannels + n * 8) * kPixelBytes);
 #pragma unroll
                     for (int y = 0; y < kWarpRows; ++y) {
                         multiply(Storage{}, sums[y][n], rows[y + down], pairs[0], pairs[1]);
@@ -166,8 +165,8 @@ CDN_DEVICE void add_products_of_group(std::uint32_t pixels, std::uint32_t filter
         const int right = step / kSteps, place = vector_place(lane + right, lane / 16);
 #pragma unroll
         for (int y = 0; y < kWarpRows + 2; ++y)
-            load_matrices(rows[step % 2][y], pixel_row + right * kPixelBytes
-                                                 + (place ^ step % kSteps * 2 * kVectorBytes) + y * kRowBytes);
+            load_matrices(rows[step % 2][y],
+                          pixel_row + right * kPixelBytes + (place ^ step % kSteps * 2 * kVectorBytes) + y * kRowBytes);
     };
     read(0);
     settle(sums);

@@ -63,8 +63,9 @@ int run_gelu(int sweep, GeluPass pass, std::int64_t first, std::int64_t last, vo
     constexpr int kOfBlock = kGeluThreads * kGeluAhead;
     const std::int64_t blocks = (pass.last - pass.first + kOfBlock - 1) / kOfBlock;
     if (blocks > kMostBlocks) return kTooLarge;
-    return blocks ? launch(kGeluSweeps<Storage, N>[sweep], dim3(static_cast<unsigned>(blocks)), kGeluThreads, 0, stream,
-                           pass) : 0;
+    return blocks
+        ? launch(kGeluSweeps<Storage, N>[sweep], dim3(static_cast<unsigned>(blocks)), kGeluThreads, 0, stream, pass)
+        : 0;
 }
 
 }  // namespace

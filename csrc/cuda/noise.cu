@@ -67,7 +67,8 @@ int cdn_cuda_sample_sigma(void* sigma, int type, std::int64_t batch, int law, do
     const double log_low = std::log(low), log_range = std::log(high) - log_low;
     const auto run = [&](auto kernel, auto* levels) {
         return blocks.x ? launch(kernel, blocks, kThreads, 0, stream, levels, batch, law, low, high, log_low, log_range,
-                                 clean_share * 0x1p32, cdn::StoredKey{seed, offset}) : 0;
+                                 clean_share * 0x1p32, cdn::StoredKey{seed, offset})
+                        : 0;
     };
     return type == CDN_FLOAT64 ? run(cdn::sample_sigma<double>, static_cast<double*>(sigma))
                                : run(cdn::sample_sigma<float>, static_cast<float*>(sigma));
@@ -78,7 +79,12 @@ int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors
                        const std::int64_t* offset, void* workspace, void* stream) {
     if (size < 1 || !errors == !gradient) return kRefused;
     if (const int status = refused(batch, size, channels)) return status;
-    NoisePass pass{score, sigma, factors, gradient, errors, static_cast<double*>(workspace),
+    NoisePass pass{score,
+                   sigma,
+                   factors,
+                   gradient,
+                   errors,
+                   static_cast<double*>(workspace),
                    cdn::image_of(size, channels, seed, offset)};
     return with_storage(type, kRefused, [&](auto storage) {
         using Storage = decltype(storage);
@@ -110,5 +116,6 @@ int cdn_cuda_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t
     if (programs > cdn::kMostBlocks) return cdn::kTooLarge;
     const dim3 where(static_cast<unsigned>(programs));
     return programs ? launch(cdn::random_words, where, kThreads, 0, stream, words, count, blocks,
-                             cdn::StoredKey{seed, offset}, static_cast<cdn::Stream>(random_stream)) : 0;
+                             cdn::StoredKey{seed, offset}, static_cast<cdn::Stream>(random_stream))
+                    : 0;
 }

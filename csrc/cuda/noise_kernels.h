@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(kThreads, 1) residual_squares(const NoisePass 
 
 // Levels are drawn in double and rounded once, so that every backend draws the same.
 template <typename Real>
-__global__ void __launch_bounds__(kThreads, 1) sample_sigma(Real* sigma, std::int64_t batch, int law, double low,
-                                                            double high, double log_low, double log_range, double clean,
-                                                            StoredKey key) {
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_sigma(Real* sigma, std::int64_t batch, int law, double low, double high, double log_low, double log_range,
+                 double clean, StoredKey key) {
     const std::int64_t image = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (image >= batch) return;
     const auto w = philox(std::uint32_t{0}, static_cast<std::uint32_t>(image), key, kLevelStream);
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(kThreads, 1) sample_sigma(Real* sigma, std::in
     sigma[image] = static_cast<Real>(w.w1 < clean ? 0.0 : level);
 }
 
-__global__ void __launch_bounds__(kThreads, 1) random_words(std::uint32_t* words, std::int64_t count,
-                                                            std::int64_t blocks, StoredKey key, Stream stream) {
+__global__ void __launch_bounds__(kThreads, 1)
+    random_words(std::uint32_t* words, std::int64_t count, std::int64_t blocks, StoredKey key, Stream stream) {
     const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (i >= count) return;
     const auto w = philox(static_cast<std::uint32_t>(i % blocks), static_cast<std::uint32_t>(i / blocks), key, stream);

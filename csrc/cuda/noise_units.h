@@ -41,9 +41,7 @@ struct NoiseUnit {
     const NoiseImage& of;
     const int index;
 
-    static bool fits(const NoiseImage& of) {
-        return of.channels == kLayout && of.size / kLayout % kPixels == 0;
-    }
+    static bool fits(const NoiseImage& of) { return of.channels == kLayout && of.size / kLayout % kPixels == 0; }
     __device__ __forceinline__ bool exists(int) const { return true; }
     CDN_HOST_DEVICE int units(const NoiseImage& of) { return of.size / kCount; }
 

@@ -22,8 +22,8 @@ struct Shape {
     template <typename Storage>
     NormPlan plan(int vector) const {
         const NormPlace place{attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                              attribute(cudaDevAttrMultiProcessorCount),
-                              sizeof(typename Storage::Element), vector, sizeof(typename Storage::Real)};
+                              attribute(cudaDevAttrMultiProcessorCount), sizeof(typename Storage::Element), vector,
+                              sizeof(typename Storage::Real)};
         return plan_norm(kNormNeeds[sweep], place, batch, static_cast<int>(channels), static_cast<int>(pixels),
                          static_cast<int>(groups), coupled);
     }
@@ -66,8 +66,8 @@ int cdn_cuda_gelu_norm(int sweep, const void* x, const void* residual, const voi
     const Shape shape{sweep, batch, channels, pixels, groups, scale_preserving != 0};
     const int refused = eps > 0 ? shape.refused() : kRefused;
     if (refused || batch == 0) return refused;
-    const NormPass pass{x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad,
-                        workspace, eps};
+    const NormPass pass{x,   residual, gain,        grad,      source,    tangent, statistics,
+                        sum, out,      tangent_out, gain_grad, workspace, eps};
     return with_storage(type, kRefused, [&](auto storage) {
         using Storage = decltype(storage);
         constexpr int wide = cdn::kWide<Storage>;

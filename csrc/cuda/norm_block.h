@@ -167,8 +167,8 @@ struct NormBlock {
 
     // The k-th sum of a channel over a chunk of pixels, in memory.
     __device__ __forceinline__ Real& partial(void* sums, int chunk, int k, int channel) const {
-        return static_cast<Real*>(sums)[((sample * cut.chunks + chunk) * kSums + k) * cut.channels + first_channel
-                                        + channel];
+        return static_cast<Real*>(
+            sums)[((sample * cut.chunks + chunk) * kSums + k) * cut.channels + first_channel + channel];
     }
     __device__ __forceinline__ void write_partial(void* sums) const {
         if (active && row == 0)

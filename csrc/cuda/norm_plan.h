@@ -53,8 +53,8 @@ struct NormPlace {
 
 struct NormPlan {
     NormCut cut;
-    int threads = 0;       // 0: it does not fit
-    int bundles, shared;   // bytes of shared memory
+    int threads = 0;  // 0: it does not fit
+    int bundles, shared;  // bytes of shared memory
     std::int64_t workspace;  // bytes; 0 for a whole pass
 
     bool whole() const { return workspace == 0; }

@@ -35,26 +35,29 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward(const NormPass p
         Numbers<Storage, N> mean{}, squares{};
         Real visits = 0;
         // Welford's recurrence: squares about the true mean, in one reading.
-        block.walk(false, [&](int step, int place) {
-            auto v = x.read(step);
-            if (pass.residual) {
-                const auto other = residual.read(step);
+        block.walk(
+            false,
+            [&](int step, int place) {
+                auto v = x.read(step);
+                if (pass.residual) {
+                    const auto other = residual.read(step);
 #pragma unroll
-                for (int i = 0; i < N; ++i) v[i] += other[i];
-                const auto rounded = packed(v);
-                *x.slot(step) = rounded;
-                sum[place] = rounded;
-                v = unpacked(rounded);
-            }
-            visits += 1;
-            const Real share = Real(1) / visits;
+                    for (int i = 0; i < N; ++i) v[i] += other[i];
+                    const auto rounded = packed(v);
+                    *x.slot(step) = rounded;
+                    sum[place] = rounded;
+                    v = unpacked(rounded);
+                }
+                visits += 1;
+                const Real share = Real(1) / visits;
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                const Real b = gelu<Storage::brief>(v[i]).value - pivot, difference = b - mean[i];
-                mean[i] = multiply_add(difference, share, mean[i]);
-                squares[i] = multiply_add(difference, b - mean[i], squares[i]);
-            }
-        }, x, residual);
+                for (int i = 0; i < N; ++i) {
+                    const Real b = gelu<Storage::brief>(v[i]).value - pivot, difference = b - mean[i];
+                    mean[i] = multiply_add(difference, share, mean[i]);
+                    squares[i] = multiply_add(difference, b - mean[i], squares[i]);
+                }
+            },
+            x, residual);
         Numbers<Storage, N> weighted;
 #pragma unroll
         for (int i = 0; i < N; ++i) weighted[i] = mean[i] * (visits / block.count);
@@ -117,12 +120,15 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward(const NormPass p
     for (int i = 0; i < N; ++i) scale[i] *= s * r;
     const auto v = block.kept_tape(pass.residual ? pass.sum : pass.x, 0);
     const auto z = block.vectors(pass.out);
-    block.walk(true, [&](int step, int place) {
-        auto value = v.read(step);
+    block.walk(
+        true,
+        [&](int step, int place) {
+            auto value = v.read(step);
 #pragma unroll
-        for (int i = 0; i < N; ++i) value[i] = scale[i] * (gelu<Storage::brief>(value[i]).value - pivot - mean);
-        z[place] = packed(value);
-    }, v);
+            for (int i = 0; i < N; ++i) value[i] = scale[i] * (gelu<Storage::brief>(value[i]).value - pivot - mean);
+            z[place] = packed(value);
+        },
+        v);
 }
 
 // What the sweeps after the first know of the thread's group: c = b - pivot - mean, and g_b = s r q + g_constant +
@@ -182,15 +188,18 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_backward(const NormPass 
 
     if (pass.phase != kWritePass) {
         Numbers<Storage, N> sum_g{}, sum_gc{};
-        block.walk(false, [&](int step, int) {
-            const auto u = v.read(step), g = grad.read(step);
+        block.walk(
+            false,
+            [&](int step, int) {
+                const auto u = v.read(step), g = grad.read(step);
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                const Real c = mine.centred(gelu<Storage::brief>(u[i]).value);
-                sum_g[i] += g[i];
-                sum_gc[i] = multiply_add(g[i], c, sum_gc[i]);
-            }
-        }, v, grad);
+                for (int i = 0; i < N; ++i) {
+                    const Real c = mine.centred(gelu<Storage::brief>(u[i]).value);
+                    sum_g[i] += g[i];
+                    sum_gc[i] = multiply_add(g[i], c, sum_gc[i]);
+                }
+            },
+            v, grad);
         block.add_rows(kG, sum_g);
         block.add_rows(kGC, sum_gc);
         if (pass.phase == kSumPass) return block.write_partial(pass.sums);
@@ -207,21 +216,24 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_backward(const NormPass 
 
     const auto gain = block.gains(pass.gain);
     const auto out = block.vectors(pass.out);
-    block.walk(true, [&](int step, int place) {
-        const auto u = v.read(step);
-        auto g = grad.read(step);
+    block.walk(
+        true,
+        [&](int step, int place) {
+            const auto u = v.read(step);
+            auto g = grad.read(step);
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const auto phi = gelu<Storage::brief>(u[i]);
-            g[i] = phi.first * mine.g_b(gain[i] * g[i], mine.centred(phi.value));
-        }
-        if (pass.source) {
-            const auto other = source.read(step);
+            for (int i = 0; i < N; ++i) {
+                const auto phi = gelu<Storage::brief>(u[i]);
+                g[i] = phi.first * mine.g_b(gain[i] * g[i], mine.centred(phi.value));
+            }
+            if (pass.source) {
+                const auto other = source.read(step);
 #pragma unroll
-            for (int i = 0; i < N; ++i) g[i] += other[i];
-        }
-        out[place] = packed(g);
-    }, v, grad, source);
+                for (int i = 0; i < N; ++i) g[i] += other[i];
+            }
+            out[place] = packed(g);
+        },
+        v, grad, source);
 }
 
 // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and the share
@@ -240,19 +252,22 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_tangent(const NormPass p
 
     if (pass.phase != kWritePass) {
         Numbers<Storage, N> sum_g{}, sum_gc{}, sum_b{}, sum_bc{}, sum_gb{};
-        block.walk(false, [&](int step, int) {
-            const auto u = v.read(step), g = grad.read(step), vdot = dot.read(step);
+        block.walk(
+            false,
+            [&](int step, int) {
+                const auto u = v.read(step), g = grad.read(step), vdot = dot.read(step);
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                const auto phi = gelu<Storage::brief>(u[i]);
-                const Real c = mine.centred(phi.value), bdot = phi.first * vdot[i];
-                sum_g[i] += g[i];
-                sum_gc[i] = multiply_add(g[i], c, sum_gc[i]);
-                sum_b[i] += bdot;
-                sum_bc[i] = multiply_add(bdot, c, sum_bc[i]);
-                sum_gb[i] = multiply_add(g[i], bdot, sum_gb[i]);
-            }
-        }, v, grad, dot);
+                for (int i = 0; i < N; ++i) {
+                    const auto phi = gelu<Storage::brief>(u[i]);
+                    const Real c = mine.centred(phi.value), bdot = phi.first * vdot[i];
+                    sum_g[i] += g[i];
+                    sum_gc[i] = multiply_add(g[i], c, sum_gc[i]);
+                    sum_b[i] += bdot;
+                    sum_bc[i] = multiply_add(bdot, c, sum_bc[i]);
+                    sum_gb[i] = multiply_add(g[i], bdot, sum_gb[i]);
+                }
+            },
+            v, grad, dot);
         block.add_rows(kG, sum_g);
         block.add_rows(kGC, sum_gc);
         block.add_rows(kB, sum_b);
@@ -270,8 +285,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_tangent(const NormPass p
     block.each_group([&](int g) {
         const Real mb = block.over_channels(g, [&](int c) { return block.total(kB, c); }) / count;
         block.scalar(kMb, g) = mb;
-        block.scalar(kAl, g) = block.over_channels(g, [&](int c) { return block.total(kBC, c); }) / count
-            * statistics.r[g];
+        block.scalar(kAl, g) =
+            block.over_channels(g, [&](int c) { return block.total(kBC, c); }) / count * statistics.r[g];
         block.scalar(kR, g) = block.over_channels(g, [&](int c) { return gain[c] * block.total(kGB, c); }) / count
             - block.scalar(kMq, g) * mb;
     });
@@ -318,20 +333,23 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_tangent(const NormPass p
     const Real J0 = block.scalar(kJ0, block.group), JC = block.scalar(kJC, block.group);
     const auto gains = block.gains(pass.gain);
     const auto source = block.vectors(pass.out), zdot = block.vectors(pass.tangent_out);
-    block.walk(true, [&](int step, int place) {
-        const auto u = v.read(step), g = grad.read(step), vdot = dot.read(step);
-        Numbers<Storage, N> z, e;
+    block.walk(
+        true,
+        [&](int step, int place) {
+            const auto u = v.read(step), g = grad.read(step), vdot = dot.read(step);
+            Numbers<Storage, N> z, e;
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const auto phi = gelu<Storage::brief>(u[i]);
-            const Real c = mine.centred(phi.value), bdot = phi.first * vdot[i], q = gains[i] * g[i];
-            z[i] = gains[i] * multiply_add(s * r, bdot, multiply_add(JC, c, J0));
-            const Real slope = multiply_add(e_b, bdot, multiply_add(e_q, q, multiply_add(e_c, c, e_0)));
-            e[i] = multiply_add(phi.first, slope, phi.second * vdot[i] * mine.g_b(q, c));
-        }
-        zdot[place] = packed(z);
-        source[place] = packed(e);
-    }, v, grad, dot);
+            for (int i = 0; i < N; ++i) {
+                const auto phi = gelu<Storage::brief>(u[i]);
+                const Real c = mine.centred(phi.value), bdot = phi.first * vdot[i], q = gains[i] * g[i];
+                z[i] = gains[i] * multiply_add(s * r, bdot, multiply_add(JC, c, J0));
+                const Real slope = multiply_add(e_b, bdot, multiply_add(e_q, q, multiply_add(e_c, c, e_0)));
+                e[i] = multiply_add(phi.first, slope, phi.second * vdot[i] * mine.g_b(q, c));
+            }
+            zdot[place] = packed(z);
+            source[place] = packed(e);
+        },
+        v, grad, dot);
 }
 
 }  // namespace cdn

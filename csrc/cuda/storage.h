@@ -86,7 +86,9 @@ CDN_DEVICE Numbers<Half<Pair>, N> unpacked(const Vector<Half<Pair>, N>& vector) 
     if constexpr (N == 1) {
         numbers[0] = Half<Pair>::load(vector.elements[0]);
     } else {
-        struct Words { std::uint32_t words[N / 2]; };
+        struct Words {
+            std::uint32_t words[N / 2];
+        };
         const Words pairs = bit_cast<Words>(vector);
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
@@ -102,7 +104,9 @@ CDN_DEVICE Vector<Half<Pair>, N> packed(const Numbers<Half<Pair>, N>& numbers) {
     if constexpr (N == 1) {
         return {{Half<Pair>::store(numbers[0])}};
     } else {
-        struct Words { std::uint32_t words[N / 2]; } pairs;
+        struct Words {
+            std::uint32_t words[N / 2];
+        } pairs;
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) pairs.words[i] = Pair::store(numbers[2 * i], numbers[2 * i + 1]);
         return bit_cast<Vector<Half<Pair>, N>>(pairs);

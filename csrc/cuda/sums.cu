@@ -8,8 +8,8 @@ namespace cdn {
 constexpr int kSumThreads = 128;
 
 template <typename Real>
-__global__ void __launch_bounds__(kSumThreads, 1) sum_of_parts(const double* partial, Real* values, std::int64_t count,
-                                                               int parts, double divisor) {
+__global__ void __launch_bounds__(kSumThreads, 1)
+    sum_of_parts(const double* partial, Real* values, std::int64_t count, int parts, double divisor) {
     const std::int64_t i = std::int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
     if (i >= count) return;
     double sum = 0;

@@ -178,8 +178,8 @@ void run_on_processor(const c10::OperatorHandle& operation, torch::jit::Stack* s
                 if (element.isTensor()) look(element.toTensor());
     }
     const bool indices = schema.name().find("index") != std::string::npos;  // which may, too
-    TORCH_CHECK(!(here && there) || indices, "Expected all tensors to be on the same device, found cuda:0 and cpu: ",
-                schema.name());
+    TORCH_CHECK(!(here && there) || indices,
+                "Expected all tensors to be on the same device, found cuda:0 and cpu: ", schema.name());
     at::native::cpu_fallback(operation, stack);
 }
 
@@ -205,17 +205,19 @@ Tensor convolution(const Tensor& x, const Tensor& w, const std::optional<Tensor>
     std::optional<Tensor> b;
     if (bias && bias->defined()) b = host(*bias);
     return as_cudnn(at::convolution_symint(host(x).contiguous(), host(w).contiguous(), b, stride, padding, dilation,
-                                           transposed, more, std::move(groups)), x, w);
+                                           transposed, more, std::move(groups)),
+                    x, w);
 }
 
-std::tuple<Tensor, Tensor, Tensor> convolution_backward(
-    const Tensor& g, const Tensor& x, const Tensor& w, at::OptionalSymIntArrayRef bias, SymIntArrayRef stride,
-    SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef more, c10::SymInt groups,
-    std::array<bool, 3> mask) {
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& g, const Tensor& x, const Tensor& w,
+                                                        at::OptionalSymIntArrayRef bias, SymIntArrayRef stride,
+                                                        SymIntArrayRef padding, SymIntArrayRef dilation,
+                                                        bool transposed, SymIntArrayRef more, c10::SymInt groups,
+                                                        std::array<bool, 3> mask) {
     check_devices({g, x, w});
-    auto [by_x, by_w, by_bias] = at::convolution_backward_symint(
-        host(g).contiguous(), host(x).contiguous(), host(w).contiguous(), bias, stride, padding, dilation, transposed,
-        more, std::move(groups), mask);
+    auto [by_x, by_w, by_bias] =
+        at::convolution_backward_symint(host(g).contiguous(), host(x).contiguous(), host(w).contiguous(), bias, stride,
+                                        padding, dilation, transposed, more, std::move(groups), mask);
     return {as_cudnn(by_x, x, w), as_cudnn(by_w, x, w), as_cudnn(by_bias, x, w)};
 }
 

@@ -3,7 +3,9 @@
 
 #include <cuda_runtime.h>
 
-struct __nv_bfloat162 { std::uint16_t x, y; };
+struct __nv_bfloat162 {
+    std::uint16_t x, y;
+};
 
 inline std::uint16_t emulated_bfloat16(float a) {
     std::uint32_t bits;

@@ -31,7 +31,9 @@ struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct float2 { float x, y; };
+struct float2 {
+    float x, y;
+};
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the running thread
 

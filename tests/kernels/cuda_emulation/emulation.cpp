@@ -153,8 +153,7 @@ void run_block() {
         }
         if (all(kAtBarrier))
             for (unsigned i = 0; i < blockDim.x; ++i) fibers[i].state = kReady;
-        else if (!moved)
-            fail("threads wait for others that do not come");
+        else if (!moved) fail("threads wait for others that do not come");
     }
 }
 

@@ -34,8 +34,8 @@ inline void load_matrices(std::uint32_t (&pairs)[4], std::uint32_t row) {
     const emulation::Deposits rows(&row, sizeof(row));
     const int lane = threadIdx.x % 32;
     for (int matrix = 0; matrix < 4; ++matrix)
-        std::memcpy(&pairs[matrix], emulation::row_in_shared_memory(rows.of<std::uint32_t>(matrix * 8 + lane / 4))
-                                        + lane % 4 * 4, 4);
+        std::memcpy(&pairs[matrix],
+                    emulation::row_in_shared_memory(rows.of<std::uint32_t>(matrix * 8 + lane / 4)) + lane % 4 * 4, 4);
 }
 
 template <typename Storage>
@@ -45,7 +45,9 @@ void numbers_of(std::uint32_t pair, float* two) {
 
 template <typename Storage>
 void multiply(Storage, float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t upper, std::uint32_t lower) {
-    struct Operands { float a[4][2], b[2][2]; } mine;
+    struct Operands {
+        float a[4][2], b[2][2];
+    } mine;
     for (int i = 0; i < 4; ++i) numbers_of<Storage>(a[i], mine.a[i]);
     numbers_of<Storage>(upper, mine.b[0]), numbers_of<Storage>(lower, mine.b[1]);
     const emulation::Deposits all(&mine, sizeof(mine));
@@ -68,7 +70,9 @@ inline bool has_groups() { return emulation::has_groups(); }
 // Lanes show each other their share of a, and each of b two columns.
 template <typename Storage>
 void product_of_group(float (&sums)[8][4], const std::uint32_t (&a)[4], std::uint64_t matrix) {
-    struct Operands { float a[4][2], b[2][16]; } mine;
+    struct Operands {
+        float a[4][2], b[2][16];
+    } mine;
     const int lane = threadIdx.x % 32;
     for (int i = 0; i < 4; ++i) numbers_of<Storage>(a[i], mine.a[i]);
     for (int i = 0; i < 2; ++i)
@@ -80,8 +84,7 @@ void product_of_group(float (&sums)[8][4], const std::uint32_t (&a)[4], std::uin
     const emulation::Deposits all(&mine, sizeof(mine));
     float rows[2][16];
     for (int k = 0; k < 16; ++k)
-        for (int i = 0; i < 2; ++i)
-            rows[i][k] = all.of<Operands>(lane / 4 * 4 + k % 8 / 2).a[k / 8 * 2 + i][k % 2];
+        for (int i = 0; i < 2; ++i) rows[i][k] = all.of<Operands>(lane / 4 * 4 + k % 8 / 2).a[k / 8 * 2 + i][k % 2];
     for (int i = 0; i < 8; ++i)
         for (int e = 0; e < 2; ++e) {
             const float* const column = all.of<Operands>(i * 4 + lane % 4).b[e];
@@ -101,7 +104,9 @@ void settle(float (&)[kCount][8][4]) {}
 inline void begin_products() { emulation::begin_products(); }
 inline void end_products() { emulation::end_products(); }
 template <int kSets>
-void wait_for_products() { emulation::wait_for_products(kSets); }
+void wait_for_products() {
+    emulation::wait_for_products(kSets);
+}
 inline void show_to_products() { emulation::show_to_products(); }
 
 inline void wait_for_team(int barrier, int count) { emulation::wait_for_team(barrier, count); }
