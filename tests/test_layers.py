@@ -21,8 +21,8 @@ ARROWS = {
     "distance": "density quadrature",
     "evaluate": "cli errors evaluation runs store",
     "evaluation": "data density errors model modes store",
-    "experiments": "analysis certification cli data denoise density errors evaluation journal model modes objective prior "
-    "quadrature reconstruction robustness runs store train training",
+    "experiments": "analysis certification cli data denoise density errors evaluation journal model modes objective "
+    "prior quadrature reconstruction robustness runs store train training",
     "journal": "errors",
     "modes": "cli errors",
     "objective": "model",
