@@ -63,9 +63,11 @@ class BuildLibrary(build_ext):
     """Compile every file of a library with its own flags and link them into cdn_kernels/_cpu.so or _cuda.so."""
 
     def get_ext_filename(self, fullname):
+        """Return the path of a library, which names no version of Python."""
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext):
+        """Build a library if the environment wants it and its compiler is there."""
         name = ext.name.rpartition("_")[2].upper()
         wanted = os.environ.get(f"CDN_{name}")
         if wanted == "0" or (name == "CUDA" and wanted != "1" and not CUDA.find_nvcc()):
@@ -78,9 +80,11 @@ class BuildLibrary(build_ext):
             print(f"warning: the {name} kernels were not built, others take their place: {error}")
 
     def build_cuda(self, ext):
+        """Build the CUDA library, by csrc/cuda/build.py."""
         CUDA.build(Path(self.get_ext_fullpath(ext.name)), CUDA.named_architectures())
 
     def build_cpu(self, ext):
+        """Build the CPU library, with as many compilers at a time as there are cores."""
         macros = [("CDN_X86", None)] if X86 else []
         threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
         common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
@@ -107,6 +111,7 @@ class Wheel(bdist_wheel):
     """Tag the wheel for the platform but for no Python version: the library does not link with Python."""
 
     def get_tag(self):
+        """Return the tags of Python, its interface and the platform."""
         return "py3", "none", super().get_tag()[2]
 
 

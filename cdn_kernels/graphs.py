@@ -2,6 +2,8 @@
 
 import gc
 import warnings
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 
@@ -9,13 +11,15 @@ from cdn_kernels.phases import watched
 
 WARM_UP = 3
 
+Result = TypeVar("Result")
 
-def record_on_cuda(function, stream):
+
+def record_on_cuda(function: Callable[[], Result], stream: torch.cuda.Stream | None) -> Callable[[], Result]:
     """Record a function as a CUDA graph, without running it.
 
     Args:
         function: takes nothing, and works on the device of the stream.
-        stream: where it is recorded.
+        stream: where it is recorded; on one of torch's own if None.
 
     Returns:
         A function that replays it on the current stream and returns what it returned.
@@ -26,14 +30,14 @@ def record_on_cuda(function, stream):
     with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         result = function()
 
-    def replay():
+    def replay() -> Result:
         graph.replay()
         return result
 
     return replay
 
 
-class Graphed:
+class Graphed(Generic[Result]):
     """Call a function that works on tensors in place; after a few calls, by replaying a CUDA graph of it.
 
     The first calls run the function as it is, on a stream of their own: kernels are compiled and loaded, and what an
@@ -55,13 +59,21 @@ class Graphed:
     Source: "CUDA graphs" in PyTorch's notes on the semantics of CUDA, on whole networks.
     """
 
-    def __init__(self, function, device, *, say=warnings.warn, record=record_on_cuda):
+    def __init__(
+        self,
+        function: Callable[[], Result],
+        device: torch.device,
+        *,
+        say: Callable[[str], object] = warnings.warn,
+        record: Callable[[Callable[[], Result], torch.cuda.Stream | None], Callable[[], Result]] = record_on_cuda,
+    ) -> None:
         self.function, self.say, self.record = function, say, record
         # One stream for all that is not a replay: nothing that autograd keeps for it then belongs to another one.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.calls, self.replay = 0, None
+        self.calls = 0
+        self.replay: Callable[[], Result] | None = None
 
-    def __call__(self):
+    def __call__(self) -> Result:
         """Do the work of the function and return what it returns."""
         if watched():
             return self.function()
@@ -79,7 +91,7 @@ class Graphed:
             self.replay = self.function
         return self.replay()
 
-    def _warm_up(self):
+    def _warm_up(self) -> Result:
         if self.stream is None:
             return self.function()
         current = torch.cuda.current_stream(self.stream.device)

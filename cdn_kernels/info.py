@@ -17,7 +17,7 @@ CONVOLUTIONS = {
 }
 
 
-def describe(impl="auto", device=_CPU):
+def describe(impl: str = "auto", device: torch.device = _CPU) -> list[tuple[str, str]]:
     """List what runs each operation on float32 tensors of a device, as pairs (operation, backend).
 
     An operation for which impl has no kernel yet is listed with "reference"; what cannot be loaded is too.
@@ -29,15 +29,15 @@ def describe(impl="auto", device=_CPU):
     return [(operation, _fastest(operation, impl, device)) for operation in OPERATIONS]
 
 
-def _fastest(operation, impl, device):
-    backends = () if impl == "reference" else (impl,)
+def _fastest(operation: str, impl: str, device: torch.device) -> str:
+    backends: tuple[str, ...] = () if impl == "reference" else (impl,)
     if impl == "auto":
         backends = automatic(device, measured.fastest(operation, device, torch.float32))
     usable = (b for b in backends if why_not(operation, b, device, torch.float32) is None)
     return next(usable, "reference")
 
 
-def _triton():
+def _triton() -> str:
     reason = triton.can_use_triton(torch.device("cpu" if triton.INTERPRETED else "cuda"), torch.float32)
     if reason:
         return f"not available: {reason}"
@@ -45,7 +45,7 @@ def _triton():
     return f"available{where}\n              convolutions: {chosen('triton')}"
 
 
-def _cuda():
+def _cuda() -> str:
     reason = cuda.can_use_cuda(torch.device("cuda"), torch.float32)
     if cuda.MISSING:
         return f"not available: {reason}"
@@ -55,7 +55,7 @@ def _cuda():
     return f"available on {torch.cuda.get_device_name()}; {built}\n              convolutions: {chosen('cuda')}"
 
 
-def main():
+def main() -> None:
     """Print versions, backends and the table of operations."""
     print(
         f"cdn_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}, "

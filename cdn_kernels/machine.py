@@ -13,7 +13,7 @@ from cdn_kernels import __version__
 from cdn_kernels.backends import cpu
 
 
-def describe(device):
+def describe(device: str) -> dict[str, str | int | None]:
     """Return what identifies a measurement, ready for JSON.
 
     Args:
@@ -36,7 +36,7 @@ def describe(device):
 
 
 @functools.cache
-def commit():
+def commit() -> str | None:
     """Return the commit of this checkout, "-dirty" if it was changed since; None without git or history."""
     try:
         done = subprocess.run(
@@ -51,7 +51,7 @@ def commit():
     return done.stdout.strip()
 
 
-def processor():
+def processor() -> str:
     """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -60,7 +60,7 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def _version(package):
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

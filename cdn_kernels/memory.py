@@ -8,7 +8,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 _USERS_OWN = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
-def keep_pages():
+def keep_pages() -> bool:
     """Let this process keep the memory that it frees, instead of returning it to the kernel.
 
     On Linux, glibc returns buffers of some megabytes, such as a layer's activations, at every free, and the kernel

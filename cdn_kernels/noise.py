@@ -7,8 +7,11 @@ configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 LAWS = ("log-uniform", "uniform", "fixed")
+
+Sigma = float | Tensor  # one noise level, or one per image, [B]
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,12 @@ class Noise:
     """
 
     seed: int
-    offset: int | torch.Tensor = 0
+    offset: int | Tensor = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, bits in (("seed", 64), ("offset", 63)):
             value = getattr(self, name)
-            if name == "offset" and isinstance(value, torch.Tensor):
+            if name == "offset" and isinstance(value, Tensor):
                 if value.dtype != torch.int64 or value.dim():
                     raise ValueError(
                         f"Noise: a tensor as offset must be int64 [], got {value.dtype} {list(value.shape)}"
@@ -39,13 +42,13 @@ class Noise:
             elif isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << bits:
                 raise ValueError(f"Noise: {name} must be an integer in [0, 2**{bits}), got {value!r}")
 
-    def position(self, device):
+    def position(self, device: torch.device | str) -> Tensor:
         """Return the offset as a tensor int64 [] on a device.
 
         Raises:
             ValueError: it is a tensor on another device.
         """
-        if not isinstance(self.offset, torch.Tensor):
+        if not isinstance(self.offset, Tensor):
             return torch.full((), self.offset, dtype=torch.int64, device=device)
         device, found = torch.device(device), self.offset.device
         if device.type != found.type or device.index not in (None, found.index):
@@ -71,7 +74,7 @@ class NoiseLevels:
     high: float = 1.0
     clean_share: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.law not in LAWS:
             raise ValueError(f"NoiseLevels: law must be one of {', '.join(LAWS)}, got {self.law!r}")
         low = self.high if self.law == "fixed" else self.low

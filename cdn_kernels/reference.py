@@ -6,28 +6,32 @@ backends are tested against this file and never import it.
 """
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.types import Device
 
-from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.noise import Noise, NoiseLevels, Sigma
 
 # ----------------------------------------------------------------------------------------------------------------
 # Convolution, GELU and group normalization
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def conv2d(x, weight, stride=1):
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Convolve without bias and with "same" padding; arguments and result as for :func:`conv2d_gelu`."""
     return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
 
-def gelu(u):
+def gelu(u: Tensor) -> Tensor:
     """Apply the exact GELU, ``u Phi(u)`` with Phi the distribution function of a standard normal."""
     return F.gelu(u)
 
 
-def conv2d_gelu(x, weight, stride=1):
+def conv2d_gelu(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Convolve without bias, "same" padding, and apply the exact GELU.
 
     Args:
@@ -41,7 +45,15 @@ def conv2d_gelu(x, weight, stride=1):
     return gelu(conv2d(x, weight, stride))
 
 
-def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True):
+def gelu_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    groups: int,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-3,
+    scale_preserving: bool = True,
+) -> Tensor:
     """Add a residual, apply GELU, and normalize groups of channels, without bias.
 
     With ``b = gelu(x + residual)``, and over one group of one sample ``c = b - mean b``, ``V = mean c^2``, the plain
@@ -83,12 +95,12 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def channel_mean(h):
+def channel_mean(h: Tensor) -> Tensor:
     """Average feature images [B, C, H, W] over pixels: [B, C], in float32 (float64 for float64)."""
     return h.to(compute_dtype(h.dtype)).mean((2, 3))
 
 
-def energy(features, maps):
+def energy(features: Iterable[Tensor], maps: Iterable[Tensor]) -> Tensor:
     """Sum the mean squares of linear maps of feature images: ``q = sum_l mean_pixels |A_l h_l|^2``.
 
     Args:
@@ -105,7 +117,7 @@ def energy(features, maps):
     return torch.stack(terms).sum(0)
 
 
-def logsumexp(logits):
+def logsumexp(logits: Tensor) -> Tensor:
     """Compute ``log sum_c exp(logits_c)`` with derivatives that stay exact beside a large common offset.
 
     PyTorch's own backward is ``exp(logits - result)``, which sums to 1 only as well as the result is rounded. Logits
@@ -124,7 +136,9 @@ def logsumexp(logits):
     return (logits - offset).logsumexp(1) + offset[:, 0]
 
 
-def cross_entropy(logits, labels, *, label_smoothing=0.0, reduction="mean"):
+def cross_entropy(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, reduction: Literal["mean", "sum", "none"] = "mean"
+) -> Tensor:
     """Compute the cross-entropy of classes from differences of logits, which a common offset does not touch.
 
     The weights that a loss gives to the logits, ``softmax - onehot``, sum to zero. PyTorch's do so only as well as
@@ -164,7 +178,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0, reduction="mean"):
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
-def score(log_density, y, *, create_graph=False):
+def score(log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: bool = False) -> Tensor:
     """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
 
     Args:
@@ -183,14 +197,14 @@ def score(log_density, y, *, create_graph=False):
         return input_gradient("score", log_density(y), y, create_graph=create_graph)
 
 
-def differentiable(y, *, keep):
+def differentiable(y: Tensor, *, keep: bool) -> Tensor:
     """Return y as a tensor that requires grad: y itself if keep and it does, otherwise a leaf of its own."""
     if y.is_inference():
         y = y.clone()
     return y if keep and y.requires_grad else y.detach().requires_grad_()
 
 
-def input_gradient(name, value, y, *, create_graph):
+def input_gradient(name: str, value: Tensor, y: Tensor, *, create_graph: bool) -> Tensor:
     """Return the gradient by y of the sum of log-densities [B], or raise ValueError in the name of a function."""
     if value.shape != y.shape[:1]:
         raise ValueError(
@@ -218,7 +232,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter, key):
+def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Apply the ten rounds of Philox4x32.
 
     Args:
@@ -238,7 +252,7 @@ def philox4x32(counter, key):
     return c0, c1, c2, c3
 
 
-def random_words(batch, blocks, noise, stream, device=None):
+def random_words(batch: int, blocks: int, noise: Noise, stream: int, device: Device = None) -> Tensor:
     """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
     block = torch.arange(blocks, device=device)[None, :]
     image = torch.arange(batch, device=device)[:, None]
@@ -247,7 +261,9 @@ def random_words(batch, blocks, noise, stream, device=None):
     return torch.stack(philox4x32(counter, (noise.seed & _MASK, noise.seed >> 32)), -1)
 
 
-def standard_normal(shape, noise, dtype=torch.float32, device=None):
+def standard_normal(
+    shape: Sequence[int], noise: Noise, dtype: torch.dtype = torch.float32, device: Device = None
+) -> Tensor:
     """Draw standard normals by Box-Muller, four from each Philox block of an image.
 
     Args:
@@ -273,7 +289,9 @@ def standard_normal(shape, noise, dtype=torch.float32, device=None):
     return normals.flatten(1)[:, :size].reshape(shape).to(dtype)
 
 
-def sample_sigma(batch, noise, levels, dtype=torch.float32, device=None):
+def sample_sigma(
+    batch: int, noise: Noise, levels: NoiseLevels, dtype: torch.dtype = torch.float32, device: Device = None
+) -> Tensor:
     """Draw one noise level per image, [batch], from the images' own counters.
 
     The position in [low, high] comes from the first word and the choice of a clean image from the second; both are
@@ -291,7 +309,7 @@ def sample_sigma(batch, noise, levels, dtype=torch.float32, device=None):
     return torch.where(clean, 0.0, sigma).to(dtype)
 
 
-def sample_noise(x, sigma, noise):
+def sample_noise(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> tuple[Tensor, Tensor]:
     """Add noise of one level per image: ``y = x + sigma eps``.
 
     Args:
@@ -313,7 +331,7 @@ def sample_noise(x, sigma, noise):
     return (x.to(real) + expand(sigma, x) * eps).to(x.dtype), sigma
 
 
-def denoising_residual(score, sigma, eps):
+def denoising_residual(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
     """Return ``sigma s + eps``: the error of the Tweedie denoiser in units of the noise, ``(D(y) - x) / sigma``.
 
     Args:
@@ -325,12 +343,12 @@ def denoising_residual(score, sigma, eps):
     return torch.where(expand(sigma > 0, score), residual, 0.0)
 
 
-def denoising_loss(score, sigma, eps):
+def denoising_loss(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
     """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
 
     The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
     ``s(y) = -E[sigma eps | y] / E[sigma^2 | y]`` (Vincent, "A connection between score matching and denoising
-    autoencoders", 2011).
+    autoencoders", 2011). Arguments as for :func:`denoising_residual`; the result is a scalar.
     """
     per_sample = denoising_residual(score, sigma, eps).square().flatten(1).mean(1)
     return per_sample.sum() / (sigma > 0).sum().clamp(min=1)
@@ -341,17 +359,17 @@ def denoising_loss(score, sigma, eps):
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def compute_dtype(dtype):
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that arithmetic is done in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def per_image(value, x, name):
+def per_image(value: Sigma, x: Tensor, name: str) -> Tensor:
     """Return a float, 0-d or [B] tensor as a [B] tensor in the computing dtype and device of x [B, ...]."""
     real = compute_dtype(x.dtype)
     if isinstance(value, (int, float)):
         value = torch.full((), value, dtype=real, device=x.device)  # by a kernel: a copy would wait for the device
-    elif isinstance(value, torch.Tensor) and value.dim() and value.device != x.device:
+    elif isinstance(value, Tensor) and value.dim() and value.device != x.device:
         raise ValueError(f"{name} must be on the device of the images, {x.device}, got {value.device}")
     value = torch.as_tensor(value, dtype=real, device=x.device)
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != x.shape[0]):
@@ -359,6 +377,6 @@ def per_image(value, x, name):
     return value.expand(x.shape[0])
 
 
-def expand(value, x):
+def expand(value: Tensor, x: Tensor) -> Tensor:
     """View one value per image, [B], so that it broadcasts over x [B, ...]."""
     return value.view(-1, *[1] * (x.dim() - 1))

@@ -2,11 +2,12 @@
 
 import functools
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from cdn_kernels import reference
@@ -20,12 +21,20 @@ from cdn_kernels.phases import phase
 class Step(NamedTuple):
     """What :func:`score_matching_step` computed on its way, detached."""
 
-    loss: torch.Tensor
+    loss: Tensor
     outputs: Any
-    score: torch.Tensor
+    score: Tensor
 
 
-def score_matching_step(network, y, loss, *, log_density=None, scaled=False, impl="auto"):
+def score_matching_step(
+    network: Callable[[Tensor], Any],
+    y: Tensor,
+    loss: Callable[[Any, Tensor], Tensor],
+    *,
+    log_density: Callable[[Any], Tensor] | None = None,
+    scaled: bool = False,
+    impl: str = "auto",
+) -> Step:
     """Add the parameter gradient of a loss of a network's outputs and of its score to ``.grad``.
 
     The step consists of four sweeps: forward; score, backward to the input; tangent, forward along the gradient of the
@@ -81,10 +90,10 @@ def score_matching_step(network, y, loss, *, log_density=None, scaled=False, imp
         _check_loss(total)
         with phase("backward"), as_stored:
             _accumulate(total, None if y is given else y)
-    return Step(total.detach(), tree_map_only(torch.Tensor, torch.Tensor.detach, outputs), score.detach())
+    return Step(total.detach(), tree_map_only(Tensor, Tensor.detach, outputs), score.detach())
 
 
-def _accumulate(total, hidden):
+def _accumulate(total: Tensor, hidden: Tensor | None) -> None:
     """Run the backward pass to all leaves but a hidden one, which nobody else has seen."""
     if hidden is None:
         total.backward()
@@ -94,26 +103,26 @@ def _accumulate(total, hidden):
         total.backward(inputs=leaves)
 
 
-def _default_density(outputs):
-    if isinstance(outputs, torch.Tensor) and outputs.dim() in (1, 2):
+def _default_density(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor) and outputs.dim() in (1, 2):
         return outputs if outputs.dim() == 1 else reference.logsumexp(outputs)
-    got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     raise ValueError(
         f"score_matching_step: without log_density, network must return log-densities [B] or logits [B, C], got {got}"
     )
 
 
-def _check(network, y, loss, log_density, impl):
+def _check(network: object, y: object, loss: object, log_density: object, impl: str) -> None:
     check_impl(impl)
     for name, function in (("network", network), ("loss", loss), ("log_density", log_density)):
         if not callable(function) and not (name == "log_density" and function is None):
             raise TypeError(
                 f"score_matching_step: {name} must be a function or a module, got {type(function).__name__}"
             )
-    if not isinstance(y, torch.Tensor) or not y.is_floating_point():
+    if not isinstance(y, Tensor) or not y.is_floating_point():
         raise TypeError(
             "score_matching_step: y must be a tensor of floats, got "
-            f"{y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}"
+            f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}"
         )
     if y.dim() == 0:
         raise ValueError("score_matching_step: y must be samples [B, ...], got a 0-d tensor")
@@ -124,7 +133,7 @@ def _check(network, y, loss, log_density, impl):
         )
 
 
-def _check_range(network, y):
+def _check_range(network: object, y: Tensor) -> None:
     device = y.device.type
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
@@ -136,9 +145,9 @@ def _check_range(network, y):
         )
 
 
-def _check_loss(total):
-    if not isinstance(total, torch.Tensor) or not total.is_floating_point():
-        got = total.dtype if isinstance(total, torch.Tensor) else type(total).__name__
+def _check_loss(total: object) -> None:
+    if not isinstance(total, Tensor) or not total.is_floating_point():
+        got = total.dtype if isinstance(total, Tensor) else type(total).__name__
         raise TypeError(f"score_matching_step: loss must return a tensor of floats, got {got}")
     if total.numel() != 1:
         raise ValueError(f"score_matching_step: loss must return a scalar, got {list(total.shape)}")
@@ -146,14 +155,14 @@ def _check_loss(total):
         raise ValueError("score_matching_step: loss must depend on outputs or score through differentiable operations")
 
 
-def _names(network, filters):
+def _names(network: object, filters: Iterable[Tensor]) -> list[str]:
     """Describe convolutions by the modules that own their filters, or by the shapes of the filters."""
     modules = network.named_modules() if isinstance(network, nn.Module) else ()
     owners = {id(p): f"{type(m).__name__} {name!r}" for name, m in modules for p in m.parameters(recurse=False)}
     return list(dict.fromkeys(owners.get(id(f), f"a convolution with filters {list(f.shape)}") for f in filters))
 
 
-def _warn_foreign(names):
+def _warn_foreign(names: Sequence[str]) -> None:
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     _warn_once(
         f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d would "
@@ -162,5 +171,5 @@ def _warn_foreign(names):
 
 
 @functools.cache
-def _warn_once(message):
+def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)

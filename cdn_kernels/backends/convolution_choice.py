@@ -7,13 +7,15 @@ says that they are faster on a device, "own" takes them wherever a backend has a
 import os
 
 import torch
+from torch import Tensor
 
 from cdn_kernels.backends import measured
+from cdn_kernels.backends.interface import ConvolutionShape
 
 CHOICE = os.environ.get("CDN_GPU_CONVOLUTIONS", "measured")
 
 
-def own_runs(backend, kind, x, shape, stride, activation):
+def own_runs(backend: str, kind: int, x: Tensor, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
     """Tell whether a backend's own kernel runs a map of a convolution that it takes.
 
     Args:
@@ -29,7 +31,7 @@ def own_runs(backend, kind, x, shape, stride, activation):
     return measured.convolution_is_faster(backend, kind, x, shape, stride, activation)
 
 
-def chosen(backend):
+def chosen(backend: str) -> str:
     """Say in words which convolutions run on a GPU with a backend."""
     if CHOICE == "own":
         return "our own where there are kernels, as CDN_GPU_CONVOLUTIONS says"

@@ -4,14 +4,16 @@ The functions trust their caller (the registered operations) with shapes, dtypes
 itself only refuses numbers that it has no code for.
 """
 
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cdn_kernels.backends import shared_library
-from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
-from cdn_kernels.backends.shared_library import address
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES, ConvolutionShape
+from cdn_kernels.backends.shared_library import Library, Signatures, address
 from cdn_kernels.noise import LAWS
 
 INTERFACE = 8  # CDN_INTERFACE of the csrc/api.h that this file was written for
@@ -19,7 +21,7 @@ CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
 
-_SIGNATURES = {
+_SIGNATURES: Signatures = {
     "cdn_interface": (),
     "cdn_capability": (),
     "cdn_conv_engine": (),
@@ -66,7 +68,7 @@ _SIGNATURES = {
 }
 
 
-def load(path):
+def load(path: Path) -> tuple[Library, str | None]:
     """Load the library.
 
     Returns:
@@ -89,7 +91,7 @@ USABLE = CAPABILITIES[: CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  
 ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
 
 
-def can_use_cpu(device, dtype):
+def can_use_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
     if MISSING:
         return MISSING
@@ -100,7 +102,17 @@ def can_use_cpu(device, dtype):
     return None
 
 
-def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability=None):
+def add_noise(
+    x: Tensor | None,
+    sigma: Tensor | None,
+    y: Tensor,
+    seed: int,
+    offset: int | Tensor,
+    channels: int = 0,
+    *,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
     """Write ``x + sigma eps`` into y.
 
     Args:
@@ -129,7 +141,18 @@ def add_noise(x, sigma, y, seed, offset, channels=0, *, threads=None, capability
     )
 
 
-def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
+def sample_noise(
+    x: Tensor,
+    sigma: Tensor,
+    y: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    seed: int,
+    offset: int | Tensor,
+    channels: int = 0,
+) -> None:
     """Draw noise levels into sigma [B], in the computing dtype, and write ``x + sigma eps`` into y.
 
     Args:
@@ -158,7 +181,9 @@ def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channel
     )
 
 
-def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
+def sample_sigma(
+    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: int | Tensor
+) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _check(
         LIBRARY.cdn_sample_sigma(
@@ -176,8 +201,18 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
 
 
 def denoising(
-    score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None, threads=None, capability=None
-):
+    score: Tensor,
+    sigma: Tensor,
+    seed: int,
+    offset: int | Tensor,
+    channels: int = 0,
+    *,
+    errors: Tensor | None = None,
+    factors: Tensor | None = None,
+    gradient: Tensor | None = None,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
     """Write the mean squares of the denoising residual, or factors times their gradients, see cdn_denoising.
 
     Args:
@@ -201,7 +236,17 @@ def denoising(
     )
 
 
-def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=None):
+def gelu(
+    sweep: int,
+    u: Tensor,
+    grad: Tensor | None,
+    other: Tensor | None,
+    out: Tensor,
+    tangent_out: Tensor | None,
+    *,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
     _check(
         LIBRARY.cdn_gelu(
@@ -216,26 +261,26 @@ def gelu(sweep, u, grad, other, out, tangent_out, *, threads=None, capability=No
 
 
 def gelu_norm(
-    sweep,
-    x,
-    gain,
-    groups,
-    eps,
-    scale_preserving,
-    channels_last,
+    sweep: int,
+    x: Tensor,
+    gain: Tensor,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    channels_last: bool,
     *,
-    statistics,
-    out,
-    residual=None,
-    grad=None,
-    source=None,
-    tangent=None,
-    sum=None,
-    tangent_out=None,
-    gain_grad=None,
-    threads=None,
-    capability=None,
-):
+    statistics: Tensor,
+    out: Tensor,
+    residual: Tensor | None = None,
+    grad: Tensor | None = None,
+    source: Tensor | None = None,
+    tangent: Tensor | None = None,
+    sum: Tensor | None = None,
+    tangent_out: Tensor | None = None,
+    gain_grad: Tensor | None = None,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -262,7 +307,18 @@ def gelu_norm(
     )
 
 
-def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, threads=None, capability=None):
+def pool(
+    kind: int,
+    shape: Sequence[int],
+    channels_last: bool,
+    values: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    out: Tensor | None = None,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
     """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h.
 
     Args:
@@ -270,12 +326,13 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, thread
         values: [B] or [B, C], contiguous, in the computing dtype.
     """
     batch, channels, height, width = shape
-    dtype = (out if a is None else a).dtype
+    x = out if a is None else a
+    assert x is not None  # every kind of pooling reads or writes images
     _check(
         LIBRARY.cdn_pool(
             kind,
             *map(address, (a, b, values, out)),
-            TYPES[dtype],
+            TYPES[x.dtype],
             batch,
             channels,
             height * width,
@@ -286,7 +343,18 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None, thread
     )
 
 
-def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=None, engine=None):
+def conv2d(
+    kind: int,
+    first: Tensor,
+    second: Tensor,
+    out: Tensor | None,
+    shape: ConvolutionShape,
+    stride: int,
+    *,
+    activation: Tensor | None = None,
+    threads: int | None = None,
+    engine: str | None = None,
+) -> None:
     """Run one of the three maps of a convolution, see cdn_conv2d in csrc/api.h.
 
     Args:
@@ -312,7 +380,7 @@ def conv2d(kind, first, second, out, shape, stride, *, activation=None, threads=
     )
 
 
-def conv2d_is_faster(kind, x, shape, stride, activation):
+def conv2d_is_faster(kind: int, x: Tensor, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
     """Tell whether conv2d was measured to be faster than torch's convolution (benchmarks/test_convolutions.py).
 
     Args:
@@ -330,7 +398,9 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
     }[kind]
 
 
-def random_words(batch, blocks, seed, offset, stream, capability=None):
+def random_words(
+    batch: int, blocks: int, seed: int, offset: int | Tensor, stream: int, capability: str | None = None
+) -> Tensor:
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
     _check(
@@ -341,7 +411,7 @@ def random_words(batch, blocks, seed, offset, stream, capability=None):
     return words.long() & 0xFFFFFFFF
 
 
-def _check(status):
+def _check(status: int) -> None:
     if status == 2:
         raise MemoryError("the CPU library found no memory for its workspace")
     if status:

@@ -7,22 +7,25 @@ channels; impl="auto" chooses it where it was measured to be faster (measured.py
 """
 
 import re
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdn_kernels.backends import shared_library
 from cdn_kernels.backends.convolution_choice import own_runs
 from cdn_kernels.backends.driver import why_no_gpu
-from cdn_kernels.backends.interface import TYPES
-from cdn_kernels.backends.shared_library import address
+from cdn_kernels.backends.interface import TYPES, ConvolutionShape
+from cdn_kernels.backends.shared_library import Library, Signatures, address
 from cdn_kernels.noise import LAWS
 
 INTERFACE = 2  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
 LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
 
-_SIGNATURES = {
+_SIGNATURES: Signatures = {
     "cdn_cuda_interface": (),
     "cdn_cuda_build": (),
     "cdn_cuda_toolkit": (),
@@ -66,7 +69,7 @@ _SIGNATURES = {
 }
 
 
-def load(path):
+def load(path: Path) -> tuple[Library, str | None]:
     """Load the library, which needs neither a GPU nor a driver for that.
 
     Returns:
@@ -89,7 +92,7 @@ def load(path):
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cuda.so")
 
 
-def can_use_cuda(device, dtype):
+def can_use_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
     if MISSING:
         return MISSING
@@ -111,19 +114,19 @@ def can_use_cuda(device, dtype):
     )
 
 
-def built_for(build):
+def built_for(build: str) -> tuple[set[int], set[int]]:
     """Return the architectures in the words of cdn_cuda_build: (those with machine code, those the driver compiles).
 
     Machine code for sm_90a counts as that for sm_90, the only GPUs of their major version.
     """
-    names = build.partition(":")[2].split()
-    return tuple(
-        {int(re.search(r"\d+", name).group()) for name in names if name.startswith(kind)}
-        for kind in ("sm_", "compute_")
-    )
+    names = build.partition(":")[2]
+    architectures = lambda kind: {int(digits) for digits in re.findall(rf"\b{kind}_(\d+)", names)}
+    return architectures("sm"), architectures("compute")
 
 
-def why_not_on(capability, name, driver, toolkit, architectures):
+def why_not_on(
+    capability: int, name: str, driver: int, toolkit: int, architectures: tuple[set[int], set[int]]
+) -> str | None:
     """Return None if a library runs on a GPU, or the reason why not.
 
     Args:
@@ -163,7 +166,7 @@ def why_not_on(capability, name, driver, toolkit, architectures):
     return None
 
 
-def add_noise(x, sigma, y, seed, offset, channels=0):
+def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offset: Tensor, channels: int = 0) -> None:
     """Write ``x + sigma eps`` into y; arguments as for the function of cpu.py, the offset a tensor on the device."""
     batch = y.shape[0]
     _run(
@@ -179,13 +182,26 @@ def add_noise(x, sigma, y, seed, offset, channels=0):
     )
 
 
-def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
+def sample_noise(
+    x: Tensor,
+    sigma: Tensor,
+    y: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+) -> None:
     """Draw noise levels into sigma and write ``x + sigma eps`` into y; arguments as for the function of cpu.py."""
     sample_sigma(sigma, law, low, high, clean_share, seed, offset)
     add_noise(x, sigma, y, seed, offset, channels)
 
 
-def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
+def sample_sigma(
+    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor
+) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _run(
         "cdn_cuda_sample_sigma",
@@ -202,7 +218,17 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     )
 
 
-def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None):
+def denoising(
+    score: Tensor,
+    sigma: Tensor,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+    *,
+    errors: Tensor | None = None,
+    factors: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> None:
     """Write the mean squares of the denoising residual, or factors times their gradients; see cpu.py."""
     batch = score.shape[0]
     size = score.numel() // max(batch, 1) or 1
@@ -221,30 +247,32 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
     )
 
 
-def gelu(sweep, u, grad, other, out, tangent_out):
+def gelu(
+    sweep: int, u: Tensor, grad: Tensor | None, other: Tensor | None, out: Tensor, tangent_out: Tensor | None
+) -> None:
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
     _run("cdn_cuda_gelu", u, sweep, *map(address, (u, grad, other, out, tangent_out)), TYPES[u.dtype], u.numel())
 
 
 def gelu_norm(
-    sweep,
-    x,
-    gain,
-    groups,
-    eps,
-    scale_preserving,
-    channels_last,
+    sweep: int,
+    x: Tensor,
+    gain: Tensor,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    channels_last: bool,
     *,
-    statistics,
-    out,
-    residual=None,
-    grad=None,
-    source=None,
-    tangent=None,
-    sum=None,
-    tangent_out=None,
-    gain_grad=None,
-):
+    statistics: Tensor,
+    out: Tensor,
+    residual: Tensor | None = None,
+    grad: Tensor | None = None,
+    source: Tensor | None = None,
+    tangent: Tensor | None = None,
+    sum: Tensor | None = None,
+    tangent_out: Tensor | None = None,
+    gain_grad: Tensor | None = None,
+) -> None:
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -277,7 +305,19 @@ def gelu_norm(
     )
 
 
-def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
+def conv2d(
+    kind: int,
+    first: Tensor,
+    second: Tensor,
+    out: Tensor | None,
+    shape: ConvolutionShape,
+    stride: int,
+    *,
+    u: Tensor | None = None,
+    added: Tensor | None = None,
+    activation: Tensor | None = None,
+    product: Tensor | None = None,
+) -> None:
     """Run a map of a convolution, and what follows it, see cdn_cuda_conv2d in csrc/cuda/api.h.
 
     Args:
@@ -311,7 +351,7 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
     )
 
 
-def conv2d_is_faster(kind, x, shape, stride, activation):
+def conv2d_is_faster(kind: int, x: Tensor, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
     """Tell whether our own kernel runs a map of a convolution; arguments as for :func:`own_runs`."""
     if not own_runs("cuda", kind, x, shape, stride, activation):
         return False
@@ -322,7 +362,16 @@ def conv2d_is_faster(kind, x, shape, stride, activation):
         )
 
 
-def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
+def pool(
+    kind: int,
+    shape: Sequence[int],
+    channels_last: bool,
+    values: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    out: Tensor | None = None,
+) -> None:
     """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h; arguments as in cpu.py.
 
     Raises:
@@ -330,42 +379,43 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
     """
     batch, channels, height, width = shape
     x = out if a is None else a
+    assert x is not None  # every kind of pooling reads or writes images
     shape = batch, channels, height * width, channels_last
     workspace = _workspace(x, LIBRARY.cdn_cuda_pool_workspace(kind, TYPES[x.dtype], *shape))
     _run("cdn_cuda_pool", x, kind, *map(address, (a, b, values, out)), TYPES[x.dtype], *shape, address(workspace))
 
 
-def random_words(batch, blocks, seed, offset, stream, device):
+def random_words(batch: int, blocks: int, seed: int, offset: Tensor, stream: int, device: torch.device | str) -> Tensor:
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32, device=device)
     _run("cdn_cuda_random_words", words, address(words), batch, blocks, stream, seed, address(offset))
     return words.long() & 0xFFFFFFFF
 
 
-def _aligned(x):
+def _aligned(x: Tensor | None) -> Tensor | None:
     """Return a tensor whose elements begin at a multiple of 16 bytes, x if it does; None for None."""
     return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
 
-def _stream(x):
+def _stream(x: Tensor) -> int:
     """Return the stream that kernels on a tensor run in."""
     return torch.cuda.current_stream(x.device).cuda_stream
 
 
-def _workspace(x, size):
+def _workspace(x: Tensor, size: int) -> Tensor | None:
     """Return memory of so many bytes on the device of a tensor, None for none."""
     if size < 0:
         _check(size)
     return torch.empty(size, dtype=torch.uint8, device=x.device) if size else None
 
 
-def _run(function, x, *arguments):
+def _run(function: str, x: Tensor, *arguments: Any) -> None:
     """Call a function of the library with the device and the stream of a tensor."""
     with torch.cuda.device_of(x):
         _check(getattr(LIBRARY, function)(*arguments, _stream(x)))
 
 
-def _check(status):
+def _check(status: int) -> None:
     if status:
         error = ValueError if status in (-2, -3) else RuntimeError
         raise error(f"the CUDA library: {LIBRARY.cdn_cuda_error(status).decode()}")

@@ -2,13 +2,14 @@
 
 import contextlib
 import functools
-import importlib
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 
 from cdn_kernels.backends import cpu, cuda, measured
+from cdn_kernels.backends.interface import Kernels
 from cdn_kernels.backends.triton import can_use_triton
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
@@ -29,10 +30,14 @@ OPERATIONS = {
 }
 
 # What impl="auto" tries for tensors of a type of device where nothing was measured (measured.py).
-AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton",)}
+AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
 
-_CAN_USE = {"cpu": cpu.can_use_cpu, "triton": can_use_triton, "cuda": cuda.can_use_cuda}
-_LOADED = {"cpu": cpu, "cuda": cuda}
+_CAN_USE: dict[str, Callable[[torch.device, torch.dtype], str | None]] = {
+    "cpu": cpu.can_use_cpu,
+    "triton": can_use_triton,
+    "cuda": cuda.can_use_cuda,
+}
+_LOADED: dict[str, Kernels] = {"cpu": cpu, "cuda": cuda}
 
 
 class _Automatic(threading.local):
@@ -45,7 +50,7 @@ _automatic = _Automatic()
 
 
 @contextlib.contextmanager
-def using(impl):
+def using(impl: str) -> Iterator[None]:
     """Let impl="auto" mean another choice within a block, for the calls that a model makes inside.
 
     Args:
@@ -62,7 +67,7 @@ def using(impl):
         _automatic.impl = previous
 
 
-def resolve(operation, impl, device, dtype, fastest=None):
+def resolve(operation: str, impl: str, device: torch.device, dtype: torch.dtype, fastest: str | None = None) -> str:
     """Return the backend that runs an operation on tensors of a device and dtype.
 
     Args:
@@ -93,14 +98,14 @@ def resolve(operation, impl, device, dtype, fastest=None):
     return "reference"
 
 
-def why_not(operation, backend, device, dtype):
+def why_not(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if a backend runs an operation on tensors of a device and dtype, or the reason why not."""
     if backend not in OPERATIONS[operation]:
         return f"the {backend} backend has no kernel for this operation yet"
     return _CAN_USE[backend](device, dtype)
 
 
-def automatic(device, fastest=None):
+def automatic(device: torch.device, fastest: str | None = None) -> tuple[str, ...]:
     """Return the backends that impl="auto" tries on a device, fastest first.
 
     Args:
@@ -109,7 +114,7 @@ def automatic(device, fastest=None):
     return tuple(dict.fromkeys((*filter(None, [fastest]), *AUTOMATIC.get(device.type, ()))))
 
 
-def fused_backends(device, impl="auto", dtype=torch.float32):
+def fused_backends(device: torch.device, impl: str = "auto", dtype: torch.dtype = torch.float32) -> dict[str, str]:
     """Return the backends whose kernels run a network on a device, by operation.
 
     Args:
@@ -125,26 +130,31 @@ def fused_backends(device, impl="auto", dtype=torch.float32):
     for operation in OPERATIONS:
         tried = automatic(device, measured.fastest(operation, device, dtype)) if impl == "auto" else (impl,)
         reasons = {backend: why_not(operation, backend, device, dtype) for backend in tried}
-        found[operation] = next((backend for backend in tried if reasons[backend] is None), None)
-        if found[operation] is None:
+        runs = next((backend for backend in tried if reasons[backend] is None), None)
+        if runs is None:
             raise RuntimeError(next(iter(reasons.values()), f"there are no kernels for devices of type {device.type}"))
+        found[operation] = runs
     return found
 
 
-def kernels(backend):
+def kernels(backend: str) -> Kernels:
     """Return the module with the kernels of a backend, which offers the functions of cpu.py for its operations.
 
     That of triton is imported when it is first asked for.
     """
-    return _LOADED.get(backend) or importlib.import_module(f"{__package__}.{backend}.operations")
+    if backend == "triton" and backend not in _LOADED:
+        from cdn_kernels.backends.triton import operations
+
+        return operations
+    return _LOADED[backend]
 
 
-def check_impl(impl):
+def check_impl(impl: str) -> None:
     """Raise ValueError unless impl is one of IMPLEMENTATIONS."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
 
 
 @functools.cache
-def _warn_missing():
+def _warn_missing() -> None:
     warnings.warn(f"cdn_kernels runs on plain PyTorch operations: {cpu.MISSING}", stacklevel=4)

@@ -5,7 +5,7 @@ import ctypes
 import torch
 
 
-def why_no_gpu():
+def why_no_gpu() -> str | None:
     """Return None if torch can use an NVIDIA GPU, or the reason why not."""
     if torch.version.hip:
         return "it was written for NVIDIA GPUs, and this torch is for those of AMD"
@@ -26,7 +26,7 @@ def why_no_gpu():
     return "there is no CUDA device"
 
 
-def driver_version():
+def driver_version() -> int | None:
     """Return the latest CUDA that the driver supports, 13000 for 13.0; None where there is no driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:

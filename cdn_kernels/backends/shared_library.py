@@ -1,9 +1,20 @@
 """Load a compiled library with a plain C interface."""
 
 import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+Signatures = Mapping[str, Sequence[type]]  # the types of the arguments of each function
+# Or None, which Any stands for: no call of a kernel asks again, for no backend is chosen whose library is missing.
+Library = ctypes.CDLL | Any
 
 
-def load(path, name, version, signatures, words, advice):
+def load(
+    path: Path, name: str, version: tuple[str, int], signatures: Signatures, words: Iterable[str], advice: str
+) -> tuple[Library, str | None]:
     """Load a library, if it is there and was built from the sources that the caller was written for.
 
     Args:
@@ -34,6 +45,6 @@ def load(path, name, version, signatures, words, advice):
     return library, None
 
 
-def address(tensor):
+def address(tensor: Tensor | None) -> int | None:
     """Return where the elements of a tensor lie, None for none."""
     return None if tensor is None else tensor.data_ptr()

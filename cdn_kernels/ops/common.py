@@ -1,6 +1,10 @@
 """What the registered operations share: layouts, dtypes, and what a backward pass is asked for."""
 
+from collections.abc import Callable
+from typing import Any, NoReturn
+
 import torch
+from torch import Tensor
 
 from cdn_kernels.backends import measured
 from cdn_kernels.backends.dispatch import check_impl, resolve
@@ -8,8 +12,11 @@ from cdn_kernels.backends.interface import TYPES
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
+Context = Any  # what autograd keeps for the backward pass of an operation, with whatever attributes it was given
+Gradients = tuple[Tensor | None, ...]  # by each input of an operation
 
-def register(name, function, fake):
+
+def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register what an operation does on every device, and how its results look.
 
     The argument ``backend`` of an operation says whose kernels it runs, and goes with it into its derivatives.
@@ -18,29 +25,29 @@ def register(name, function, fake):
     torch.library.register_fake(f"cdn_kernels::{name}", fake, lib=LIBRARY)
 
 
-def is_channels_last(x):
+def is_channels_last(x: Tensor) -> bool:
     """Tell whether x [B, C, H, W] is stored as [B, H, W, C] and not as contiguous at the same time."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def empty_result(x):
+def empty_result(x: Tensor) -> Tensor:
     """Return an empty tensor like x, contiguous unless x is channels last."""
     if x.is_contiguous() or is_channels_last(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def in_layout(x, channels_last):
+def in_layout(x: Tensor, channels_last: bool) -> Tensor:
     """Return x contiguous or channels last, as it is if it is that already."""
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def as_kernels_take_it(x):
+def as_kernels_take_it(x: Tensor) -> tuple[Tensor, int]:
     """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
     return (x, x.shape[1]) if is_channels_last(x) else (x.contiguous(), 0)
 
 
-def transformed():
+def transformed() -> bool:
     """Tell whether a torch.func transform or forward-mode differentiation is active.
 
     The registered operations have backward formulas only: transforms stop at them, and tangents would be lost.
@@ -48,7 +55,7 @@ def transformed():
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def resolve_untransformed(operation, impl, x, fastest=None):
+def resolve_untransformed(operation: str, impl: str, x: Tensor, fastest: str | None = None) -> str:
     """Return the backend for x [...], the reference under torch.func transforms and forward-mode differentiation.
 
     Args:
@@ -71,22 +78,22 @@ def resolve_untransformed(operation, impl, x, fastest=None):
     )
 
 
-def check_dtype(name, dtype):
+def check_dtype(name: str, dtype: torch.dtype) -> None:
     """Raise TypeError unless the kernels have code for a dtype."""
     if dtype not in TYPES:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
 
 
-def check_tensor(name, x, dims=None):
+def check_tensor(name: str, x: object, dims: int | None = None) -> None:
     """Raise TypeError or ValueError unless x is a tensor of a dtype of the kernels, and of dims dimensions if given."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     check_dtype(name, x.dtype)
     if dims is not None and x.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions, got shape {list(x.shape)}")
 
 
-def asked_for(ctx, index, missing=0):
+def asked_for(ctx: Context, index: int, missing: int = 0) -> bool:
     """Tell whether the running backward pass will use the gradient of an input of an operation.
 
     ``ctx.needs_input_grad`` is true for every parameter, also while only the score is computed, which would pay for
@@ -106,11 +113,11 @@ def asked_for(ctx, index, missing=0):
         return True
 
 
-def as_input(parameter):
+def as_input(parameter: Tensor) -> Tensor:
     """Return a parameter in a form that :func:`asked_for` can ask about."""
     return parameter.view_as(parameter) if parameter.is_leaf and parameter.requires_grad else parameter
 
 
-def no_third_order(ctx, *grads):
+def no_third_order(ctx: Context, *grads: Tensor | None) -> NoReturn:
     """Refuse to differentiate a second derivative."""
     raise RuntimeError("cdn_kernels: third derivatives have no kernel; use impl='reference' for them")

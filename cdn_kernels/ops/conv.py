@@ -9,12 +9,24 @@ passes that use them.
 of its own, and the backward pass adds it on the way.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends import measured
 from cdn_kernels.ops import convolve
-from cdn_kernels.ops.common import LIBRARY, as_input, asked_for, check_tensor, register, resolve_untransformed
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    Context,
+    Gradients,
+    as_input,
+    asked_for,
+    check_tensor,
+    register,
+    resolve_untransformed,
+)
 
 LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride, str backend) -> Tensor")
 LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep, str backend) -> (Tensor, Tensor)")
@@ -22,7 +34,7 @@ LIBRARY.define("conv2d_input(Tensor grad, Tensor weight, SymInt[] shape, int str
 LIBRARY.define("conv2d_weight(Tensor x, Tensor grad, int size, int stride, str backend) -> Tensor")
 
 
-def conv2d(x, weight, stride=1, *, impl="auto"):
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, *, impl: str = "auto") -> Tensor:
     """Convolve without bias and with "same" padding.
 
     Args:
@@ -46,7 +58,7 @@ def conv2d(x, weight, stride=1, *, impl="auto"):
     return torch.ops.cdn_kernels.conv2d(*as_autocast(x, weight=weight), stride, backend)
 
 
-def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
+def conv2d_gelu(x: Tensor, weight: Tensor, stride: int = 1, *, impl: str = "auto") -> Tensor:
     """Convolve without bias, "same" padding, and apply the exact GELU.
 
     Args, errors: as :func:`conv2d` and :func:`cdn_kernels.gelu`.
@@ -63,13 +75,13 @@ def conv2d_gelu(x, weight, stride=1, *, impl="auto"):
     return torch.ops.cdn_kernels.conv2d_gelu(x, weight, stride, keep, backend)[0]
 
 
-def _autocast_dtype(x):
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast gives to the convolutions of x, None where it is not active."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def as_autocast(x, **filters):
+def as_autocast(x: Tensor, **filters: Tensor) -> tuple[Tensor, ...]:
     """Return images and filters as the operations take them, rounded to the dtype of autocast where it is active.
 
     Raises:
@@ -84,14 +96,14 @@ def as_autocast(x, **filters):
     return x.to(dtype), *(as_input(weight.to(dtype)) for weight in filters.values())
 
 
-def fastest_for(x, weight, stride):
+def fastest_for(x: Tensor, weight: Tensor, stride: int) -> str | None:
     """Return the backend that was measured to run a convolution of x fastest, or None."""
     if measured.gpu(x.device) is None:  # a device that autocast may not know
         return None
     return measured.fastest_for_layer(x.device, _autocast_dtype(x) or x.dtype, (x.shape, weight.shape), stride)
 
 
-def check_convolution(x, weight, stride, name="weight"):
+def check_convolution(x: Tensor, weight: Tensor, stride: int, name: str = "weight") -> None:
     """Raise TypeError or ValueError unless these are images, filters for them, called by a name, and a stride."""
     check_tensor("x", x, 4)
     check_filters(weight, x.device, name)
@@ -101,7 +113,7 @@ def check_convolution(x, weight, stride, name="weight"):
         raise ValueError(f"stride must be an integer of 1 or more, got {stride!r}")
 
 
-def check_filters(weight, device, name):
+def check_filters(weight: Tensor, device: torch.device, name: str) -> None:
     """Raise TypeError or ValueError unless weight holds filters that the operations take, on the device of x."""
     check_tensor(name, weight, 4)
     _, _, height, width = weight.shape
@@ -111,12 +123,12 @@ def check_filters(weight, device, name):
         raise ValueError(f"{name} must be on the device of x, {device}, got {weight.device}")
 
 
-def _forward_gelu(x, weight, stride, keep, backend):
+def _forward_gelu(x: Tensor, weight: Tensor, stride: int, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
     out, u = convolve.forward_gelu(x, weight, stride, keep, backend)
     return out, out.new_empty(0) if u is None else u
 
 
-def _empty_forward_gelu(x, weight, stride, keep, backend):
+def _empty_forward_gelu(x: Tensor, weight: Tensor, stride: int, keep: bool, backend: str) -> tuple[Tensor, Tensor]:
     out = convolve.empty_forward(x, weight, stride, backend)
     return out, torch.empty_like(out) if keep else out.new_empty(0)
 
@@ -130,13 +142,13 @@ for _name, _function, _fake in (
     register(_name, _function, _fake)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     first, second, *_, stride, backend = inputs
     ctx.options = stride, backend
     ctx.save_for_backward(first, second)
 
 
-def _by_both(ctx, x, weight, g):
+def _by_both(ctx: Context, x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients by x and by the filters from that by u, as far as they are asked for."""
     ops = torch.ops.cdn_kernels
     return (
@@ -145,11 +157,12 @@ def _by_both(ctx, x, weight, g):
     )
 
 
-def _conv2d_derivatives(ctx, g):
-    return *_by_both(ctx, *ctx.saved_tensors, g), None, None
+def _conv2d_derivatives(ctx: Context, g: Tensor) -> Gradients:
+    x, weight = ctx.saved_tensors
+    return *_by_both(ctx, x, weight, g), None, None
 
 
-def _save_gelu(ctx, inputs, output):
+def _save_gelu(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, stride, keep, backend = inputs
     ctx.options = stride, backend
     _, u = output
@@ -159,7 +172,7 @@ def _save_gelu(ctx, inputs, output):
         ctx.mark_non_differentiable(u)
 
 
-def _conv2d_gelu_derivatives(ctx, g_out, g_u):
+def _conv2d_gelu_derivatives(ctx: Context, g_out: Tensor | None, g_u: Tensor | None) -> Gradients:
     x, weight, u = ctx.saved_tensors
     _, backend = ctx.options
     g = g_u if g_out is None else torch.ops.cdn_kernels.gelu_backward(u, g_out, g_u, backend)
@@ -168,7 +181,7 @@ def _conv2d_gelu_derivatives(ctx, g_out, g_u):
     return *_by_both(ctx, x, weight, g), None, None, None
 
 
-def _conv2d_input_derivatives(ctx, t):
+def _conv2d_input_derivatives(ctx: Context, t: Tensor) -> Gradients:
     grad, weight = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
     return (
@@ -180,7 +193,7 @@ def _conv2d_input_derivatives(ctx, t):
     )
 
 
-def _conv2d_weight_derivatives(ctx, t):
+def _conv2d_weight_derivatives(ctx: Context, t: Tensor) -> Gradients:
     x, grad = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
     return (

@@ -6,11 +6,14 @@ which that kernel adds on the way. Where h is needed again, in the gradient by t
 to u as well, so that derivatives of every order stay whole.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.ops import convolve
-from cdn_kernels.ops.common import LIBRARY, asked_for, register, resolve_untransformed
+from cdn_kernels.ops.common import LIBRARY, Context, Gradients, asked_for, register, resolve_untransformed
 from cdn_kernels.ops.conv import as_autocast, check_convolution, check_filters, fastest_for
 
 LIBRARY.define(
@@ -25,7 +28,7 @@ LIBRARY.define(
 LIBRARY.define("conv2d_of_gelu_weight(Tensor u, Tensor h, Tensor grad, int size, str backend) -> Tensor")
 
 
-def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
+def conv2d_gelu_conv2d(x: Tensor, first: Tensor, second: Tensor, stride: int = 1, *, impl: str = "auto") -> Tensor:
     """Convolve without bias, apply the exact GELU, and convolve again: the residual branch of a block.
 
     It computes what :func:`cdn_kernels.conv2d` of :func:`cdn_kernels.conv2d_gelu` does, and saves a pass over memory in
@@ -56,24 +59,32 @@ def conv2d_gelu_conv2d(x, first, second, stride=1, *, impl="auto"):
     return torch.ops.cdn_kernels.conv2d_gelu_conv2d(x, first, second, stride, keep, backend)[0]
 
 
-def _forward(x, first, second, stride, keep, backend):
+def _forward(
+    x: Tensor, first: Tensor, second: Tensor, stride: int, keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     h, u = convolve.forward_gelu(x, first, stride, keep, backend)
     out = convolve.forward(h, second, 1, backend)
-    return (out, h, u) if keep else (out, out.new_empty(0), out.new_empty(0))
+    return (out, out.new_empty(0), out.new_empty(0)) if u is None else (out, h, u)
 
 
-def _empty_forward(x, first, second, stride, keep, backend):
+def _empty_forward(
+    x: Tensor, first: Tensor, second: Tensor, stride: int, keep: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     h = convolve.empty_forward(x, first, stride, backend)
     out = convolve.empty_forward(h, second, 1, backend)
     return (out, h, torch.empty_like(h)) if keep else (out, out.new_empty(0), out.new_empty(0))
 
 
-def _by_preactivation(grad, weight, u, source, keep, backend):
+def _by_preactivation(
+    grad: Tensor, weight: Tensor, u: Tensor, source: Tensor | None, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     out, product = convolve.by_preactivation(grad, weight, u, source, keep, backend)
     return out, out.new_empty(0) if product is None else product
 
 
-def _empty_by_preactivation(grad, weight, u, source, keep, backend):
+def _empty_by_preactivation(
+    grad: Tensor, weight: Tensor, u: Tensor, source: Tensor | None, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     out = convolve.empty_by_input(grad, weight, u.shape, 1, backend)
     return out, torch.empty_like(out) if keep else out.new_empty(0)
 
@@ -92,7 +103,7 @@ register(
 )
 
 
-def _save_pair(ctx, inputs, output):
+def _save_pair(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, first, second, ctx.stride, keep, ctx.backend = inputs
     _, h, u = output
     ctx.save_for_backward(x, first, second, h, u)
@@ -100,7 +111,7 @@ def _save_pair(ctx, inputs, output):
     ctx.mark_non_differentiable(*(h,) if keep else (h, u))
 
 
-def _pair_derivatives(ctx, g_out, _, g_u):
+def _pair_derivatives(ctx: Context, g_out: Tensor | None, _: None, g_u: Tensor | None) -> Gradients:
     x, first, second, h, u = ctx.saved_tensors
     ops, options = torch.ops.cdn_kernels, (ctx.stride, ctx.backend)
     by_x, by_first, by_second = (asked_for(ctx, index) for index in range(3))
@@ -119,13 +130,13 @@ def _pair_derivatives(ctx, g_out, _, g_u):
     )
 
 
-def _input(grad, weight, u, source, backend):
+def _input(grad: Tensor, weight: Tensor, u: Tensor, source: Tensor | None, backend: str) -> Tensor:
     given = (grad, weight, u) if source is None else (grad, weight, u, source)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     return torch.ops.cdn_kernels.conv2d_of_gelu_input(grad, weight, u, source, keep, backend)[0]
 
 
-def _save_input(ctx, inputs, output):
+def _save_input(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     grad, weight, u, source, _, ctx.backend = inputs
     _, product = output
     ctx.has_source = source is not None
@@ -134,7 +145,7 @@ def _save_input(ctx, inputs, output):
     ctx.mark_non_differentiable(product)
 
 
-def _input_derivatives(ctx, t, _):
+def _input_derivatives(ctx: Context, t: Tensor | None, _: None) -> Gradients:
     """Differentiate phi'(u) p + source, with p the gradient by h that was kept."""
     grad, weight, u, product = ctx.saved_tensors
     if t is None:
@@ -151,12 +162,12 @@ def _input_derivatives(ctx, t, _):
     )
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors[:3])
 
 
-def _of_gelu_derivatives(ctx, t):
+def _of_gelu_derivatives(ctx: Context, t: Tensor) -> Gradients:
     u, h, weight = ctx.saved_tensors
     return (
         _input(t, weight, u, None, ctx.backend) if asked_for(ctx, 0) else None,
@@ -168,7 +179,7 @@ def _of_gelu_derivatives(ctx, t):
     )
 
 
-def _weight_derivatives(ctx, t):
+def _weight_derivatives(ctx: Context, t: Tensor) -> Gradients:
     u, h, grad = ctx.saved_tensors
     return (
         _input(grad, t, u, None, ctx.backend) if asked_for(ctx, 0) else None,

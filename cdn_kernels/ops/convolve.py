@@ -4,15 +4,21 @@ Our own take images stored channels last. Where they are faster was measured, an
 (conv2d_is_faster).
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
+from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from cdn_kernels.backends.dispatch import kernels
-from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
 from cdn_kernels.ops.common import in_layout
 
+Result = TypeVar("Result", bound=Tensor | None)
 
-def forward(x, weight, stride, backend):
+
+def forward(x: Tensor, weight: Tensor, stride: int, backend: str) -> Tensor:
     """Return u = weight * x, [B, O, ceil(H / stride), ceil(W / stride)]."""
     shapes = x.shape, weight.shape
     if _runs_here(CONV_FORWARD, x, weight, shapes, stride, backend):
@@ -20,7 +26,7 @@ def forward(x, weight, stride, backend):
     return _torchs(x, weight, stride)
 
 
-def forward_gelu(x, weight, stride, keep, backend):
+def forward_gelu(x: Tensor, weight: Tensor, stride: int, keep: bool, backend: str) -> tuple[Tensor, Tensor | None]:
     """Return (phi(u), u) with u = weight * x, which is None unless it is kept."""
     shapes = x.shape, weight.shape
     if _runs_here(CONV_FORWARD, x, weight, shapes, stride, backend, activation=True):
@@ -32,17 +38,19 @@ def forward_gelu(x, weight, stride, keep, backend):
     return torch.ops.cdn_kernels.gelu(u, backend), u if keep else None
 
 
-def by_input(grad, weight, shape, stride, backend):
+def by_input(grad: Tensor, weight: Tensor, shape: Sequence[int], stride: int, backend: str) -> Tensor:
     """Return the gradient by x [B, I, H, W], the shape, from that by u."""
     # Of an argument that is not asked for, only the shape and the layout count; its memory is never touched.
     x = empty_by_input(grad, weight, shape, stride, backend)
     shapes = shape, weight.shape
     if _runs_here(CONV_INPUT, grad, weight, shapes, stride, backend):
         return _run(CONV_INPUT, grad, weight, x, shapes, stride, backend)
-    return _backward(grad, x, weight, stride, (True, False))[0]
+    return _backward(grad, x, weight, stride, by_filters=False)
 
 
-def by_preactivation(grad, weight, u, source, keep, backend):
+def by_preactivation(
+    grad: Tensor, weight: Tensor, u: Tensor, source: Tensor | None, keep: bool, backend: str
+) -> tuple[Tensor, Tensor | None]:
     """Return (phi'(u) p + source, p) with p the gradient by x = phi(u) from that by the result of stride 1.
 
     The source may be None, and p is unless it is kept.
@@ -51,39 +59,47 @@ def by_preactivation(grad, weight, u, source, keep, backend):
     if _runs_here(CONV_INPUT, grad, weight, shapes, 1, backend, activation=True):
         out = empty_by_input(grad, weight, u.shape, 1, backend)
         product = torch.empty_like(out) if keep else None
-        u, source = (None if t is None else in_layout(t, True) for t in (u, source))
-        _run(CONV_INPUT, grad, weight, out, shapes, 1, backend, u=u, added=source, product=product)
+        added = None if source is None else in_layout(source, True)
+        _run(CONV_INPUT, grad, weight, out, shapes, 1, backend, u=in_layout(u, True), added=added, product=product)
         return out, product
     product = by_input(grad, weight, u.shape, 1, backend)
     return torch.ops.cdn_kernels.gelu_backward(u, product, source, backend), product if keep else None
 
 
-def by_weight(x, grad, size, stride, backend):
+def by_weight(x: Tensor, grad: Tensor, size: int, stride: int, backend: str) -> Tensor:
     """Return the gradient by the filters [O, I, size, size] from that by u."""
     weight = empty_by_weight(x, grad, size, stride, backend)
     shapes = x.shape, weight.shape
     if _runs_here(CONV_WEIGHT, x, grad, shapes, stride, backend):
         return _run(CONV_WEIGHT, x, grad, weight, shapes, stride, backend)
-    return _backward(grad, x, weight, stride, (False, True))[1]
+    return _backward(grad, x, weight, stride, by_filters=True)
 
 
-def empty_forward(x, weight, stride, backend):
+def empty_forward(x: Tensor, weight: Tensor, stride: int, backend: str) -> Tensor:
     """Return an empty result of :func:`forward`."""
     batch, _, height, width = x.shape
     return _template(x, weight, (batch, weight.shape[0], -(-height // stride), -(-width // stride)))
 
 
-def empty_by_input(grad, weight, shape, stride, backend):
+def empty_by_input(grad: Tensor, weight: Tensor, shape: Sequence[int], stride: int, backend: str) -> Tensor:
     """Return an empty result of :func:`by_input`."""
     return _template(grad, weight, shape)
 
 
-def empty_by_weight(x, grad, size, stride, backend):
+def empty_by_weight(x: Tensor, grad: Tensor, size: int, stride: int, backend: str) -> Tensor:
     """Return an empty result of :func:`by_weight`."""
     return _template(x, grad, (grad.shape[1], x.shape[1], size, size))
 
 
-def _runs_here(kind, first, second, shapes, stride, backend, activation=False):
+def _runs_here(
+    kind: int,
+    first: Tensor,
+    second: Tensor,
+    shapes: ConvolutionShape,
+    stride: int,
+    backend: str,
+    activation: bool = False,
+) -> bool:
     return (
         _channels_last(first, second)
         and 0 not in (*first.shape, *second.shape)
@@ -91,41 +107,51 @@ def _runs_here(kind, first, second, shapes, stride, backend, activation=False):
     )
 
 
-def _channels_last(x, other):
+def _channels_last(x: Tensor, other: Tensor) -> bool:
     # As torch does it: a tensor that came as contiguous out of some view does not turn the network around.
     return _asks_for_channels_last(x) or _asks_for_channels_last(other)
 
 
-def _asks_for_channels_last(x):
+def _asks_for_channels_last(x: Tensor) -> bool:
     # Of a single channel or pixel both layouts are one, and strides say which was meant.
     return x.is_contiguous(memory_format=torch.channels_last) and (
         not x.is_contiguous() or suggest_memory_format(x) == torch.channels_last
     )
 
 
-def _run(kind, first, second, out, shapes, stride, backend, **options):
+def _run(
+    kind: int,
+    first: Tensor,
+    second: Tensor,
+    out: Result,
+    shapes: ConvolutionShape,
+    stride: int,
+    backend: str,
+    **options: Tensor | None,
+) -> Result:
     kernels(backend).conv2d(kind, in_layout(first, True), in_layout(second, True), out, shapes, stride, **options)
     return out
 
 
-def _torchs(x, weight, stride):
+def _torchs(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return torch's convolution, in our layout: in float64 cuDNN's is contiguous also of images channels last."""
     u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
     return in_layout(u, _channels_last(x, weight))
 
 
-def _backward(grad, x, weight, stride, mask):
-    """Return torch's gradients by the images and the filters, of which the mask asks for one, likewise."""
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, by_filters: bool) -> Tensor:
+    """Return torch's gradient by the images or by the filters, likewise."""
+    mask = [not by_filters, by_filters, False]
     options = _options(weight.shape, stride)
-    found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, [*mask, False])
-    last = _channels_last(grad, weight if mask[0] else x)
-    return [g if g is None else in_layout(g, last) for g in found]
+    found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, mask)
+    return in_layout(found[by_filters], _channels_last(grad, x if by_filters else weight))
 
 
-def _options(filters, stride):
+def _options(filters: Sequence[int], stride: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+    """Return (stride, padding, dilation, transposed, padding of the output, groups) for torch's operations."""
     return [stride] * 2, [filters[-1] // 2] * 2, [1, 1], False, [0, 0], 1
 
 
-def _template(first, second, shape):
+def _template(first: Tensor, second: Tensor, shape: Sequence[int]) -> Tensor:
     layout = torch.channels_last if _channels_last(first, second) else torch.contiguous_format
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)

@@ -4,12 +4,23 @@ Registered with torch as ``denoising_error``, the mean square of ``sigma s + eps
 ``denoising_error_backward``, its gradient by the score.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import kernels
-from cdn_kernels.noise import Noise
-from cdn_kernels.ops.common import LIBRARY, as_kernels_take_it, empty_result, register, resolve_untransformed
+from cdn_kernels.noise import Noise, Sigma
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    Context,
+    Gradients,
+    as_kernels_take_it,
+    empty_result,
+    register,
+    resolve_untransformed,
+)
 from cdn_kernels.ops.noise import check_images, check_noise, key
 from cdn_kernels.reference import compute_dtype, expand, per_image
 
@@ -20,7 +31,7 @@ LIBRARY.define(
 )
 
 
-def denoising_loss(score, sigma, noise, *, impl="auto"):
+def denoising_loss(score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, impl: str = "auto") -> Tensor:
     """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
 
     The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
@@ -52,14 +63,14 @@ def denoising_loss(score, sigma, noise, *, impl="auto"):
     return errors.sum() / (sigma > 0).sum().clamp(min=1)
 
 
-def _error(score, sigma, seed, offset, backend):
+def _error(score: Tensor, sigma: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
     score, channels = as_kernels_take_it(score)
     errors = torch.empty_like(sigma, memory_format=torch.contiguous_format)
     kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
     return errors
 
 
-def _error_backward(score, sigma, grad, seed, offset, backend):
+def _error_backward(score: Tensor, sigma: Tensor, grad: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
     gradient = empty_result(score)
     score, channels = as_kernels_take_it(score)
     kernels(backend).denoising(
@@ -76,18 +87,18 @@ register(
 register("denoising_error_backward", _error_backward, lambda score, *_: empty_result(score))
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.seed, offset, ctx.backend = inputs
     ctx.save_for_backward(*tensors, offset)
 
 
-def _error_derivative(ctx, g):
+def _error_derivative(ctx: Context, g: Tensor) -> Gradients:
     score, sigma, offset = ctx.saved_tensors
     gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, offset, ctx.backend)
     return gradient, *[None] * 4
 
 
-def _second_derivatives(ctx, t):
+def _second_derivatives(ctx: Context, t: Tensor) -> Gradients:
     """Differentiate <2 sigma / size grad (sigma s + eps), t>, linear in s and in grad; rarely asked for."""
     score, sigma, grad, offset = ctx.saved_tensors
     scale = 2 * sigma / (score.numel() // score.shape[0])

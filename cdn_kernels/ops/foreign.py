@@ -8,17 +8,19 @@ second derivatives are symmetric. (The other way round, reverse over forward, to
 and batch norm.)
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cdn_kernels.ops.common import as_input, asked_for, no_third_order, transformed
+from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order, transformed
 
 
-def foreign(block, *inputs):
+def foreign(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run ``block(*inputs)`` with its own vjp as its backward pass, and with the jvp of that as the derivative.
 
     Worth it where torch's double backward is missing, or slower than a forward and a backward on dual numbers. What
@@ -45,20 +47,30 @@ def foreign(block, *inputs):
     if not callable(block):
         raise TypeError(f"foreign: block must be a module or a function, got {type(block).__name__}")
     parameters = dict(block.named_parameters()) if isinstance(block, nn.Module) else {}
-    tensors = [*(i for i in inputs if isinstance(i, torch.Tensor)), *parameters.values()]
+    tensors = [*(i for i in inputs if isinstance(i, Tensor)), *parameters.values()]
     if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return block(*inputs)
     return by_first_derivatives(_Block(block, inputs, list(parameters), tensors), tensors)
 
 
-def by_first_derivatives(block, tensors):
-    """Run a block on tensors, some of which require grad, with its vjp and jvp as its derivatives.
+class Differentiable(Protocol):
+    """A block as a function of tensors, which can say its first derivatives and those of its vjp."""
 
-    Args:
-        block: has a method ``graph(leaves)``, which returns the output with its graph, and
-            ``second_derivatives(leaves, tangents, g)``, which returns the derivative of the output along the tangents,
-            None for zero, and those of <out, g> by each leaf that requires grad along the tangents, None for zero.
-    """
+    def graph(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the output with its graph."""
+
+    def second_derivatives(
+        self, leaves: Sequence[Tensor], tangents: Sequence[Tensor | None], g: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Return the derivatives along the tangents of the leaves, of which None is zero.
+
+        Returns:
+            (that of the output; those of the gradients of <out, g> by each leaf that requires grad, None for zero).
+        """
+
+
+def by_first_derivatives(block: Differentiable, tensors: Sequence[Tensor]) -> Tensor:
+    """Run a block on tensors, some of which require grad, with its vjp and jvp as its derivatives."""
     return _Forward.apply(block, *(as_input(t) for t in tensors))
 
 
@@ -76,12 +88,14 @@ class _Block:
         tensors: those among the inputs, then the parameters; autograd keeps them, not this object.
     """
 
-    def __init__(self, block, inputs, names, tensors):
+    def __init__(
+        self, block: Callable[..., Tensor], inputs: Sequence[Any], names: Sequence[str], tensors: Sequence[Tensor]
+    ) -> None:
         self.block, self.names = block, names
-        self.places = [place for place, i in enumerate(inputs) if isinstance(i, torch.Tensor)]
-        self.inputs = [None if isinstance(i, torch.Tensor) else i for i in inputs]
+        self.places = [place for place, i in enumerate(inputs) if isinstance(i, Tensor)]
+        self.inputs = [None if isinstance(i, Tensor) else i for i in inputs]
         device = tensors[0].device
-        self.autocast = dict(
+        self.autocast: dict[str, Any] = dict(
             device_type=device.type,
             enabled=torch.is_autocast_enabled(device.type),
             dtype=torch.get_autocast_dtype(device.type),
@@ -89,17 +103,17 @@ class _Block:
         self.random = [(g, g.get_state()) for g in _generators(device)]
         self.buffers = {n: b.clone() for n, b in block.named_buffers()} if isinstance(block, nn.Module) else {}
 
-    def __str__(self):
+    def __str__(self) -> str:
         return getattr(self.block, "__name__", type(self.block).__name__)
 
-    def graph(self, leaves):
+    def graph(self, leaves: Sequence[Tensor]) -> Tensor:
         try:
             out = self._run(leaves, {})
         except RuntimeError as error:
             if "leaf Variable that requires grad" in str(error):
                 raise RuntimeError(f"foreign: {self} must not change its input in place; call it directly") from error
             raise
-        if not isinstance(out, torch.Tensor):
+        if not isinstance(out, Tensor):
             raise TypeError(f"foreign: {self} must return one tensor, got {type(out).__name__}")
         known = {id(leaf) for leaf in leaves}
         for leaf in graph_leaves(out):
@@ -110,7 +124,9 @@ class _Block:
                 )
         return out
 
-    def second_derivatives(self, leaves, tangents, g):
+    def second_derivatives(
+        self, leaves: Sequence[Tensor], tangents: Sequence[Tensor | None], g: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
         with _random_numbers_again(self.random), torch.autocast(**self.autocast), forward_ad.dual_level():
             duals = [t if v is None else forward_ad.make_dual(t, v) for t, v in zip(leaves, tangents)]
             wanted = [d for d in duals if d.requires_grad]
@@ -130,7 +146,7 @@ class _Block:
             tangent, *others = (None if t is None else forward_ad.unpack_dual(t).tangent for t in (out, *grads))
         return torch.zeros_like(g) if tangent is None else tangent, others
 
-    def _run(self, tensors, buffers):
+    def _run(self, tensors: Sequence[Tensor], buffers: dict[str, Tensor]) -> Tensor:
         inputs = list(self.inputs)
         for place, tensor in zip(self.places, tensors):
             inputs[place] = tensor
@@ -140,13 +156,13 @@ class _Block:
         return torch.func.functional_call(self.block, parameters | buffers, tuple(inputs))
 
 
-def _generators(device):
+def _generators(device: torch.device) -> list[torch.Generator]:
     accelerator = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
     return [torch.default_generator, *accelerator]
 
 
 @contextmanager
-def _random_numbers_again(states):
+def _random_numbers_again(states: Iterable[tuple[torch.Generator, Tensor]]) -> Iterator[None]:
     """Draw random numbers from earlier states of the generators, which are left as found."""
     found = [(generator, generator.get_state()) for generator, _ in states]
     try:
@@ -158,9 +174,10 @@ def _random_numbers_again(states):
             generator.set_state(state)
 
 
-def graph_leaves(out):
+def graph_leaves(out: Tensor) -> Iterator[Tensor]:
     """Yield the leaves that require grad in the graph of a tensor."""
-    nodes, seen = [out.grad_fn], set()
+    nodes: list[Any] = [out.grad_fn]  # Any: torch declares no variable of its nodes
+    seen = set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
@@ -180,7 +197,7 @@ class _Forward(torch.autograd.Function):
     """Run a block, and keep its graph to itself."""
 
     @staticmethod
-    def forward(ctx, block, *tensors):
+    def forward(ctx: Context, block: Differentiable, *tensors: Tensor) -> Tensor:
         ctx.block = block
         ctx.leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
         ctx.save_for_backward(*tensors)
@@ -196,7 +213,7 @@ class _Forward(torch.autograd.Function):
         return out.detach()
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Context, g: Tensor) -> Gradients:
         tensors = ctx.saved_tensors
         asked = [i for i in range(len(tensors)) if asked_for(ctx, 1 + i, missing=1)]
         # The graph inside goes when the graph around it goes.
@@ -211,7 +228,14 @@ class _Vjp(torch.autograd.Function):
     """Compute the gradients of <out, g> by those tensors that are asked for."""
 
     @staticmethod
-    def forward(ctx, block, graph, asked, g, *tensors):
+    def forward(
+        ctx: Context,
+        block: Differentiable,
+        graph: tuple[GradientEdge, Sequence[Tensor], bool],
+        asked: Sequence[int],
+        g: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.block, ctx.asked = block, asked
         ctx.save_for_backward(g, *tensors)
         ctx.set_materialize_grads(False)
@@ -221,7 +245,7 @@ class _Vjp(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx, *tangents):
+    def backward(ctx: Context, *tangents: Tensor | None) -> Gradients:
         g, *tensors = ctx.saved_tensors
         if all(v is None for v in tangents):
             return (None,) * (4 + len(tensors))
@@ -241,15 +265,15 @@ class _SecondDerivatives(torch.autograd.Function):
     """Pass second derivatives on, and refuse to differentiate them."""
 
     @staticmethod
-    def forward(ctx, count, *tensors):
+    def forward(ctx: Context, count: int, *tensors: Tensor | None) -> Gradients:
         return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
 
     backward = staticmethod(no_third_order)
 
 
-def _scatter(values, indices, length):
+def _scatter(values: Iterable[Tensor | None], indices: Iterable[int], length: int) -> list[Tensor | None]:
     """Return a list of None with values at some indices."""
-    full = [None] * length
+    full: list[Tensor | None] = [None] * length
     for index, value in zip(indices, values):
         full[index] = value
     return full

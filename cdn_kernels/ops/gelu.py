@@ -4,13 +4,18 @@ Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient, p
 (both derivatives of that), so that ordinary autograd with ``create_graph=True`` runs one pass per sweep.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT
 from cdn_kernels.ops.common import (
     LIBRARY,
+    Context,
+    Gradients,
     check_tensor,
     empty_result,
     in_layout,
@@ -25,7 +30,7 @@ LIBRARY.define("gelu_backward(Tensor u, Tensor grad, Tensor? source, str backend
 LIBRARY.define("gelu_tangent(Tensor u, Tensor grad, Tensor tangent, str backend) -> (Tensor, Tensor)")
 
 
-def gelu(u, *, impl="auto"):
+def gelu(u: Tensor, *, impl: str = "auto") -> Tensor:
     """Apply the exact GELU, ``u Phi(u)``.
 
     Args:
@@ -47,26 +52,34 @@ def gelu(u, *, impl="auto"):
     return torch.ops.cdn_kernels.gelu(u, backend)
 
 
-def _gelu(u, backend):
-    return _run(backend, FORWARD, u)[0]
+def _gelu(u: Tensor, backend: str) -> Tensor:
+    return _run(backend, FORWARD, u)
 
 
-def _gelu_backward(u, grad, source, backend):
-    return _run(backend, BACKWARD, u, grad, source)[0]
+def _gelu_backward(u: Tensor, grad: Tensor, source: Tensor | None, backend: str) -> Tensor:
+    return _run(backend, BACKWARD, u, grad, source)
 
 
-def _gelu_tangent(u, grad, tangent, backend):
+def _gelu_tangent(u: Tensor, grad: Tensor, tangent: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """Return (phi' tangent, phi'' grad tangent): the gradients of <phi' grad, tangent> by grad and by u."""
-    out, tangent_out = _run(backend, TANGENT, u, grad, tangent)
-    return tangent_out, out
+    by_grad = empty_result(u)
+    by_u = _run(backend, TANGENT, u, grad, tangent, by_grad)
+    return by_grad, by_u
 
 
-def _run(backend, sweep, u, *others):
+def _run(
+    backend: str,
+    sweep: int,
+    u: Tensor,
+    grad: Tensor | None = None,
+    other: Tensor | None = None,
+    tangent_out: Tensor | None = None,
+) -> Tensor:
     out = empty_result(u)
-    tangent_out = torch.empty_like(out) if sweep == TANGENT else None
-    u, *others = (None if t is None else in_layout(t, is_channels_last(out)) for t in (u, *others))
-    kernels(backend).gelu(sweep, u, *([*others, None, None])[:2], out, tangent_out)
-    return out, tangent_out
+    last = is_channels_last(out)
+    grad, other = (None if t is None else in_layout(t, last) for t in (grad, other))
+    kernels(backend).gelu(sweep, in_layout(u, last), grad, other, out, tangent_out)
+    return out
 
 
 register("gelu", _gelu, lambda u, backend: empty_result(u))
@@ -74,23 +87,23 @@ register("gelu_backward", _gelu_backward, lambda u, grad, source, backend: empty
 register("gelu_tangent", _gelu_tangent, lambda u, grad, tangent, backend: (empty_result(u), empty_result(u)))
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     u, ctx.backend = inputs
     ctx.save_for_backward(u)
 
 
-def _save_backward(ctx, inputs, output):
+def _save_backward(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     u, grad, source, ctx.backend = inputs
     ctx.has_source = source is not None
     ctx.save_for_backward(u, grad)
 
 
-def _backward_derivatives(ctx, t):
+def _backward_derivatives(ctx: Context, t: Tensor) -> Gradients:
     by_grad, by_u = torch.ops.cdn_kernels.gelu_tangent(*ctx.saved_tensors, t, ctx.backend)
     return by_u, by_grad, t if ctx.has_source else None, None
 
 
-def _derivative(ctx, g):
+def _derivative(ctx: Context, g: Tensor) -> Gradients:
     return torch.ops.cdn_kernels.gelu_backward(*ctx.saved_tensors, g, None, ctx.backend), None
 
 

@@ -10,14 +10,19 @@ Limitation: under torch.func transforms and forward-mode differentiation only ep
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import kernels, resolve
-from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.noise import Noise, NoiseLevels, Sigma
 from cdn_kernels.ops.common import (
     LIBRARY,
+    Context,
+    Gradients,
     as_kernels_take_it,
     check_dtype,
     empty_result,
@@ -32,7 +37,9 @@ from cdn_kernels.reference import compute_dtype, per_image
 # ------------------------------------------------------------------------------------------------------------
 
 
-def sample_noise(x, sigma, noise, *, impl="auto"):
+def sample_noise(
+    x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, *, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Add noise of one level per image: ``y = x + sigma eps``.
 
     Args:
@@ -63,15 +70,21 @@ def sample_noise(x, sigma, noise, *, impl="auto"):
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
     if isinstance(sigma, NoiseLevels):
-        y, sigma = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *key(noise, x.device), backend)
-        return y, sigma.detach()
+        y, drawn = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *key(noise, x.device), backend)
+        return y, drawn.detach()
     sigma = per_image(sigma, x, "sigma")
     return torch.ops.cdn_kernels.add_noise(x, sigma, *key(noise, x.device), backend), sigma
 
 
 def standard_normal(
-    shape, noise, *, dtype=torch.float32, device="cpu", memory_format=torch.contiguous_format, impl="auto"
-):
+    shape: Sequence[int],
+    noise: Noise,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+    impl: str = "auto",
+) -> Tensor:
     """Draw standard normals: the eps that :func:`sample_noise` adds for the same key.
 
     Args:
@@ -96,7 +109,15 @@ def standard_normal(
     return torch.ops.cdn_kernels.standard_normal(shape, *key(noise, device), dtype, device, memory_format, backend)
 
 
-def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", impl="auto"):
+def sample_sigma(
+    batch: int,
+    noise: Noise,
+    levels: NoiseLevels,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    impl: str = "auto",
+) -> Tensor:
     """Draw one noise level per image, [batch], from :class:`NoiseLevels`; dtype is float32 or float64."""
     device = torch.device(device)
     _check_key(noise)
@@ -115,25 +136,25 @@ def sample_sigma(batch, noise, levels, *, dtype=torch.float32, device="cpu", imp
 # ------------------------------------------------------------------------------------------------------------
 
 
-def check_images(x, name):
+def check_images(x: object, name: str) -> None:
     """Raise TypeError or ValueError unless x is a tensor [B, ...] of a dtype of the kernels."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of images [B, ...], got {type(x).__name__}")
     check_dtype(name, x.dtype)
     if x.dim() == 0:
         raise ValueError(f"{name} must have shape [B, ...], got a 0-d tensor")
 
 
-def _check_key(noise):
+def _check_key(noise: object) -> None:
     if not isinstance(noise, Noise):
         raise TypeError(f"noise must be a Noise(seed, offset) key, got {type(noise).__name__}")
 
 
-def check_noise(noise, x):
+def check_noise(noise: object, x: Tensor) -> None:
     """Raise TypeError or ValueError unless noise is a key, or a tensor that fits images x."""
     if isinstance(noise, Noise):
         return
-    if not isinstance(noise, torch.Tensor):
+    if not isinstance(noise, Tensor):
         raise TypeError(f"noise must be a Noise(seed, offset) key or a tensor, got {type(noise).__name__}")
     if noise.shape != x.shape:
         raise ValueError(f"noise must have the shape of the images, {list(x.shape)}, got {list(noise.shape)}")
@@ -141,12 +162,12 @@ def check_noise(noise, x):
         raise ValueError(f"noise must be on the device of the images, {x.device}, got {noise.device}")
 
 
-def key(noise, device):
+def key(noise: Noise, device: torch.device) -> tuple[int, Tensor]:
     """Return (seed, offset) as the operations take them: the signed integer of the same 64 bits, and a tensor."""
     return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.position(device)
 
 
-def _law(levels):
+def _law(levels: NoiseLevels) -> tuple[str, float, float, float]:
     return levels.law, levels.low, levels.high, levels.clean_share
 
 
@@ -169,44 +190,65 @@ LIBRARY.define(
 )
 
 
-def _add_noise(x, sigma, seed, offset, backend):
+def _add_noise(x: Tensor, sigma: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
     y = empty_result(x)
     x, channels = as_kernels_take_it(x)
     kernels(backend).add_noise(x, sigma.contiguous(), y, seed, offset, channels)
     return y
 
 
-def _sample_noise(x, law, low, high, clean_share, seed, offset, backend):
+def _sample_noise(
+    x: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
     y, sigma = _empty_results(x)
     x, channels = as_kernels_take_it(x)
     kernels(backend).sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
     return y, sigma
 
 
-def _empty_results(x):
+def _empty_results(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return empty y and sigma [B] for images x."""
     return empty_result(x), torch.empty(x.shape[:1], dtype=compute_dtype(x.dtype), device=x.device)
 
 
-def _standard_normal(shape, seed, offset, dtype, device, memory_format, backend):
+def _standard_normal(
+    shape: Sequence[int],
+    seed: int,
+    offset: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    backend: str,
+) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
     kernels(backend).add_noise(None, None, eps, seed, offset, eps.shape[1] if is_channels_last(eps) else 0)
     return eps
 
 
-def _sample_sigma(batch, law, low, high, clean_share, seed, offset, dtype, device, backend):
+def _sample_sigma(
+    batch: int,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    seed: int,
+    offset: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    backend: str,
+) -> Tensor:
     sigma = torch.empty(batch, dtype=dtype, device=device)
     kernels(backend).sample_sigma(sigma, law, low, high, clean_share, seed, offset)
     return sigma
 
 
-def _save_for_backward(ctx, inputs, output):
+def _save_for_backward(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, _, ctx.seed, offset, ctx.backend = inputs
     ctx.shape = x.shape
     ctx.save_for_backward(offset)
 
 
-def _add_noise_backward(ctx, g):
+def _add_noise_backward(ctx: Context, g: Tensor) -> Gradients:
     """Return the gradients g and sum(g eps) per image, in operations that can be differentiated again."""
     g_sigma = None
     if ctx.needs_input_grad[1]:

@@ -6,13 +6,18 @@ The second derivative reaches v as a gradient of its own, and the backward pass 
 is the ordinary backward plus that source.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT
 from cdn_kernels.ops.common import (
     LIBRARY,
+    Context,
+    Gradients,
     as_input,
     asked_for,
     check_tensor,
@@ -41,7 +46,16 @@ LIBRARY.define(
 )
 
 
-def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserving=True, impl="auto"):
+def gelu_group_norm(
+    x: Tensor,
+    weight: Tensor,
+    groups: int,
+    *,
+    residual: Tensor | None = None,
+    eps: float = 1e-3,
+    scale_preserving: bool = True,
+    impl: str = "auto",
+) -> Tensor:
     """Add a residual, apply the exact GELU, and normalize groups of channels, without bias.
 
     The formulas are those of :func:`cdn_kernels.reference.gelu_group_norm`.
@@ -73,7 +87,7 @@ def gelu_group_norm(x, weight, groups, *, residual=None, eps=1e-3, scale_preserv
     return torch.ops.cdn_kernels.gelu_group_norm(x, residual, gain, groups, eps, scale_preserving, backend)[0]
 
 
-def _check(x, weight, groups, residual, eps):
+def _check(x: Tensor, weight: Tensor, groups: int, residual: Tensor | None, eps: float) -> None:
     check_tensor("x", x, 4)
     check_tensor("weight", weight, 1)
     channels = x.shape[1]
@@ -100,12 +114,16 @@ def _check(x, weight, groups, residual, eps):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _empty_outputs(x, residual, gain, groups, eps, scale_preserving, backend):
+def _empty_outputs(
+    x: Tensor, residual: Tensor | None, gain: Tensor, groups: int, eps: float, scale_preserving: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     v = empty_result(x) if residual is not None else x.new_empty(0)
     return empty_result(x), v, gain.new_empty(x.shape[0], 4 * groups + 1)
 
 
-def _forward(x, residual, gain, groups, eps, scale_preserving, backend):
+def _forward(
+    x: Tensor, residual: Tensor | None, gain: Tensor, groups: int, eps: float, scale_preserving: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
     z, v, statistics = _empty_outputs(x, residual, gain, groups, eps, scale_preserving, backend)
     last = is_channels_last(z)
     x = in_layout(x, last)
@@ -127,11 +145,33 @@ def _forward(x, residual, gain, groups, eps, scale_preserving, backend):
     return z, v, statistics
 
 
-def _empty_gradients(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain, backend):
+def _empty_gradients(
+    v: Tensor,
+    statistics: Tensor,
+    gain: Tensor,
+    grad: Tensor,
+    source: Tensor | None,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     return empty_result(v), gain.new_empty(gain.shape[0] if with_gain else 0)
 
 
-def _backward(v, statistics, gain, grad, source, groups, eps, scale_preserving, with_gain, backend):
+def _backward(
+    v: Tensor,
+    statistics: Tensor,
+    gain: Tensor,
+    grad: Tensor,
+    source: Tensor | None,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     out = empty_result(v)
     last = is_channels_last(out)
     v, grad = in_layout(v, last), in_layout(grad, last)
@@ -151,14 +191,36 @@ def _backward(v, statistics, gain, grad, source, groups, eps, scale_preserving, 
         source=source,
         gain_grad=shares,
     )
-    return out, shares.sum(0) if with_gain else gain.new_empty(0)
+    return out, gain.new_empty(0) if shares is None else shares.sum(0)
 
 
-def _empty_tangents(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain, backend):
+def _empty_tangents(
+    v: Tensor,
+    statistics: Tensor,
+    gain: Tensor,
+    grad: Tensor,
+    tangent: Tensor,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return empty_result(v), empty_result(v), gain.new_empty(gain.shape[0] if with_gain else 0)
 
 
-def _tangent(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, with_gain, backend):
+def _tangent(
+    v: Tensor,
+    statistics: Tensor,
+    gain: Tensor,
+    grad: Tensor,
+    tangent: Tensor,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    with_gain: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (zdot, source, dgain): the gradients of <g_v, tangent> by grad, v and gain."""
     zdot = empty_result(v)
     source = torch.empty_like(zdot)
@@ -180,7 +242,7 @@ def _tangent(v, statistics, gain, grad, tangent, groups, eps, scale_preserving, 
         tangent_out=zdot,
         gain_grad=shares,
     )
-    return zdot, source, shares.sum(0) if with_gain else gain.new_empty(0)
+    return zdot, source, gain.new_empty(0) if shares is None else shares.sum(0)
 
 
 for _name, _kernel, _fake in (
@@ -196,7 +258,7 @@ for _name, _kernel, _fake in (
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _save_forward(ctx, inputs, output):
+def _save_forward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, residual, gain, *ctx.options, ctx.backend = inputs
     _, v, statistics = output
     ctx.added = residual is not None
@@ -205,7 +267,7 @@ def _save_forward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _forward_derivatives(ctx, g_z, g_v, g_statistics):
+def _forward_derivatives(ctx: Context, g_z: Tensor | None, g_v: Tensor | None, g_statistics: None) -> Gradients:
     if g_z is None:
         return g_v, g_v if ctx.added else None, None, None, None, None, None
     v, statistics, gain = ctx.saved_tensors
@@ -216,7 +278,7 @@ def _forward_derivatives(ctx, g_z, g_v, g_statistics):
     return g, g if ctx.added else None, g_gain if with_gain else None, None, None, None, None
 
 
-def _save_backward(ctx, inputs, output):
+def _save_backward(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     v, statistics, gain, grad, source, *ctx.options, ctx.with_gain, ctx.backend = inputs
     ctx.has_source = source is not None
     ctx.save_for_backward(v, statistics, gain, grad)
@@ -225,7 +287,7 @@ def _save_backward(ctx, inputs, output):
         ctx.mark_non_differentiable(output[1])
 
 
-def _backward_derivatives(ctx, t, t_gain):
+def _backward_derivatives(ctx: Context, t: Tensor | None, t_gain: Tensor | None) -> Gradients:
     """Return the gradients of <g_v, t> + <g_gain, t_gain> by v, gain, the gradient of z and the source."""
     v, statistics, gain, grad = ctx.saved_tensors
     ops = torch.ops.cdn_kernels

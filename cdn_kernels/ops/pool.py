@@ -5,13 +5,19 @@ order: ``channel_mean`` and its adjoint ``channel_spread``; ``sample_dot``, the 
 adjoint ``sample_scale``. Images stay in their storage type; values are float32 (float64 for float64).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import DOT, MEAN, SCALE, SPREAD
 from cdn_kernels.ops.common import (
     LIBRARY,
+    Context,
+    Gradients,
     check_tensor,
     empty_result,
     in_layout,
@@ -29,7 +35,7 @@ LIBRARY.define("sample_dot(Tensor a, Tensor b, str backend) -> Tensor")
 LIBRARY.define("sample_scale(Tensor a, Tensor values, str backend) -> Tensor")
 
 
-def channel_mean(h, *, impl="auto"):
+def channel_mean(h: Tensor, *, impl: str = "auto") -> Tensor:
     """Average feature images over pixels.
 
     Args:
@@ -50,7 +56,7 @@ def channel_mean(h, *, impl="auto"):
     return torch.ops.cdn_kernels.channel_mean(h, backend)
 
 
-def energy(features, maps, *, impl="auto"):
+def energy(features: Sequence[Tensor], maps: Sequence[Tensor], *, impl: str = "auto") -> Tensor:
     """Sum the mean squares of linear maps of feature images: ``q = sum_l mean_pixels |A_l h_l|^2``.
 
     Args:
@@ -80,7 +86,7 @@ def energy(features, maps, *, impl="auto"):
     return torch.stack(terms).sum(0)
 
 
-def _check_images(name, h):
+def _check_images(name: str, h: Tensor) -> None:
     check_tensor(name, h, 4)
     if 0 in h.shape[2:]:
         raise ValueError(f"{name} must have pixels, got {list(h.shape)}")
@@ -91,37 +97,37 @@ def _check_images(name, h):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _values(h, *shape):
+def _values(h: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=compute_dtype(h.dtype), device=h.device)
 
 
-def _empty_means(h, backend):
+def _empty_means(h: Tensor, backend: str) -> Tensor:
     return _values(h, *h.shape[:2])
 
 
-def _empty_sums(e, *_):
+def _empty_sums(e: Tensor, *_: Any) -> Tensor:
     return _values(e, e.shape[0])
 
 
-def _channel_mean(h, backend):
+def _channel_mean(h: Tensor, backend: str) -> Tensor:
     values, last = _empty_means(h, backend), is_channels_last(h)
     kernels(backend).pool(MEAN, h.shape, last, values, a=in_layout(h, last))
     return values
 
 
-def _channel_spread(values, like, backend):
+def _channel_spread(values: Tensor, like: Tensor, backend: str) -> Tensor:
     out = empty_result(like)
     kernels(backend).pool(SPREAD, out.shape, is_channels_last(out), values.contiguous(), out=out)
     return out
 
 
-def _sample_dot(a, b, backend):
+def _sample_dot(a: Tensor, b: Tensor, backend: str) -> Tensor:
     values, last = _empty_sums(a), is_channels_last(a)
     kernels(backend).pool(DOT, a.shape, last, values, a=in_layout(a, last), b=in_layout(b, last))
     return values
 
 
-def _sample_scale(a, values, backend):
+def _sample_scale(a: Tensor, values: Tensor, backend: str) -> Tensor:
     out = empty_result(a)
     last = is_channels_last(out)
     kernels(backend).pool(SCALE, a.shape, last, values.contiguous(), a=in_layout(a, last), out=out)
@@ -138,40 +144,40 @@ for _name, _kernel, _fake in (
     register(_name, _kernel, _fake)
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _save_like(ctx, inputs, output):
+def _save_like(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     # Only shape, dtype and layout of the images matter: a saved tensor would keep them alive.
     *_, h, ctx.backend = inputs
     ctx.like = (h.shape, h.dtype, h.device, torch.channels_last if is_channels_last(h) else torch.contiguous_format)
 
 
-def _mean_derivative(ctx, g):
+def _mean_derivative(ctx: Context, g: Tensor) -> Gradients:
     shape, dtype, device, layout = ctx.like
     like = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
     return torch.ops.cdn_kernels.channel_spread(g, like, ctx.backend), None
 
 
-def _dot_derivatives(ctx, g):
+def _dot_derivatives(ctx: Context, g: Tensor) -> Gradients:
     a, b = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
     return ops.sample_scale(b, g, ctx.backend), ops.sample_scale(a, g, ctx.backend), None
 
 
-def _scale_derivatives(ctx, t):
+def _scale_derivatives(ctx: Context, t: Tensor) -> Gradients:
     a, values = ctx.saved_tensors
     ops = torch.ops.cdn_kernels
     return ops.sample_scale(t, values, ctx.backend), ops.sample_dot(a, t, ctx.backend), None
 
 
-def _spread_derivative(ctx, t):
+def _spread_derivative(ctx: Context, t: Tensor) -> Gradients:
     return torch.ops.cdn_kernels.channel_mean(t, ctx.backend), None, None
 
 
-def _square_derivative(ctx, g):
+def _square_derivative(ctx: Context, g: Tensor) -> Gradients:
     return torch.ops.cdn_kernels.sample_scale(ctx.saved_tensors[0], 2 * g, ctx.backend), None
 
 

@@ -1,10 +1,16 @@
 """The score of any log-density: its gradient by its input."""
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import using
 
 
-def score(log_density, y, *, create_graph=False, impl="auto"):
+def score(
+    log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: bool = False, impl: str = "auto"
+) -> Tensor:
     """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
 
     Nothing is asked of log_density but that torch can differentiate it: an energy model, a force field, a critic. One

@@ -5,9 +5,12 @@ step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, d
 """
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -31,11 +34,17 @@ class FirstOrderFunctions(TorchFunctionMode):
         filters: of the convolutions that ran this way, in order, as they were given.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.filters = []
+        self.filters: list[Tensor] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
             return self._convolution(func, *args, **kwargs)
@@ -44,7 +53,15 @@ class FirstOrderFunctions(TorchFunctionMode):
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _convolution(self, func, input, weight, bias=None, *options, **named):
+    def _convolution(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *options: Any,
+        **named: Any,
+    ) -> Tensor:
         tensors = [input, weight] if bias is None else [input, weight, bias]
         if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return func(input, weight, bias, *options, **named)
@@ -58,14 +75,16 @@ class FirstOrderFunctions(TorchFunctionMode):
 class _Convolution:
     """A convolution, with the options that follow its bias."""
 
-    def __init__(self, func, options, named):
+    def __init__(self, func: Callable[..., Tensor], options: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.func, self.options, self.named = func, options, named
 
-    def graph(self, leaves):
+    def graph(self, leaves: Sequence[Tensor]) -> Tensor:
         x, weight, *bias = leaves
         return self._run(x, weight, *bias)
 
-    def second_derivatives(self, leaves, tangents, g):
+    def second_derivatives(
+        self, leaves: Sequence[Tensor], tangents: Sequence[Tensor | None], g: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
         x, weight, *_ = leaves
         by_x, by_weight, *by_bias = tangents
         # Who runs the backward pass under autocast does not mean these, which have been rounded already if at all.
@@ -79,5 +98,5 @@ class _Convolution:
             return tangent, [None] * len(wanted)
         return tangent, torch.autograd.grad(tangent, wanted, g, allow_unused=True)
 
-    def _run(self, x, weight, bias=None):
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.func(x, weight, bias, *self.options, **self.named)

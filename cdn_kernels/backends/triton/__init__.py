@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it, w
 LEAST_CAPABILITY = 8  # Ampere: bfloat16 arithmetic
 
 
-def can_use_triton(device, dtype):
+def can_use_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
     if not INSTALLED:
         return "triton is not installed (pip install cdn[triton], on Linux)"

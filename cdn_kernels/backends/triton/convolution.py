@@ -1,10 +1,13 @@
 """The three maps of a convolution: how they are cut into programs, and the launches."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from cdn_kernels.backends.interface import CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.interface import CONV_INPUT, CONV_WEIGHT, ConvolutionShape
 from cdn_kernels.backends.triton import convolution_maps
 from cdn_kernels.backends.triton.convolution_choice import too_large
 from cdn_kernels.backends.triton.convolution_tiles import PROGRAMS, SHORTEST_PART, tile_for
@@ -13,7 +16,19 @@ from cdn_kernels.backends.triton.launch import computing_type, launch
 BLOCK = 512  # elements of a program that adds up
 
 
-def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activation=None, product=None):
+def conv2d(
+    kind: int,
+    first: Tensor,
+    second: Tensor,
+    out: Tensor | None,
+    shape: ConvolutionShape,
+    stride: int,
+    *,
+    u: Tensor | None = None,
+    added: Tensor | None = None,
+    activation: Tensor | None = None,
+    product: Tensor | None = None,
+) -> None:
     """Run one of the three maps of a convolution with "same" padding, summed in float32 and rounded once.
 
     The maps to images end with ``out = phi'(u) product + added`` and ``activation = phi(out)``: after a forward map
@@ -59,7 +74,7 @@ def conv2d(kind, first, second, out, shape, stride, *, u=None, added=None, activ
         )
 
 
-def _plan(kind, x, shape, stride):
+def _plan(kind: int, x: Tensor, shape: ConvolutionShape, stride: int) -> tuple[int, int, dict[str, Any]]:
     """Return (pixels of y, programs that share them or each part of them, the constants of the kernels)."""
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     rows, columns = -(-height // stride), -(-width // stride)
@@ -92,7 +107,7 @@ def _plan(kind, x, shape, stride):
     )
 
 
-def _by_parts(x, grad, out, total, programs, constants):
+def _by_parts(x: Tensor, grad: Tensor, out: Tensor, total: int, programs: int, constants: dict[str, Any]) -> None:
     """Write the gradient by the filters as a sum over parts of the pixels, as many as make enough programs."""
     parts = max(1, min(triton.cdiv(PROGRAMS, programs), total // SHORTEST_PART))
     length = triton.cdiv(triton.cdiv(total, parts), constants["BLOCK_K"]) * constants["BLOCK_K"]

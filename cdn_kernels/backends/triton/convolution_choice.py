@@ -1,16 +1,19 @@
 """Which convolutions the kernels take, and which of these they run."""
 
+from torch import Tensor
+
 from cdn_kernels.backends.convolution_choice import own_runs
+from cdn_kernels.backends.interface import ConvolutionShape
 
 LARGEST_TILE = 128  # pixels
 
 
-def conv2d_is_faster(kind, x, shape, stride, activation):
+def conv2d_is_faster(kind: int, x: Tensor, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
     """Tell whether our own kernels run a map of a convolution; arguments as for :func:`own_runs`."""
     return not too_large(shape, stride) and own_runs("triton", kind, x, shape, stride, activation)
 
 
-def too_large(shape, stride):
+def too_large(shape: ConvolutionShape, stride: int) -> str | None:
     """Return None if our own kernels can count the elements of a convolution in 32 bits, or what they cannot.
 
     These are the pixels of a batch, the elements of the filters, and those of the images that a tile touches; a batch

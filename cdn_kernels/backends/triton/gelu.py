@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from cdn_kernels.backends import interface
 from cdn_kernels.backends.triton.launch import computing_type, launch
@@ -12,7 +13,9 @@ FORWARD, BACKWARD = tl.constexpr(interface.FORWARD), tl.constexpr(interface.BACK
 BLOCK = 1024  # elements of a program: 16 bytes of bfloat16 for each of 128 threads
 
 
-def gelu(sweep, u, grad, other, out, tangent_out):
+def gelu(
+    sweep: int, u: Tensor, grad: Tensor | None, other: Tensor | None, out: Tensor, tangent_out: Tensor | None
+) -> None:
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
     size = u.numel()
     launch(

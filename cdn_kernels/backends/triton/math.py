@@ -81,7 +81,7 @@ def product(a, b, sums, PRECISION: tl.constexpr):
     return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
 
 
-def _bound(n):
+def _bound(n: int | tl.tensor) -> int:
     """Return the bound of a loop; the interpreter's numbers are arrays of one, which Python does not count to."""
     return n.handle.data.item() if isinstance(n, tl.tensor) else n
 

@@ -9,6 +9,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch
 from cdn_kernels.backends.triton.math import load, store
@@ -20,7 +21,7 @@ LONGEST = 16  # units of one program, where it sums
 LOG_UNIFORM, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in ("log-uniform", "uniform"))
 
 
-def add_noise(x, sigma, y, seed, offset, channels=0):
+def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offset: Tensor, channels: int = 0) -> None:
     """Write ``x + sigma eps`` into y; arguments as for the function of ../cpu.py."""
     units, size = _units(y)
     launch(
@@ -39,13 +40,26 @@ def add_noise(x, sigma, y, seed, offset, channels=0):
     )
 
 
-def sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels=0):
+def sample_noise(
+    x: Tensor,
+    sigma: Tensor,
+    y: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+) -> None:
     """Draw noise levels into sigma and write ``x + sigma eps`` into y; arguments as for the function of ../cpu.py."""
     sample_sigma(sigma, law, low, high, clean_share, seed, offset)
     add_noise(x, sigma, y, seed, offset, channels)
 
 
-def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
+def sample_sigma(
+    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor
+) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     log_low = math.log(low) if law == "log-uniform" else 0.0
     log_range = math.log(high) - log_low if law == "log-uniform" else 0.0
@@ -66,7 +80,17 @@ def sample_sigma(sigma, law, low, high, clean_share, seed, offset):
     )
 
 
-def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=None, gradient=None):
+def denoising(
+    score: Tensor,
+    sigma: Tensor,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+    *,
+    errors: Tensor | None = None,
+    factors: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> None:
     """Write the mean squares of the denoising residual, or factors times their gradients; see ../cpu.py."""
     units, size = _units(score)
     if errors is None:
@@ -108,7 +132,9 @@ def denoising(score, sigma, seed, offset, channels=0, *, errors=None, factors=No
         torch.sum(partial, 1, out=errors)
 
 
-def random_words(batch, blocks, seed, offset, stream, device="cpu"):
+def random_words(
+    batch: int, blocks: int, seed: int, offset: Tensor, stream: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32, device=device)
     launch(
@@ -125,7 +151,8 @@ def random_words(batch, blocks, seed, offset, stream, device="cpu"):
     return words.long() & 0xFFFFFFFF
 
 
-def _units(x):
+def _units(x: Tensor) -> tuple[int, int]:
+    """Return (units of an image, its elements) of x [B, ...]."""
     size = x[0].numel() if x.shape[0] else 0
     check_sample(size)
     return triton.cdiv(size, 4 * BLOCKS), size

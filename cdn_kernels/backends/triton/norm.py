@@ -1,6 +1,9 @@
 """The passes of residual + GELU + group normalization: how samples are cut into programs, and the launches."""
 
+from typing import Any
+
 import triton
+from torch import Tensor
 
 from cdn_kernels.backends.interface import BACKWARD, FORWARD
 from cdn_kernels.backends.triton import norm_sweeps
@@ -14,24 +17,24 @@ CHUNK = 1 << 16  # and of a chunk of pixels, if it has more
 
 
 def gelu_norm(
-    sweep,
-    x,
-    gain,
-    groups,
-    eps,
-    scale_preserving,
-    channels_last,
+    sweep: int,
+    x: Tensor,
+    gain: Tensor,
+    groups: int,
+    eps: float,
+    scale_preserving: bool,
+    channels_last: bool,
     *,
-    statistics,
-    out,
-    residual=None,
-    grad=None,
-    source=None,
-    tangent=None,
-    sum=None,
-    tangent_out=None,
-    gain_grad=None,
-):
+    statistics: Tensor,
+    out: Tensor,
+    residual: Tensor | None = None,
+    grad: Tensor | None = None,
+    source: Tensor | None = None,
+    tangent: Tensor | None = None,
+    sum: Tensor | None = None,
+    tangent_out: Tensor | None = None,
+    gain_grad: Tensor | None = None,
+) -> None:
     """Run a pass of residual + GELU + group normalization, see cdn_gelu_norm in csrc/api.h.
 
     Args:
@@ -46,7 +49,7 @@ def gelu_norm(
     bundles, constants = _plan(x, groups, eps, scale_preserving, channels_last)
     chunks = constants["CHUNKS"]
 
-    def buffer(*shape):
+    def buffer(*shape: int) -> Tensor | None:
         return gain.new_empty(batch, *shape) if chunks > 1 else None
 
     if sweep == FORWARD:
@@ -78,7 +81,9 @@ def gelu_norm(
         launch(kernel, (batch, bundles, parts), *arguments, PHASE=phase.value, **constants)
 
 
-def _plan(x, groups, eps, scale_preserving, channels_last):
+def _plan(
+    x: Tensor, groups: int, eps: float, scale_preserving: bool, channels_last: bool
+) -> tuple[int, dict[str, Any]]:
     """Return how a pass is cut: (the number of bundles of groups, the constants of the kernels)."""
     _, channels, height, width = x.shape
     width_of_group, pixels = channels // groups, height * width

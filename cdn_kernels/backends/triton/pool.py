@@ -3,9 +3,12 @@
 Threads sum in the computing type, few values each, and their sums are added in float64.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from cdn_kernels.backends.interface import DOT, MEAN, SCALE
 from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch, power_of_two
@@ -17,7 +20,16 @@ LARGEST = 1 << 16  # values of a program; where it sums, larger samples are cut
 COLUMNS = 64  # channels side by side
 
 
-def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
+def pool(
+    kind: int,
+    shape: Sequence[int],
+    channels_last: bool,
+    values: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    out: Tensor | None = None,
+) -> None:
     """Reduce images over pixels or whole samples, or undo it, see cdn_pool in csrc/api.h; arguments as in ../cpu.py."""
     batch, channels, height, width = shape
     size, pixels = channels * height * width, height * width
@@ -62,7 +74,7 @@ def pool(kind, shape, channels_last, values, *, a=None, b=None, out=None):
             launch(_spread, (batch, bundles, parts), values, out, **constants)
 
 
-def _sum(values, parts, run):
+def _sum(values: Tensor, parts: int, run: Callable[[Tensor, int], None]) -> None:
     """Let programs write partial sums of values [B, ...], and add those up if there are several."""
     if parts == 1:
         run(values, 1)

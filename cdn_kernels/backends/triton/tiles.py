@@ -6,6 +6,7 @@ row of BUNDLE * LANES places, of which those of no channel are masked.
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from cdn_kernels.backends.triton.launch import power_of_two
 
@@ -42,7 +43,7 @@ def of_places(values, BUNDLE: tl.constexpr, LANES: tl.constexpr):
     return tl.reshape(tl.broadcast_to(values[:, None], [BUNDLE, LANES]), [BUNDLE * LANES])
 
 
-def shape_of_tiles(pixels, places, x):
+def shape_of_tiles(pixels: int, places: int, x: Tensor) -> tuple[int, int]:
     """Return (pixels of a tile, warps) for so many pixels and places; a thread gets 16 bytes of half precision."""
     elements, most = (4, 8) if x.element_size() == 8 else (8, 16)
     warp = 32 * elements
