@@ -9,24 +9,29 @@ Example:
   python -m cdn.certify runs/cifar10 --against runs/resnet-plain runs/resnet-noise --n 10000 --precision bf16
 """
 
+import argparse
 import hashlib
 import sys
 import time
 import types
+from collections.abc import Sequence
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn import certification
 from cdn.certification.curves import certified_accuracy, curves_figure
 from cdn.cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from cdn.experiments.command import Experiment, add_against, make_parser, text_table
-from cdn.journal import Journal
+from cdn.journal import Journal, Row
+from cdn.runs import Run
 from cdn.store import WEIGHTS
 
 RADII = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -54,7 +59,9 @@ def main(argv=None):
     )
 
 
-def certify_images(run, images, journal, sigma, args, bar):
+def certify_images(
+    run: Run, images: Tensor, journal: Journal, sigma: float, args: argparse.Namespace, bar: tqdm
+) -> list[Row]:
     """Return a row of the journal for each image, certifying those that it lacks.
 
     Args:
@@ -102,11 +109,11 @@ def certify_images(run, images, journal, sigma, args, bar):
     return [rows[index] for index in range(len(images))]
 
 
-def _result(name, sigma, rows, labels, args):
+def _result(name: str, sigma: float, rows: list[Row], labels: Tensor, args: argparse.Namespace) -> dict[str, Any]:
     """Return what one run shows at one noise level."""
-    labels = labels.tolist()
+    truth = labels.tolist()
     predicted, radii, draws, seconds = ([row[key] for row in rows] for key in ("label", "radius", "draws", "seconds"))
-    shares = certified_accuracy(labels, predicted, radii, args.radii)
+    shares = certified_accuracy(truth, predicted, radii, args.radii)
     return dict(
         run=name,
         sigma=sigma,
@@ -114,16 +121,16 @@ def _result(name, sigma, rows, labels, args):
         largest_radius=certification.largest_radius(sigma, args.n, args.alpha),
         abstained=predicted.count(certification.ABSTAIN) / len(rows),
         certified_accuracy={f"{radius:g}": float(share) for radius, share in zip(args.radii, shares)},
-        average_radius=sum(r for r, a, b in zip(radii, predicted, labels) if a == b) / len(rows),
+        average_radius=sum(r for r, a, b in zip(radii, predicted, truth) if a == b) / len(rows),
         samples_per_second=sum(draws) / sum(seconds),
         seconds=round(sum(seconds), 1),
-        labels=labels,
+        labels=truth,
         predicted=predicted,
         radii=radii,
     )
 
 
-def _table(results):
+def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows; radii that no certificate could reach are shown as a dash."""
     radii = list(results[0]["certified_accuracy"])
     header = ["run", "sigma", *radii, "abstained", "mean radius", "samples/s", "seconds"]
@@ -145,7 +152,7 @@ def _table(results):
     return header, rows
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("certify", __doc__, limit=100)
     parser.prog = "python -m cdn.certify"
     add_against(parser)

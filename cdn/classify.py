@@ -3,16 +3,19 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdn.cli import pick_device, positive_int, run_command
 from cdn.density import estimate_sigma, log_prob
 from cdn.errors import CDNError, CheckpointError, DataError
 from cdn.evaluation.files import read_image
 from cdn.evaluation.memory import require_memory
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model import DirectDenoiser, Network, ResNet
 from cdn.store import load, load_config
 
 DESCRIPTION = """\
@@ -26,7 +29,7 @@ examples:
 Images that cannot be read are reported on stderr, the others are classified, and the exit status is 1."""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if an image could not be classified."""
     args = _parser().parse_args(argv)
     model = load(args.run, pick_device(args.device))
@@ -56,7 +59,7 @@ def main(argv=None):
     return int(failed)
 
 
-def classify(model, y, path, top):
+def classify(model: Network, y: Tensor, path: str | Path, top: int) -> dict[str, Any]:
     """Return what a model says about one image, as a dict that JSON can hold.
 
     Args:
@@ -75,14 +78,15 @@ def classify(model, y, path, top):
     """
     device = next(model.parameters()).device
     y = y.to(device)
+    _, _, height, width = y.shape
     try:
-        require_memory(model, *y.shape[2:], device, "use --resize")
+        require_memory(model, height, width, device, "use --resize")
     except CDNError as error:
         raise DataError(f"{path}: {error}") from None
     with torch.no_grad():
         probabilities, index = model(y)[0].softmax(0).sort(descending=True)
     names = model.classes or tuple(map(str, range(len(index))))
-    result = dict(
+    result: dict[str, Any] = dict(
         image=str(path),
         classes=[
             {"class": names[i], "probability": p} for i, p in zip(index[:top].tolist(), probabilities[:top].tolist())
@@ -93,7 +97,7 @@ def classify(model, y, path, top):
     return result
 
 
-def _describe(result):
+def _describe(result: dict[str, Any]) -> str:
     classes = ", ".join(f"{entry['class']} {100 * entry['probability']:.1f} %" for entry in result["classes"])
     line = f"{result['image']}: {classes}"
     if "sigma" in result:
@@ -103,7 +107,7 @@ def _describe(result):
     return line
 
 
-def _training_side(run):
+def _training_side(run: Path) -> int | None:
     """Return the side of the training images, or None if nothing tells it."""
     try:
         data = load_config(run if run.is_dir() else run.parent).get("data", {})
@@ -113,7 +117,7 @@ def _training_side(run):
     return data.get("shape", [data.get("image_size")])[-1]
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.classify",
         description=DESCRIPTION,

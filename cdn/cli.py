@@ -4,6 +4,9 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -11,8 +14,10 @@ from cdn.errors import CDNError
 
 PRECISIONS = ("float32", "bf16")
 
+Number = TypeVar("Number", int, float)
 
-def run_command(main):
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C."""
     try:
         sys.exit(main() or 0)
@@ -31,7 +36,7 @@ def run_command(main):
         sys.exit(130)
 
 
-def run_logged(command, log, prefix="", **options):
+def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:
     """Run another command, showing what it prints and writing that to a file too; return its exit status.
 
     Args:
@@ -44,6 +49,7 @@ def run_logged(command, log, prefix="", **options):
         log.open("w") as file,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process,
     ):
+        assert process.stdout is not None  # it is a pipe
         for line in process.stdout:
             print(f"{prefix}{line}", end="", flush=True)
             file.write(line)
@@ -51,44 +57,44 @@ def run_logged(command, log, prefix="", **options):
     return process.returncode
 
 
-def _fail(message):
+def _fail(message: object) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     """Parse an integer of at least 1."""
     return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
 
 
-def whole_number(text):
+def whole_number(text: str) -> int:
     """Parse an integer of at least 0."""
     return _number(text, int, lambda v: v >= 0, "a whole number of at least 0")
 
 
-def positive_float(text):
+def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
-def nonnegative_float(text):
+def nonnegative_float(text: str) -> float:
     """Parse a finite number of at least 0."""
     return _number(text, float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
 
 
-def fraction(text):
+def fraction(text: str) -> float:
     """Parse a number in [0, 1]."""
     return _number(text, float, lambda v: 0 <= v <= 1, "a number in [0, 1]")
 
 
-def probability(text):
+def probability(text: str) -> float:
     """Parse a number strictly between 0 and 1."""
     return _number(text, float, lambda v: 0 < v < 1, "a number between 0 and 1")
 
 
-def _number(text, kind, valid, expected):
+def _number(text: str, kind: Callable[[str], Number], valid: Callable[[Number], bool], expected: str) -> Number:
     try:
-        value = kind(text)
+        value: Number | None = kind(text)
     except ValueError:
         value = None
     if value is None or not valid(value):
@@ -96,7 +102,7 @@ def _number(text, kind, valid, expected):
     return value
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -112,7 +118,7 @@ def pick_device(name):
     return device
 
 
-def add_runtime_arguments(parser, precision="float32"):
+def add_runtime_arguments(parser: argparse.ArgumentParser, precision: str = "float32") -> None:
     """Add ``--device`` and ``--precision``."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(

@@ -7,9 +7,11 @@ callable, so that the name keeps its meaning whether or not the module has been 
 import argparse
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cdn import density
 from cdn.cli import pick_device, run_command
@@ -18,7 +20,7 @@ from cdn.evaluation.files import check_writable, read_image, write_image
 from cdn.evaluation.memory import advise_tile, require_memory
 from cdn.evaluation.photographs import blind_sigma
 from cdn.evaluation.tiles import SMALLEST, in_tiles
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model import DirectDenoiser, Network, ResNet
 from cdn.store import load
 
 DESCRIPTION = """\
@@ -34,7 +36,7 @@ The network normalizes by statistics of the whole image. With --tile they are th
 result is not that of the whole image, only close to it."""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     check_writable(args.output, args.input)
@@ -56,7 +58,7 @@ def main(argv=None):
     print(f"wrote {args.output}")
 
 
-def parse_sigma(text):
+def parse_sigma(text: str) -> float:
     """Parse a noise level in the units of images in [0, 1]: "0.1" or "25/255"."""
     try:
         numerator, _, denominator = text.partition("/")
@@ -71,7 +73,7 @@ def parse_sigma(text):
     return sigma
 
 
-def _noise_level(model, y, sigma, size):
+def _noise_level(model: Network, y: Tensor, sigma: float | None, size: int) -> float:
     if isinstance(model, DirectDenoiser):
         _say("this model needs no noise level: --sigma is ignored" if sigma else None)
         return sigma or 0.0
@@ -81,7 +83,7 @@ def _noise_level(model, y, sigma, size):
     return sigma
 
 
-def _class_index(text, model):
+def _class_index(text: str, model: Network) -> int:
     if isinstance(model, DirectDenoiser):
         raise CDNError(f"--label {text}: this model knows no classes")
     if text in model.classes:
@@ -93,19 +95,19 @@ def _class_index(text, model):
     raise CDNError(f"--label: expected {names} or a number in 0..{count - 1}, got {text!r}")
 
 
-def _say(sentence):
+def _say(sentence: str | None) -> None:
     if sentence:
         print(sentence)
 
 
-def parse_tile(text):
+def parse_tile(text: str) -> int:
     """Parse the side of a tile."""
     if not text.isdecimal() or int(text) < SMALLEST:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {SMALLEST}, got {text!r}")
     return int(text)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.denoise",
         description=DESCRIPTION,

@@ -5,14 +5,35 @@ and sigma in the same units. All functions work under ``torch.no_grad()`` and ``
 grad mode and every ``requires_grad`` as they found them, and keep no graph unless ``create_graph=True``.
 """
 
+from typing import Any, Protocol, cast
+
 import torch
+from torch import Tensor, nn
 
 from cdn.model.abilities import has_density
 from cdn.model.baselines import DirectDenoiser
+from cdn.model.gradresnet import GradResNet
+from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
+# A noise level: one for all images, or one per image [B].
+Sigma = float | Tensor
+# A class: one for all images, or one per image [B].
+Label = int | Tensor
 
-def log_prob(model, y, *, create_graph=False):
+
+class LogDensity(Protocol):
+    """What a model of log-densities has; the options are asked for classes only, the curve for noise levels."""
+
+    config: dict[str, Any]
+    calibration_sigma: Tensor
+    calibration_mean_square: Tensor
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Return logits [B, C]."""
+
+
+def log_prob(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tensor:
     """Return ``log p(y) = logsumexp_c f(y)_c`` up to a constant that does not depend on y.
 
     Args:
@@ -27,7 +48,7 @@ def log_prob(model, y, *, create_graph=False):
         return ops.logsumexp(_density(model)(y))
 
 
-def score(model, y, label=None, *, create_graph=False):
+def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_graph: bool = False) -> Tensor:
     """Return ``grad_y log p(y)``, or ``grad_y log p(y, c)`` for given labels.
 
     Args:
@@ -42,10 +63,10 @@ def score(model, y, label=None, *, create_graph=False):
     Raises:
         ValueError: a label out of range, or a model that is no density (a plain classifier or denoiser).
     """
-    model = _density(model)
+    density = _density(model)
     if label is None:
-        return ops.score(lambda y: ops.logsumexp(model(y)), y, create_graph=create_graph)
-    classes = model.config["num_classes"]
+        return ops.score(lambda y: ops.logsumexp(density(y)), y, create_graph=create_graph)
+    classes = density.config["num_classes"]
     label = torch.as_tensor(label, device=y.device)
     if label.is_floating_point() or label.dim() > 1 or (label.dim() == 1 and len(label) != len(y)):
         raise ValueError(
@@ -55,10 +76,10 @@ def score(model, y, label=None, *, create_graph=False):
         raise ValueError(f"label must be in [0, {classes - 1}], got {int(label.min())} to {int(label.max())}")
     index = label.expand(len(y))[:, None]
     # The clone is made outside of any inference mode, whose tensors autograd does not take.
-    return ops.score(lambda y: model(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
+    return ops.score(lambda y: density(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
 
 
-def class_scores(model, y, *, create_graph=False):
+def class_scores(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tensor:
     """Return ``grad_y log p(y, c)`` for every class c: one forward, and one backward per class.
 
     Args:
@@ -85,7 +106,9 @@ def class_scores(model, y, *, create_graph=False):
         )
 
 
-def denoise(model, y, sigma, label=None, *, create_graph=False):
+def denoise(
+    model: nn.Module, y: Tensor, sigma: Sigma, label: Label | None = None, *, create_graph: bool = False
+) -> Tensor:
     """Return ``D(y) = y + sigma^2 s(y)``, the least-squares denoiser (Tweedie-Miyasawa).
 
     Args:
@@ -98,16 +121,16 @@ def denoise(model, y, sigma, label=None, *, create_graph=False):
     Returns:
         Denoised images, the shape of y, not clipped to [0, 1].
     """
-    sigma = ops.expand(ops.per_image(sigma, y, "sigma"), y)
+    level: Tensor = ops.expand(ops.per_image(sigma, y, "sigma"), y)
     if isinstance(model, DirectDenoiser):
         if label is not None:
             raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
         with torch.set_grad_enabled(create_graph):
             return y - model(y)
-    return y + (sigma.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
+    return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
 
 
-def estimate_sigma(model, y):
+def estimate_sigma(model: nn.Module, y: Tensor) -> Tensor:
     """Estimate the noise level of each image from the norm of its score.
 
     At noise level sigma the mean square of the score is ``(1 - L(sigma)) / sigma^2`` for the optimal denoiser with
@@ -125,14 +148,15 @@ def estimate_sigma(model, y):
     return sigma_from_score(model, score(model, y))
 
 
-def sigma_from_score(model, score):
+def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     """Do as :func:`estimate_sigma`, of images whose scores [B, C, H, W] are at hand."""
+    density = _density(model)
     mean_square = score.square().flatten(1).mean(1)
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
     # A weak model saturates at small sigma, where the curve turns back: the branch of the larger levels is kept.
-    x, knots = -mean_square.log(), -model.calibration_mean_square.log()
+    x, knots = -mean_square.log(), -density.calibration_mean_square.log()
     knots = knots.flip(0).cummin(0).values.flip(0)
-    values = model.calibration_sigma.log()
+    values = density.calibration_sigma.log()
     right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
     low, high = knots[right - 1], knots[right]
     part = ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
@@ -141,7 +165,7 @@ def sigma_from_score(model, score):
     return (inside + beyond).exp()
 
 
-def calibrate(model, x, noise, batch_size=256):
+def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256) -> None:
     """Measure the curve that :func:`estimate_sigma` inverts, and keep it with the model.
 
     Args:
@@ -158,7 +182,7 @@ def calibrate(model, x, noise, batch_size=256):
         model.calibration_mean_square[k] = total / len(x)
 
 
-def _density(model):
+def _density(model: nn.Module) -> LogDensity:
     if not has_density(model):
         raise ValueError(f"a {type(model).__name__} models no density: it has no log-probability and no score")
-    return model
+    return cast(LogDensity, model)

@@ -1,6 +1,9 @@
 """How far two images are apart for the density that a denoiser knows."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
 from cdn.density import denoise
 from cdn.quadrature import level_nodes
@@ -8,7 +11,16 @@ from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 
 
-def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
+def similarity(
+    model: nn.Module,
+    a: Tensor,
+    b: Tensor,
+    *,
+    levels: NoiseLevels = NoiseLevels(),
+    nodes: int = 16,
+    draws: int = 1,
+    noise: Noise = Noise(0),
+) -> Tensor:
     """Return the information-estimation distance of pairs of images, by the denoiser of a model.
 
     :func:`information_estimation_distance` with ``D(y, sigma) = y + sigma^2 grad_y log p(y)``.
@@ -25,7 +37,16 @@ def similarity(model, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=No
     )
 
 
-def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nodes=16, draws=1, noise=Noise(0)):
+def information_estimation_distance(
+    denoiser: Callable[[Tensor, Tensor], Tensor],
+    a: Tensor,
+    b: Tensor,
+    *,
+    levels: NoiseLevels = NoiseLevels(),
+    nodes: int = 16,
+    draws: int = 1,
+    noise: Noise = Noise(0),
+) -> Tensor:
     """Compare the denoising errors of two images, under the same noise, over noise levels.
 
     After Ohayon et al., "Learning a distance measure from the information-estimation geometry of data" (2025, arXiv

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cdn.cli import add_runtime_arguments, pick_device, positive_int, run_command
 from cdn.errors import CDNError
@@ -22,7 +24,7 @@ examples:
   python -m cdn.evaluate runs/cifar10 --data-dir data --limit 1000 --precision bf16"""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     out = args.out or args.run / "evaluation.json"
@@ -30,7 +32,7 @@ def main(argv=None):
     if not out.absolute().parent.is_dir():
         raise CDNError(f"{out}: its folder does not exist")
     model, split, objective = run.model, run.dataset.test, run.objective
-    options = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
+    options: dict[str, Any] = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
     report = evaluate(
         model,
         split,
@@ -44,24 +46,25 @@ def main(argv=None):
     )
     print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
+    content: dict[str, Any] = dict(report)
     if report["accuracy"] is not None:
         probabilities, labels = predict(model, split, **options)
         picture = out.with_name("reliability.png")
         reliability_picture(probabilities[0], labels, picture)
         print(f"wrote {picture}")
-        report["reliability"] = {
+        content["reliability"] = {
             key: value.tolist() for key, value in reliability(probabilities[0], labels)._asdict().items()
         }
-    write_atomically(out, (json.dumps(finite(report), indent=2) + "\n").encode())
+    write_atomically(out, (json.dumps(finite(content), indent=2) + "\n").encode())
     print(f"wrote {out}")
 
 
-def table(report, sigmas=SIGMAS):
+def table(report: Mapping[str, float | None], sigmas: Sequence[float] = SIGMAS) -> str:
     """Return a report of :func:`cdn.evaluation.evaluate` as text: one column per noise level."""
     columns = ("clean", *(f"{sigma:g}/255" for sigma in sigmas))
     lines = [f"{'noise level':<20}" + "".join(f"{column:>10}" for column in columns)]
 
-    def row(name, values, form, scale=1):
+    def row(name: str, values: Sequence[float | None], form: str, scale: float = 1) -> None:
         cells = ["-" if value is None else form.format(value * scale) for value in values]
         lines.append(f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells))
 
@@ -77,7 +80,7 @@ def table(report, sigmas=SIGMAS):
     return "\n".join(lines)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.evaluate",
         description=DESCRIPTION,

@@ -3,8 +3,11 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from cdn.errors import CDNError
+
+Row = dict[str, Any]
 
 
 class Journal:
@@ -20,8 +23,9 @@ class Journal:
         CDNError: the file cannot be read, or holds something else.
     """
 
-    def __init__(self, path):
-        self.path, self.rows = Path(path), []
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: list[Row] = []
         try:
             data = self.path.read_bytes() if self.path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
@@ -36,7 +40,7 @@ class Journal:
                 f"{self.path}: line {len(self.rows) + 1} is no row of results; move the file away to start anew"
             ) from None
 
-    def append(self, row):
+    def append(self, row: Row) -> None:
         """Add a row and hand it to the operating system."""
         self.rows.append(row)
         try:
@@ -46,7 +50,7 @@ class Journal:
             raise CDNError(f"could not write {self.path}: {error.strerror}") from None
 
 
-def _row(line):
+def _row(line: bytes) -> Row:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError

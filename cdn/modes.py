@@ -1,15 +1,17 @@
 """How a model is run to be measured, and how it is left afterwards."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from cdn.cli import PRECISIONS
 from cdn.errors import CDNError
 
 
 @contextmanager
-def evaluating(model, precision):
+def evaluating(model: nn.Module, precision: str) -> Iterator[torch.device]:
     """Put every module into evaluation mode, yield the device of the model, and restore the modes."""
     if precision not in PRECISIONS:
         raise CDNError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")

@@ -1,16 +1,35 @@
 """The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
 
+from typing import cast
+
 import torch
+from torch import Tensor, nn
 
 import cdn_kernels
+from cdn.density import Sigma
 from cdn.model.baselines import DirectDenoiser
+from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 from cdn_kernels.phases import phase
 
+# The factor of a term of the objective: a number, or a tensor [].
+Weight = float | Tensor
+# Scalars of a step by name, detached.
+Parts = dict[str, Tensor]
+
 
 def joint_loss(
-    model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0, label_smoothing=0.0, impl="auto"
-):
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor | None,
+    sigma: Sigma | NoiseLevels,
+    noise: Noise | Tensor,
+    *,
+    classification_weight: Weight = 1.0,
+    denoising_weight: Weight = 1.0,
+    label_smoothing: float = 0.0,
+    impl: str = "auto",
+) -> tuple[Tensor, Parts]:
     """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
 
     Args:
@@ -40,8 +59,17 @@ def joint_loss(
 
 
 def joint_step(
-    model, x, labels, sigma, noise, *, classification_weight=1.0, denoising_weight=1.0, label_smoothing=0.0, impl="auto"
-):
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor | None,
+    sigma: Sigma | NoiseLevels,
+    noise: Noise | Tensor,
+    *,
+    classification_weight: Weight = 1.0,
+    denoising_weight: Weight = 1.0,
+    label_smoothing: float = 0.0,
+    impl: str = "auto",
+) -> tuple[Tensor, Parts]:
     """Add the parameter gradient of :func:`joint_loss` to ``.grad``, by :func:`cdn_kernels.score_matching_step`.
 
     Args, errors: as for :func:`joint_loss` and the step.
@@ -59,7 +87,7 @@ def joint_step(
         return loss.detach(), objective.parts
 
 
-def _value(model, objective):
+def _value(model: nn.Module, objective: "_Objective") -> Tensor:
     """Return the objective, with a graph if grad mode is on."""
     if not objective.needs_score:
         with phase("forward"):
@@ -78,7 +106,17 @@ def _value(model, objective):
 class _Objective:
     """The joint objective at the noisy images y of one step: a function of a model's output and score."""
 
-    def __init__(self, model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing):
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor | None,
+        sigma: Sigma | NoiseLevels,
+        noise: Noise | Tensor,
+        classification_weight: Weight,
+        denoising_weight: Weight,
+        label_smoothing: float,
+    ) -> None:
         if not _computed(classification_weight) and not _computed(denoising_weight):
             raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
         if _computed(classification_weight) and (labels is None or labels.shape != x.shape[:1]):
@@ -89,21 +127,22 @@ class _Objective:
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not isinstance(model, DirectDenoiser)
-        self.parts = {}
+        self.parts: Parts = {}
         with phase("noise"):
             y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
         self.y = y.detach()
 
-    def __call__(self, output, score):
-        terms = []
+    def __call__(self, output: Tensor, score: Tensor | None) -> Tensor:
+        terms: list[Tensor] = []
         classification_weight, denoising_weight = self.weights
         if _computed(classification_weight):
+            assert self.labels is not None  # checked above
             loss = ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
             terms.append(classification_weight * loss)
             self.parts["classification"] = loss.detach()
             self.parts["accuracy"] = (output.detach().argmax(1) == self.labels).float().mean()
         if _computed(denoising_weight):
-            if not self.needs_score:
+            if score is None:
                 noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
                 score = -output / ops.expand(noisy, output).square()
             # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
@@ -111,8 +150,8 @@ class _Objective:
                 loss = cdn_kernels.denoising_loss(score, self.sigma, self.noise)
             terms.append(denoising_weight * loss)
             self.parts["denoising"] = loss.detach()
-        return sum(terms)
+        return cast(Tensor, sum(terms))  # at least one
 
 
-def _computed(weight):
+def _computed(weight: Weight) -> bool:
     return isinstance(weight, torch.Tensor) or weight != 0

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 
+from cdn_kernels import NoiseLevels
 
-def level_nodes(levels, count):
+
+def level_nodes(levels: NoiseLevels, count: int) -> list[tuple[float, float]]:
     """Return the nodes and weights of the Gauss-Legendre rule in log sigma.
 
     Args:

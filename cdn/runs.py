@@ -1,13 +1,15 @@
 """A trained run, opened: its model, the data it was trained on, and the noise levels of its training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
 
 from cdn.data import Dataset, load_dataset
 from cdn.errors import CDNError, CheckpointError
-from cdn.model import abilities
+from cdn.model import Network, abilities
 from cdn.store import load_run
 from cdn_kernels import NoiseLevels
 
@@ -25,33 +27,33 @@ class Run:
     """
 
     path: Path
-    model: nn.Module
-    config: dict
+    model: Network
+    config: dict[str, Any]
     dataset: Dataset
     levels: NoiseLevels
 
     @property
-    def has_density(self):
+    def has_density(self) -> bool:
         """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
         return abilities.has_density(self.model, self.objective)
 
     @property
-    def denoises(self):
+    def denoises(self) -> bool:
         """Whether it has a density, or is a denoiser."""
         return abilities.denoises(self.model, self.objective)
 
     @property
-    def has_classes(self):
+    def has_classes(self) -> bool:
         """Whether the model was trained to classify."""
         return abilities.classifies(self.model, self.objective)
 
     @property
-    def objective(self):
+    def objective(self) -> str | None:
         """What the model was trained on; None in runs that do not say."""
         return self.config["training"].get("objective")
 
 
-def by_name(runs):
+def by_name(runs: Sequence[Run]) -> dict[str, Run]:
     """Return a dict of runs by the names of their folders, or by their paths where names would be the same.
 
     Raises:
@@ -64,7 +66,7 @@ def by_name(runs):
     return named
 
 
-def open_run(path, device="cpu", data_dir=None):
+def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str | Path | None = None) -> Run:
     """Open a run folder for measurements.
 
     Args:
@@ -96,5 +98,5 @@ def open_run(path, device="cpu", data_dir=None):
     return Run(path, model, config, dataset, levels)
 
 
-def _few(names):
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -4,19 +4,23 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from cdn.errors import CDNError, CheckpointError
-from cdn.model import build
+from cdn.model import Network, build
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
 
 
-def write_atomically(path, data):
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Replace a file by bytes so that a reader, or a crash at any moment, finds the old content or the new.
 
     Raises:
@@ -40,7 +44,7 @@ def write_atomically(path, data):
         raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
 
 
-def finite(value):
+def finite(value: Any) -> Any:
     """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
@@ -49,7 +53,7 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_model(path, model, classes=()):
+def save_model(path: str | Path, model: Network, classes: Sequence[str] = ()) -> None:
     """Write the weights of a model as safetensors, with what it takes to build it again.
 
     Args:
@@ -62,7 +66,7 @@ def save_model(path, model, classes=()):
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def read_safetensors(path, expected):
+def read_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file, by name, and its metadata.
 
     Args:
@@ -81,7 +85,7 @@ def read_safetensors(path, expected):
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
 
 
-def load(path, device="cpu"):
+def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     """Load a trained model, in evaluation mode.
 
     Args:
@@ -108,7 +112,7 @@ def load(path, device="cpu"):
 
 
 @contextlib.contextmanager
-def fitting(path):
+def fitting(path: str | Path) -> Iterator[None]:
     """Raise CheckpointError where what a file holds does not fit what its metadata says that it is."""
     try:
         yield
@@ -116,7 +120,7 @@ def fitting(path):
         raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
 
 
-def load_run(path, device="cpu"):
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
     """Load the model and the configuration of a run folder.
 
     Returns:
@@ -128,7 +132,7 @@ def load_run(path, device="cpu"):
     return load(Path(path), device), load_config(path)
 
 
-def load_config(run):
+def load_config(run: str | Path) -> dict[str, Any]:
     """Read ``config.json`` of a run folder.
 
     Raises:
@@ -146,10 +150,10 @@ def load_config(run):
     return config
 
 
-def save_config(run, config):
+def save_config(run: str | Path, config: dict[str, Any]) -> None:
     """Write ``config.json`` of a run folder."""
     write_atomically(Path(run) / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -2,7 +2,11 @@
 
 import argparse
 import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 import cdn_kernels
 from cdn.cli import (
@@ -33,7 +37,7 @@ EXAMPLES = """examples:
 """
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Build the parser; every option that belongs to the run is a field of Settings of the same name."""
     parser = argparse.ArgumentParser(
         prog="python -m cdn.train",
@@ -44,7 +48,7 @@ def make_parser():
     )
     defaults = Settings()
 
-    def option(group, name, text, **kwargs):
+    def option(group: argparse._ArgumentGroup, name: str, text: str, **kwargs: Any) -> None:
         default = getattr(Settings, name)
         mark = "*" if default is None and name in RECIPES["digits"] else ""
         shown = "" if default is None and not mark else f" (default: {getattr(defaults, name)}{mark})"
@@ -187,7 +191,7 @@ def make_parser():
     return parser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, None where all is well."""
     arguments = vars(make_parser().parse_args(argv))
     run, resume = arguments.pop("out"), arguments.pop("resume")
@@ -214,7 +218,7 @@ def main(argv=None):
     return None
 
 
-def summary(result):
+def summary(result: Mapping[str, float | None]) -> str:
     """Return one line with what an evaluation found."""
     parts = []
     if result["accuracy"] is not None:
@@ -225,7 +229,7 @@ def summary(result):
     return ", ".join(parts)
 
 
-def _resumed_folder(out, resume):
+def _resumed_folder(out: Path | None, resume: str | Literal[True]) -> Path:
     if resume is True:
         if out is None:
             raise CDNError("--resume: name the run folder, as --resume RUN or with --out RUN")
@@ -235,7 +239,7 @@ def _resumed_folder(out, resume):
     return Path(resume)
 
 
-def _resumed_settings(run, arguments):
+def _resumed_settings(run: Path, arguments: Mapping[str, Any]) -> Settings:
     """Return the settings a run was started with; what is given again has to agree, or be free to change."""
     stored = load_config(run).get("training", {})
     for name, value in arguments.items():
@@ -249,9 +253,7 @@ def _resumed_settings(run, arguments):
     return Settings.from_dict(stored)
 
 
-def _announce_fused(settings, device):
-    import torch
-
+def _announce_fused(settings: Settings, device: torch.device) -> None:
     from cdn_kernels.backends.dispatch import fused_backends
 
     try:

@@ -1,5 +1,7 @@
 """Random translation and mirroring, which move pixels and never blend them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,12 +60,12 @@ class Augmentation:
         mirrored = torch.rand(batch, generator=generator) < 0.5 if self.flip else torch.zeros(batch)
         return torch.stack([*starts, mirrored.long()])
 
-    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply(self, images: Tensor, draws: Tensor | Sequence[Tensor]) -> Tensor:
         """Move the pixels of images as it was drawn.
 
         Args:
             images: uint8 [B, C, H, W] on any device.
-            draws: int64 [3, B], of :meth:`draw`, on the same device.
+            draws: int64 [3, B], of :meth:`draw`, on the same device; or its three rows.
 
         Returns:
             uint8 [B, C, crop_size, crop_size], or [B, C, H, W]; `images` itself when nothing was asked for.
@@ -81,20 +83,23 @@ class Augmentation:
         return cropped.gather(3, columns[:, None, None, :].expand(-1, channels, self.crops[0], -1))
 
 
-def augment(images: Tensor, seed: int, step: int, **options: int | bool | None) -> Tensor:
+def augment(
+    images: Tensor, seed: int, step: int, *, crop_padding: int = 0, flip: bool = False, crop_size: int | None = None
+) -> Tensor:
     """Draw the :class:`Augmentation` of a batch and apply it.
 
     Args:
         images: uint8 [B, C, H, W] on any device.
         seed, step: name the draw; neither negative.
-        options: crop_padding, flip and crop_size of the augmentation.
+        crop_padding, flip, crop_size: of the augmentation.
 
     Raises:
         DataError: images of another type, or a padding or crop that the image is too small for.
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise DataError(f"images: expected uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
-    augmentation = Augmentation(images.shape[1:], **options)
+    channels, height, width = images.shape[1:]
+    augmentation = Augmentation((channels, height, width), crop_padding=crop_padding, flip=flip, crop_size=crop_size)
     return augmentation.apply(images, augmentation.draw(len(images), seed, step).to(images.device))
 
 

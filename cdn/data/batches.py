@@ -35,7 +35,9 @@ class Batches:
         images = split.in_memory()
         self.whole = images is not None
         self.images = (
-            images.to(device) if self.whole else torch.zeros(batch_size, *split.shape, dtype=torch.uint8, device=device)
+            torch.zeros(batch_size, *split.shape, dtype=torch.uint8, device=device)
+            if images is None
+            else images.to(device)
         )
         self.labels = split.labels.to(device)
         # For each of some steps from the first on: the indices of its images, then what the augmentation draws.

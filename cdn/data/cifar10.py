@@ -44,7 +44,8 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
         )
     folder, suffix = found
     if suffix == STRIPS:
-        return *(_split(folder, split, *read_strips(folder, split)) for split in ("train", "test")), NAMES
+        train, test = (_split(folder, split, *read_strips(folder, split)) for split in ("train", "test"))
+        return train, test, NAMES
     names = _read_names(folder, suffix)
     train = _split(folder, "train", *_read_batches(_train_files(folder, suffix)))
     test = _split(folder, "test", *_read_batches([folder / f"test_batch{suffix}"]))
@@ -68,8 +69,8 @@ def _train_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def _split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> MemorySplit:
-    images = torch.from_numpy(images).reshape(-1, 3, 32, 32)
-    return MemorySplit(images, torch.from_numpy(labels).to(torch.int64), _read_exact(folder, split, len(labels)))
+    pixels = torch.from_numpy(images).reshape(-1, 3, 32, 32)
+    return MemorySplit(pixels, torch.from_numpy(labels).to(torch.int64), _read_exact(folder, split, len(labels)))
 
 
 def _read_batches(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class _Array:
 
     values: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
         if dtype.name not in ("u1", "uint8"):
             raise ValueError(f"an array of type {dtype.name}, expected uint8")
@@ -91,7 +92,7 @@ def read_pickled_names(file: Path) -> tuple[str, ...]:
     names = _read(file).get("label_names")
     if not isinstance(names, list) or not all(isinstance(name, (bytes, str)) for name in names):
         raise DataError(f"{file}: expected 'label_names' to be a list of strings")
-    return tuple(_text(name) for name in names)
+    return tuple(str(_text(name)) for name in names)
 
 
 def _read(file: Path) -> dict[object, object]:

@@ -31,13 +31,14 @@ class FolderSplit(ImageSplit):
     def __init__(self, paths: list[Path], labels: Tensor, image_size: int) -> None:
         super().__init__(labels, (3, image_size, image_size))
         self.paths = paths
-        self._cache = self._cached = None
+        self._cache: Tensor | None = None  # uint8 [N, 3, S, S]
+        self._cached: Tensor | None = None  # bool [N]
         if len(paths) * 3 * image_size**2 <= CACHE_BYTES:
             self._cache = torch.empty((len(paths), *self.shape), dtype=torch.uint8)
             self._cached = torch.zeros(len(paths), dtype=torch.bool)
 
     def _read(self, indices: Tensor) -> Tensor:
-        if self._cache is None:
+        if self._cache is None or self._cached is None:
             return self._decode(indices)
         missing = indices[~self._cached[indices]].unique()
         if len(missing):
@@ -112,7 +113,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: expected an 8-bit image, got {type(error).__name__}: {error}") from error
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     # Hidden files, such as those a file manager leaves behind, are nobody's data.
     # scandir knows files from folders without a system call for each of what may be a million images.
     try:

@@ -30,7 +30,7 @@ class ImageSplit(ABC):
         exact = torch.ones(len(labels), dtype=torch.bool) if exact is None else exact
         if exact.dtype != torch.bool or exact.shape != labels.shape:
             raise DataError(f"exact: expected bool {list(labels.shape)}, got {_describe(exact)}")
-        self.labels, self.shape, self.exact = labels, tuple(shape), exact
+        self.labels, self.shape, self.exact = labels, shape, exact
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,12 +74,14 @@ class MemorySplit(ImageSplit):
     def __init__(self, images: Tensor, labels: Tensor, exact: Tensor | None = None) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             raise DataError(f"images: expected uint8 [N, C, H, W], got {_describe(images)}")
-        super().__init__(labels, tuple(images.shape[1:]), exact)
+        _, channels, height, width = images.shape
+        super().__init__(labels, (channels, height, width), exact)
         if len(images) != len(labels):
             raise DataError(f"images: expected one per label ({len(labels)}), got {len(images)}")
         self.images = images
 
     def in_memory(self) -> Tensor:
+        """Return all images, uint8 [N, C, H, W], not to be changed."""
         return self.images
 
     def _read(self, indices: Tensor) -> Tensor:
@@ -103,6 +105,7 @@ class Subset(ImageSplit):
         self.split, self.indices = split, indices
 
     def in_memory(self) -> Tensor | None:
+        """Return a copy of the images, uint8 [N, C, H, W]; None if the other split decodes them when asked for."""
         images = self.split.in_memory()
         return None if images is None else images[self.indices]
 

@@ -6,9 +6,12 @@ variance, learning the class alone the reverse, so that their curves cross once.
 here they are parameters, or fitted to measurements.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+Number = TypeVar("Number", float, np.ndarray)
 
 
 class Bound(NamedTuple):
@@ -22,12 +25,12 @@ class Bound(NamedTuple):
     bias: float
     variance: float
 
-    def __call__(self, n):
+    def __call__(self, n: Number) -> Number:
         """Return ``b + v / n`` for a number or array n > 0."""
         return self.bias + self.variance / n
 
 
-def crossing(first, second):
+def crossing(first: Bound, second: Bound) -> float | None:
     """Return the number of training images at which two bounds are equal, ``(v_2 - v_1) / (b_1 - b_2)``.
 
     Args:
@@ -41,7 +44,7 @@ def crossing(first, second):
     return variance / bias if bias * variance > 0 else None
 
 
-def fit_bound(n, errors):
+def fit_bound(n: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndarray) -> tuple[Bound, float]:
     """Fit ``b + v / n`` with b, v >= 0 to measured errors, by least squares of the relative deviations.
 
     Relative, because errors span decades: absolute squares would leave the large n, where b shows, without a say.

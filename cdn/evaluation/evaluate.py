@@ -1,10 +1,14 @@
 """Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
@@ -18,22 +22,25 @@ CHUNK = 256
 # Training counts its steps from 0: this far away, no test image meets noise of the training.
 EVALUATION = 1 << 62
 
+# What an evaluation found, by name; None for what the model cannot give.
+Report = dict[str, float | None]
+
 
 def evaluate(
-    model,
-    split,
+    model: nn.Module,
+    split: ImageSplit,
     *,
-    sigmas=(15, 25, 50),
-    batch_size=256,
-    limit=None,
-    denoising_limit=None,
-    levels=NoiseLevels(),
-    seed=0,
-    precision="float32",
-    with_ssim=False,
-    objective=None,
-    progress=False,
-):
+    sigmas: Sequence[float] = (15, 25, 50),
+    batch_size: int = 256,
+    limit: int | None = None,
+    denoising_limit: int | None = None,
+    levels: NoiseLevels = NoiseLevels(),
+    seed: int = 0,
+    precision: str = "float32",
+    with_ssim: bool = False,
+    objective: str | None = None,
+    progress: bool = False,
+) -> Report:
     """Measure accuracy, calibration and denoising of a model.
 
     Args:
@@ -73,7 +80,7 @@ def evaluate(
     with tqdm(
         total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
     ) as bar:
-        options = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
+        options: dict[str, Any] = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
         if classifies:
             report |= dict(classified=len(indices))
             report |= _classification(model, split, indices, sigmas, levels, **options)
@@ -84,17 +91,17 @@ def evaluate(
 
 
 def predict(
-    model,
-    split,
+    model: nn.Module,
+    split: ImageSplit,
     *,
-    sigmas=(0,),
-    levels=NoiseLevels(),
-    limit=None,
-    batch_size=256,
-    seed=0,
-    precision="float32",
-    bar=None,
-):
+    sigmas: Sequence[float | None] = (0,),
+    levels: NoiseLevels = NoiseLevels(),
+    limit: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    precision: str = "float32",
+    bar: tqdm | None = None,
+) -> tuple[dict[float | None, Tensor], Tensor]:
     """Return the class probabilities of the first images of a split at some noise levels.
 
     Args:
@@ -110,7 +117,7 @@ def predict(
         CPU.
     """
     indices = torch.arange(len(split))[:limit]
-    probabilities = {sigma: [] for sigma in sigmas}
+    probabilities: dict[float | None, list[Tensor]] = {sigma: [] for sigma in sigmas}
     with evaluating(model, precision) as device, torch.no_grad():
         levels = replace(levels, clean_share=0.0)
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
@@ -120,14 +127,16 @@ def predict(
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
-def accuracy(model, x, labels, batch_size):
+def accuracy(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int) -> float:
     """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say."""
     with torch.no_grad():
         predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
     return float((predicted == labels).double().mean())
 
 
-def _classification(model, split, indices, sigmas, levels, **options):
+def _classification(
+    model: nn.Module, split: ImageSplit, indices: Tensor, sigmas: Sequence[float], levels: NoiseLevels, **options: Any
+) -> dict[str, float]:
     probabilities, labels = predict(
         model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices), **options
     )
@@ -138,7 +147,19 @@ def _classification(model, split, indices, sigmas, levels, **options):
     return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
 
 
-def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_size, precision, bar):
+def _denoising(
+    model: nn.Module,
+    split: ImageSplit,
+    indices: Tensor,
+    sigmas: Sequence[float],
+    levels: NoiseLevels,
+    with_ssim: bool,
+    *,
+    seed: int,
+    batch_size: int,
+    precision: str,
+    bar: tqdm,
+) -> dict[str, float]:
     metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
     sums = dict.fromkeys(_denoising_keys(sigmas, with_ssim), 0.0)
     levels = replace(levels, clean_share=0.0)
@@ -155,7 +176,7 @@ def _denoising(model, split, indices, sigmas, levels, with_ssim, *, seed, batch_
     return {key: value / len(indices) for key, value in sums.items()}
 
 
-def _empty_report(sigmas, with_ssim):
+def _empty_report(sigmas: Sequence[float], with_ssim: bool) -> Report:
     keys = [
         "classified",
         "denoised",
@@ -167,13 +188,21 @@ def _empty_report(sigmas, with_ssim):
     return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
 
 
-def _denoising_keys(sigmas, with_ssim):
+def _denoising_keys(sigmas: Sequence[float], with_ssim: bool) -> list[str]:
     metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
     keys = [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")]
     return [*keys, "denoising_loss"]
 
 
-def _batches(split, indices, levels, seed, batch_size, device, bar):
+def _batches(
+    split: ImageSplit,
+    indices: Tensor,
+    levels: NoiseLevels,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    bar: tqdm | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape and noise levels [B]."""
     for position, chunk in enumerate(indices.split(CHUNK)):
         x = split.load(chunk)[0].to(device).float().div(255)

@@ -2,16 +2,19 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from cdn.data.formats import FORMATS, SUFFIXES
 from cdn.errors import CDNError, DataError
 from cdn.store import write_atomically
 
-WRITABLE = {
+# Pillow's name of the format that a suffix stands for, and how it is written.
+WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".bmp": ("BMP", {}),
     ".tif": ("TIFF", {}),
@@ -23,7 +26,7 @@ WRITABLE = {
 MODES = {1: "L", 3: "RGB"}
 
 
-def find_images(folder):
+def find_images(folder: str | Path) -> list[Path]:
     """Return the image files of a folder, sorted by name, without hidden ones.
 
     Raises:
@@ -40,7 +43,7 @@ def find_images(folder):
     return paths
 
 
-def read_image(path, channels, size=None):
+def read_image(path: str | Path, channels: int, size: int | None = None) -> tuple[Tensor, str | None]:
     """Decode an image file, upright, as grey or colour.
 
     Args:
@@ -70,7 +73,8 @@ def read_image(path, channels, size=None):
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{path}: expected 8 bits per channel, got more (Pillow mode {image.mode})")
     if "A" in image.getbands() or "transparency" in image.info:
-        if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        lowest, _ = cast("tuple[int, int]", image.convert("RGBA").getchannel("A").getextrema())
+        if lowest < 255:
             raise DataError(f"{path}: expected an opaque image, got transparent pixels; flatten it first")
     grey = image.mode in ("1", "L", "LA", "La")
     note = None
@@ -85,7 +89,7 @@ def read_image(path, channels, size=None):
     return pixels.permute(2, 0, 1)[None].float().div(255), note
 
 
-def check_writable(path, source):
+def check_writable(path: str | Path, source: str | Path) -> None:
     """Raise CDNError, before any work is done, if an image cannot be written to a path.
 
     Args:
@@ -105,7 +109,7 @@ def check_writable(path, source):
         raise CDNError(f"{path}: output and input are the same file, expected another name for the output")
 
 
-def write_image(path, image):
+def write_image(path: str | Path, image: Tensor) -> None:
     """Clip an image to [0, 1], round it to 8 bits and write it atomically.
 
     Args:

@@ -1,7 +1,11 @@
 """Small images in rows and columns, with titles and captions."""
 
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from cdn.evaluation.metrics import psnr
 from cdn.evaluation.style import GREY
@@ -10,8 +14,11 @@ from cdn.evaluation.style import GREY
 GAP, GROUP_GAP, CAPTION_HEIGHT, TITLE_HEIGHT, NAME_WIDTH = 0.08, 0.3, 0.22, 0.62, 0.85
 INCHES = 0.95
 
+# The title, the images [N, C, H, W] or N of their own sizes [C, H, W], and the captions.
+Column = tuple[str, Tensor | Sequence[Tensor], Sequence[str]]
 
-def draw_grid(groups, names=(), inches=INCHES):
+
+def draw_grid(groups: Sequence[Sequence[Column]], names: Sequence[str] = (), inches: float = INCHES) -> Figure:
     """Draw columns of images, in groups that are set apart.
 
     Args:
@@ -52,13 +59,13 @@ def draw_grid(groups, names=(), inches=INCHES):
     return figure
 
 
-def with_psnr(title, images, x):
+def with_psnr(title: str, images: Tensor, x: Tensor) -> Column:
     """Return a column whose tiles carry their PSNR against x in dB, of unclipped images, and its title their mean."""
     values = psnr(images, x)
     return f"{title}\n{float(values.mean()):.2f} dB", images, [f"{value:.1f}" for value in values.tolist()]
 
 
-def _place(axes, tile, left, top):
+def _place(axes: Axes, tile: Tensor, left: float, top: float) -> None:
     """Draw an image of any aspect, with a thin frame, centred in the unit square at (left, top)."""
     height, width = (size / max(tile.shape[1:]) for size in tile.shape[1:])
     x, y = left + (1 - width) / 2, top + (1 - height) / 2
@@ -73,5 +80,5 @@ def _place(axes, tile, left, top):
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=GREY, linewidth=0.5))
 
 
-def _shorten(name, length=11):
+def _shorten(name: str, length: int = 11) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"

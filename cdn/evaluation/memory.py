@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cdn.errors import CDNError
 from cdn.evaluation.tiles import SMALLEST
-from cdn.model import GradResNet
+from cdn.model import GradResNet, Network
 
 SIDE = 64
 # Peak memory over kept activations, as measured on several models and sizes: 1.4 to 2.4 with a graph, as the
@@ -16,16 +17,16 @@ WITH_GRAPH, WITHOUT_GRAPH = 2.0, 0.5
 WORTH_SAYING = 1 << 30
 
 
-def bytes_per_pixel(model):
+def bytes_per_pixel(model: Network) -> float:
     """Measure the bytes of activations that the graph of a model keeps per pixel of its input.
 
     Runs the model on one image of 64x64 and sums the storages that are saved for a backward, without the
     parameters.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = {}
+    kept: dict[int, int] = {}
 
-    def pack(tensor):
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -38,7 +39,7 @@ def bytes_per_pixel(model):
     return sum(kept.values()) / SIDE**2
 
 
-def available_bytes(device):
+def available_bytes(device: torch.device) -> int | None:
     """Return the free memory of a device, or None where it cannot be told.
 
     Limitations: on the CPU it is that of the machine; a smaller limit of a container is not seen.
@@ -56,7 +57,7 @@ def available_bytes(device):
         return None
 
 
-def require_memory(model, height, width, device, advice):
+def require_memory(model: Network, height: int, width: int, device: torch.device, advice: str) -> str | None:
     """Estimate the memory of denoising or classifying one image, and refuse what does not fit.
 
     Args:
@@ -81,10 +82,10 @@ def require_memory(model, height, width, device, advice):
     return sentence if needed > WORTH_SAYING else None
 
 
-def advise_tile(tile):
+def advise_tile(tile: int | None) -> str:
     """Return the advice to take tiles, or smaller ones than those of a given side."""
     return f"use --tile {max(min(256, tile // 2) if tile else 256, SMALLEST)}"
 
 
-def _gib(count):
+def _gib(count: float) -> str:
     return f"{count / 2**30:.1f} GiB"

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 
 
-def psnr(a, b):
+def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each image, ``-10 log10 mean (a - b)^2``.
 
     Args:
@@ -24,7 +25,7 @@ def psnr(a, b):
     return -10 * (a.double() - b.double()).square().flatten(1).mean(1).log10()
 
 
-def ssim(a, b):
+def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity of each image, averaged over pixels and channels.
 
     After Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004):
@@ -63,17 +64,17 @@ class Reliability(NamedTuple):
         accuracy: float64 [bins], the fraction of them that is classified rightly; 0 in an empty bin.
     """
 
-    count: torch.Tensor
-    confidence: torch.Tensor
-    accuracy: torch.Tensor
+    count: Tensor  # type: ignore[assignment]  # the method of tuples that it hides is not missed
+    confidence: Tensor
+    accuracy: Tensor
 
-    def error(self):
+    def error(self) -> float:
         """Return the expected calibration error, the mean of ``|accuracy - confidence|`` over images."""
         gap = (self.accuracy - self.confidence).abs()
         return float((self.count * gap).sum() / self.count.sum())
 
 
-def reliability(probabilities, labels, bins=15):
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
     """Sort predictions into bins by their top probability.
 
     Args:
@@ -91,7 +92,7 @@ def reliability(probabilities, labels, bins=15):
     return Reliability(count, total(confidence), total(predicted == labels))
 
 
-def calibration_error(probabilities, labels, bins=15):
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Return the expected calibration error (Guo et al., "On calibration of modern neural networks", 2017).
 
     Args:
@@ -105,7 +106,7 @@ def calibration_error(probabilities, labels, bins=15):
     return reliability(probabilities, labels, bins).error()
 
 
-def _averages(size, device):
+def _averages(size: int, device: torch.device) -> Tensor:
     """Return the matrix [positions, size] whose rows are the window at every position."""
     length = min(WINDOW, size)
     offset = torch.arange(length, device=device, dtype=torch.float64) - (length - 1) / 2
@@ -117,6 +118,6 @@ def _averages(size, device):
     return matrix
 
 
-def _check_pair(name, a, b):
+def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two batches of one shape, got {list(a.shape)} and {list(b.shape)}")

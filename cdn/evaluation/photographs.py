@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from cdn.density import denoise, estimate_sigma
 from cdn.evaluation.tiles import in_tiles, split_tiles
 from cdn.model import DirectDenoiser
+from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
 
@@ -20,13 +22,13 @@ class Denoised(NamedTuple):
         sigma: the estimated one; None for a direct denoiser, which does not say.
     """
 
-    noisy: torch.Tensor
-    known: torch.Tensor | None
-    blind: torch.Tensor
+    noisy: Tensor
+    known: Tensor | None
+    blind: Tensor
     sigma: float | None
 
 
-def denoise_photograph(model, x, sigma, noise, tile=None):
+def denoise_photograph(model: nn.Module, x: Tensor, sigma: float, noise: Noise, tile: int | None = None) -> Denoised:
     """Add noise to a photograph and take it off again.
 
     Args:
@@ -51,7 +53,8 @@ def denoise_photograph(model, x, sigma, noise, tile=None):
     return Denoised(y, known, y + (estimate / sigma) ** 2 * (known - y), estimate)
 
 
-def blind_sigma(model, y, size):
+def blind_sigma(model: nn.Module, y: Tensor, size: int) -> float:
     """Estimate the noise level of one image: the median over its tiles of a given side, a float."""
-    tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(*y.shape[2:], size)]
+    _, _, height, width = y.shape
+    tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(height, width, size)]
     return float(torch.stack([estimate_sigma(model, tile) for tile in tiles]).median())

@@ -1,11 +1,16 @@
 """Show what a model makes of noisy test images."""
 
-import torch
+from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid, with_psnr
+from cdn.evaluation.grid import Column, draw_grid, with_psnr
 from cdn.evaluation.style import save
 from cdn.model import DirectDenoiser, ResNet
 from cdn.modes import evaluating
@@ -13,7 +18,17 @@ from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise
 
 
-def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, classes=(), seed=0, precision="float32"):
+def denoising_picture(
+    model: nn.Module,
+    split: ImageSplit,
+    path: str | Path,
+    *,
+    sigmas: Sequence[float] = (15, 25, 50),
+    count: int = 8,
+    classes: Sequence[str] = (),
+    seed: int = 0,
+    precision: str = "float32",
+) -> None:
     """Draw rows of test images: clean, and per noise level noisy, denoised and denoised given the class.
 
     Each tile carries its PSNR, each column the mean PSNR of its tiles, in dB and of unclipped images.
@@ -41,19 +56,19 @@ def denoising_picture(model, split, path, *, sigmas=(15, 25, 50), count=8, class
     images, labels = split.load(rows)
     with evaluating(model, precision) as device, torch.no_grad():
         x = images.to(device).float().div(255)
-        groups = [[("clean", x, ())]]
+        groups: list[list[Column]] = [[("clean", x, ())]]
         for sigma in sigmas:
             groups.append(_columns(model, x, labels.to(device), sigma, Noise(seed, EVALUATION)))
     names = [classes[label] if classes else f"class {label}" for label in labels.tolist()]
     save(draw_grid(groups, names), path)
 
 
-def chains_picture(images, path, side=8):
+def chains_picture(images: Tensor, path: str | Path, side: int = 8) -> None:
     """Draw where the chains of a sampler are: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
     save(draw_grid([[("", images[column : side**2 : side], ()) for column in range(side)]]), path)
 
 
-def _columns(model, x, labels, sigma, key):
+def _columns(model: nn.Module, x: Tensor, labels: Tensor, sigma: float, key: Noise) -> list[Column]:
     y, _ = ops.sample_noise(x, sigma / 255, key)
     columns = [(f"σ = {sigma:g}/255", y), ("denoised", denoise(model, y, sigma / 255))]
     if not isinstance(model, DirectDenoiser):

@@ -2,13 +2,17 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from cdn.errors import CDNError
-from cdn.evaluation.metrics import reliability
+from cdn.evaluation.metrics import Reliability, reliability
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, save, tidy
 
 # Width of the smoothing window, as a share of the run.
@@ -16,8 +20,13 @@ SMOOTHING = 0.02
 # The accuracy of fewer images than this is not worth a point.
 FEWEST = 10
 
+# A row of metrics.jsonl.
+Row = dict[str, Any]
+# Steps and values, float [n, 2], their colour and their label.
+Line = tuple[np.ndarray, str, str]
 
-def curves_picture(metrics_path, path):
+
+def curves_picture(metrics_path: str | Path, path: str | Path) -> None:
     """Plot the training losses, the accuracies and the gain of denoising of one run.
 
     Args:
@@ -32,7 +41,7 @@ def curves_picture(metrics_path, path):
     train = [row for row in rows if row.get("kind") == "train"]
     evaluation = [row for row in rows if row.get("kind") == "evaluation"]
     accuracies = _by_sigma(evaluation, "accuracy", "accuracy_sigma_")
-    panels = [
+    panels: list[tuple[str, list[Line], Callable[[Axes, list[Line]], None]]] = [
         (
             "training loss",
             [
@@ -64,7 +73,7 @@ def curves_picture(metrics_path, path):
     save(figure, path)
 
 
-def reliability_picture(probabilities, labels, path, bins=15):
+def reliability_picture(probabilities: Tensor, labels: Tensor, path: str | Path, bins: int = 15) -> None:
     """Plot accuracy against confidence, and how often each confidence occurs.
 
     Args:
@@ -97,7 +106,7 @@ def reliability_picture(probabilities, labels, path, bins=15):
     save(figure, path)
 
 
-def reliability_comparison(runs, path):
+def reliability_comparison(runs: Mapping[str, Reliability], path: str | Path) -> None:
     """Plot the reliability of several models: accuracy against confidence, and how often each confidence occurs.
 
     Args:
@@ -130,7 +139,7 @@ def reliability_comparison(runs, path):
     save(figure, path)
 
 
-def _read_rows(path):
+def _read_rows(path: str | Path) -> list[Row]:
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
@@ -146,17 +155,17 @@ def _read_rows(path):
     return rows
 
 
-def _series(rows, key):
+def _series(rows: Sequence[Row], key: str) -> np.ndarray:
     """Return [n, 2]: steps and finite values of a key."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
     return np.array([pair for pair in pairs if math.isfinite(pair[1])], dtype=float).reshape(-1, 2)
 
 
-def _scaled(series, factor):
+def _scaled(series: np.ndarray, factor: float) -> np.ndarray:
     return series * (1, factor)
 
 
-def _gain(rows, key):
+def _gain(rows: Sequence[Row], key: str) -> np.ndarray:
     noisy = key.replace("psnr_", "psnr_noisy_")
     return _series(
         [
@@ -168,7 +177,7 @@ def _gain(rows, key):
     )
 
 
-def _by_sigma(rows, clean, prefix):
+def _by_sigma(rows: Sequence[Row], clean: str | None, prefix: str) -> list[tuple[str, str, str]]:
     """Return (key, colour, label) of the clean figure, unless None, and of each noise level found."""
     suffixes = {key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)}
     sigmas = sorted((s for s in suffixes if s.replace(".", "").isdigit()), key=float)
@@ -177,7 +186,7 @@ def _by_sigma(rows, clean, prefix):
     return [(key, SEQUENCE[i % len(SEQUENCE)], label) for i, (key, label) in enumerate(keys) if key]
 
 
-def _draw_losses(axes, lines):
+def _draw_losses(axes: Axes, lines: Sequence[Line]) -> None:
     for series, color, label in lines:
         width = max(1, round(SMOOTHING * len(series)))
         axes.plot(*series.T, color=color, alpha=0.25, linewidth=0.8)
@@ -185,12 +194,12 @@ def _draw_losses(axes, lines):
     axes.set_yscale("log")
 
 
-def _draw_lines(axes, lines):
+def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     for series, color, label in lines:
         axes.plot(*series.T, "o-", color=color, markersize=3, linewidth=1.5, label=label)
 
 
-def _smooth(values, width):
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Average over a centred window, which shrinks at both ends."""
     ones = np.ones(2 * width + 1)
     return np.convolve(values, ones)[width:-width] / np.convolve(np.ones(len(values)), ones)[width:-width]

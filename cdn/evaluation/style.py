@@ -2,9 +2,14 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cdn.errors import CDNError
 from cdn.store import write_atomically
+
+if TYPE_CHECKING:  # commands that draw nothing need not wait for matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, BLACK, GREY = "#3465a4", "#d9772b", "#2f9e8f", "#b03a5b", "#1b1b1b", "#9aa0a6"
 # Things to tell apart, the first of them the main one.
@@ -14,7 +19,7 @@ SEQUENCE = BLACK, BLUE, GREEN, ORANGE, RED
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def tidy(axes, **labels):
+def tidy(axes: "Axes", **labels: str) -> None:
     """Set titles and labels, and drop the frame but for the two axes."""
     axes.set(**labels)
     axes.title.set_fontsize(10)
@@ -24,7 +29,7 @@ def tidy(axes, **labels):
     axes.tick_params(labelsize=8)
 
 
-def save(figure, path, dpi=150):
+def save(figure: "Figure", path: str | Path, dpi: float = 150) -> None:
     """Write a matplotlib figure atomically, in the format that the suffix names.
 
     Raises:

@@ -1,13 +1,15 @@
 """Apply a function to a large image piece by piece."""
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 SMALLEST = 16
 
 
-def split_tiles(height, width, size):
+def split_tiles(height: int, width: int, size: int) -> list[tuple[slice, slice]]:
     """Return the tiles (slices of rows, slices of columns) that cover an image, evenly spaced.
 
     Args:
@@ -17,7 +19,7 @@ def split_tiles(height, width, size):
     return [(rows, columns) for rows in _spans(height, size) for columns in _spans(width, size)]
 
 
-def in_tiles(function, y, size):
+def in_tiles(function: Callable[[Tensor], Tensor], y: Tensor, size: int) -> Tensor:
     """Apply a function to overlapping tiles of an image and blend the results linearly.
 
     Args:
@@ -30,7 +32,8 @@ def in_tiles(function, y, size):
 
     Limitations: a network whose norms take statistics over the whole image is another function on a tile.
     """
-    tiles = split_tiles(*y.shape[2:], size)
+    _, _, height, width = y.shape
+    tiles = split_tiles(height, width, size)
     if len(tiles) == 1:
         return function(y)
     total, weight = torch.zeros_like(y), torch.zeros_like(y[:1, :1])
@@ -41,7 +44,7 @@ def in_tiles(function, y, size):
     return total / weight
 
 
-def _spans(length, size):
+def _spans(length: int, size: int) -> list[slice]:
     if length <= size:
         return [slice(0, length)]
     overlap = max(8, size // 8)
@@ -50,7 +53,7 @@ def _spans(length, size):
     return [slice(start, start + size) for start in starts]
 
 
-def _window(span, like):
+def _window(span: slice, like: Tensor) -> Tensor:
     """Return weights that rise linearly over the overlap at both ends, [span]."""
     size = span.stop - span.start
     ramp = max(8, size // 8)

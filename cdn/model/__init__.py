@@ -1,12 +1,16 @@
 """Networks: the joint model and its baselines."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from cdn.model.baselines import DirectDenoiser, ResNet
 from cdn.model.gradresnet import GradResNet, gradresnet18, gradresnet34, gradresnet_small
+from cdn.model.network import Network
 
-KINDS = {"gradresnet": GradResNet, "resnet": ResNet, "denoiser": DirectDenoiser}
+KINDS: dict[str, type[Network]] = {"gradresnet": GradResNet, "resnet": ResNet, "denoiser": DirectDenoiser}
 
 
-def build(config):
+def build(config: Mapping[str, Any]) -> Network:
     """Build the model that a ``model.config`` dict describes, with fresh weights.
 
     Raises:
@@ -26,6 +30,7 @@ __all__ = [
     "KINDS",
     "DirectDenoiser",
     "GradResNet",
+    "Network",
     "ResNet",
     "build",
     "gradresnet18",

@@ -5,15 +5,22 @@ normalization per block instead of batch normalization, and side connections fro
 the input gradient the skip structure of a U-Net.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.model.head import Head
+from cdn.model.network import Network
 
 GROUP_SIZE = 8
 NORMS = ("plain", "scale-preserving")
 STEMS = ("cifar", "imagenet")
+
+# What is subtracted from images: one value, or one per channel.
+Mean = float | Sequence[float] | Tensor
 
 
 class Filters(nn.Module):
@@ -25,20 +32,21 @@ class Filters(nn.Module):
         stride: 1 or more.
     """
 
-    def __init__(self, inputs, outputs, size=3, stride=1):
+    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
 
-    def forward(self, h):
+    def forward(self, h: Tensor) -> Tensor:
+        """Convolve [B, inputs, H, W] to [B, outputs, ceil(H / stride), ceil(W / stride)]."""
         return cdn_kernels.conv2d(h, self.weight, self.stride)
 
-    def gelu(self, h):
+    def gelu(self, h: Tensor) -> Tensor:
         """Convolve and apply GELU."""
         return cdn_kernels.conv2d_gelu(h, self.weight, self.stride)
 
-    def gelu_of_parts(self, h):
+    def gelu_of_parts(self, h: Tensor) -> Tensor:
         """Do the same under autocast with twice the digits of h: with its rounded values and what rounding lost."""
         dtype = torch.get_autocast_dtype(h.device.type)
         high = h.to(dtype)
@@ -56,7 +64,7 @@ class Block(nn.Module):
         eps: of the norm.
     """
 
-    def __init__(self, inputs, outputs, stride, norm, eps):
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, eps: float) -> None:
         super().__init__()
         self.first = Filters(inputs, outputs, stride=stride)
         self.second = Filters(outputs, outputs)
@@ -65,7 +73,8 @@ class Block(nn.Module):
         self.scale_preserving = norm == "scale-preserving"
         self.eps = eps
 
-    def forward(self, h):
+    def forward(self, h: Tensor) -> Tensor:
+        """Turn features [B, inputs, H, W] into [B, outputs, ceil(H / stride), ceil(W / stride)]."""
         v = cdn_kernels.conv2d_gelu_conv2d(h, self.first.weight, self.second.weight, self.first.stride)
         shortcut = h if self.shortcut is None else self.shortcut(h)
         return cdn_kernels.gelu_group_norm(
@@ -89,7 +98,7 @@ class Trunk(nn.Module):
         norm, eps: see :class:`Block`.
     """
 
-    def __init__(self, in_channels, width, blocks, stem, norm, eps):
+    def __init__(self, in_channels: int, width: int, blocks: Sequence[int], stem: str, norm: str, eps: float) -> None:
         super().__init__()
         strides = (1,) if stem == "cifar" else (2, 2)
         self.stem = nn.ModuleList(
@@ -110,8 +119,9 @@ class Trunk(nn.Module):
             )
             inputs = outputs
 
-    def forward(self, h):
-        first, *others = self.stem
+    def forward(self, h: Tensor) -> list[Tensor]:
+        """Return the features [B, C_l, H_l, W_l] of every stage for centred images [B, C, H, W]."""
+        first, *others = cast("Iterable[Filters]", self.stem)
         # Rounding y to 8 bits of mantissa would bury noise of sigma = 0.01.
         h = first.gelu_of_parts(h) if torch.is_autocast_enabled(h.device.type) else first.gelu(h)
         for filters in others:
@@ -123,7 +133,7 @@ class Trunk(nn.Module):
         return features
 
 
-class GradResNet(nn.Module):
+class GradResNet(Network):
     """Model ``f(y)_c = log p(y, c)`` up to a constant: logits whose logsumexp is a log-density of noisy images.
 
     ``model(y)`` is a plain forward; see :func:`cdn.score` and :func:`cdn.denoise` for its input gradient.
@@ -148,20 +158,24 @@ class GradResNet(nn.Module):
         ValueError: an option out of range, or input of the wrong shape.
     """
 
+    # The curve that cdn.estimate_sigma inverts: noise levels, and the mean square of the score at each. [25]
+    calibration_sigma: Tensor
+    calibration_mean_square: Tensor
+
     def __init__(
         self,
-        num_classes=10,
-        in_channels=3,
+        num_classes: int = 10,
+        in_channels: int = 3,
         *,
-        width=64,
-        blocks=(2, 2, 2, 2),
-        stem="cifar",
-        head="log-energy",
-        norm="scale-preserving",
-        eps=1e-3,
-        homogeneous=False,
-        mean=0.5,
-    ):
+        width: int = 64,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        stem: str = "cifar",
+        head: str = "log-energy",
+        norm: str = "scale-preserving",
+        eps: float = 1e-3,
+        homogeneous: bool = False,
+        mean: Mean = 0.5,
+    ) -> None:
         super().__init__()
         if width < GROUP_SIZE or width % GROUP_SIZE:
             raise ValueError(f"GradResNet: width must be a positive multiple of {GROUP_SIZE}, got {width}")
@@ -190,10 +204,11 @@ class GradResNet(nn.Module):
         self.trunk = Trunk(in_channels, width, blocks, stem, norm, eps)
         self.head = Head(self.trunk.channels, num_classes, head)
 
-    def forward(self, y):
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the logits [B, num_classes] of images [B, in_channels, H, W]."""
         check_images(y, self.config["in_channels"], "GradResNet")
         h = y - self.mean
-        log_scale = 0.0
+        log_scale: float | Tensor = 0.0
         if self.homogeneous:
             mean_square = h.square().mean((1, 2, 3))
             mean_square = torch.where(mean_square > 0, mean_square, 1.0)
@@ -202,12 +217,12 @@ class GradResNet(nn.Module):
         return self.head(self.trunk(h), y[0].numel(), log_scale)
 
 
-def per_channel(value, channels):
+def per_channel(value: Mean, channels: int) -> Tensor:
     """Return one value, or one per channel, as float32 [1, channels, 1, 1], which broadcasts over images."""
     return torch.as_tensor(value, dtype=torch.float32).expand(channels).clone().view(1, -1, 1, 1)
 
 
-def check_images(y, channels, name):
+def check_images(y: Tensor, channels: int, name: str) -> None:
     """Raise ValueError unless y is a batch of float images [B, channels, H, W], one or more, of a pixel or more."""
     if y.dim() != 4 or y.shape[1] != channels or 0 in y.shape:
         raise ValueError(f"{name}: expected images [B, {channels}, H, W], got {list(y.shape)}")
@@ -215,16 +230,16 @@ def check_images(y, channels, name):
         raise ValueError(f"{name}: expected floating-point images in [0, 1], got {y.dtype}")
 
 
-def gradresnet18(num_classes=10, in_channels=3, **options):
+def gradresnet18(num_classes: int = 10, in_channels: int = 3, **options: Any) -> GradResNet:
     """Build the 18-layer :class:`GradResNet` (two blocks in each of four stages)."""
     return GradResNet(num_classes, in_channels, blocks=(2, 2, 2, 2), **options)
 
 
-def gradresnet34(num_classes=10, in_channels=3, **options):
+def gradresnet34(num_classes: int = 10, in_channels: int = 3, **options: Any) -> GradResNet:
     """Build the 34-layer :class:`GradResNet` (3, 4, 6 and 3 blocks)."""
     return GradResNet(num_classes, in_channels, blocks=(3, 4, 6, 3), **options)
 
 
-def gradresnet_small(num_classes=10, in_channels=3, **options):
+def gradresnet_small(num_classes: int = 10, in_channels: int = 3, **options: Any) -> GradResNet:
     """Build a 9-layer :class:`GradResNet` for tiny images (two blocks in each of two stages)."""
     return GradResNet(num_classes, in_channels, blocks=(2, 2), **options)

@@ -1,10 +1,11 @@
 """The joint head: class logits and a log-density from the features of every stage."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import cdn_kernels
 
@@ -32,7 +33,7 @@ class Head(nn.Module):
         ValueError: an unknown kind.
     """
 
-    def __init__(self, channels, num_classes, kind):
+    def __init__(self, channels: Sequence[int], num_classes: int, kind: str) -> None:
         super().__init__()
         if kind not in HEADS:
             raise ValueError(f"GradResNet: head must be one of {', '.join(HEADS)}, got {kind!r}")
@@ -41,13 +42,13 @@ class Head(nn.Module):
         self.classes = nn.Linear(sum(c // 2 for c in channels[:-1]) + channels[-1], num_classes, bias=False)
         # Deep energies start small: at full size they make the score a thousand times too rough, and what they draw
         # from the deep features before that is unlearned is missing to the classes (docs/ablations.md).
-        maps = [] if kind == "linear" else channels
+        maps: Sequence[int] = [] if kind == "linear" else channels
         self.maps = nn.ParameterList(
             torch.randn(c // 2, c, 1, 1) * ((DEEP_ENERGY if stage else 1.0) / math.sqrt(c))
             for stage, c in enumerate(maps)
         )
 
-    def forward(self, features, dimension, log_scale=0.0):
+    def forward(self, features: list[Tensor], dimension: int, log_scale: float | Tensor = 0.0) -> Tensor:
         """Return logits [B, C].
 
         Args:

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ STATE, PREVIOUS = "state.pt", "state.previous.pt"
 FORMAT = "cdn-state-1"
 
 
-def save_state(run, state):
+def save_state(run: str | Path, state: dict[str, Any]) -> None:
     """Write ``state.pt``, keeping the one before as ``state.previous.pt``.
 
     Args:
@@ -38,7 +39,7 @@ def save_state(run, state):
     write_atomically(run / STATE, buffer.getbuffer())
 
 
-def load_state(run, device="cpu"):
+def load_state(run: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read ``state.pt`` of a run.
 
     The checksums of the archive are verified, and nothing but tensors and plain containers is unpickled.
@@ -65,7 +66,7 @@ def load_state(run, device="cpu"):
     return state
 
 
-def _whole(path):
+def _whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,6 +1,9 @@
 """Watch for non-finite steps without waiting for the device."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from cdn.errors import DivergedError
 
@@ -17,12 +20,12 @@ class Health:
         patience: number of consecutive skipped steps that :meth:`check` does not tolerate.
     """
 
-    def __init__(self, device, patience=10):
+    def __init__(self, device: torch.device, patience: int = 10) -> None:
         self.patience = patience
         # skipped in all, skipped in a row, most in a row, then one counter for each term
         self.counters = torch.zeros(3 + len(TERMS), dtype=torch.int64, device=device)
 
-    def observe(self, parts, gradient_norm):
+    def observe(self, parts: Mapping[str, Tensor], gradient_norm: Tensor) -> Tensor:
         """Record a step and return a flag on the device: 1.0 if it has to be skipped.
 
         Args:
@@ -36,15 +39,15 @@ class Health:
         terms_bad = torch.stack(bad).any()
         gradient_bad = ~torch.isfinite(gradient_norm)
         # A gradient that is bad because a term is bad is that term's fault.
-        bad = torch.stack([*bad, gradient_bad & ~terms_bad]).long()
+        blame = torch.stack([*bad, gradient_bad & ~terms_bad]).long()
         skip = (terms_bad | gradient_bad).long()
         self.counters[0] += skip
         self.counters[1] = (self.counters[1] + 1) * skip
         self.counters[2] = torch.maximum(self.counters[2], self.counters[1])
-        self.counters[3:] += bad
+        self.counters[3:] += blame
         return skip.float()
 
-    def check(self):
+    def check(self) -> int:
         """Read the counters back and return the number of skipped steps.
 
         Raises:

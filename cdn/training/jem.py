@@ -8,11 +8,16 @@ noise, and training is known to diverge; here, as in Yang and Ji, "JEM++" (ICCV 
 distribution with the moments of the images, next to where they have to go (JEM++ takes one per class).
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Generator, Tensor, nn
 
 import cdn_kernels
 from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
+from cdn.objective import Parts
+from cdn.training.settings import Settings
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.phases import phase
@@ -32,10 +37,10 @@ class Uniform:
         images: [n, C, H, W], of which it takes the shape only.
     """
 
-    def __init__(self, images):
+    def __init__(self, images: Tensor) -> None:
         self.shape = images.shape[1:]
 
-    def draw(self, count, generator):
+    def draw(self, count: int, generator: Generator) -> Tensor:
         """Draw [count, C, H, W], with a generator of the CPU."""
         return torch.rand(count, *self.shape, generator=generator)
 
@@ -50,20 +55,22 @@ class Gaussian:
         images: float32 [n, C, H, W], on the CPU.
     """
 
-    def __init__(self, images):
+    def __init__(self, images: Tensor) -> None:
         self.mean = images.mean(0)
         self.spread = (images - self.mean).div_(len(images) ** 0.5)
 
-    def draw(self, count, generator):
+    def draw(self, count: int, generator: Generator) -> Tensor:
         """Draw [count, C, H, W], with a generator of the CPU."""
         weights = torch.randn(count, len(self.spread), generator=generator)
         return self.mean + (weights @ self.spread.flatten(1)).view(count, *self.mean.shape)
 
 
-STARTS = {"gaussian": Gaussian, "uniform": Uniform}
+STARTS: dict[str, type[Gaussian] | type[Uniform]] = {"gaussian": Gaussian, "uniform": Uniform}
 
 
-def langevin(log_density, y, noise, *, steps, step_size, deviation):
+def langevin(
+    log_density: Callable[[Tensor], Tensor], y: Tensor, noise: Noise, *, steps: int, step_size: float, deviation: float
+) -> Tensor:
     """Walk uphill with noise, some steps: ``y <- y + step_size grad log p(y) + deviation eps``.
 
     With ``deviation = sqrt(2 step_size)`` and small steps the walk samples from p. Joint energy models take less noise
@@ -86,7 +93,9 @@ def langevin(log_density, y, noise, *, steps, step_size, deviation):
     return y
 
 
-def contrastive_loss(model, y, labels, samples, *, label_smoothing=0.0):
+def contrastive_loss(
+    model: nn.Module, y: Tensor, labels: Tensor, samples: Tensor, *, label_smoothing: float = 0.0
+) -> tuple[Tensor, Parts]:
     """Compute ``CE(f(y), c) + mean log p(samples) - mean log p(y)``.
 
     The gradient of the contrast is that of ``-mean log p(y)`` with p normalized, if the samples come from p.
@@ -129,7 +138,7 @@ class JointEnergy:
         CDNError: fewer chains than a step needs, or an unknown start.
     """
 
-    def __init__(self, settings, images, count, device):
+    def __init__(self, settings: Settings, images: Tensor, count: int, device: torch.device) -> None:
         if settings.jem_start not in STARTS:
             raise CDNError(f"jem_start: expected one of {', '.join(STARTS)}, got {settings.jem_start!r}")
         self.settings, self.start = settings, STARTS[settings.jem_start](images)
@@ -138,7 +147,7 @@ class JointEnergy:
             raise CDNError(f"jem_buffer: a batch of {settings.batch_size} images needs as many chains, got {count}")
         self.chains = self.start.draw(count, keyed_generator("chains", settings.seed, 0)).to(device)
 
-    def step(self, model, x, labels, step):
+    def step(self, model: nn.Module, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Parts]:
         """Move some of the chains, and add the gradient of :func:`contrastive_loss` to ``.grad``.
 
         Args:
@@ -160,7 +169,7 @@ class JointEnergy:
             loss.backward()
         return loss.detach(), parts
 
-    def sample(self, model, count, step):
+    def sample(self, model: nn.Module, count: int, step: int) -> Tensor:
         """Pick chains at random, start some of them afresh, move all, and return where they arrive, [count, C, H, W].
 
         A chain that leaves the finite numbers is returned as it is, for the step to be skipped, and starts afresh.

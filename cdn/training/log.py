@@ -5,9 +5,12 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.errors import CDNError, CheckpointError
@@ -27,7 +30,7 @@ class MetricsFile:
         CDNError: it cannot be written.
     """
 
-    def __init__(self, run, size=None):
+    def __init__(self, run: str | Path, size: int | None = None) -> None:
         self.path = Path(run) / METRICS
         if size is not None:
             found = self.path.stat().st_size if self.path.exists() else 0
@@ -38,7 +41,7 @@ class MetricsFile:
             os.truncate(self.path, size)
         self.file = open(self.path, "wb" if size is None else "ab")  # noqa: SIM115 - closed by close()
 
-    def write(self, **row):
+    def write(self, **row: object) -> None:
         """Append a row and hand it to the operating system."""
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         try:
@@ -47,12 +50,12 @@ class MetricsFile:
         except OSError as error:
             raise CDNError(f"could not write {self.path}: {error.strerror}") from None
 
-    def sync(self):
+    def sync(self) -> int:
         """Wait until the rows are on disk and return the size of the file."""
         os.fsync(self.file.fileno())
         return self.file.tell()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file."""
         self.file.close()
 
@@ -60,11 +63,15 @@ class MetricsFile:
 class Averages:
     """Average scalars of the training steps on the device, leaving out what is not finite."""
 
-    def __init__(self):
-        self.sums, self.counts = {}, {}
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
         self.images, self.start = 0, time.perf_counter()
 
-    def add(self, images, values):
+    def add(self, images: int, values: Mapping[str, Tensor]) -> None:
         """Record the scalars of one step over a number of images."""
         self.images += images
         for name, value in values.items():
@@ -72,14 +79,14 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0) + torch.where(finite, value, 0.0)
             self.counts[name] = self.counts.get(name, 0) + finite
 
-    def take(self):
+    def take(self) -> dict[str, float]:
         """Return the averages and images/s since the last call, as numbers, and start again."""
         row = {
             name: float(self.sums[name]) / int(self.counts[name]) if int(self.counts[name]) else float("nan")
             for name in self.sums
         }
         row["images_per_second"] = self.images / max(time.perf_counter() - self.start, 1e-9)
-        self.__init__()
+        self._restart()
         return row
 
 
@@ -92,7 +99,7 @@ class Progress:
         show: True for a bar, False for silence; None for a bar on terminals and a line per evaluation elsewhere.
     """
 
-    def __init__(self, total, first=0, show=None):
+    def __init__(self, total: int, first: int = 0, show: bool | None = None) -> None:
         self.show = show
         self.bar = tqdm(
             total=total,
@@ -102,12 +109,14 @@ class Progress:
             smoothing=0.05,
             disable=None if show is None else not show,
         )
-        self.total, self.fields = total, {}
+        self.total = total
+        self.fields: dict[str, str] = {}
 
-    def advance(self):
+    def advance(self) -> None:
+        """Count one step as done."""
         self.bar.update()
 
-    def update(self, row):
+    def update(self, row: Mapping[str, Any]) -> None:
         """Show the figures of a row of the metrics file, whichever it has."""
         shown = {
             "classification": ("CE", "{:.3f}"),
@@ -126,11 +135,11 @@ class Progress:
             elapsed = datetime.timedelta(seconds=round(row["seconds"]))
             print(f"step {row['step']} of {self.total} after {elapsed}: {text}", flush=True)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Print a line without tearing the bar, unless silence was asked for."""
         if self.show is not False:
             tqdm.write(text)
 
-    def close(self):
-        """Close the file."""
+    def close(self) -> None:
+        """Leave the bar as it stands."""
         self.bar.close()

@@ -3,22 +3,27 @@
 import math
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
 import cdn_kernels
-from cdn.data import Subset, balanced_indices, load_dataset, steps_per_epoch
+from cdn.data import Dataset, Subset, balanced_indices, load_dataset, steps_per_epoch
 from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
 from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
-from cdn.model import GradResNet
+from cdn.evaluation.evaluate import Report
+from cdn.model import GradResNet, Network
 from cdn.store import CONFIG, METRICS, WEIGHTS, save_config, save_model
 from cdn.training.checkpoint import STATE, load_state, save_state
 from cdn.training.log import Averages, MetricsFile, Progress
 from cdn.training.profile import profile_steps
+from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise
 
@@ -28,7 +33,16 @@ FINAL = dict(denoising_limit=1024)
 BATCH_SIZE = 256
 
 
-def train(settings, run, device, *, resume=False, download=False, profile=False, show=None):
+def train(
+    settings: Settings,
+    run: str | Path,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    download: bool = False,
+    profile: bool = False,
+    show: bool | None = None,
+) -> Report | None:
     """Train a model and leave a complete run folder.
 
     Args:
@@ -53,7 +67,8 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
         dataset = replace(dataset, train=Subset(dataset.train, chosen))
     per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
-    steps = settings.steps or settings.epochs * per_epoch
+    steps = settings.total_steps(per_epoch)
+    progress: Progress  # made when it is known where the run begins
     trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
     # A run that was killed before its first checkpoint resumes from its beginning.
     state = load_state(run, device) if resume and (run / STATE).exists() else None
@@ -62,7 +77,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
     elif not resume:
         _create(run)
         save_config(run, _config(settings, dataset, trainer.model, steps))
-    metrics = MetricsFile(run, state and state["metrics_bytes"])
+    metrics = MetricsFile(run, state["metrics_bytes"] if state else None)
     elapsed = state["seconds"] if state else 0.0
     start = time.perf_counter() - elapsed
     evaluate_every = max(steps // settings.evaluations, 1)
@@ -73,11 +88,11 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         # Whole images are larger than the crops of training: as many pixels at a time, in fewer images.
         batch_size = max(batch_size * settings.crop_size**2 // math.prod(dataset.shape[1:]), 1)
 
-    def save():
+    def save() -> None:
         save_state(run, dict(trainer.state(), metrics_bytes=metrics.sync(), seconds=time.perf_counter() - start))
         save_model(run / WEIGHTS, trainer.average, dataset.classes)
 
-    def measure(limits):
+    def measure(limits: Mapping[str, Any]) -> Report:
         with cdn_kernels.using(trainer.impl):
             result = evaluate(
                 trainer.average,
@@ -157,7 +172,7 @@ def train(settings, run, device, *, resume=False, download=False, profile=False,
         metrics.close()
 
 
-def _create(run):
+def _create(run: Path) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,7 +181,7 @@ def _create(run):
         raise CDNError(f"{run} already holds a run: continue it with --resume {run}, or choose another --out")
 
 
-def _restore(trainer, state, run):
+def _restore(trainer: Trainer, state: dict[str, Any], run: Path) -> None:
     try:
         trainer.restore(state)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -174,7 +189,7 @@ def _restore(trainer, state, run):
         raise CheckpointError(f"the checkpoint in {run} does not fit its {CONFIG}: {cause}") from None
 
 
-def _config(settings, dataset, model, steps):
+def _config(settings: Settings, dataset: Dataset, model: Network, steps: int) -> dict[str, Any]:
     """Return what ``config.json`` says: how to repeat the run, and what a reader of the model needs."""
     return dict(
         cdn=cdn_kernels.__version__,
@@ -197,11 +212,11 @@ def _config(settings, dataset, model, steps):
 
 
 @contextmanager
-def _stop_requests():
+def _stop_requests() -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in a list, so that a step is never torn; a second Ctrl-C stops at once."""
-    requests = []
+    requests: list[int] = []
 
-    def handle(number, frame):
+    def handle(number: int, frame: FrameType | None) -> None:
         if requests and number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.append(number)

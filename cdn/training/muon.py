@@ -1,13 +1,17 @@
 """Muon: momentum whose matrices are orthogonalized, for the filters inside a network."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 # Of the quintic iteration x -> a x + b x^3 + c x^5 on singular values, and the number of its steps (Jordan 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
-def orthogonalize(matrix):
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Return a bfloat16 matrix with the singular vectors of the given one and singular values of about 1.
 
     Newton-Schulz iteration after K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
@@ -42,28 +46,38 @@ class Muon(torch.optim.Optimizer):
         ValueError: a parameter of fewer than two dimensions.
     """
 
-    def __init__(self, params, lr, *, momentum=0.95, weight_decay=0.01, fixed_norm=False):
+    found_inf: Tensor | None  # set by whoever wants a step to be skipped
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        fixed_norm: bool = False,
+    ) -> None:
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, fixed_norm=fixed_norm))
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.dim() < 2:
                 raise ValueError(f"Muon: parameters must have two or more dimensions, got shape {list(p.shape)}")
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:  # type: ignore[override]  # takes no closure: a step computes no gradients
         """Update every parameter that has a gradient, unless ``found_inf`` is set and not 0."""
         skip = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, group, skip)
+                    self._update(p, p.grad, group, skip)
 
-    def _update(self, p, group, skip):
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any], skip: Tensor | None) -> None:
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer, momentum = state["momentum_buffer"], group["momentum"]
-        mean = buffer.lerp(p.grad, 1 - momentum)
-        update = orthogonalize(p.grad.lerp(mean, momentum).flatten(1)).to(p.dtype).view_as(p)
+        mean = buffer.lerp(gradient, 1 - momentum)
+        update = orthogonalize(gradient.lerp(mean, momentum).flatten(1)).to(p.dtype).view_as(p)
         rate = group["lr"] * 0.2 * max(p.shape[0], p[0].numel()) ** 0.5
         stepped = torch.addcmul(p.mul(1 - group["lr"] * group["weight_decay"]), update, _number(rate, p), value=-1)
         if group["fixed_norm"]:
@@ -74,6 +88,6 @@ class Muon(torch.optim.Optimizer):
         p.copy_(stepped)
 
 
-def _number(value, p):
+def _number(value: float | Tensor, p: Tensor) -> Tensor:
     """Return a number or tensor [] as a tensor [] in the dtype of a parameter, on its device."""
     return value.to(p.dtype) if isinstance(value, torch.Tensor) else p.new_full((), value)

@@ -3,19 +3,25 @@
 import copy
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cdn.store import write_atomically
+from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
 
 PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "optimizer")
 
 
-def profile_steps(trainer, path, say, warmup=3, repeats=7):
+def profile_steps(
+    trainer: Trainer, path: str | Path, say: Callable[[str], object], warmup: int = 3, repeats: int = 7
+) -> None:
     """Measure the phases of a training step, print a table, and write it as JSON.
 
     The trainer is left exactly as found. Bytes are those of all inputs and outputs of the operations that PyTorch
@@ -44,7 +50,7 @@ def profile_steps(trainer, path, say, warmup=3, repeats=7):
     times["other"] = max(times["step"] - sum(times.get(name, 0.0) for name in PHASES), 0.0)
     moved = dict(traffic.moved)
     moved["other"] = moved["step"] - sum(moved.get(name, 0) for name in PHASES)
-    rows = [
+    rows: list[dict[str, Any]] = [
         dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"], bytes=moved.get(name, 0))
         for name in (*PHASES, "other", "step")
         if name in times
@@ -58,19 +64,20 @@ def profile_steps(trainer, path, say, warmup=3, repeats=7):
 class _Clock:
     """Time phases; a phase entered twice in a step counts as one."""
 
-    def __init__(self, device):
-        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        self.current, self.steps = {}, {}
+    def __init__(self, device: torch.device) -> None:
+        self.wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        self.current: dict[str, float] = {}
+        self.steps: dict[str, list[float]] = {}
 
     @contextmanager
-    def __call__(self, name):
+    def __call__(self, name: str) -> Iterator[None]:
         self.wait()
         start = time.perf_counter()
         yield
         self.wait()
         self.current[name] = self.current.get(name, 0.0) + time.perf_counter() - start
 
-    def finish(self):
+    def finish(self) -> None:
         for name, seconds in self.current.items():
             self.steps.setdefault(name, []).append(seconds)
         self.current = {}
@@ -79,22 +86,28 @@ class _Clock:
 class _Traffic:
     """Count the bytes that the operations of each phase read and write."""
 
-    def __init__(self):
-        self.moved = {}
+    def __init__(self) -> None:
+        self.moved: dict[str, int] = {}
 
     @contextmanager
-    def __call__(self, name):
+    def __call__(self, name: str) -> Iterator[None]:
         with _CountBytes() as mode:
             yield
         self.moved[name] = self.moved.get(name, 0) + mode.bytes
 
 
 class _CountBytes(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             # Expanded tensors touch only the memory that they have.

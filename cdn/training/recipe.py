@@ -1,8 +1,11 @@
 """The optimizer and its schedule, as chosen in docs/ablations.md."""
 
 import math
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cdn.training.muon import Muon
 
@@ -18,40 +21,46 @@ class Optimizers:
     ``found_inf``, a flag on the device, makes all of them skip the next step.
     """
 
-    def __init__(self, *members):
+    def __init__(self, *members: Optimizer) -> None:
         self.members = members
-        self.found_inf = None
+        self.found_inf: Tensor | None = None
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all members, as the members keep them."""
         return [group for member in self.members for group in member.param_groups]
 
     @property
-    def state(self):
+    def state(self) -> dict[Tensor, Any]:
+        """What the members keep of each parameter."""
         return {p: state for member in self.members for p, state in member.state.items()}
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
+        """Clear the gradients of all parameters."""
         for member in self.members:
             member.zero_grad()
 
-    def step(self):
+    def step(self) -> None:
+        """Update all parameters, unless ``found_inf`` is set and not 0."""
         # Only while it happens, since torch warns of optimizers that could be recorded and are not.
         recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         for member in self.members:
-            member.found_inf = self.found_inf
+            member.found_inf = self.found_inf  # type: ignore[attr-defined]  # torch reads it, and declares it nowhere
             for group in member.param_groups:
                 group["capturable"] = recording
             member.step()
 
-    def state_dict(self):
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return what :meth:`load_state_dict` takes, an item per member."""
         return [member.state_dict() for member in self.members]
 
-    def load_state_dict(self, states):
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take over a state; ValueError if it is that of more or fewer members."""
         for member, state in zip(self.members, states, strict=True):
             member.load_state_dict(state)
 
 
-def make_optimizer(model, name, learning_rate, weight_decay):
+def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> Optimizers:
     """Build AdamW, or Muon for the filters and matrices between features and AdamW for all else.
 
     Muon keeps the norm of the filters of the trunk. A scale-preserving network is free to let the scale of its stages
@@ -65,20 +74,25 @@ def make_optimizer(model, name, learning_rate, weight_decay):
     Args:
         name: one of OPTIMIZERS.
     """
-    filters, maps, outer, gains = [], [], [], []
+    filters: list[Tensor] = []
+    maps: list[Tensor] = []
+    outer: list[Tensor] = []
+    gains: list[Tensor] = []
     for path, p in model.named_parameters():
-        inner = name == "muon" and not _OUTER & set(path.split("."))
-        group = gains if p.dim() <= 1 else outer if not inner else maps if path.startswith("head.") else filters
+        hidden = name == "muon" and not _OUTER & set(path.split("."))
+        group = gains if p.dim() <= 1 else outer if not hidden else maps if path.startswith("head.") else filters
         group.append(p)
     groups = [dict(params=outer, weight_decay=weight_decay), dict(params=gains, weight_decay=0.0)]
-    members = [torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.99), fused=True)]
+    members: list[Optimizer] = [
+        torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.99), fused=True)
+    ]
     if filters:
         inner = [dict(params=filters, fixed_norm=True, weight_decay=0.0), dict(params=maps, weight_decay=weight_decay)]
         members.append(Muon([g for g in inner if g["params"]], learning_rate))
     return Optimizers(*members)
 
 
-def learning_rate(step, steps, peak, warmup):
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Return the learning rate of a 0-based step: linear warm-up, then half a cosine down to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup

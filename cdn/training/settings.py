@@ -1,13 +1,18 @@
 """All that defines a training run, with the recipe of each data set as its defaults."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
+
+from torch import Tensor
 
 from cdn.errors import CDNError
-from cdn.model import DirectDenoiser, GradResNet, ResNet
+from cdn.model import DirectDenoiser, GradResNet, Network, ResNet
+from cdn.model.gradresnet import Mean
 from cdn_kernels import NoiseLevels
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
 
-BLOCKS = {
+BLOCKS: dict[str, tuple[int, ...]] = {
     "gradresnet18": (2, 2, 2, 2),
     "gradresnet34": (3, 4, 6, 3),
     "gradresnet-small": (2, 2),
@@ -23,7 +28,7 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
-_PHOTOGRAPHS = dict(
+_PHOTOGRAPHS: dict[str, Any] = dict(
     model="gradresnet18",
     width=64,
     epochs=100,
@@ -35,7 +40,7 @@ _PHOTOGRAPHS = dict(
     clean_share=0.5,
     ema=0.998,
 )
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "digits": dict(
         model="gradresnet-small",
         width=64,
@@ -56,11 +61,23 @@ RECIPES = {
 
 # What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
 # other objectives it diverged on the digits.
-JEM = {
+JEM: dict[str, dict[str, Any]] = {
     "digits": dict(head="linear", learning_rate=1e-3),
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
 }
+
+
+# Default of the settings that have none of their own: they are filled in when the others are known.
+_LATER: Any = None
+
+
+class Weights(TypedDict):
+    """Arguments of :func:`cdn.joint_loss` that weigh its terms."""
+
+    classification_weight: float
+    denoising_weight: float | Tensor
+    label_smoothing: float
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,15 @@ class Settings:
     data_dir: str | None = None
     image_size: int | None = None
     train_images: int | None = None
-    model: str | None = None
-    width: int | None = None
+    model: str = _LATER
+    width: int = _LATER
     stem: str = "cifar"
-    head: str | None = None
+    head: str = _LATER
     norm: str = "scale-preserving"
     homogeneous: bool = False
     mean: float | None = None
-    objective: str | None = None
-    denoising_weight: float | None = None
+    objective: str = _LATER
+    denoising_weight: float = _LATER
     final_denoising_weight: float | None = None
     label_smoothing: float = 0.0
     jem_start: str = "gaussian"
@@ -98,19 +115,19 @@ class Settings:
     sigma_law: str = "log-uniform"
     sigma_low: float = 0.01
     sigma_high: float = 1.0
-    clean_share: float | None = None
+    clean_share: float = _LATER
     epochs: int | None = None
     steps: int | None = None
-    batch_size: int | None = None
-    crop_padding: int | None = None
+    batch_size: int = _LATER
+    crop_padding: int = _LATER
     crop_size: int | None = None
-    flip: bool | None = None
-    optimizer: str | None = None
-    learning_rate: float | None = None
+    flip: bool = _LATER
+    optimizer: str = _LATER
+    learning_rate: float = _LATER
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float | None = None
+    ema: float = _LATER
     precision: str = "float32"
     device: str = "auto"
     seed: int = 0
@@ -120,7 +137,7 @@ class Settings:
     evaluations: int = 10
     checkpoint_seconds: float = 60.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
         recipe = RECIPES[self.data] | (JEM[self.data] if self.objective == "jem" else dict(head="log-energy"))
@@ -152,11 +169,15 @@ class Settings:
             raise CDNError(str(error)) from None
 
     @property
-    def levels(self):
+    def levels(self) -> NoiseLevels:
         """The distribution of noise levels."""
         return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
 
-    def weights(self, progress):
+    def total_steps(self, per_epoch: int) -> int:
+        """Return the length of the run in steps, of which an epoch has ``per_epoch``."""
+        return self.steps or (self.epochs or 0) * per_epoch  # one of the two is given
+
+    def weights(self, progress: float) -> Weights:
         """Return the weights of the two terms, as arguments of :func:`cdn.joint_loss`.
 
         Args:
@@ -165,19 +186,19 @@ class Settings:
         """
         first, last = self.denoising_weight, self.final_denoising_weight
         weight = first if last is None else first + progress * (last - first)
-        return dict(
+        return Weights(
             classification_weight=float(self.objective != "denoising"),
             denoising_weight=weight if self.objective != "classification" else 0.0,
             label_smoothing=self.label_smoothing,
         )
 
-    def build_model(self, num_classes, in_channels, mean):
+    def build_model(self, num_classes: int, in_channels: int, mean: Mean) -> Network:
         """Build the model with fresh weights.
 
         Raises:
             CDNError: an option the model does not take.
         """
-        common = dict(width=self.width, blocks=BLOCKS[self.model], stem=self.stem, mean=mean)
+        common: dict[str, Any] = dict(width=self.width, blocks=BLOCKS[self.model], stem=self.stem, mean=mean)
         try:
             if self.model.startswith("resnet"):
                 return ResNet(num_classes, in_channels, **common)
@@ -189,12 +210,12 @@ class Settings:
         except ValueError as error:
             raise CDNError(str(error)) from None
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return the settings as they are written to ``config.json``."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings of a ``config.json``, ignoring what is not a setting."""
         names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})

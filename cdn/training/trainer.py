@@ -2,15 +2,19 @@
 
 import copy
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import cdn_kernels
-from cdn.data import Augmentation, Batches, channel_mean
-from cdn.objective import joint_step
+from cdn.data import Augmentation, Batches, Dataset, channel_mean
+from cdn.objective import Parts, joint_step
 from cdn.training.health import Health
 from cdn.training.jem import MOMENT_IMAGES, JointEnergy
 from cdn.training.recipe import learning_rate, make_optimizer
+from cdn.training.settings import Settings
 from cdn_kernels import Noise
 from cdn_kernels.backends.dispatch import fused_backends
 from cdn_kernels.graphs import Graphed
@@ -32,7 +36,14 @@ class Trainer:
         say: called with a sentence about what could not be done as it should.
     """
 
-    def __init__(self, settings, dataset, steps, device, say=warnings.warn):
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        steps: int,
+        device: torch.device,
+        say: Callable[[str], object] = warnings.warn,
+    ) -> None:
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
@@ -40,7 +51,7 @@ class Trainer:
         # The fused kernels and GPUs run fastest channels last, torch's convolutions on a CPU contiguous.
         last = settings.fused or device.type == "cuda"
         self.layout = torch.channels_last if last else torch.contiguous_format
-        self.model.to(memory_format=self.layout)
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's declarations
         self.impl = settings.impl if settings.fused else "reference"
         if settings.fused:
             fused_backends(device, settings.impl)
@@ -61,22 +72,22 @@ class Trainer:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.rate = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         self.share, self.denoising_weight = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.jem = None
+        self.jem: JointEnergy | None = None
         if settings.objective == "jem":
             self.jem = JointEnergy(settings, self._first_images(MOMENT_IMAGES), len(dataset.train), device)
         self.say = say
         self.step = 0
         self._start()
 
-    def _start(self):
+    def _start(self) -> None:
         """Let the optimizer read the learning rate from its tensor, and record the step anew."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         # The chains of a joint energy model are drawn on the CPU.
         recorded = self.settings.fused and self.device.type == "cuda" and not self.jem
-        self.run = Graphed(self.work, self.device, say=self.say) if recorded else self.work
+        self.run: Callable[[], Parts] = Graphed(self.work, self.device, say=self.say) if recorded else self.work
 
-    def _first_images(self, count):
+    def _first_images(self, count: int) -> Tensor:
         """Return the images of the first steps, at least so many, on the CPU."""
         images = []
         for step in range(-(-count // self.settings.batch_size)):
@@ -84,14 +95,14 @@ class Trainer:
             images.append(self.batch()[0].cpu())
         return torch.cat(images)
 
-    def advance(self):
+    def advance(self) -> Parts:
         """Do the next step and return its scalars, which stay on the device until the step after it."""
         self.prepare()
         scalars = self.run()
         self.step += 1
         return scalars
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Write down on the device what the next step needs to know."""
         settings, step = self.settings, self.step
         with phase("data"):
@@ -102,7 +113,7 @@ class Trainer:
         self.share.fill_(1 - min(settings.ema, (1 + step) / (10 + step)))
         self.denoising_weight.fill_(settings.weights(step / self.steps)["denoising_weight"])
 
-    def work(self):
+    def work(self) -> Parts:
         """Do the step that was prepared, all of it on the device, and return its scalars."""
         settings = self.settings
         with phase("data"):
@@ -122,12 +133,12 @@ class Trainer:
             scalars["train_accuracy"] = scalars.pop("accuracy")
         return scalars
 
-    def batch(self):
+    def batch(self) -> tuple[Tensor, Tensor]:
         """Return the images, float32 [B, C, H, W] in [0, 1], and labels of the step that was prepared."""
         images, labels = self.batches.read()
         return images.float().div_(255).contiguous(memory_format=self.layout), labels
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Return everything that :meth:`restore` needs."""
         state = dict(
             step=self.step,
@@ -139,7 +150,7 @@ class Trainer:
         )
         return state | dict(chains=self.jem.chains) if self.jem else state
 
-    def restore(self, state):
+    def restore(self, state: dict[str, Any]) -> None:
         """Take over a state, so that the next step is the one that would have followed."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -151,7 +162,7 @@ class Trainer:
         self.step = state["step"]
         self._start()
 
-    def _gradient(self, x, labels):
+    def _gradient(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Parts]:
         """Add the gradient of the objective to ``.grad`` and return (loss, parts)."""
         settings = self.settings
         if self.jem:
@@ -164,9 +175,9 @@ class Trainer:
             self.model, x, labels, settings.levels, Noise(settings.seed, self.number), impl=self.impl, **weights
         )
 
-    def _update_average(self):
+    def _update_average(self) -> None:
         with torch.no_grad():
             for mine, theirs in zip(self.average.parameters(), self.model.parameters()):
                 mine.lerp_(theirs, self.share)
-            for mine, theirs in zip(self.average.buffers(), self.model.buffers()):
-                mine.copy_(theirs)
+            for buffer, current in zip(self.average.buffers(), self.model.buffers()):
+                buffer.copy_(current)

@@ -1,0 +1,19 @@
+"""What all networks of this package have in common."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A module on images [B, C, H, W] that knows how to build it again.
+
+    Attributes:
+        config: options that :func:`cdn.model.build` makes the same network of, with fresh weights; JSON can hold them.
+        classes: names of the classes; set by :func:`cdn.load` alone.
+        mean: what is subtracted from the images, float32 [1, C, 1, 1].
+    """
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    mean: Tensor
