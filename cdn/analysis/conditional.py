@@ -8,6 +8,8 @@ denoised images, and ``sum_c p(c | y) D(y, c) = D(y)``.
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from cdn.density import denoise
 from cdn.evaluation.metrics import psnr
@@ -27,14 +29,14 @@ class Denoised(NamedTuple):
         posterior: p(c | y), [B, classes].
     """
 
-    unconditional: torch.Tensor
-    true: torch.Tensor
-    wrong: torch.Tensor
-    wrong_label: torch.Tensor
-    posterior: torch.Tensor
+    unconditional: Tensor
+    true: Tensor
+    wrong: Tensor
+    wrong_label: Tensor
+    posterior: Tensor
 
 
-def denoise_with_classes(model, y, sigma, labels):
+def denoise_with_classes(model: nn.Module, y: Tensor, sigma: float | Tensor, labels: Tensor) -> Denoised:
     """Denoise without a class, with the true one, and with the most probable wrong one.
 
     Args:
@@ -74,17 +76,27 @@ class ClassGains(NamedTuple):
         right: whether the most probable class is the true one, bool.
     """
 
-    psnr_noisy: torch.Tensor
-    psnr_unconditional: torch.Tensor
-    psnr_true: torch.Tensor
-    psnr_wrong: torch.Tensor
-    error: torch.Tensor
-    error_true: torch.Tensor
-    moved: torch.Tensor
-    right: torch.Tensor
+    psnr_noisy: Tensor
+    psnr_unconditional: Tensor
+    psnr_true: Tensor
+    psnr_wrong: Tensor
+    error: Tensor
+    error_true: Tensor
+    moved: Tensor
+    right: Tensor
 
 
-def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="float32", bar=None):
+def class_gains(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    sigma: float,
+    *,
+    batch_size: int = 64,
+    precision: str = "float32",
+    bar: tqdm | None = None,
+) -> ClassGains:
     """Measure what the true and a wrong class change in denoised images.
 
     Args:
@@ -122,7 +134,7 @@ def class_gains(model, x, labels, noise, sigma, *, batch_size=64, precision="flo
     return ClassGains(*(torch.cat(values) for values in zip(*parts)))
 
 
-def adversarial_gradient(model, y, labels):
+def adversarial_gradient(model: nn.Module, y: Tensor, labels: Tensor) -> Tensor:
     """Return ``grad_y log p(c | y)``, the shape of y, by a backward pass through the cross-entropy.
 
     Args:
@@ -145,13 +157,13 @@ class Mismatch(NamedTuple):
     relative: float
 
 
-def difference_identity(model, y, sigma, labels):
+def difference_identity(model: nn.Module, y: Tensor, sigma: float, labels: Tensor) -> Mismatch:
     """Measure ``D(y, c) - D(y) = sigma^2 grad_y log p(c | y)``; arguments as for :func:`denoise_with_classes`."""
     left = denoise(model, y, sigma, labels) - denoise(model, y, sigma)
     return _mismatch(left, sigma**2 * adversarial_gradient(model, y, labels))
 
 
-def mixture_identity(model, y, sigma):
+def mixture_identity(model: nn.Module, y: Tensor, sigma: float) -> Mismatch:
     """Measure ``sum_c p(c | y) D(y, c) = D(y)``, less y on both sides, whose size would hide the difference."""
     with torch.no_grad():
         posterior = model(y).softmax(1)
@@ -159,6 +171,6 @@ def mixture_identity(model, y, sigma):
     return _mismatch(mixture - y, denoise(model, y, sigma) - y)
 
 
-def _mismatch(left, right):
+def _mismatch(left: Tensor, right: Tensor) -> Mismatch:
     difference = (left - right).double()
     return Mismatch(float(difference.abs().max()), float(difference.norm() / right.double().norm()))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor, nn
 
 from cdn.density import score
 from cdn_kernels import reference as ops
@@ -25,9 +26,9 @@ class Evidence(NamedTuple):
         confidence: ``max_c p(c | y)``.
     """
 
-    log_density: torch.Tensor | None
-    score_norm: torch.Tensor | None
-    confidence: torch.Tensor | None
+    log_density: Tensor | None
+    score_norm: Tensor | None
+    confidence: Tensor | None
 
 
 class Separation(NamedTuple):
@@ -47,7 +48,9 @@ class Separation(NamedTuple):
     fpr95: float
 
 
-def gather(model, y, *, density=True, classes=True, batch_size=256):
+def gather(
+    model: nn.Module, y: Tensor, *, density: bool = True, classes: bool = True, batch_size: int = 256
+) -> Evidence:
     """Read from a model what detectors need to know of images.
 
     Args:
@@ -76,7 +79,7 @@ def gather(model, y, *, density=True, classes=True, batch_size=256):
     return Evidence(join(log_density, density), join(score_norm, density), join(confidence, classes))
 
 
-def rate(evidence, reference):
+def rate(evidence: Evidence, reference: Evidence) -> dict[str, Tensor]:
     """Rate images by every detector that the evidence allows.
 
     Args:
@@ -96,6 +99,8 @@ def rate(evidence, reference):
     """
     ratings = {}
     if evidence.log_density is not None:
+        # A density has a score too, and the reference was read from the same model.
+        assert evidence.score_norm is not None and reference.log_density is not None
         ratings[LOG_DENSITY] = evidence.log_density
         ratings[TYPICALITY] = typicality(evidence.log_density, reference.log_density)
         ratings[SCORE_NORM] = -evidence.score_norm
@@ -104,7 +109,7 @@ def rate(evidence, reference):
     return ratings
 
 
-def typicality(log_density, reference):
+def typicality(log_density: Tensor, reference: Tensor) -> Tensor:
     """Return ``-|log p(y) - m| / s`` for the mean m and deviation s of ``log p`` over training images.
 
     Outliers may well have a higher density than any image of the training: Nalisnick et al., "Detecting
@@ -121,7 +126,7 @@ def typicality(log_density, reference):
     return -(log_density - mean).abs() / deviation
 
 
-def separation(inliers, outliers):
+def separation(inliers: Tensor, outliers: Tensor) -> Separation:
     """Measure how well ratings tell inliers from outliers.
 
     Args:
@@ -139,13 +144,13 @@ def separation(inliers, outliers):
                 f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} "
                 f"with {int((~ratings.isfinite()).sum())} not finite"
             )
-    ratings = torch.cat([inliers, outliers]).cpu().numpy()
+    rated = torch.cat([inliers, outliers]).cpu().numpy()
     inside = torch.cat([torch.ones(len(inliers)), torch.zeros(len(outliers))]).numpy()
     # The lowest threshold that 95 % of the inliers reach, counted without interpolation.
     threshold = inliers.sort().values[len(inliers) - -(-95 * len(inliers) // 100)]
     return Separation(
-        float(roc_auc_score(inside, ratings)),
-        float(average_precision_score(inside, ratings)),
-        float(average_precision_score(1 - inside, -ratings)),
+        float(roc_auc_score(inside, rated)),
+        float(average_precision_score(inside, rated)),
+        float(average_precision_score(1 - inside, -rated)),
         float((outliers >= threshold).double().mean()),
     )

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from cdn.analysis.jacobian import Jacobian, probe
 from cdn.modes import evaluating
@@ -21,14 +23,25 @@ class Dimension(NamedTuple):
             normal distribution", 1981). It differs from the loss of any denoiser by chance only, if the trace is right.
     """
 
-    trace: torch.Tensor
-    trace_error: torch.Tensor
-    asymmetry: torch.Tensor
-    loss: torch.Tensor
-    stein: torch.Tensor
+    trace: Tensor
+    trace_error: Tensor
+    asymmetry: Tensor
+    loss: Tensor
+    stein: Tensor
 
 
-def effective_dimension(model, x, sigma, noise, probes, probe_noise, *, batch_size=32, precision="float32", bar=None):
+def effective_dimension(
+    model: nn.Module,
+    x: Tensor,
+    sigma: float,
+    noise: Noise,
+    probes: int,
+    probe_noise: Noise,
+    *,
+    batch_size: int = 32,
+    precision: str = "float32",
+    bar: tqdm | None = None,
+) -> Dimension:
     """Estimate the trace of the Jacobian of a denoiser at noisy images, and measure the loss there.
 
     Args:

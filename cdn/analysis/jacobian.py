@@ -15,11 +15,14 @@ symmetric J there is no difference, and for any J the forms ``<u, J v> = <J^T u,
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from cdn.analysis.lanczos import extreme_eigenpairs
+from cdn.analysis.lanczos import Eigenpairs, extreme_eigenpairs
 from cdn.density import denoise
 from cdn.model import DirectDenoiser
 from cdn_kernels import Noise, standard_normal
@@ -45,13 +48,13 @@ class Jacobian:
         ValueError: what :func:`cdn.denoise` refuses.
     """
 
-    def __init__(self, model, y, sigma, label=None):
+    def __init__(self, model: nn.Module, y: Tensor, sigma: float | Tensor, label: int | Tensor | None = None) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self._y = differentiable(y, keep=False)
             self._denoised = denoise(model, self._y, sigma, label, create_graph=True)
         self.denoised = self._denoised.detach()
 
-    def transposed_product(self, v):
+    def transposed_product(self, v: Tensor) -> Tensor:
         """Return ``J^T v`` of each image for v [B, C, H, W]; for a density, whose J is symmetric, that is ``J v``."""
         with torch.inference_mode(False):
             v = v.clone() if v.is_inference() else v
@@ -68,12 +71,12 @@ class Probing(NamedTuple):
             leaves at a few units in the last place, and 1 for an antisymmetric one.
     """
 
-    trace: torch.Tensor
-    trace_error: torch.Tensor
-    asymmetry: torch.Tensor
+    trace: Tensor
+    trace_error: Tensor
+    asymmetry: Tensor
 
 
-def probe(jacobian, probes, noise):
+def probe(jacobian: Jacobian, probes: int, noise: Noise) -> Probing:
     """Estimate trace and asymmetry from the forms ``<u, J v>`` of all pairs of some random probes.
 
     With independent signs as components, ``E <v, J v> = tr J`` (Hutchinson, "A stochastic estimator of the trace of the
@@ -93,8 +96,8 @@ def probe(jacobian, probes, noise):
         raise ValueError(f"probes must be at least 2, got {probes}")
     y = jacobian.denoised
     signs = [_signs(y, Noise(noise.seed, noise.offset + k)) for k in range(probes)]
-    images = [jacobian.transposed_product(v) for v in signs]
-    u, images = (torch.stack(rows, 1).flatten(2).double() for rows in (signs, images))
+    products = [jacobian.transposed_product(v) for v in signs]
+    u, images = (torch.stack(rows, 1).flatten(2).double() for rows in (signs, products))
     forms = images @ u.mT  # [B, K, K]: <J^T u_i, u_j> = <u_i, J u_j>
     squares = forms.diagonal(dim1=1, dim2=2)
     pairs = ~torch.eye(probes, dtype=torch.bool, device=y.device)
@@ -102,7 +105,9 @@ def probe(jacobian, probes, noise):
     return Probing(squares.mean(1), squares.std(1) / math.sqrt(probes), norm(forms - forms.mT) / (2 * norm(forms)))
 
 
-def row_product(model, y, sigma, label=None, batch_size=32):
+def row_product(
+    model: nn.Module, y: Tensor, sigma: float | Tensor, label: int | Tensor | None = None, batch_size: int = 32
+) -> Callable[[Tensor], Tensor]:
     """Return the map ``V -> V J`` for rows V [k, d], with J the Jacobian at one image.
 
     Args:
@@ -115,7 +120,7 @@ def row_product(model, y, sigma, label=None, batch_size=32):
     """
     jacobian = Jacobian(model, y.expand(batch_size, *y.shape), sigma, label)
 
-    def product(rows):
+    def product(rows: Tensor) -> Tensor:
         parts = []
         for part in rows.to(y).split(batch_size):
             batch = y.new_zeros(batch_size, y.numel())
@@ -126,7 +131,14 @@ def row_product(model, y, sigma, label=None, batch_size=32):
     return product
 
 
-def matrix(model, y, sigma, label=None, batch_size=32, bar=None):
+def matrix(
+    model: nn.Module,
+    y: Tensor,
+    sigma: float | Tensor,
+    label: int | Tensor | None = None,
+    batch_size: int = 32,
+    bar: tqdm | None = None,
+) -> Tensor:
     """Return the whole Jacobian at one image y [C, H, W]: float64 [d, d] on the CPU, from d products.
 
     Args:
@@ -144,7 +156,19 @@ def matrix(model, y, sigma, label=None, batch_size=32, bar=None):
     return jacobian
 
 
-def eigenpairs(model, y, sigma, largest, smallest, *, generator, label=None, batch_size=8, tolerance=1e-3, limit=512):
+def eigenpairs(
+    model: nn.Module,
+    y: Tensor,
+    sigma: float | Tensor,
+    largest: int,
+    smallest: int,
+    *,
+    generator: torch.Generator,
+    label: int | Tensor | None = None,
+    batch_size: int = 8,
+    tolerance: float = 1e-3,
+    limit: int = 512,
+) -> Eigenpairs:
     """Find the largest and the smallest eigenpairs of the Jacobian at one image.
 
     Args:
@@ -173,6 +197,6 @@ def eigenpairs(model, y, sigma, largest, smallest, *, generator, label=None, bat
     return pairs._replace(vectors=pairs.vectors.view(-1, *y.shape))
 
 
-def _signs(y, noise):
+def _signs(y: Tensor, noise: Noise) -> Tensor:
     normal = standard_normal(y.shape, noise, dtype=y.dtype, device=y.device)
     return torch.where(normal < 0, -1.0, 1.0).to(y)

@@ -1,8 +1,10 @@
 """Extreme eigenpairs of a symmetric operator that is known only by its products with vectors."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # A direction that loses this share of its length to orthogonalization is rounding noise.
 LOST = 1e-8
@@ -18,13 +20,23 @@ class Eigenpairs(NamedTuple):
         products: how many vectors the operator was applied to.
     """
 
-    values: torch.Tensor
-    vectors: torch.Tensor
-    residuals: torch.Tensor
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
     products: int
 
 
-def extreme_eigenpairs(product, size, largest, smallest, *, generator, block=8, tolerance=1e-3, limit=512):
+def extreme_eigenpairs(
+    product: Callable[[Tensor], Tensor],
+    size: int,
+    largest: int,
+    smallest: int,
+    *,
+    generator: torch.Generator,
+    block: int = 8,
+    tolerance: float = 1e-3,
+    limit: int = 512,
+) -> Eigenpairs:
     """Find the ends of a spectrum by block Lanczos iteration with full reorthogonalization.
 
     The Krylov space of a block of random vectors grows by one block of products per step; the best approximations
@@ -78,7 +90,7 @@ def extreme_eigenpairs(product, size, largest, smallest, *, generator, block=8, 
         seeds = images[start:done]
 
 
-def _orthonormal(row, basis, generator):
+def _orthonormal(row: Tensor, basis: Tensor, generator: torch.Generator) -> Tensor:
     """Return a unit vector orthogonal to an orthonormal basis: along row, or at random where row lies in its span."""
     while True:
         length = row.norm()
@@ -89,7 +101,7 @@ def _orthonormal(row, basis, generator):
         row = torch.randn(row.shape, dtype=row.dtype, generator=generator)
 
 
-def _ritz(basis, images, reduced, largest, smallest):
+def _ritz(basis: Tensor, images: Tensor, reduced: Tensor, largest: int, smallest: int) -> Eigenpairs:
     values, coordinates = torch.linalg.eigh((reduced + reduced.T) / 2)
     values, coordinates = values.flip(0), coordinates.flip(1).T
     if largest + smallest < len(values):

@@ -1,12 +1,14 @@
 """Letters, drawn as small as handwritten digits are: what a classifier of digits should not take for one."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 # Without I and O, which are digits in some handwriting.
 ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZ"
@@ -17,7 +19,7 @@ WIDEST = 0.75  # part of the width that a letter may fill, as digits do
 SLANT = 0.25  # largest shift of the top against the middle, in heights
 
 
-def letters(shape, generator):
+def letters(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draw capital letters, bright on dark, in a font, a slant and a place of their own.
 
     Args:
@@ -39,16 +41,20 @@ def letters(shape, generator):
     for image, choice, slant, place in zip(images, choices, slants, places):
         letter, font = divmod(choice, len(fonts))
         glyph = _draw(ALPHABET[letter], fonts[font], (2 * slant - 1) * SLANT)
-        glyph = glyph.resize((max(1, min(widest, round(height * glyph.width / glyph.height))), height), Image.BOX)
+        glyph = glyph.resize(
+            (max(1, min(widest, round(height * glyph.width / glyph.height))), height), Image.Resampling.BOX
+        )
         left = round(place * (width - glyph.width))
         image[:, left : left + glyph.width] = np.asarray(glyph, np.float32) / 255
     return torch.from_numpy(images)[:, None].repeat(1, channels, 1, 1)
 
 
-def _draw(letter, font, slant):
+def _draw(letter: str, font: ImageFont.FreeTypeFont, slant: float) -> Image.Image:
     """Return a grey image that a slanted letter fills."""
     canvas = Image.new("L", (3 * DRAWN, 2 * DRAWN))
     middle = (1.5 * DRAWN, DRAWN)
     ImageDraw.Draw(canvas).text(middle, letter, fill=255, font=font, anchor="mm")
-    canvas = canvas.transform(canvas.size, Image.AFFINE, (1, 2 * slant, -2 * slant * DRAWN, 0, 1, 0), Image.BILINEAR)
+    canvas = canvas.transform(
+        canvas.size, Image.Transform.AFFINE, (1, 2 * slant, -2 * slant * DRAWN, 0, 1, 0), Image.Resampling.BILINEAR
+    )
     return canvas.crop(canvas.getbbox())

@@ -1,6 +1,10 @@
 """Images that are not like those of the training: noise, distortions of real images, and other people's pictures."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from cdn.analysis.letters import letters
 from cdn.errors import DataError
@@ -9,7 +13,7 @@ from cdn.evaluation.files import find_images, read_image
 BLOCKS = 4  # to a side, where an image has as many pixels
 
 
-def synthetic_outliers(images, seed=0):
+def synthetic_outliers(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """Make sets of outliers, each as large as a set of images, and most of them out of those.
 
     Args:
@@ -41,7 +45,7 @@ def synthetic_outliers(images, seed=0):
     return {name: value.to(images.device).clamp(0, 1).mul(255).round().div(255) for name, value in sets.items()}
 
 
-def shuffle_blocks(images, count, generator):
+def shuffle_blocks(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Cut images into count x count blocks and put those, in a random order for each image, together again.
 
     Rows and columns that do not fill a block stay where they are.
@@ -70,7 +74,7 @@ def shuffle_blocks(images, count, generator):
     return shuffled
 
 
-def read_outliers(folder, shape, limit):
+def read_outliers(folder: str | Path, shape: Sequence[int], limit: int) -> Tensor:
     """Read images from a folder, in the order of their names.
 
     Args:
@@ -104,7 +108,7 @@ def read_outliers(folder, shape, limit):
     return torch.cat(found)[:limit]
 
 
-def _shuffle(values, generator):
+def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:
     """Put the last dimension of values [N, K, M] into an order of its own for each of the N."""
     order = torch.rand(len(values), values.shape[2], generator=generator).argsort(1).to(values.device)
     return values.gather(2, order[:, None].expand_as(values))

@@ -6,7 +6,7 @@ Everything here is in float64 and on numbers, without tables or approximations b
 import math
 
 
-def upper_tail(k, n, p):
+def upper_tail(k: int, n: int, p: float) -> float:
     """Return ``P(X >= k)`` for a binomial X of n draws with probability p.
 
     Args:
@@ -26,7 +26,7 @@ def upper_tail(k, n, p):
     return _tail(k, n, p)
 
 
-def lower_bound(k, n, alpha):
+def lower_bound(k: int, n: int, alpha: float) -> float:
     """Return the lower bound of Clopper and Pearson (1934): with probability 1 - alpha or more, p is above it.
 
     The p at which k or more successes in n draws would have the probability alpha; equal to the alpha quantile of a
@@ -53,7 +53,7 @@ def lower_bound(k, n, alpha):
     return low
 
 
-def fewest_for_majority(n, alpha):
+def fewest_for_majority(n: int, alpha: float) -> int | None:
     """Return the smallest k whose :func:`lower_bound` exceeds 1/2, or None if even k = n does not reach it.
 
     Args:
@@ -68,18 +68,18 @@ def fewest_for_majority(n, alpha):
     return high if high <= n and upper_tail(high, n, 0.5) < alpha else None
 
 
-def differs_from_fair(a, b, alpha):
+def differs_from_fair(a: int, b: int, alpha: float) -> bool:
     """Tell whether a and b successes of two outcomes contradict equal odds: the exact two-sided test at level alpha."""
     return min(1.0, 2 * upper_tail(max(a, b), a + b, 0.5)) <= alpha
 
 
-def check_alpha(alpha):
+def check_alpha(alpha: float) -> None:
     """Raise ValueError unless alpha is a probability of error, in (0, 1)."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
 
 
-def _tail(k, n, p):
+def _tail(k: int, n: int, p: float) -> float:
     """Sum the terms from k on, which shrink: k > n p."""
     odds = p / (1.0 - p)
     total = term = 1.0

@@ -1,7 +1,11 @@
 """Certified accuracy against radius, as numbers and as a picture."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from cdn.evaluation.style import SEQUENCE, tidy
 
@@ -9,7 +13,7 @@ from cdn.evaluation.style import SEQUENCE, tidy
 COLORS = SEQUENCE[1:]
 
 
-def certified_accuracy(labels, predicted, radii, radius):
+def certified_accuracy(labels: ArrayLike, predicted: ArrayLike, radii: ArrayLike, radius: ArrayLike) -> np.ndarray:
     """Return the share of images that are classified rightly with a certificate of at least so large a radius.
 
     Args:
@@ -25,7 +29,7 @@ def certified_accuracy(labels, predicted, radii, radius):
     return (right >= np.expand_dims(radius, -1)).mean(-1)
 
 
-def curves_figure(results, title):
+def curves_figure(results: Sequence[dict[str, Any]], title: str) -> Figure:
     """Draw certified accuracy against radius: a panel per run with a curve per noise level, and all runs at their best.
 
     Args:

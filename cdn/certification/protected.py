@@ -6,8 +6,11 @@ classifier. Purification adds noise to drown a perturbation and takes it away in
 "Diffusion models for adversarial purification" (2022), here with few deterministic steps.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import cdn_kernels
@@ -36,7 +39,7 @@ class Protected(nn.Module):
     as that of a sharper density: add noise first.
     """
 
-    def __init__(self, classifier, model, sigma, steps=1):
+    def __init__(self, classifier: nn.Module, model: nn.Module, sigma: float, steps: int = 1) -> None:
         super().__init__()
         if isinstance(model, ResNet):
             raise ValueError("model: expected one that denoises, got a ResNet, which only classifies")
@@ -47,16 +50,17 @@ class Protected(nn.Module):
         self.classifier, self.model, self.sigma = classifier.eval(), model, sigma
         self.steps = _at_least_one("steps", steps)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Protected":
         """Set the training mode of the denoiser; the classifier stays in evaluation mode."""
         super().train(mode)
         self.classifier.eval()
         return self
 
-    def forward(self, y):
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the logits [B, classes] of images [B, C, H, W] with noise of level sigma."""
         return self.classify(self.purify(y))
 
-    def purify(self, y, steps=None):
+    def purify(self, y: Tensor, steps: int | None = None) -> Tensor:
         """Take away noise of level sigma, step by step.
 
         Noise levels fall linearly, ``s_k = sigma (1 - k / steps)``, and each step goes from ``y`` to
@@ -77,13 +81,13 @@ class Protected(nn.Module):
             y = clean + (left - 1) / left * (y - clean)
         return y
 
-    def classify(self, x):
-        """Return the logits of the frozen classifier for images x."""
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the logits [B, classes] of the frozen classifier for images x [B, C, H, W]."""
         return classify_frozen(self.classifier, x)
 
 
-def classify_frozen(classifier, x):
-    """Return logits through which gradients reach x but no parameter of the classifier."""
+def classify_frozen(classifier: nn.Module, x: Tensor) -> Tensor:
+    """Return logits [B, classes] through which gradients reach x [B, C, H, W] but no parameter of the classifier."""
     return functional_call(classifier, {name: p.detach() for name, p in classifier.named_parameters()}, (x,))
 
 
@@ -114,7 +118,17 @@ class LevelVote(nn.Module):
         ValueError: no level, fewer than two reference images, or what :class:`Protected` refuses.
     """
 
-    def __init__(self, classifier, model, sigmas, reference, noise):
+    mean: Tensor  # [K]
+    deviation: Tensor  # [K]
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        model: nn.Module,
+        sigmas: Sequence[float],
+        reference: Tensor,
+        noise: cdn_kernels.Noise,
+    ) -> None:
         super().__init__()
         if not len(sigmas):
             raise ValueError("sigmas must name at least one noise level")
@@ -126,7 +140,8 @@ class LevelVote(nn.Module):
         self.register_buffer("mean", values.mean(1))
         self.register_buffer("deviation", values.std(1))
 
-    def forward(self, x, noise):
+    def forward(self, x: Tensor, noise: cdn_kernels.Noise) -> Tensor:
+        """Return log-probabilities [B, classes] of images [B, C, H, W] without noise."""
         logits, log_weights = [], []
         for k, (level, y) in enumerate(self._noisy(x, noise)):
             logits.append(level(y).log_softmax(1))
@@ -136,14 +151,14 @@ class LevelVote(nn.Module):
         weights = torch.stack(log_weights).log_softmax(0)
         return (torch.stack(logits) + weights[:, :, None]).logsumexp(0)
 
-    def _noisy(self, x, noise):
+    def _noisy(self, x: Tensor, noise: cdn_kernels.Noise) -> Iterator[tuple[Protected, Tensor]]:
         """Yield each level and x with its noise, independent from level to level."""
-        for k, level in enumerate(self.levels):
+        for k, level in enumerate(cast(Iterable[Protected], self.levels)):
             key = cdn_kernels.Noise(noise.seed, noise.offset + k)
             yield level, cdn_kernels.sample_noise(x, level.sigma, key)[0]
 
 
-def _at_least_one(name, value):
+def _at_least_one(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return value

@@ -1,14 +1,17 @@
 """A classifier that draws noise, averaged: what adaptive attacks climb and what its decisions are made of."""
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdn_kernels import Noise
 
 # Positions between the keys of two draws: more than the noise levels of any vote.
 STRIDE = 64
+# Logits [B, classes] of images [B, C, H, W], to which the classifier adds the noise of a key.
+NoisyClassifier = Callable[[Tensor, Noise], Tensor]
 
 
 class Randomized(nn.Module):
@@ -25,13 +28,14 @@ class Randomized(nn.Module):
     The forward takes images and returns logarithms of mean probabilities, [B, classes].
     """
 
-    def __init__(self, classify, draws, seed):
+    def __init__(self, classify: NoisyClassifier, draws: int, seed: int) -> None:
         super().__init__()
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
         self.classify, self.draws, self.seed, self.drawn = classify, draws, seed, 0
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logarithms of mean probabilities, [B, classes], of images [B, C, H, W]."""
         values = []
         for _ in range(self.draws):
             logits = self.classify(x, Noise(self.seed, self.drawn * STRIDE))

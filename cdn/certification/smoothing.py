@@ -9,10 +9,12 @@ image.
 """
 
 import warnings
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import cdn_kernels
@@ -41,26 +43,26 @@ class Certificate(NamedTuple):
         draws: int64 [B], forwards that it took, those of the guess included.
     """
 
-    label: torch.Tensor
-    radius: torch.Tensor
-    lower: torch.Tensor
-    draws: torch.Tensor
+    label: Tensor
+    radius: Tensor
+    lower: Tensor
+    draws: Tensor
 
 
 def certify(
-    model,
-    x,
-    sigma,
-    n0=100,
-    n=1000,
-    alpha=0.001,
+    model: nn.Module,
+    x: Tensor,
+    sigma: float,
+    n0: int = 100,
+    n: int = 1000,
+    alpha: float = 0.001,
     *,
-    batch_size=CHUNK,
-    seed=0,
-    first=0,
-    precision="float32",
-    progress=False,
-):
+    batch_size: int = CHUNK,
+    seed: int = 0,
+    first: int = 0,
+    precision: str = "float32",
+    progress: bool = False,
+) -> Certificate:
     """Classify images by a vote under noise, with a radius within which the vote provably does not change.
 
     CERTIFY of Cohen et al. (2019): n0 draws guess the class, n others bound its probability from below by
@@ -111,14 +113,25 @@ def certify(
     ):
         for index, image in enumerate(x, first):
             votes = lambda count, part: _votes(model, image, sigma, count, _key(seed, index, part), batch_size, bar)
-            guess = int(sum(votes(n0, _SELECTION)).argmax())
+            guess = int(_tally(votes(n0, _SELECTION)).argmax())
             rows.append(_estimate(votes(n, _ESTIMATION), guess, n, needed, alpha, sigma, n0))
             bar.update(n0 + n - rows[-1][-1])  # what was not needed
     kinds = (torch.int64, torch.float64, torch.float64, torch.int64)
     return Certificate(*(torch.tensor(column, dtype=kind) for column, kind in zip(list(zip(*rows)) or [()] * 4, kinds)))
 
 
-def predict_smoothed(model, x, sigma, n=1000, alpha=0.001, *, batch_size=CHUNK, seed=0, first=0, precision="float32"):
+def predict_smoothed(
+    model: nn.Module,
+    x: Tensor,
+    sigma: float,
+    n: int = 1000,
+    alpha: float = 0.001,
+    *,
+    batch_size: int = CHUNK,
+    seed: int = 0,
+    first: int = 0,
+    precision: str = "float32",
+) -> Tensor:
     """Return the class of the smoothed classifier for each image, int64 [B] on the CPU, or -1 where a vote is close.
 
     PREDICT of Cohen et al. (2019), after Hung & Fithian: the top class is returned where an exact two-sided test
@@ -131,18 +144,20 @@ def predict_smoothed(model, x, sigma, n=1000, alpha=0.001, *, batch_size=CHUNK, 
     labels = []
     with torch.no_grad(), evaluating(model, precision):
         for index, image in enumerate(x, first):
-            counts = sum(_votes(model, image, sigma, n, _key(seed, index, _SELECTION), batch_size))
+            counts = _tally(_votes(model, image, sigma, n, _key(seed, index, _SELECTION), batch_size))
             (top, second), classes = torch.cat([counts, counts.new_zeros(1)]).topk(2)
             labels.append(int(classes[0]) if differs_from_fair(int(top), int(second), alpha) else ABSTAIN)
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def largest_radius(sigma, n, alpha):
+def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """Return the radius where all n draws agree, ``sigma Phi^-1(alpha^(1/n))`` or 0: no certificate can exceed it."""
     return max(0.0, sigma * NormalDist().inv_cdf(lower_bound(n, n, alpha)))
 
 
-def _estimate(votes, guess, n, needed, alpha, sigma, n0):
+def _estimate(
+    votes: Iterator[Tensor], guess: int, n: int, needed: int | None, alpha: float, sigma: float, n0: int
+) -> tuple[int, float, float, int]:
     """Return the fields of one image's :class:`Certificate`."""
     hits = draws = 0
     for counts in votes:
@@ -153,7 +168,9 @@ def _estimate(votes, guess, n, needed, alpha, sigma, n0):
     return guess, sigma * NormalDist().inv_cdf(lower), lower, n0 + draws
 
 
-def _votes(model, image, sigma, count, key, batch_size, bar=None):
+def _votes(
+    model: nn.Module, image: Tensor, sigma: float, count: int, key: Noise, batch_size: int, bar: tqdm | None = None
+) -> Iterator[Tensor]:
     """Yield how often each class wins, int64 [classes], batch by batch, under count draws of noise."""
     for chunk, start in enumerate(range(0, count, CHUNK)):
         # Convolutions are fastest in this layout; the values of the noise do not depend on it.
@@ -166,11 +183,16 @@ def _votes(model, image, sigma, count, key, batch_size, bar=None):
             yield torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
 
 
-def _key(seed, index, part):
+def _tally(votes: Iterator[Tensor]) -> Tensor:
+    """Return how often each class wins in all batches together, int64 [classes]."""
+    return torch.stack(list(votes)).sum(0)
+
+
+def _key(seed: int, index: int, part: int) -> Noise:
     return Noise(seed, _START + (index << _IMAGE_BITS) + part)
 
 
-def _check(model, x, sigma, n, alpha, batch_size):
+def _check(model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, batch_size: int) -> None:
     if isinstance(model, DirectDenoiser):
         raise ValueError("model: expected one that classifies, got a DirectDenoiser, which knows no classes")
     if x.dim() != 4:

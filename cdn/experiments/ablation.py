@@ -12,11 +12,14 @@ processes with different ``--seeds`` can share the work. ``--table`` prints the 
 import argparse
 import json
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from cdn.data import augment, batch_indices, channel_mean, load_dataset
+from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
 from cdn.model import DirectDenoiser, GradResNet
 from cdn.model.head import DEEP_ENERGY
@@ -25,7 +28,9 @@ from cdn.training.recipe import learning_rate, make_optimizer
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
 
-MODEL = dict(
+# All options of a run, or those in which a variant differs.
+Options = dict[str, Any]
+MODEL: Options = dict(
     kind="gradresnet",
     width=32,
     blocks=(1, 1, 1, 1),
@@ -46,7 +51,7 @@ MODEL = dict(
     weight_decay=0.01,
     steps=1600,
 )
-MODEL_VARIANTS = {
+MODEL_VARIANTS: dict[str, Options] = {
     f"{head}, {norm}": dict(head=head, norm=norm)
     for norm in ("scale-preserving", "plain")
     for head in ("log-energy", "quadratic", "linear")
@@ -70,7 +75,7 @@ MODEL_VARIANTS |= {
     "weight decay 0.1": dict(weight_decay=0.1),
     "label smoothing 0.1": dict(label_smoothing=0.1),
 }
-RECIPE = MODEL | dict(
+RECIPE: Options = MODEL | dict(
     width=24,
     blocks=(2, 2, 2, 2),
     crop_size=None,
@@ -81,9 +86,9 @@ RECIPE = MODEL | dict(
     denoising_weight=12.0,
     clean_share=0.5,
 )
-_ADAMW = dict(optimizer="adamw")
-_DENOISER = dict(kind="denoiser", classification_weight=0.0, denoising_weight=1.0, clean_share=0.0)
-RECIPE_VARIANTS = {
+_ADAMW: Options = dict(optimizer="adamw")
+_DENOISER: Options = dict(kind="denoiser", classification_weight=0.0, denoising_weight=1.0, clean_share=0.0)
+RECIPE_VARIANTS: dict[str, Options] = {
     "muon, fixed norms, lambda 12": {},
     "lambda 4": dict(denoising_weight=4.0),
     "lambda 1": dict(denoising_weight=1.0),
@@ -100,13 +105,17 @@ RECIPE_VARIANTS = {
     "direct denoiser": _DENOISER,
     "direct denoiser, adamw": _DENOISER | _ADAMW,
 }
-STUDIES = {"model": (MODEL, MODEL_VARIANTS), "recipe": (RECIPE, RECIPE_VARIANTS)}
+STUDIES: dict[str, tuple[Options, dict[str, Options]]] = {
+    "model": (MODEL, MODEL_VARIANTS),
+    "recipe": (RECIPE, RECIPE_VARIANTS),
+}
 
 
-def train(data, options, seed):
+def train(data: Dataset, options: Options, seed: int) -> tuple[nn.Module, float]:
     """Train one variant and return its model and the seconds it took."""
     torch.manual_seed(seed)
     mean = channel_mean(data.train, 1000)
+    model: DirectDenoiser | GradResNet
     if options["kind"] == "denoiser":
         model = DirectDenoiser(width=options["width"], blocks=options["blocks"], mean=mean)
     else:
@@ -122,7 +131,7 @@ def train(data, options, seed):
         with torch.no_grad():
             for energy in list(model.head.maps)[1:]:
                 energy.mul_(options["deep_energy"] / DEEP_ENERGY)
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it without this one
     optimizer = make_optimizer(model, options["optimizer"], options["peak"], options["weight_decay"])
     for group in optimizer.param_groups:
         group["fixed_norm"] = group.get("fixed_norm", False) and options["fixed_norm"]
@@ -145,7 +154,7 @@ def train(data, options, seed):
     return model, time.perf_counter() - start
 
 
-def measure(model, data, options):
+def measure(model: nn.Module, data: Dataset, options: Options) -> dict[str, float]:
     """Return accuracies (%) on all test images, and denoising figures on the first 1,024 exact ones, centre crops."""
     images, labels = data.test.load(torch.arange(len(data.test)))
     side = options["crop_size"] or images.shape[-1]
@@ -165,13 +174,13 @@ def measure(model, data, options):
             y, _ = ops.sample_noise(x, sigma / 255, Noise(2))
             error = (denoise(model, y, sigma / 255) - x).square().flatten(1).mean(1)
             result[f"psnr_{sigma}"] = float(-10 * error.log10().mean())
-        y, sigma = ops.sample_noise(x, levels, Noise(3))
-        error = (denoise(model, y, sigma) - x).square().flatten(1).mean(1)
-        result["denoising"] = float((error / sigma.square()).mean())
+        y, drawn = ops.sample_noise(x, levels, Noise(3))
+        error = (denoise(model, y, drawn) - x).square().flatten(1).mean(1)
+        result["denoising"] = float((error / drawn.square()).mean())
     return result
 
 
-def table(rows, names):
+def table(rows: Sequence[dict[str, Any]], names: Iterable[str]) -> str:
     """Return a Markdown table of the runs, the seeds side by side."""
     columns = [
         ("accuracy_clean", "{:.1f}"),
@@ -198,12 +207,12 @@ def table(rows, names):
     return "\n".join(lines)
 
 
-def _cell(value, form):
+def _cell(value: float, form: str) -> str:
     # A run that blew up should look like it, not fill the line with digits.
     return form.format(value) if abs(value) < 1e4 else f"{value:.0e}"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m cdn.experiments.ablation",

@@ -11,6 +11,7 @@ made up, and show the shape only. The measured counterpart is python -m cdn.expe
 
 import argparse
 import time
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -23,16 +24,18 @@ from cdn.evaluation.bounds import Bound, crossing
 from cdn.evaluation.style import BLACK, COLORS, save, tidy
 from cdn.experiments.command import make_folder, text_table, write_report
 
+# Two bounds by name, the n at which they cross, and the error there.
+Crossing = tuple[str, str, float, float]
 DEFAULT = {"generative": Bound(0.1, 2.0), "discriminative": Bound(0.05, 20.0)}
 
 
-def crossings(curves):
+def crossings(curves: dict[str, Bound]) -> list[Crossing]:
     """Return (name, other, n, error) of every crossing among named bounds, ordered by n."""
     found = [(a, b, crossing(curves[a], curves[b])) for a, b in combinations(curves, 2)]
     return sorted(((a, b, n, curves[a](n)) for a, b, n in found if n is not None), key=lambda row: row[2])
 
 
-def draw(curves, points, low, high):
+def draw(curves: dict[str, Bound], points: Iterable[Crossing], low: float, high: float) -> Figure:
     """Draw named bounds against n from low to high, with the crossings in between marked."""
     n = np.geomspace(low, high, 400)
     figure = Figure(figsize=(6.2, 4), layout="constrained")
@@ -50,7 +53,7 @@ def draw(curves, points, low, high):
     return figure
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     start = time.perf_counter()
     args = _parser().parse_args(argv)
@@ -79,9 +82,9 @@ def main(argv=None):
     )
 
 
-def _curves(options):
+def _curves(options: Iterable[Sequence[str]]) -> dict[str, Bound]:
     """Return the bounds that ``--curve`` named."""
-    curves = {}
+    curves: dict[str, Bound] = {}
     for name, *values in options:
         if name in curves:
             raise CDNError(f"--curve: {name!r} is given twice")
@@ -94,7 +97,7 @@ def _curves(options):
     return curves
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.experiments.bounds",
         description=__doc__,

@@ -7,21 +7,28 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive_int, whole_number
+from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
-from cdn.runs import by_name, open_run
+from cdn.runs import Run, by_name, open_run
 from cdn.store import finite, write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
+# What JSON can hold, by name: numbers, strings, lists and dicts of these.
+Results = dict[str, Any]
 
 
-def make_parser(name, doc, *, limit, batch_size=256):
+def make_parser(name: str, doc: str | None, *, limit: int, batch_size: int = 256) -> argparse.ArgumentParser:
     """Return the parser of an experiment, with the options that all of them have.
 
     Args:
@@ -67,7 +74,7 @@ def make_parser(name, doc, *, limit, batch_size=256):
     return parser
 
 
-def add_against(parser):
+def add_against(parser: argparse.ArgumentParser) -> None:
     """Add ``--against``, for :meth:`Experiment.classifiers`."""
     parser.add_argument(
         "--against",
@@ -79,7 +86,7 @@ def add_against(parser):
     )
 
 
-def add_grey_sigmas(parser):
+def add_grey_sigmas(parser: argparse.ArgumentParser) -> None:
     """Add ``--sigmas``, noise levels in grey levels."""
     parser.add_argument(
         "--sigmas",
@@ -104,7 +111,9 @@ class Experiment:
         CDNError: the run or its data cannot be read, or the output folder cannot be made.
     """
 
-    def __init__(self, args):
+    out: Path
+
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.start = args, time.perf_counter()
         self.device = pick_device(args.device)
         self.run = open_run(args.run, self.device, args.data_dir)
@@ -112,7 +121,7 @@ class Experiment:
         self.out = args.out or args.run / args.experiment
         make_folder(self.out)
 
-    def open(self, path):
+    def open(self, path: Path) -> Run:
         """Open a further run, to be measured on the test images of the first.
 
         Raises:
@@ -128,7 +137,7 @@ class Experiment:
             )
         return run
 
-    def classifiers(self):
+    def classifiers(self) -> dict[str, Run]:
         """Return the run and those of ``--against``, by name.
 
         Raises:
@@ -140,7 +149,7 @@ class Experiment:
                 raise CDNError(f"{run.path}: was trained to denoise only, it has no classes")
         return runs
 
-    def require_density(self, *, classes=False):
+    def require_density(self, *, classes: bool = False) -> None:
         """Raise CDNError unless the run was trained to model a density of images and, if asked for, their classes."""
         if not self.run.has_density or (classes and not self.run.has_classes):
             raise CDNError(
@@ -149,11 +158,11 @@ class Experiment:
             )
 
     @property
-    def progress(self):
+    def progress(self) -> bool:
         """Whether to draw progress bars: only where a person watches."""
         return sys.stderr.isatty()
 
-    def test_images(self, limit=None, *, exact=False):
+    def test_images(self, limit: int | None = None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first test images, float32 [N, C, H, W] in [0, 1], and their labels [N], on the device.
 
         Args:
@@ -162,24 +171,24 @@ class Experiment:
         """
         return self.images(self.run.dataset.test, limit or self.args.limit, exact=exact)
 
-    def images(self, split, limit, *, exact=False):
+    def images(self, split: ImageSplit, limit: int | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first images of a split, as :meth:`test_images` does."""
         return self._load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
 
-    def spread_images(self, split, count):
+    def spread_images(self, split: ImageSplit, count: int) -> tuple[Tensor, Tensor]:
         """Return images of a split, evenly spread over it and at most count, as :meth:`test_images` does."""
         return self._load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
 
-    def _load(self, split, indices):
+    def _load(self, split: ImageSplit, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = split.load(indices)
         return images.to(self.device).float().div(255), labels.to(self.device)
 
-    def save_figure(self, figure, name="picture.png"):
+    def save_figure(self, figure: Figure, name: str = "picture.png") -> None:
         """Write a matplotlib figure into the output folder."""
         save(figure, self.out / name)
         print(f"wrote {self.out / name}")
 
-    def write(self, results):
+    def write(self, results: Results) -> None:
         """Write ``report.json``: the results, and all it takes to repeat them.
 
         Args:
@@ -196,7 +205,9 @@ class Experiment:
         )
 
 
-def write_report(folder, args, results, start, device="cpu", **about):
+def write_report(
+    folder: Path, args: argparse.Namespace, results: Results, start: float, device: str = "cpu", **about: Any
+) -> None:
     """Write ``report.json`` into a folder: results, and all it takes to repeat them.
 
     Args:
@@ -222,7 +233,7 @@ def write_report(folder, args, results, start, device="cpu", **about):
     print(f"wrote {folder / REPORT}")
 
 
-def make_folder(path):
+def make_folder(path: Path) -> None:
     """Make the output folder of an experiment.
 
     Raises:
@@ -234,7 +245,7 @@ def make_folder(path):
         raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
 
 
-def text_table(header, rows):
+def text_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a table as Markdown, which a terminal shows well too.
 
     Args:
@@ -255,18 +266,18 @@ def text_table(header, rows):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def mean_and_error(values):
+def mean_and_error(values: Tensor) -> list[float]:
     """Return [mean, standard error] of values [N], one per image; nan where there are not enough of them."""
     return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]
 
 
-def _cell(value):
+def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _command():
+def _command() -> list[str]:
     """Return the module and the arguments of this process, as after ``python -m``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return [spec.name if spec else sys.argv[0], *sys.argv[1:]]

@@ -9,7 +9,9 @@ FOLDER/comparison.png and, if there is any, FOLDER/reliability.png; docs/results
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from matplotlib.figure import Figure
@@ -38,7 +40,16 @@ FIGURES = [
 ]
 
 
-def read_run(path):
+class Finished(TypedDict):
+    """What is read of a run: its name and configuration, the rows of its log, and its figures."""
+
+    name: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+
+def read_run(path: Path) -> Finished:
     """Return the name, configuration, rows and evaluation of a run.
 
     Raises:
@@ -56,11 +67,11 @@ def read_run(path):
     return dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
 
 
-def table(runs):
+def table(runs: Sequence[Finished]) -> str:
     """Return a Markdown table: one column per run, one row per figure."""
     lines = ["| | " + " | ".join(run["name"] for run in runs) + " |", "|---|" + "---|" * len(runs)]
 
-    def row(name, cells):
+    def row(name: str, cells: Sequence[str]) -> None:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
 
     row(
@@ -85,7 +96,7 @@ def table(runs):
     return "\n".join(lines) + "\n"
 
 
-def picture(runs, path):
+def picture(runs: Sequence[Finished], path: Path) -> None:
     """Draw the training losses and the evaluations of all runs over their steps."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     panels = figure.subplots(1, 4)
@@ -111,7 +122,7 @@ def picture(runs, path):
     save(figure, path)
 
 
-def reliabilities(runs):
+def reliabilities(runs: Sequence[Finished]) -> dict[str, Reliability]:
     """Return the reliability of the runs that classify and were evaluated, by name."""
     found = {run["name"]: run["evaluation"].get("reliability") for run in runs}
     return {
@@ -121,23 +132,23 @@ def reliabilities(runs):
     }
 
 
-def _thin(points, count=80):
+def _thin(points: Sequence[tuple[float, float]], count: int = 80) -> list[tuple[float, ...]]:
     """Average neighbouring points, so that a curve of thousands can be read."""
     size = max(len(points) // count, 1)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [tuple(sum(column) / len(group) for column in zip(*group)) for group in groups]
 
 
-def _median(rows, key):
+def _median(rows: Sequence[dict[str, Any]], key: str) -> float:
     values = sorted(r[key] for r in rows if r.get(key) is not None)
     return values[len(values) // 2]
 
 
-def _last(rows, key):
+def _last(rows: Sequence[dict[str, Any]], key: str) -> Any:
     return next(r[key] for r in reversed(rows) if key in r)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m cdn.experiments.compare",

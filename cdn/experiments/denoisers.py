@@ -9,15 +9,19 @@ denoising hold in float32 and in float64. Writes report.json, denoisers.png (ima
 the adversarial gradients that they equal) and gains.png (the differences of PSNR).
 """
 
+import argparse
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.analysis.conditional import (
+    ClassGains,
     adversarial_gradient,
     class_gains,
     denoise_with_classes,
@@ -30,7 +34,7 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid, with_psnr
 from cdn.evaluation.metrics import psnr
 from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
-from cdn.experiments.command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
+from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
 from cdn.model import GradResNet
 from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
@@ -39,7 +43,7 @@ from cdn_kernels import Noise, standard_normal
 IDENTITY_IMAGES = 8
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -87,7 +91,7 @@ def main(argv=None):
     experiment.write(dict(images=len(x), magnification=magnification, sigma=levels))
 
 
-def summarize(gains):
+def summarize(gains: ClassGains) -> Results:
     """Return means over images, and paired differences with their standard errors, of :class:`ClassGains`.
 
     Were the model exact, the true class would lower the mean squared error by the mean square of D(y, c) - D(y), by
@@ -106,8 +110,15 @@ def summarize(gains):
     )
 
 
-def identities(model, x, labels, noise, sigma):
-    """Measure both identities in float32 and float64: {dtype: {identity: [maximum, relative]}}."""
+def identities(model: nn.Module, x: Tensor, labels: Tensor, noise: Tensor, sigma: float) -> Results:
+    """Measure both identities in float32 and float64: {dtype: {identity: [maximum, relative]}}.
+
+    Args:
+        model: a :class:`cdn.GradResNet`.
+        x, noise: clean images and unit noise, [N, C, H, W].
+        labels: the true classes, int64 [N].
+        sigma: noise level.
+    """
     results = {}
     for name, twin in (("float32", model), ("float64", copy.deepcopy(model).double())):
         with evaluating(twin, "float32"):
@@ -119,7 +130,7 @@ def identities(model, x, labels, noise, sigma):
     return results
 
 
-def gains_table(levels):
+def gains_table(levels: Results) -> str:
     """Return the PSNR per noise level and what classes change, as Markdown."""
     header = [
         "sigma * 255",
@@ -147,7 +158,7 @@ def gains_table(levels):
     return text_table(header, rows)
 
 
-def identities_table(levels):
+def identities_table(levels: Results) -> str:
     """Return how exactly the identities hold, as Markdown."""
     names = dict(difference="difference of denoisers, adversarial gradient", mixture="average over classes, D")
     rows = [
@@ -158,14 +169,23 @@ def identities_table(levels):
     return text_table(["identity of", "sigma * 255", "float32 max", "relative", "float64 max", "relative"], rows)
 
 
-def picture(model, x, labels, noise, grey, classes, magnification=None, precision="float32"):
+def picture(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    grey: float,
+    classes: Sequence[str],
+    magnification: float | None = None,
+    precision: str = "float32",
+) -> tuple[Figure, float]:
     """Draw denoised images and their magnified differences around grey, one image per row.
 
     Captions are PSNR in dB, what the class changes in it, the root mean square of differences, and p(c | y).
 
     Args:
         model: a :class:`cdn.GradResNet`.
-        x, labels, noise: the images to draw.
+        x, labels, noise: the images to draw [N, C, H, W], their classes [N], and unit noise.
         grey: noise level in grey levels of 255.
         classes: their names.
         magnification: of the differences; None for a round number at which three times the root mean square of
@@ -191,7 +211,7 @@ def picture(model, x, labels, noise, grey, classes, magnification=None, precisio
     )
     probability = lambda label: [f"p = {p:.2g}" for p in denoised.posterior.gather(1, label[:, None])[:, 0].tolist()]
     size = lambda change: [f"rms {255 * float(image.square().mean().sqrt()):.2g}/255" for image in change]
-    columns = [
+    columns: list[Sequence[tuple[str, Tensor | Sequence[Tensor], Sequence[str]]]] = [
         [("clean", x, ())],
         [
             with_psnr(f"σ = {grey:g}/255", y, x),
@@ -215,7 +235,7 @@ def picture(model, x, labels, noise, grey, classes, magnification=None, precisio
     return draw_grid(columns, [classes[label] for label in labels.tolist()]), magnification
 
 
-def gains_picture(levels):
+def gains_picture(levels: Results) -> Figure:
     """Plot the paired differences of PSNR against the noise level, with two standard errors."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -247,17 +267,17 @@ def gains_picture(levels):
     return figure
 
 
-def round_down(value):
+def round_down(value: float) -> float:
     """Return the largest of 1, 2, 5, 10, 20, 50, ... (and their tenths, ...) that is at most a positive value."""
     power = 10.0 ** math.floor(math.log10(value))
     return max(step * power for step in (1, 2, 5) if step * power <= value)
 
 
-def _with_error(pair, form):
+def _with_error(pair: Sequence[float], form: str) -> str:
     return "-" if math.isnan(pair[0]) else f"{pair[0]:{form}} ± {pair[1]:{form.removeprefix('+')}}"
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("denoisers", __doc__, limit=1000, batch_size=64)
     add_grey_sigmas(parser)
     parser.add_argument(

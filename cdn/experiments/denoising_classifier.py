@@ -14,23 +14,27 @@ Example:
   python -m cdn.experiments.denoising_classifier runs/cifar10 --limit 200 --nodes 8 --draws 8
 """
 
+import argparse
+from collections.abc import Sequence
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import cdn_kernels
 from cdn.certification import LevelVote
-from cdn.certification.randomized import Randomized
+from cdn.certification.randomized import NoisyClassifier, Randomized
 from cdn.cli import nonnegative_float, positive_float, positive_int, run_command
 from cdn.denoise import parse_sigma
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.protect import REFERENCE, attack
 from cdn.modes import evaluating
 from cdn.quadrature import level_nodes
-from cdn.reconstruction.denoising import DenoisingErrorClassifier, integrate, noisy_copies
+from cdn.reconstruction.denoising import DenoisingErrorClassifier, Weight, integrate, noisy_copies
 from cdn.robustness.ball import NORMS, Ball
 from cdn_kernels import Noise
 
@@ -40,7 +44,7 @@ TRANSFERRED, ATTACKED, EITHER = "transferred", "attacked", "either attack"
 STRIDE = 1 << 20
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -74,7 +78,7 @@ def main(argv=None):
     experiment.write(results)
 
 
-def is_right(judge, images, labels, args):
+def is_right(judge: NoisyClassifier, images: Tensor, labels: Tensor, args: argparse.Namespace) -> Tensor:
     """Return whether a classifier, a function of images and a key, is right about each of the first images, [N]."""
     with torch.no_grad():
         predicted = torch.cat(
@@ -86,27 +90,28 @@ def is_right(judge, images, labels, args):
     return predicted == labels[: len(predicted)]
 
 
-def levels_and_draws(experiment, x, labels):
+def levels_and_draws(experiment: Experiment, x: Tensor, labels: Tensor) -> tuple[Results, Tensor]:
     """Return accuracies by noise level and by number of draws, and which clean images are classified rightly, [N].
 
     At each level the softmax, averaged over the same noisy images, stands beside the error.
     """
     args, run = experiment.args, experiment.run
     module = DenoisingErrorClassifier(run.model, run.levels, nodes=args.nodes, draws=args.draws)
-    errors, votes = [], []
+    error_parts: list[Tensor] = []
+    vote_parts: list[Tensor] = []
     with torch.no_grad():
         for number, part in enumerate(x.split(args.batch_size)):
             key = Noise(args.seed, EVALUATION + number * STRIDE)
-            errors.append(module.errors(part, key))
-            votes.append(
+            error_parts.append(module.errors(part, key))
+            vote_parts.append(
                 torch.stack(
                     [
                         run.model(y).log_softmax(1)
                         for _, y in noisy_copies(part, run.levels, key, args.nodes, args.draws)
                     ]
-                ).unflatten(0, errors[-1].shape[:2])
+                ).unflatten(0, error_parts[-1].shape[:2])
             )
-    errors, votes = torch.cat(errors, 2), torch.cat(votes, 2)
+    errors, votes = torch.cat(error_parts, 2), torch.cat(vote_parts, 2)
     right = lambda logits: logits.argmax(-1) == labels
     share = lambda logits: right(logits).double().mean(-1).tolist()
     counts = sorted({*(2**k for k in range(args.draws.bit_length())), args.draws})
@@ -118,7 +123,7 @@ def levels_and_draws(experiment, x, labels):
     ), right(by_draws[-1])
 
 
-def accuracy_table(results):
+def accuracy_table(results: Results) -> str:
     """Return the accuracies of all classifiers on all sets of images, as text."""
     kinds = list(results["accuracy"][SOFTMAX])
     return text_table(
@@ -127,7 +132,7 @@ def accuracy_table(results):
     )
 
 
-def level_table(results):
+def level_table(results: Results) -> str:
     """Return the accuracies at every noise level by itself, as text."""
     rows = zip(results["sigma"], *results["by_level"].values())
     return text_table(
@@ -136,13 +141,13 @@ def level_table(results):
     )
 
 
-def draw_table(results):
+def draw_table(results: Results) -> str:
     """Return the accuracy of the integrated error by the number of draws per level, as text."""
     found = results["by_draws"]
     return text_table(["draws per level", *found["draws"]], [[ERROR, *(f"{share:.1%}" for share in found["accuracy"])]])
 
 
-def picture(results, args):
+def picture(results: Results, args: argparse.Namespace) -> Figure:
     """Draw accuracy by kind of image, by noise level, and by number of draws."""
     figure = Figure(figsize=(12.5, 3.7), layout="constrained")
     bars, levels, draws = figure.subplots(1, 3, width_ratios=(5, 4, 3))
@@ -178,7 +183,7 @@ def picture(results, args):
     return figure
 
 
-def _classifiers(experiment):
+def _classifiers(experiment: Experiment) -> dict[str, tuple[NoisyClassifier, nn.Module]]:
     """Return by name what judges, a function of images and a key, and what is attacked, a module."""
     args, run = experiment.args, experiment.run
     reference, _ = experiment.images(run.dataset.train, REFERENCE)
@@ -194,7 +199,9 @@ def _classifiers(experiment):
     }
 
 
-def _image_sets(experiment, classifiers, x, labels):
+def _image_sets(
+    experiment: Experiment, classifiers: dict[str, tuple[NoisyClassifier, nn.Module]], x: Tensor, labels: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return by name the sets that all judge, and the images that were made for each classifier."""
     args = experiment.args
     noisy = {
@@ -210,11 +217,11 @@ def _image_sets(experiment, classifiers, x, labels):
     return {"clean": x} | noisy | {TRANSFERRED: attacked[SOFTMAX]}, attacked
 
 
-def _weight(args):
+def _weight(args: argparse.Namespace) -> Weight:
     return lambda sigma: sigma**-args.power
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("denoising_classifier", __doc__, limit=64, batch_size=16)
     add = parser.add_argument
     add(

@@ -10,22 +10,28 @@ Jacobian, which checks the rest. A direct denoiser has no symmetric Jacobian: it
 eigenpairs. Writes report.json, spectrum.png and, for a model of densities, eigenvectors.png.
 """
 
+import argparse
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.analysis.dimension import effective_dimension
 from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.analysis.lanczos import Eigenpairs
 from cdn.cli import positive_int, run_command, whole_number
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, add_grey_sigmas, make_parser, mean_and_error, text_table
+from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
 from cdn.model import DirectDenoiser, ResNet
 from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
@@ -36,7 +42,7 @@ PROBES = EVALUATION + (1 << 32)
 EXACT_IMAGES, DENSE_SIZE = 4, 4096
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -57,7 +63,8 @@ def main(argv=None):
             y = shown + sigma * standard_normal(shown.shape, Noise(args.seed, EVALUATION), device=shown.device)
             found, denoised, pairs = spectrum(model, y, sigma, args, dense, bar)
             results[f"{grey:g}"] = result | found
-            pictures.append((grey, y, denoised, pairs))
+            if pairs is not None:
+                pictures.append((grey, y, denoised, pairs))
     print(
         f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}, d = {shown.numel()} values each, "
         f"{args.probes} probes per image; spectrum at test image {args.image} ({label})"
@@ -76,7 +83,7 @@ def main(argv=None):
     experiment.write(dict(images=len(x), size=shown.numel(), image=args.image, label=label, sigma=results))
 
 
-def shown_image(experiment):
+def shown_image(experiment: Experiment) -> tuple[Tensor, str]:
     """Return the image of ``--image``, [1, C, H, W] on the device, and the name of its class."""
     split, index = experiment.run.dataset.test, experiment.args.image
     if index >= len(split):
@@ -85,7 +92,7 @@ def shown_image(experiment):
     return images.to(experiment.device).float().div(255), experiment.run.dataset.classes[labels[0]]
 
 
-def check_numbers(args, size):
+def check_numbers(args: argparse.Namespace, size: int) -> None:
     """Raise CDNError unless the numbers of probes and eigenpairs suit images of d = size values."""
     if args.probes < 2:
         raise CDNError(f"--probes: a standard error takes at least 2, got {args.probes}")
@@ -97,7 +104,7 @@ def check_numbers(args, size):
         )
 
 
-def dimension(model, x, sigma, args, bar=None):
+def dimension(model: nn.Module, x: Tensor, sigma: float, args: argparse.Namespace, bar: tqdm | None = None) -> Results:
     """Return means over images of what :func:`cdn.analysis.dimension.effective_dimension` found.
 
     A dict of [mean, standard error over images]: ``trace``, ``loss``, ``loss_minus_stein`` and ``loss_minus_trace`` (of
@@ -124,8 +131,8 @@ def dimension(model, x, sigma, args, bar=None):
     )
 
 
-def asymmetry_in_float64(model, x, sigma, args):
-    """Return the mean asymmetry at a few images in double precision."""
+def asymmetry_in_float64(model: nn.Module, x: Tensor, sigma: float, args: argparse.Namespace) -> float:
+    """Return the mean asymmetry at a few images x [N, C, H, W] in double precision."""
     twin, x = copy.deepcopy(model).double(), x.double()
     noise = standard_normal(x.shape, Noise(args.seed, EVALUATION), dtype=x.dtype, device=x.device)
     with evaluating(twin, "float32"):
@@ -133,7 +140,9 @@ def asymmetry_in_float64(model, x, sigma, args):
         return float(probe(jacobian, args.probes, Noise(args.seed, PROBES)).asymmetry.mean())
 
 
-def spectrum(model, y, sigma, args, dense, bar=None):
+def spectrum(
+    model: nn.Module, y: Tensor, sigma: float, args: argparse.Namespace, dense: bool, bar: tqdm | None = None
+) -> tuple[Results, Tensor, Eigenpairs | None]:
     """Find the ends of the spectrum at one image y [1, C, H, W] and, if dense, all of it.
 
     Returns:
@@ -194,7 +203,7 @@ def spectrum(model, y, sigma, args, dense, bar=None):
     return found, denoised, pairs
 
 
-def dimension_table(results):
+def dimension_table(results: Results) -> str:
     """Return trace, loss and asymmetry per noise level, as Markdown."""
     header = [
         "sigma * 255",
@@ -227,7 +236,7 @@ def dimension_table(results):
     return text_table(header, rows)
 
 
-def spectrum_table(results):
+def spectrum_table(results: Results) -> str:
     """Return the ends of the spectrum and their checks per noise level, as Markdown."""
     header = [
         "sigma * 255",
@@ -259,7 +268,7 @@ def spectrum_table(results):
     return text_table(header, rows)
 
 
-def eigenvectors_picture(pictures, largest):
+def eigenvectors_picture(pictures: Sequence[tuple[float, Tensor, Tensor, Eigenpairs]], largest: int) -> Figure:
     """Draw noisy image, denoised image and eigenvectors, one noise level per row.
 
     Eigenvectors are signed: 0 is grey, and each is scaled to fill the range. Captions are eigenvalues.
@@ -276,11 +285,15 @@ def eigenvectors_picture(pictures, largest):
         (f"d − {len(vectors) - 1 - k}" if k < len(vectors) - 1 else "d (smallest)", vectors[k], captions[k])
         for k in range(largest, len(vectors))
     ]
-    groups = [[("noisy", torch.cat(noisy), ()), ("denoised", torch.cat(denoised), ())], columns, last]
+    groups: list[Sequence[tuple[str, Tensor, Sequence[str]]]] = [
+        [("noisy", torch.cat(noisy), ()), ("denoised", torch.cat(denoised), ())],
+        columns,
+        last,
+    ]
     return draw_grid([group for group in groups if group], [f"σ = {grey:g}/255" for grey in greys])
 
 
-def spectrum_picture(results, size):
+def spectrum_picture(results: Results, size: int) -> Figure:
     """Plot the spectrum of one image per noise level, if any of it is known, and the effective dimension."""
     known = any(result["values"] or result["largest"] for result in results.values())
     figure = Figure(figsize=(9.6 if known else 4.8, 3.8), layout="constrained")
@@ -291,9 +304,9 @@ def spectrum_picture(results, size):
     return figure
 
 
-def _draw_spectrum(axes, results, size):
+def _draw_spectrum(axes: Axes, results: Results, size: int) -> None:
     for number, (grey, result) in enumerate(results.items()):
-        style = dict(color=SEQUENCE[number % len(SEQUENCE)], label=f"σ = {grey}/255")
+        style: dict[str, Any] = dict(color=SEQUENCE[number % len(SEQUENCE)], label=f"σ = {grey}/255")
         if result["values"] is not None:
             axes.plot(range(1, size + 1), result["values"], linewidth=1.6, **style)
             style.pop("label")
@@ -312,7 +325,7 @@ def _draw_spectrum(axes, results, size):
     )
 
 
-def _draw_dimension(axes, results, size):
+def _draw_dimension(axes: Axes, results: Results, size: int) -> None:
     greys = [float(grey) for grey in results]
     trace, error = zip(*(result["trace"] for result in results.values()))
     loss = [size * result["loss"][0] for result in results.values()]
@@ -336,13 +349,13 @@ def _draw_dimension(axes, results, size):
     )
 
 
-def _cosine(a, b):
+def _cosine(a: Tensor, b: Tensor) -> float:
     """Return the cosine of the angle between two directions, which have no sign."""
     a, b = a.flatten(), b.flatten().to(a)
     return abs(float(a @ b)) / float(a.norm() * b.norm())
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("jacobian", __doc__, limit=128, batch_size=32)
     add_grey_sigmas(parser)
     parser.add_argument(

@@ -14,7 +14,9 @@ checkpoint. Writes OUT/report.json and OUT/picture.png.
 
 import argparse
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,12 +28,18 @@ from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, fit_bound
 from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
 from cdn.experiments.bounds import crossings
-from cdn.experiments.command import make_folder, text_table, write_report
+from cdn.experiments.command import Results, make_folder, text_table, write_report
 from cdn.journal import Journal
 from cdn.store import CONFIG, load_config
 from cdn.training.loop import train
 from cdn.training.settings import Settings
 
+# The objective, the number of training images and the seed of a run.
+Plan = tuple[str, int, int]
+# Numbers of training images and measured values, arrays of one length, by objective.
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+# Bias, variance and misfit, by objective.
+Fits = dict[str, dict[str, float]]
 COLORS = {"joint": BLUE, "classification": ORANGE, "denoising": GREEN}
 MEASURES = {
     "error": "test error, clean images",
@@ -40,8 +48,8 @@ MEASURES = {
 }
 
 
-def main(argv=None):
-    """Run the command."""
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command; return 130 if it was interrupted."""
     start = time.perf_counter()
     args, settings = parse(argv)
     first = next(iter(settings.values()))
@@ -82,9 +90,10 @@ def main(argv=None):
     save(draw(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps"), args.out / "picture.png")
     print(f"wrote {args.out / 'picture.png'}")
     write_report(args.out, args, dict(runs=rows, fits=fits, crossings=points), start, training=first.as_dict())
+    return None
 
 
-def parse(argv=None):
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[Plan, Settings]]:
     """Return the parsed options, and the settings of every run by (objective, number of images, seed)."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -96,7 +105,7 @@ def parse(argv=None):
     }
 
 
-def draw(curves, fits, sizes, title):
+def draw(curves: dict[str, Curves], fits: dict[str, Fits], sizes: Sequence[int], title: str) -> Figure:
     """Draw the measured values of every seed, their means, and the fits (dashed), a panel per measure.
 
     Args:
@@ -135,7 +144,7 @@ def draw(curves, fits, sizes, title):
     return figure
 
 
-def _run(out, plan, settings):
+def _run(out: Path, plan: Plan, settings: Settings) -> Results | None:
     """Train one model, or go on with it, and return its row; None if it was interrupted."""
     folder = out / "{}-{}-seed{}".format(*plan)
     resume = (folder / CONFIG).exists()
@@ -146,7 +155,7 @@ def _run(out, plan, settings):
     if result is None:
         return None
     error = {
-        f"error{suffix}": None if result[f"accuracy{suffix}"] is None else 1 - result[f"accuracy{suffix}"]
+        f"error{suffix}": None if (accuracy := result[f"accuracy{suffix}"]) is None else 1 - accuracy
         for suffix in ("", "_noisy")
     }
     return dict(
@@ -160,25 +169,25 @@ def _run(out, plan, settings):
     )
 
 
-def _same(row, settings):
+def _same(row: Results, settings: Settings) -> bool:
     return Settings.from_dict(row["settings"]) == settings
 
 
-def _curves(rows, measure):
+def _curves(rows: Iterable[Results], measure: str) -> Curves:
     """Return (n, values) of every objective that has the measure."""
-    curves = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         # A classification-only model is never asked to denoise, and the class logits of a denoiser are untrained.
         measured = "classification" if measure == "denoising_loss" else "denoising"
         if row["objective"] != measured and row[measure] is not None:
             curves.setdefault(row["objective"], []).append((row["n"], row[measure]))
     return {
-        objective: tuple(np.array(column, dtype=float) for column in zip(*points))
+        objective: (np.array([n for n, _ in points], dtype=float), np.array([y for _, y in points], dtype=float))
         for objective, points in curves.items()
     }
 
 
-def _fits(rows, measure):
+def _fits(rows: Iterable[Results], measure: str) -> Fits:
     """Return a fit of every curve with two sizes or more and no error of 0, which has no relative deviation."""
     fits = {}
     for objective, (n, values) in _curves(rows, measure).items():
@@ -188,12 +197,12 @@ def _fits(rows, measure):
     return fits
 
 
-def _crossings(fits):
+def _crossings(fits: Fits) -> list[dict[str, Any]]:
     bounds = {objective: Bound(fit["bias"], fit["variance"]) for objective, fit in fits.items()}
     return [dict(first=a, second=b, n=n, value=value) for a, b, n, value in crossings(bounds)]
 
 
-def _table(rows, args):
+def _table(rows: Sequence[Results], args: argparse.Namespace) -> list[list[object]]:
     """Return the cells of one row per objective and size: means over the seeds."""
     cells = []
     for objective in args.objectives:
@@ -207,7 +216,7 @@ def _table(rows, args):
     return cells
 
 
-def _training_options(parser, rest):
+def _training_options(parser: argparse.ArgumentParser, rest: Sequence[str]) -> dict[str, Any]:
     """Return the options of the training command among those that are not ours."""
     command = train_command.make_parser()
     command.prog, command.usage = parser.prog, parser.format_usage().removeprefix("usage: ")
@@ -220,7 +229,7 @@ def _training_options(parser, rest):
     return options
 
 
-def _check_sizes(sizes, settings):
+def _check_sizes(sizes: Sequence[int], settings: Settings) -> None:
     """Refuse sizes that the data or the batch do not allow before any time is spent."""
     dataset = load_dataset(settings.data, settings.data_dir, image_size=settings.image_size)
     if min(sizes) < settings.batch_size or max(sizes) > len(dataset.train):
@@ -230,7 +239,7 @@ def _check_sizes(sizes, settings):
         )
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.experiments.learning_curves",
         description=__doc__,

@@ -14,8 +14,12 @@ Example:
   python -m cdn.experiments.out_of_domain runs/cifar10 --outliers CIFAR-100=data/cifar100 --latents 256 --limit 200
 """
 
+import argparse
+from collections.abc import Sequence
+
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.analysis.detection import separation
@@ -27,10 +31,11 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.metrics import psnr
 from cdn.evaluation.style import GREY, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.outliers import add_outliers, read_sets
 from cdn.modes import evaluating
 from cdn.reconstruction import ClassGenerators, fit
+from cdn.reconstruction.inference import Generators
 from cdn.reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
 from cdn_kernels import Noise
 
@@ -39,9 +44,14 @@ SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
 FREE, PRIOR, FITTED = "free", "prior", "fitted"
 ERROR, ENERGY, GIVEN, MADE, BOTH = "error", "energy", "log p, image", "log p, made", "error and log p"
 SHOWN = 4
+# Images by the name of the set; by search and set what was made of them and its energies; ratings by search, set and
+# detector.
+Sets = dict[str, Tensor]
+Made = dict[str, dict[str, tuple[Tensor, Tensor]]]
+Ratings = dict[str, dict[str, dict[str, Tensor]]]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -67,7 +77,7 @@ def main(argv=None):
         seed=args.seed,
         progress=experiment.progress,
     )
-    searches = {
+    searches: dict[str, tuple[Generators, float]] = {
         FREE: (generators, args.free),
         PRIOR: (generators, args.strength),
         FITTED: (StandardLatents(generators, training, one_class), args.strength),
@@ -88,7 +98,7 @@ def main(argv=None):
     experiment.write(dict(training=len(training), sigma=sigma, **results))
 
 
-def collect(experiment, count):
+def collect(experiment: Experiment, count: int) -> tuple[Tensor, Sets]:
     """Return training images of the first classes, and a dict of sets of images, some of these first, on the device."""
     args, dataset = experiment.args, experiment.run.dataset
     training, labels = experiment.spread_images(dataset.train, args.train_images * len(dataset.classes) // count)
@@ -103,7 +113,9 @@ def collect(experiment, count):
     return training, sets | read_sets(experiment, sets, args.limit)
 
 
-def reconstruct_sets(experiment, sets, generators, strength):
+def reconstruct_sets(
+    experiment: Experiment, sets: Sets, generators: Generators, strength: float
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return for each set (reconstructions [N, C, H, W], energies [N])."""
     args = experiment.args
     with tqdm(sets.items(), unit="set", leave=False, disable=not experiment.progress) as bar:
@@ -122,7 +134,7 @@ def reconstruct_sets(experiment, sets, generators, strength):
         }
 
 
-def rate_sets(experiment, sets, made):
+def rate_sets(experiment: Experiment, sets: Sets, made: Made) -> Ratings:
     """Return for each search and set a dict from detectors to ratings [N], greater for what looks like the training."""
     args = experiment.args
     key = lambda number: Noise(args.seed, EVALUATION + number)
@@ -147,13 +159,13 @@ def rate_sets(experiment, sets, made):
     return ratings
 
 
-def summarize(sets, made, ratings):
+def summarize(sets: Sets, made: Made, ratings: Ratings) -> Results:
     """Return what JSON should hold: by search and set, PSNR of reconstructions and AUROC of every detector."""
-    results = {}
+    results: Results = {}
     for search, reconstructed in made.items():
         results[search] = {}
         for name, images in sets.items():
-            found = dict(
+            found: Results = dict(
                 images=len(images),
                 psnr=float(psnr(images, reconstructed[name][0]).mean()),
                 error=float((images - reconstructed[name][0]).square().flatten(1).sum(1).sqrt().mean()),
@@ -167,7 +179,7 @@ def summarize(sets, made, ratings):
     return dict(searches=results)
 
 
-def error_table(results):
+def error_table(results: Results) -> str:
     """Return how well each set is reconstructed by each search, as text."""
     searches = results["searches"]
     return text_table(
@@ -176,7 +188,7 @@ def error_table(results):
     )
 
 
-def detection_table(results):
+def detection_table(results: Results) -> str:
     """Return the AUROC of every detector for every set from outside, as text."""
     columns = [(search, detector) for search, found in results["searches"].items() for detector in _detectors(search)]
     sets = [name for name, found in results["searches"][FREE].items() if "auroc" in found]
@@ -189,7 +201,7 @@ def detection_table(results):
     )
 
 
-def picture(results):
+def picture(results: Results) -> Figure:
     """Draw for every set the PSNR by each search, and the AUROC of the detectors before and after the remedies."""
     searches = results["searches"]
     sets = [name for name in searches[FREE] if name != TRAINING]
@@ -229,13 +241,13 @@ def picture(results):
     return figure
 
 
-def draw_reconstructions(sets, made):
+def draw_reconstructions(sets: Sets, made: Made) -> Figure:
     """Draw a row of images for every set, each beside what every search makes of it, with its PSNR in dB."""
     names = [name for name in sets if name != TRAINING]
     groups = []
     for k in range(min(SHOWN, *(len(sets[name]) for name in names))):
         images = torch.stack([sets[name][k] for name in names])
-        columns = [("image", images, ())]
+        columns: list[tuple[str, Tensor, Sequence[str]]] = [("image", images, ())]
         for search, found in made.items():
             tiles = torch.stack([found[name][0][k] for name in names])
             columns.append((search, tiles, [f"{value:.1f}" for value in psnr(images, tiles).tolist()]))
@@ -243,11 +255,11 @@ def draw_reconstructions(sets, made):
     return draw_grid(groups, [name.split()[0] for name in names])
 
 
-def _detectors(search):
+def _detectors(search: str) -> tuple[str, ...]:
     return (ERROR, GIVEN, MADE, BOTH) if search == FREE else (ERROR, ENERGY, MADE)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("out_of_domain", __doc__, limit=200, batch_size=128)
     add = parser.add_argument
     add(

@@ -13,13 +13,15 @@ A classifier without a density is measured by its maximum softmax alone. The fig
 """
 
 import argparse
+from collections.abc import Collection, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
+from torch import Tensor
 from tqdm import tqdm
 
-from cdn.analysis.detection import gather, rate, separation
+from cdn.analysis.detection import Evidence, gather, rate, separation
 from cdn.analysis.outliers import read_outliers, synthetic_outliers
 from cdn.cli import run_command
 from cdn.denoise import parse_sigma
@@ -27,16 +29,19 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
 from cdn_kernels import Noise, sample_noise
 
 FIGURES = {"auroc": "AUROC", "aupr_in": "AUPR in", "aupr_out": "AUPR out", "fpr95": "FPR95"}
 BINS = 60
 INLIERS = "inliers"
+# Images by the name of the set; ratings [N] by noise level, set and detector.
+Sets = dict[str, Tensor]
+Ratings = dict[str, dict[str, dict[str, Tensor]]]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = make_parser("outliers", __doc__, limit=1000)
     add_outliers(parser)
@@ -93,7 +98,7 @@ def main(argv=None):
     )
 
 
-def collect(experiment):
+def collect(experiment: Experiment) -> tuple[Tensor, Sets, Tensor]:
     """Return inliers [N, C, H, W], a dict of sets of outliers, and training images, on the device."""
     args, dataset = experiment.args, experiment.run.dataset
     images, _ = experiment.test_images()
@@ -106,7 +111,7 @@ def collect(experiment):
     return inliers, sets, training
 
 
-def add_outliers(parser):
+def add_outliers(parser: argparse.ArgumentParser) -> None:
     """Add the option --outliers, which :func:`read_sets` reads."""
     parser.add_argument(
         "--outliers",
@@ -118,7 +123,7 @@ def add_outliers(parser):
     )
 
 
-def read_sets(experiment, taken, limit):
+def read_sets(experiment: Experiment, taken: Collection[str], limit: int) -> Sets:
     """Return the sets of --outliers by name, on the device.
 
     Args:
@@ -129,7 +134,7 @@ def read_sets(experiment, taken, limit):
     Raises:
         CDNError: a name that is taken, or a set that cannot be read.
     """
-    sets = {}
+    sets: Sets = {}
     for named in experiment.args.outliers:
         name, _, folder = named.partition("=")
         if name in (*taken, *sets):
@@ -138,11 +143,13 @@ def read_sets(experiment, taken, limit):
     return sets
 
 
-def rate_sets(experiment, sets, training, sigma, bar):
+def rate_sets(
+    experiment: Experiment, sets: Sets, training: Tensor, sigma: float, bar: tqdm
+) -> dict[str, dict[str, Tensor]]:
     """Return, for each set of images, a dict from detectors to ratings [N], at one noise level."""
     args, run = experiment.args, experiment.run
 
-    def evidence(number, images):
+    def evidence(number: int, images: Tensor) -> Evidence:
         # A key of its own for each set: pairs of images must not share their noise.
         y, _ = sample_noise(images, sigma, Noise(args.seed, EVALUATION + number))
         found = gather(run.model, y, density=run.has_density, classes=run.has_classes, batch_size=args.batch_size)
@@ -156,7 +163,7 @@ def rate_sets(experiment, sets, training, sigma, bar):
         }
 
 
-def overview(results):
+def overview(results: Results) -> str:
     """Return a table of AUROC: a row per set, a column per noise level and detector."""
     first = next(iter(results.values()))
     names = list(next(iter(first.values())))
@@ -170,7 +177,7 @@ def overview(results):
     )
 
 
-def details(results):
+def details(results: Results) -> str:
     """Return a table of all figures: a row per set and detector, a column per noise level and figure."""
     header = ["outliers", "detector", *(f"{figure}, {level}" for level in results for figure in FIGURES.values())]
     first = next(iter(results.values()))
@@ -184,7 +191,7 @@ def details(results):
     )
 
 
-def draw_ratings(ratings):
+def draw_ratings(ratings: Ratings) -> Figure:
     """Draw, per noise level and detector, the histogram of each set of outliers before that of the inliers."""
     first = next(iter(ratings.values()))
     sets, detectors = [name for name in first if name != INLIERS], list(first[INLIERS])
@@ -223,7 +230,7 @@ def draw_ratings(ratings):
     return figure
 
 
-def draw_roc(ratings, results):
+def draw_roc(ratings: Ratings, results: Results) -> Figure:
     """Draw a panel per set of outliers: a curve per detector, solid for clean images and dashed for noisy ones."""
     first = next(iter(results.values()))
     sets, detectors = list(first), list(next(iter(first.values())))
@@ -252,7 +259,7 @@ def draw_roc(ratings, results):
     return figure
 
 
-def _edges(inliers, ratings):
+def _edges(inliers: Tensor, ratings: Tensor) -> Tensor:
     """Return the edges of bins that show the inliers, and on either side as much again where there is something."""
     low, high = torch.quantile(inliers, torch.tensor([0.005, 0.995], dtype=inliers.dtype)).tolist()
     margin = max(high - low, 1e-9)
@@ -264,7 +271,7 @@ def _edges(inliers, ratings):
     )
 
 
-def _named_folder(text):
+def _named_folder(text: str) -> str:
     """Parse NAME=FOLDER, both not empty, and return it as it is."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):

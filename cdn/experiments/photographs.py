@@ -14,9 +14,14 @@ To train on patches of larger pictures, sorted into folders split/class/*:
         --objective denoising
 """
 
+import argparse
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.cli import positive_int, run_command
@@ -27,17 +32,19 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.files import find_images, read_image
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.memory import advise_tile, require_memory
-from cdn.evaluation.photographs import denoise_photograph
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.evaluation.photographs import Denoised, denoise_photograph
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
 from cdn_kernels import Noise
 
 SIGMAS = (15, 25, 50)
 CROP = 96
 METRICS = {"psnr": psnr, "ssim": ssim}
+# A square of an image: its rows and its columns.
+Box = tuple[slice, slice]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     paths = find_images(args.images)[: args.limit]
@@ -73,7 +80,7 @@ def main(argv=None):
     experiment.write(dict(mean=means, photographs=rows))
 
 
-def summary(means):
+def summary(means: dict[int, Results]) -> str:
     """Return the table of means: one row per noise level."""
     header = [
         "sigma",
@@ -93,7 +100,7 @@ def summary(means):
     )
 
 
-def per_photograph(rows):
+def per_photograph(rows: Sequence[Results]) -> str:
     """Return the table of PSNR in dB per photograph: blind, and known in so far as the model takes a noise level."""
     known = rows[0]["levels"][SIGMAS[0]]["psnr_known"] is not None
     hows = ("noisy", "known", "blind") if known else ("noisy", "blind")
@@ -104,7 +111,7 @@ def per_photograph(rows):
     )
 
 
-def picture(shown):
+def picture(shown: Sequence[tuple[str, Tensor, dict[int, Denoised]]]) -> Figure:
     """Draw photographs, and their busiest squares at every noise level.
 
     Args:
@@ -142,7 +149,7 @@ def picture(shown):
     return draw_grid(groups, [name for name, _, _ in shown], inches=1.5)
 
 
-def _measure(result, x):
+def _measure(result: Denoised, x: Tensor) -> Results:
     """Return the figures of one photograph at one noise level; None for what the model cannot give."""
     images = dict(noisy=result.noisy, known=result.known, blind=result.blind)
     figures = {
@@ -153,7 +160,7 @@ def _measure(result, x):
     return figures | dict(estimated=None if result.sigma is None else 255 * result.sigma)
 
 
-def _mean(rows, key=None):
+def _mean(rows: Sequence[Results], key: str | None = None) -> Any:
     """Return the mean of a figure over rows, or of all figures; None where they are None."""
     if key is None:
         return {key: _mean(rows, key) for key in rows[0]}
@@ -161,7 +168,7 @@ def _mean(rows, key=None):
     return None if None in values else sum(values) / len(values)
 
 
-def _busiest(x):
+def _busiest(x: Tensor) -> Box:
     """Return the square of the largest variance, as slices of rows and columns."""
     side = min(CROP, *x.shape[2:])
     step = max(side // 4, 1)
@@ -171,7 +178,7 @@ def _busiest(x):
     return slice(row * step, row * step + side), slice(column * step, column * step + side)
 
 
-def _framed(image, box):
+def _framed(image: Tensor, box: Box) -> Tensor:
     """Return a copy of an image [C, H, W] with a white frame around a square."""
     framed, (rows, columns) = image.clone(), box
     thickness = max(min(image.shape[1:]) // 150, 1)
@@ -181,7 +188,7 @@ def _framed(image, box):
     return framed
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("photographs", __doc__, limit=24)
     parser.add_argument("--images", metavar="FOLDER", required=True, help="folder of the photographs")
     parser.add_argument(

@@ -10,10 +10,14 @@ Example:
   python -m cdn.experiments.protect runs/cifar10 --classifier runs/resnet-plain --sigma 0.25 --radius 0.5
 """
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import cdn_kernels
@@ -25,21 +29,24 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.model import DirectDenoiser
 from cdn.modes import evaluating
 from cdn.robustness.attacks import pgd
 from cdn.robustness.ball import NORMS, Ball
 from cdn.robustness.losses import cross_entropy
-from cdn.robustness.pursuit import Pursuit
+from cdn.robustness.pursuit import Classifier, Pursuit
+from cdn.runs import Run
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
 # Clean training images that tell the vote what is typical, and rows of images.png.
 REFERENCE, ROWS = 256, 8
 RADII = (0, 0.1, 0.2, 0.3, 0.4, 0.5)
+# What is attacked, what is judged and, if anything, what is certified.
+System = tuple[nn.Module, nn.Module, nn.Module | None]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -70,19 +77,19 @@ def main(argv=None):
     print(_table(results, args.radii))
     experiment.save_figure(_picture(results, args))
     if DENOISED in systems:
-        images = _images(x, fooling, systems[DENOISED][2], args)
+        images = _images(x, fooling, cast(Protected, systems[DENOISED][2]), args)
         experiment.save_figure(images, "images.png")
     experiment.write(results)
 
 
-def attack(model, x, labels, ball, args):
-    """Return images of the ball around x that projected gradient descent found to fool a model most."""
+def attack(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, args: argparse.Namespace) -> Tensor:
+    """Return images of the ball around x [N, C, H, W] that projected gradient descent found to fool a model most."""
     pursuit = Pursuit(model, x, labels, cross_entropy, batch_size=args.batch_size, stop=False)
     pgd(pursuit, x, ball, args.attack_steps, torch.Generator().manual_seed(args.seed))
     return pursuit.best
 
 
-def certified(model, x, labels, args):
+def certified(model: nn.Module, x: Tensor, labels: Tensor, args: argparse.Namespace) -> dict[str, float | None]:
     """Return certified accuracies by radius, None where the draws cannot reach it."""
     found = certify(
         model,
@@ -100,7 +107,7 @@ def certified(model, x, labels, args):
     return {f"{radius:g}": float(share) if radius <= reach else None for radius, share in zip(args.radii, shares)}
 
 
-def _systems(experiment, classifier, args):
+def _systems(experiment: Experiment, classifier: nn.Module, args: argparse.Namespace) -> dict[str, System]:
     """Return by name what is attacked, what is judged (the same with more draws, all fresh), and what is certified."""
     model, classifier = experiment.model, classifier.eval()
     protected = Protected(classifier, model, args.sigma)
@@ -128,21 +135,21 @@ def _systems(experiment, classifier, args):
     return {name: systems[name] for name in systems if name in (args.systems or systems)}
 
 
-def _table(results, radii):
+def _table(results: Results, radii: Sequence[float]) -> str:
     percent = lambda value: None if value is None else f"{100 * value:.1f}"
-    radii = [f"{radius:g}" for radius in radii]
+    named = [f"{radius:g}" for radius in radii]
     rows = [
         [
             name,
             *(percent(result[key]) for key in ("clean", "transferred", "attacked")),
-            *(percent((result["certified"] or {}).get(radius)) for radius in radii),
+            *(percent((result["certified"] or {}).get(radius)) for radius in named),
         ]
         for name, result in results.items()
     ]
-    return text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in radii)], rows)
+    return text_table(["", "clean", "transferred", "attacked", *(f"certified {radius}" for radius in named)], rows)
 
 
-def _picture(results, args):
+def _picture(results: Results, args: argparse.Namespace) -> Figure:
     """Draw accuracies side by side, and certified accuracy against radius."""
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -175,7 +182,7 @@ def _picture(results, args):
     return figure
 
 
-def _images(x, fooling, protected, args):
+def _images(x: Tensor, fooling: dict[str, Tensor], protected: Protected, args: argparse.Namespace) -> Figure:
     """Draw clean images, those made for the classifier alone and behind the denoiser, and what it then sees."""
     columns, made = [], {"clean": x, "for it alone": fooling[ALONE], "for it denoised": fooling[DENOISED]}
     for title, images in made.items():
@@ -187,14 +194,14 @@ def _images(x, fooling, protected, args):
     return draw_grid(columns)
 
 
-def _check(run, classifier):
+def _check(run: Run, classifier: Run) -> None:
     if not run.denoises:
         raise CDNError(f"{run.path}: was trained to classify only, it cannot denoise")
     if not classifier.has_classes:
         raise CDNError(f"--classifier {classifier.path}: was trained to denoise only, it has no classes")
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("protect", __doc__, limit=64, batch_size=64)
     add = parser.add_argument
     add("--classifier", metavar="RUN2", type=Path, required=True, help="the run whose model is protected, frozen")

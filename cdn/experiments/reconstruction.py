@@ -10,16 +10,20 @@ Examples:
   python -m cdn.experiments.reconstruction runs/cifar10 --limit 200 --attack-images 50
 """
 
+import argparse
 import time
+from collections.abc import Sequence
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.cli import positive_float, positive_int, run_command, whole_number
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
 from cdn.reconstruction import (
     ClassGenerators,
@@ -33,6 +37,7 @@ from cdn.reconstruction import (
 )
 from cdn.reconstruction.enlarge import Enlargement
 from cdn.robustness import distance, sweep
+from cdn.robustness.pursuit import Classifier
 
 GENERATORS = "generators.safetensors"
 # Training images kept to calibrate the classifier; images in the picture, and classes shown there; all at most.
@@ -41,7 +46,7 @@ HELD_OUT, SHOWN, CLASSES_SHOWN = 200, 5, 10
 UNITS = dict(l2=1, linf=255)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -69,7 +74,7 @@ def main(argv=None):
     experiment.write(results)
 
 
-def prepare(experiment, size):
+def prepare(experiment: Experiment, size: Enlargement) -> tuple[ReconstructionClassifier, Results]:
     """Return a calibrated classifier, with new generators or those that are there, and what JSON should hold of it.
 
     Args:
@@ -115,7 +120,9 @@ def prepare(experiment, size):
     )
 
 
-def measure(classifier, own, x, labels, experiment):
+def measure(
+    classifier: ReconstructionClassifier, own: Classifier, x: Tensor, labels: Tensor, experiment: Experiment
+) -> tuple[Results, tuple[Tensor, Tensor, Tensor] | None]:
     """Measure both classifiers, and attack them.
 
     Args:
@@ -159,7 +166,7 @@ def measure(classifier, own, x, labels, experiment):
     ), (x[shown], strongest.images[shown], labels[shown]) if len(shown) else None
 
 
-def table(results, args):
+def table(results: Results, args: argparse.Namespace) -> str:
     """Return accuracies, clean and at every radius, as text."""
     header = [
         "",
@@ -181,7 +188,9 @@ def table(results, args):
     )
 
 
-def picture(classifier, x, attacked, labels, classes):
+def picture(
+    classifier: ReconstructionClassifier, x: Tensor, attacked: Tensor, labels: Tensor, classes: Sequence[str]
+) -> Figure:
     """Draw images and what each class makes of them, each above its attacked self; captions are the bounds."""
     pairs = torch.stack([x, attacked], 1).flatten(0, 1)
     found = classifier.infer(pairs)
@@ -195,17 +204,17 @@ def picture(classifier, x, attacked, labels, classes):
     return draw_grid([columns, made], names)
 
 
-def _one_per_class(labels, chosen):
+def _one_per_class(labels: Tensor, chosen: Tensor) -> Tensor:
     """Return the indices of the first chosen image of each class."""
     firsts = [(chosen & (labels == label)).nonzero()[:1, 0] for label in labels.unique()]
     return torch.cat(firsts)
 
 
-def _radii(args):
+def _radii(args: argparse.Namespace) -> dict[str, list[float]]:
     return {norm: [radius / unit for radius in sorted(getattr(args, f"radii_{norm}"))] for norm, unit in UNITS.items()}
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("reconstruction", __doc__, limit=200, batch_size=64)
     add = parser.add_argument
     add(

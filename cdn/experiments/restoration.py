@@ -9,24 +9,28 @@ pseudo-inverse, the shortest image with the same measurements, and of the one cl
 and picture.png.
 """
 
+import argparse
 import time
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.cli import fraction, positive_float, positive_int, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.metrics import psnr, ssim
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
-from cdn.prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, SuperResolution
+from cdn.prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, Operator, SuperResolution
 from cdn.prior.residual import blind_residual
 from cdn.prior.restoration import restore
 from cdn_kernels import Noise
 
-PROBLEMS = {
+PROBLEMS: dict[str, Callable[[Sequence[int], argparse.Namespace], Operator]] = {
     "inpainting": lambda shape, args: Inpainting(shape, args.block or max(min(shape[1:]) * 3 // 8, 1)),
     "missing-pixels": lambda shape, args: MissingPixels(shape, args.ratio, args.seed),
     "super-resolution": lambda shape, args: SuperResolution(shape, args.factor),
@@ -37,7 +41,7 @@ SHORT = {"missing-pixels": "pixels", "super-resolution": "super-res.", "compress
 SHOWN = 3  # images in the picture
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -84,12 +88,16 @@ def main(argv=None):
     experiment.write(results)
 
 
-def _solve(model, operator, x, args, bar):
+def _solve(
+    model: nn.Module, operator: Operator, x: Tensor, args: argparse.Namespace, bar: tqdm
+) -> tuple[Results, dict[str, Tensor]]:
     """Measure images, restore them several times, and return the figures and the images by name."""
     start = time.perf_counter()
     residual, numbers = blind_residual(model), count()
-    columns = {name: [] for name in ("measured", "pseudo-inverse", "grey", "sample", "mean")}
-    errors, steps, finished = [], 0, []
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("measured", "pseudo-inverse", "grey", "sample", "mean")}
+    errors: list[Tensor] = []
+    finished: list[Tensor] = []
+    steps = 0
     for part in x.split(args.batch_size):
         m = operator.forward(part)
         samples = []
@@ -110,16 +118,16 @@ def _solve(model, operator, x, args, bar):
             bar.update()
         mean = torch.stack(samples).mean(0)
         errors.append((operator.forward(mean) - m).abs().max())
-        for name, images in (
+        for name, column in (
             ("measured", operator.picture(m)),
             ("pseudo-inverse", operator.pinv(m)),
             ("grey", operator.grey(m)),
             ("sample", samples[0]),
             ("mean", mean),
         ):
-            columns[name].append(images)
+            columns[name].append(column)
     images = {name: torch.cat(parts) for name, parts in columns.items()}
-    result = dict(
+    result: Results = dict(
         measured=operator.size / x[0].numel(),
         steps=steps,
         finished=float(torch.cat(finished).double().mean()),
@@ -131,7 +139,7 @@ def _solve(model, operator, x, args, bar):
     return result, images
 
 
-def _row(problem, result):
+def _row(problem: str, result: Results) -> list[object]:
     cells = [
         f"{result[metric][kind]:{form}}"
         for metric, form in (("psnr", ".2f"), ("ssim", ".3f"))
@@ -140,7 +148,7 @@ def _row(problem, result):
     return [problem, f"{result['measured']:.1%}", *cells, result["steps"], result["seconds"]]
 
 
-def _picture(x, tiles, samples):
+def _picture(x: Tensor, tiles: dict[str, dict[str, Tensor]], samples: int) -> Figure:
     """Draw a row per problem and a group per image; tiles carry their PSNR in dB."""
     titles = {
         "measured": "measured",
@@ -150,7 +158,7 @@ def _picture(x, tiles, samples):
     }
     groups = []
     for i, clean in enumerate(x):
-        group = [("clean", clean.expand(len(tiles), *clean.shape), ())]
+        group: list[tuple[str, Tensor, Sequence[str]]] = [("clean", clean.expand(len(tiles), *clean.shape), ())]
         for name, title in titles.items():
             column = torch.stack([images[name][i] for images in tiles.values()])
             values = psnr(column, clean.expand_as(column)).tolist()
@@ -159,14 +167,14 @@ def _picture(x, tiles, samples):
     return draw_grid(groups, [SHORT.get(problem, problem) for problem in tiles])
 
 
-def _operator(problem, shape, args):
+def _operator(problem: str, shape: Sequence[int], args: argparse.Namespace) -> Operator:
     try:
         return PROBLEMS[problem](tuple(shape), args)
     except ValueError as error:
         raise CDNError(f"{problem}: {error}") from None
 
 
-def _check(experiment):
+def _check(experiment: Experiment) -> None:
     """Refuse runs without a denoiser and options out of range before any time is spent."""
     args = experiment.args
     if not experiment.run.denoises:
@@ -176,7 +184,7 @@ def _check(experiment):
             raise CDNError(f"--{name}: expected a number in (0, 1], got 0")
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("restoration", __doc__, limit=16, batch_size=64)
     parser.add_argument(
         "--problems",

@@ -8,14 +8,18 @@ smaller one. Then looks for signs that gradients are masked, which would make a 
 Prints tables, and writes report.json and picture.png (after figure 4 of arXiv 2410.03505) into RUN/robustness.
 """
 
+import argparse
+from collections.abc import Sequence
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from torch import Tensor, nn
 
 from cdn.cli import positive_float, positive_int, run_command, whole_number
 from cdn.errors import CDNError
 from cdn.evaluation.style import COLORS, tidy
-from cdn.experiments.command import Experiment, add_against, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, add_against, make_parser, text_table
 from cdn.modes import evaluating
 from cdn.robustness import ATTACKS, NORMS, masking_checks, sweep
 
@@ -25,13 +29,13 @@ UNITS = dict(linf=255, l2=1)
 DEFAULT_RADII = dict(linf=(1, 2, 4, 8, 16, 32, 64), l2=(0.1, 0.25, 0.5, 1, 2, 4))
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     experiment = Experiment(_parse(argv))
     args = experiment.args
     runs = experiment.classifiers()
     x, labels = experiment.test_images()
-    results = dict(images=len(x), runs={})
+    results: Results = dict(images=len(x), runs={})
     for name, run in runs.items():
         with evaluating(run.model, args.precision):
             try:
@@ -46,7 +50,7 @@ def main(argv=None):
     experiment.write(results)
 
 
-def curve_table(results, norm):
+def curve_table(results: Results, norm: str) -> str:
     """Return the robust accuracy of every run at every radius in one norm, as text."""
     first, *_ = results["runs"].values()
     unit = "/255" if UNITS[norm] == 255 else ""
@@ -60,7 +64,7 @@ def curve_table(results, norm):
     )
 
 
-def verdict_table(results, norms):
+def verdict_table(results: Results, norms: Sequence[str]) -> str:
     """Return what the checks for gradient masking found, as text; a model that is always wrong has none."""
     rows = [
         [
@@ -78,7 +82,7 @@ def verdict_table(results, norms):
     return text_table(["no sign of masked gradients if", "norm", "radius", "run", "holds", "measured"], rows)
 
 
-def picture(results, norms, title):
+def picture(results: Results, norms: Sequence[str], title: str) -> Figure:
     """Draw robust accuracy against radius: a panel per norm, a line per run, with a standard error on either side."""
     figure = Figure(figsize=(4.8 * len(norms), 3.8), layout="constrained")
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms):
@@ -98,7 +102,7 @@ def picture(results, norms, title):
     return figure
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("robustness", __doc__, limit=100)
     add_against(parser)
     group = parser.add_argument_group("attack")
@@ -162,7 +166,7 @@ def _parse(argv):
     return parser.parse_args(argv)
 
 
-def _measure(model, x, labels, norm, experiment):
+def _measure(model: nn.Module, x: Tensor, labels: Tensor, norm: str, experiment: Experiment) -> Results:
     """Return what JSON should hold of one run in one norm."""
     args, unit = experiment.args, UNITS[norm]
     radii = sorted(args.radii_linf if norm == "linf" else args.radii_l2)
@@ -179,7 +183,7 @@ def _measure(model, x, labels, norm, experiment):
         progress=experiment.progress,
         **options,
     )
-    result = dict(radii=radii, clean=curve.clean_accuracy, robust=curve.robust_accuracy, checks=[])
+    result: Results = dict(radii=radii, clean=curve.clean_accuracy, robust=curve.robust_accuracy, checks=[])
     right = curve.broken_at.nonzero()[: args.checks, 0]
     if len(right):
         _, radius = min(
@@ -192,13 +196,13 @@ def _measure(model, x, labels, norm, experiment):
     return result
 
 
-def _describe(args):
+def _describe(args: argparse.Namespace) -> str:
     starts = f", {args.restarts} restarts" if args.restarts > 1 else ""
     aim = f", aimed at {args.targeted} classes" if args.targeted else ""
     return f"{' + '.join(args.attack)}, {args.steps} steps{starts}{aim}"
 
 
-def _end(curves):
+def _end(curves: Sequence[Results]) -> float:
     """Return where the axis of radii may end: at the first where nothing is left of any curve, if there is one."""
     radii = curves[0]["radii"]
     gone = [radius for k, radius in enumerate(radii) if not any(curve["robust"][k] for curve in curves)]

@@ -10,16 +10,20 @@ the other rows of its table, test images (a floor) and uniform noise (a ceiling)
 images make the distance larger.
 """
 
+import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from cdn.cli import positive_float, positive_int, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION, accuracy
 from cdn.evaluation.grid import draw_grid
-from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.model import DirectDenoiser
 from cdn.modes import evaluating
 from cdn.prior.ascent import ascend
@@ -32,9 +36,11 @@ METHODS = ("ascent", "langevin")
 PER_CLASS, SHOWN = 5, 8
 # Batches and steps count up from the key of a set, which has to be further from the next than that.
 BATCH, SET = 1 << 20, 1 << 40
+# The nearest training images of each set and their distances.
+Nearest = dict[str, tuple[Tensor, Tensor]]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     for name in ("step", "beta", "langevin_step"):
@@ -51,7 +57,7 @@ def main(argv=None):
     count, classes = len(test), len(run.dataset.classes)
     if count < 2:
         raise CDNError(f"--limit: expected at least 2 images, whose features can vary, got {count}")
-    conditions = {"": None}
+    conditions: dict[str, Tensor | None] = {"": None}
     if run.has_classes:
         conditions[", given the class"] = torch.arange(count, device=experiment.device) % classes
     rows, samples = {}, {}
@@ -84,7 +90,7 @@ def main(argv=None):
     experiment.write(dict(count=count, features=str(args.classifier or args.run), chance=1 / classes, sets=rows))
 
 
-def draw(experiment, method, label, count, offset):
+def draw(experiment: Experiment, method: str, label: Tensor | None, count: int, offset: int) -> tuple[Tensor, float]:
     """Return samples [N, C, H, W], clipped to [0, 1], and the mean number of steps of a sample.
 
     Args:
@@ -96,7 +102,7 @@ def draw(experiment, method, label, count, offset):
     """
     args, run = experiment.args, experiment.run
     levels = noise_ladder(run.levels.high, run.levels.low, args.levels)
-    images, steps = [], 0
+    parts, steps = [], 0
     with evaluating(run.model, args.precision):
         for batch, indices in enumerate(torch.arange(count).split(args.batch_size)):
             key = Noise(args.seed, offset + BATCH * batch)
@@ -127,8 +133,8 @@ def draw(experiment, method, label, count, offset):
                     progress=experiment.progress,
                 )
                 steps += args.levels * args.repeats * len(indices)
-            images.append(y.clamp(0, 1))
-    images = torch.cat(images)
+            parts.append(y.clamp(0, 1))
+    images = torch.cat(parts)
     if not images.isfinite().all():
         raise CDNError(
             f"{method}: the walk diverged, as the network denoises too badly for it: try "
@@ -137,7 +143,7 @@ def draw(experiment, method, label, count, offset):
     return images, steps / count
 
 
-def measure(experiment, judge, sets, rows):
+def measure(experiment: Experiment, judge: nn.Module, sets: dict[str, Tensor], rows: dict[str, Results]) -> Nearest:
     """Add to the rows how far each set is from the training images; return the nearest of those and their distances."""
     args, run = experiment.args, experiment.run
     train = run.dataset.train
@@ -153,7 +159,7 @@ def measure(experiment, judge, sets, rows):
     return nearest
 
 
-def _judge(experiment):
+def _judge(experiment: Experiment) -> nn.Module:
     """Return the network whose features and classes the samples are judged by."""
     args, run = experiment.args, experiment.run
     if args.classifier is None:
@@ -164,7 +170,7 @@ def _judge(experiment):
     return judge.model
 
 
-def _agreement(judge, args, images, label):
+def _agreement(judge: nn.Module, args: argparse.Namespace, images: Tensor, label: Tensor | None) -> float | None:
     """Return the share of images that are classified as the class they were drawn from, or None."""
     if label is None or isinstance(judge, DirectDenoiser):
         return None
@@ -172,7 +178,7 @@ def _agreement(judge, args, images, label):
         return accuracy(judge, images, label, args.batch_size)
 
 
-def _grid(samples, classes):
+def _grid(samples: dict[str, Tensor], classes: Sequence[str]) -> Figure:
     """Draw a group of columns per set of samples; rows are classes where samples were drawn given the class."""
     groups = []
     for name, images in samples.items():
@@ -183,7 +189,7 @@ def _grid(samples, classes):
     return draw_grid(groups, classes[: len(images)])
 
 
-def _pairs(sets, nearest):
+def _pairs(sets: dict[str, Tensor], nearest: Nearest) -> Figure:
     """Draw images beside the nearest ones of the training, with the root mean square difference."""
     groups = []
     for name, images in sets.items():
@@ -195,7 +201,7 @@ def _pairs(sets, nearest):
     return draw_grid(groups)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("sampling", __doc__, limit=100, batch_size=100)
     parser.add_argument(
         "--methods",

@@ -12,12 +12,16 @@ Example:
   python -m cdn.experiments.similarities runs/cifar10 --limit 200 --search pixels SSIM --classifier runs/resnet
 """
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.cli import positive_int, run_command, whole_number
@@ -28,12 +32,13 @@ from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
 from cdn.experiments.command import Experiment, make_parser, text_table
 from cdn.modes import evaluating
-from cdn.reconstruction import ClassGenerators, fit, infer
+from cdn.reconstruction import ClassGenerators, Inference, fit, infer
 from cdn.reconstruction.similarities import (
     FEATURES,
     INFORMATION,
     PIXELS,
     SSIM,
+    Similarity,
     Structural,
     features,
     in_nats,
@@ -41,14 +46,17 @@ from cdn.reconstruction.similarities import (
     nearest_class,
     pixels,
 )
-from cdn_kernels import Noise, sample_noise
+from cdn.runs import Run
+from cdn_kernels import Noise, NoiseLevels, sample_noise
 
 NAMES = PIXELS, SSIM, FEATURES, INFORMATION
 JUDGED, SEARCHED, NEIGHBOUR = "judged", "searched", "neighbour"
 ROWS = 6
+# Accuracies by way, similarity and kind of image.
+Shares = dict[str, dict[str, dict[str, float]]]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
@@ -83,10 +91,17 @@ def main(argv=None):
     experiment.write(results)
 
 
-def measure(experiment, generators, classifier, levels, training, labels):
+def measure(
+    experiment: Experiment,
+    generators: ClassGenerators,
+    classifier: nn.Module,
+    levels: NoiseLevels,
+    training: Tensor,
+    labels: Tensor,
+) -> tuple[Shares, Figure]:
     """Return accuracies by way, similarity and kind of image, and a figure of what was reconstructed."""
     args, run = experiment.args, experiment.run
-    similarities = {
+    similarities: dict[str, Similarity] = {
         PIXELS: pixels(),
         SSIM: Structural(),
         FEATURES: features(classifier),
@@ -103,7 +118,7 @@ def measure(experiment, generators, classifier, levels, training, labels):
     sigma = generators.sigma.detach()
     # What a similarity is in nats is read from training images and the reconstructions of their own classes.
     own = infer(generators, training[chosen], **_search(args)).reconstructions[range(len(chosen)), labels[chosen]]
-    shares = {way: {} for way in (JUDGED, SEARCHED, NEIGHBOUR)}
+    shares: Shares = {way: {} for way in (JUDGED, SEARCHED, NEIGHBOUR)}
     right = lambda decided: float((decided == truth).double().mean())
     with torch.no_grad(), tqdm(similarities.items(), leave=False, disable=not experiment.progress) as bar:
         for name, similarity in bar:
@@ -129,12 +144,12 @@ def measure(experiment, generators, classifier, levels, training, labels):
     return shares, draw_reconstructions(kinds, found, truth, run.dataset.classes)
 
 
-def shifted(x):
+def shifted(x: Tensor) -> Tensor:
     """Return images [N, C, H, W] moved right by a pixel; the first column is repeated."""
     return F.pad(x, (1, 0, 0, 0), mode="replicate")[..., :-1]
 
 
-def table(shares):
+def table(shares: Shares) -> str:
     """Return the accuracies as text: a row per similarity, a column per way and kind of image."""
     kinds = list(shares[JUDGED][PIXELS])
     cell = lambda way, name, kind: f"{shares[way][name][kind]:.1%}" if name in shares[way] else None
@@ -144,7 +159,7 @@ def table(shares):
     )
 
 
-def picture(shares, count):
+def picture(shares: Shares, count: int) -> Figure:
     """Draw the accuracies: a panel per way, a group of bars per similarity."""
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     titles = {
@@ -173,7 +188,9 @@ def picture(shares, count):
     return figure
 
 
-def draw_reconstructions(kinds, found, labels, classes):
+def draw_reconstructions(
+    kinds: dict[str, Tensor], found: dict[str, Inference], labels: Tensor, classes: Sequence[str]
+) -> Figure:
     """Draw images of every kind, the reconstruction of their own class and that of the next one."""
     rows = range(min(ROWS, len(labels)))
     groups = []
@@ -190,16 +207,16 @@ def draw_reconstructions(kinds, found, labels, classes):
     return draw_grid(groups, [classes[c] for c in labels[:ROWS].tolist()])
 
 
-def _in_parts(similarity, x, r, batch_size):
+def _in_parts(similarity: Similarity, x: Tensor, r: Tensor, batch_size: int) -> Tensor:
     return torch.cat([similarity(*pair) for pair in zip(x.split(batch_size), r.split(batch_size))])
 
 
-def _few_of_each(labels, count):
+def _few_of_each(labels: Tensor, count: int) -> Tensor:
     """Return the indices of the first images of every class, at most count of each."""
     return torch.cat([(labels == c).nonzero()[:count, 0] for c in labels.unique()])
 
 
-def _levels(args, run):
+def _levels(args: argparse.Namespace, run: Run) -> NoiseLevels:
     """Return the noise levels of information, those of the training or from a higher one on."""
     low = run.levels.low if args.low is None else args.low
     if low >= run.levels.high:
@@ -207,11 +224,11 @@ def _levels(args, run):
     return replace(run.levels, law="log-uniform", low=low)
 
 
-def _search(args):
+def _search(args: argparse.Namespace) -> dict[str, Any]:
     return dict(steps=args.steps, starts=1, seed=args.seed)
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser("similarities", __doc__, limit=100, batch_size=8)
     add = parser.add_argument
     add("--classifier", metavar="RUN2", type=Path, help="whose features to compare (default: RUN itself)")

@@ -11,6 +11,7 @@ that of training; experiments take their defaults, and each can be repeated alon
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ from cdn.experiments.command import REPORT, make_folder, text_table
 # Learning curves are a dozen runs of their own and get fewer steps.
 _CPU = ["--width", "24", "--batch-size", "64", "--precision", "bf16", "--device", "cpu", "--steps"]
 _GPU = ["--batch-size", "256", "--precision", "bf16", "--device", "cuda", "--epochs"]
-BUDGETS = {
+BUDGETS: dict[str, tuple[list[str], list[str]]] = {
     "default": ([], []),
     "cpu": ([*_CPU, "5400"], ["--jem-steps", "5", "--jem-buffer", "1000"]),
     "gpu": ([*_GPU, "200"], ["--jem-steps", "5"]),
 }
-CURVE_STEPS = {
+CURVE_STEPS: dict[str, list[str]] = {
     "default": [],
     "cpu": [*_CPU, "800", "--width", "16"],
     "gpu": ["--batch-size", "64", "--precision", "bf16", "--device", "cuda", "--steps", "8000"],
@@ -47,11 +48,11 @@ class Stage(NamedTuple):
         result: the file that it writes last; where that exists, the stage is done.
     """
 
-    command: list
+    command: list[str]
     result: Path
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if a stage failed."""
     args = _parser().parse_args(argv)
     stages = plan(args)
@@ -78,7 +79,7 @@ def main(argv=None):
     return int(any(outcome == FAILED for _, _, outcome in rows))
 
 
-def plan(args):
+def plan(args: argparse.Namespace) -> dict[str, Stage]:
     """Return all stages in their order, by name.
 
     Args:
@@ -170,7 +171,7 @@ def plan(args):
     return stages
 
 
-def _training(run, options):
+def _training(run: Path, options: Sequence[str]) -> Stage:
     """Return the stage that begins a run, or goes on with one that has begun."""
     # The configuration is there from the first step on, the curves after the last.
     begun = (run / "config.json").exists()
@@ -179,7 +180,7 @@ def _training(run, options):
     )
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cdn.experiments.suite",
         description=__doc__,

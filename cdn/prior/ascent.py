@@ -5,12 +5,15 @@ After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior 
 that the noise level falls until nothing is left but an image.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.prior.residual import advance, key_of_step
+from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
 
@@ -24,12 +27,22 @@ class Ascent(NamedTuple):
             stall or grow without end: a greater ``beta`` helps.
     """
 
-    images: torch.Tensor
-    levels: torch.Tensor
-    finished: torch.Tensor
+    images: Tensor
+    levels: Tensor
+    finished: Tensor
 
 
-def ascend(residual, start, noise, *, step=0.01, beta=0.2, stop=0.01, limit=2000, progress=False):
+def ascend(
+    residual: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    noise: Noise,
+    *,
+    step: float = 0.01,
+    beta: float = 0.2,
+    stop: float = 0.01,
+    limit: int = 2000,
+    progress: bool = False,
+) -> Ascent:
     """Climb from noise to images, coarse structure first.
 
     Step t = 0, 1, ... takes the share ``h_t = step (t + 1) / (1 + step t)`` of the residual f and adds noise of
@@ -67,9 +80,10 @@ def ascend(residual, start, noise, *, step=0.01, beta=0.2, stop=0.01, limit=2000
             levels.append(sigma)
             active = sigma > stop
             if t == limit or not active.any():
-                return Ascent(y, torch.stack(levels), sigma <= stop)
+                break
             h = step * (t + 1) / (1 + step * t)
             gamma = sigma * ((1 - beta * h) ** 2 - (1 - h) ** 2) ** 0.5
             y = torch.where(ops.expand(active, y), advance(y, f, h, gamma, key_of_step(noise, t)), y)
             bar.set_postfix_str(f"sigma {float(sigma.max()):.3f}", refresh=False)
             bar.update()
+    return Ascent(y, torch.stack(levels), sigma <= stop)

@@ -1,7 +1,9 @@
 """A trained model as a denoiser of other libraries: a module called as ``D(x, sigma)``."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdn.density import denoise
 
@@ -17,11 +19,11 @@ class Denoiser(nn.Module):
     than sigma says, ``x + sigma^2 score`` goes too far: give it images that do carry noise of deviation sigma.
     """
 
-    def __init__(self, model, label=None):
+    def __init__(self, model: nn.Module, label: int | Tensor | None = None) -> None:
         super().__init__()
         self.model, self.label = model, label
 
-    def forward(self, x, sigma, **options):
+    def forward(self, x: Tensor, sigma: float | Tensor, **options: Any) -> Tensor:
         """Return ``D(x)``, the shape of x, as :func:`cdn.denoise` does.
 
         Args:
@@ -31,6 +33,6 @@ class Denoiser(nn.Module):
 
         The graph is kept where grad mode is on, as by any module.
         """
-        if isinstance(sigma, torch.Tensor):
+        if isinstance(sigma, Tensor):
             sigma = sigma.reshape(-1) if sigma.numel() > 1 else sigma.reshape(())
         return denoise(self.model, x, sigma, self.label, create_graph=torch.is_grad_enabled())

@@ -5,15 +5,18 @@ algorithm 1.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.prior.residual import advance, key_of_step
+from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
 
-def noise_ladder(high=1.0, low=0.01, count=10):
+def noise_ladder(high: float = 1.0, low: float = 0.01, count: int = 10) -> Tensor:
     """Return noise levels [count] from high down to low, each the same factor below the one before.
 
     Raises:
@@ -26,7 +29,16 @@ def noise_ladder(high=1.0, low=0.01, count=10):
     return torch.logspace(math.log10(high), math.log10(low), count)
 
 
-def langevin(residual, start, levels, noise, *, step=0.1, repeats=20, progress=False):
+def langevin(
+    residual: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    levels: Tensor | Sequence[float],
+    noise: Noise,
+    *,
+    step: float = 0.1,
+    repeats: int = 20,
+    progress: bool = False,
+) -> Tensor:
     """Walk at each noise level in turn, by ``y + step f(y) + sqrt(2 step) sigma z``.
 
     This is the update of Song & Ermon, ``y + alpha/2 score + sqrt(alpha) z``, with ``alpha = 2 step sigma^2`` and the

@@ -1,9 +1,15 @@
 """How much samples are like images: the Fréchet distance of features, and the nearest images of the training."""
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cdn.data import ImageSplit
 
 
-def pooled_features(model, images, batch_size=256):
+def pooled_features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """Return what the last stage of a model's trunk finds in images, averaged over pixels.
 
     Args:
@@ -14,9 +20,9 @@ def pooled_features(model, images, batch_size=256):
     Returns:
         float64 [N, features], on the CPU.
     """
-    found = []
+    found: list[Tensor] = []
     last = lambda module, inputs, output: found.append(output if torch.is_tensor(output) else output[-1])
-    hook = model.trunk.register_forward_hook(last)
+    hook = model.get_submodule("trunk").register_forward_hook(last)
     try:
         with torch.no_grad():
             for part in images.split(batch_size):
@@ -26,7 +32,7 @@ def pooled_features(model, images, batch_size=256):
     return torch.cat([h.double().mean((2, 3)).cpu() for h in found])
 
 
-def frechet_distance(a, b):
+def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Return the squared Fréchet distance between Gaussians fitted to two sets of features.
 
     ``|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`` for the means and covariances (Dowson & Landau 1982), as the
@@ -54,7 +60,9 @@ def frechet_distance(a, b):
     return max(float(distance), 0.0)
 
 
-def nearest_images(images, split, *, mirrored=False, chunk=2048):
+def nearest_images(
+    images: Tensor, split: "ImageSplit", *, mirrored: bool = False, chunk: int = 2048
+) -> tuple[Tensor, Tensor]:
     """Find the image of a split that is nearest to each of some images, pixel by pixel.
 
     Args:
@@ -78,6 +86,6 @@ def nearest_images(images, split, *, mirrored=False, chunk=2048):
     return nearest, best / images[0].numel() ** 0.5
 
 
-def _square_root(matrix):
+def _square_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T

@@ -6,9 +6,11 @@ dtype on that device.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 
 class Operator(ABC):
@@ -24,15 +26,15 @@ class Operator(ABC):
         size: the number of values that are measured independently of each other, the rank of A.
     """
 
-    def __init__(self, shape):
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
     @property
     @abstractmethod
-    def size(self):
+    def size(self) -> int:
         """Rank of A."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return ``A x``.
 
         Args:
@@ -52,27 +54,27 @@ class Operator(ABC):
         return self._forward(x)
 
     @abstractmethod
-    def _forward(self, x):
+    def _forward(self, x: Tensor) -> Tensor:
         """Return ``A x`` for images of the right shape."""
 
     @abstractmethod
-    def adjoint(self, m):
+    def adjoint(self, m: Tensor) -> Tensor:
         """Return ``A^T m``, images [B, C, H, W], for measurements m."""
 
-    def pinv(self, m):
+    def pinv(self, m: Tensor) -> Tensor:
         """Return ``A^+ m``, the shortest of the images that come closest to measurements m."""
         return self.adjoint(m)
 
-    def project(self, x):
+    def project(self, x: Tensor) -> Tensor:
         """Return ``A^+ A x``, the part of images that the measurements determine."""
         return self.pinv(self.forward(x))
 
-    def grey(self, m):
+    def grey(self, m: Tensor) -> Tensor:
         """Return the images with measurements m that come closest to mid-grey, 0.5 everywhere."""
         middle = torch.full((1, *self.shape), 0.5, dtype=m.dtype, device=m.device)
         return middle + self.pinv(m - self.forward(middle))
 
-    def picture(self, m):
+    def picture(self, m: Tensor) -> Tensor:
         """Return measurements as images to look at: the blurred ones, or else those of :meth:`grey`."""
         return self.grey(m)
 
@@ -85,18 +87,20 @@ class _Pixels(Operator):
         kept: bool [H, W].
     """
 
-    def __init__(self, shape, kept):
+    def __init__(self, shape: Sequence[int], kept: Tensor) -> None:
         super().__init__(shape)
         self.kept = kept.flatten().nonzero()[:, 0]
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """The number of values kept, in all channels."""
         return self.shape[0] * len(self.kept)
 
-    def _forward(self, x):
+    def _forward(self, x: Tensor) -> Tensor:
         return x.flatten(2)[:, :, self.kept.to(x.device)]
 
-    def adjoint(self, m):
+    def adjoint(self, m: Tensor) -> Tensor:
+        """Return ``A^T m``: the values in their places, and 0 elsewhere."""
         x = m.new_zeros(len(m), self.shape[0], self.shape[1] * self.shape[2])
         x[:, :, self.kept.to(m.device)] = m
         return x.unflatten(2, self.shape[1:])
@@ -113,7 +117,7 @@ class Inpainting(_Pixels):
         ValueError: a block that does not leave a frame of known pixels, or no block.
     """
 
-    def __init__(self, shape, block):
+    def __init__(self, shape: Sequence[int], block: int) -> None:
         _, height, width = shape
         if not 1 <= block < min(height, width):
             raise ValueError(
@@ -137,7 +141,7 @@ class MissingPixels(_Pixels):
         ValueError: a ratio out of range, or too small to keep a pixel.
     """
 
-    def __init__(self, shape, ratio, seed=0):
+    def __init__(self, shape: Sequence[int], ratio: float, seed: int = 0) -> None:
         _, height, width = shape
         count = _share("ratio", ratio, height * width)
         kept = torch.zeros(height * width, dtype=torch.bool)
@@ -158,7 +162,7 @@ class SuperResolution(Operator):
         ValueError: a factor below 1, or one that does not divide the sides.
     """
 
-    def __init__(self, shape, factor):
+    def __init__(self, shape: Sequence[int], factor: int) -> None:
         _, height, width = shape
         if factor < 1 or height % factor or width % factor:
             raise ValueError(
@@ -168,16 +172,19 @@ class SuperResolution(Operator):
         self.factor = factor
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """The number of squares, in all channels."""
         return math.prod(self.shape) // self.factor**2
 
-    def _forward(self, x):
+    def _forward(self, x: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(x, self.factor)
 
-    def adjoint(self, m):
+    def adjoint(self, m: Tensor) -> Tensor:
+        """Return ``A^T m``: each value spread over its square."""
         return self.pinv(m) / self.factor**2
 
-    def pinv(self, m):
+    def pinv(self, m: Tensor) -> Tensor:
+        """Return ``A^+ m``: each value repeated over its square."""
         return m.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
 
 
@@ -197,7 +204,7 @@ class Deblurring(Operator):
         ValueError: a blur or cut-off out of range.
     """
 
-    def __init__(self, shape, blur, cutoff=0.05):
+    def __init__(self, shape: Sequence[int], blur: float, cutoff: float = 0.05) -> None:
         if not 0 < blur < math.inf:
             raise ValueError(f"blur must be a deviation above 0 pixels, got {blur}")
         if not 0 < cutoff <= 1:
@@ -211,22 +218,26 @@ class Deblurring(Operator):
         self.gain = torch.where(gain >= cutoff, gain, 0.0)
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """The number of cosines kept, in all channels."""
         return self.shape[0] * int(self.gain.count_nonzero())
 
-    def _forward(self, x):
+    def _forward(self, x: Tensor) -> Tensor:
         return self._filter(x, self.gain)
 
-    def adjoint(self, m):
+    def adjoint(self, m: Tensor) -> Tensor:
+        """Return ``A^T m``, which is ``A m``."""
         return self._filter(m, self.gain)
 
-    def pinv(self, m):
+    def pinv(self, m: Tensor) -> Tensor:
+        """Return ``A^+ m``: the cosines that were kept, as strong as before."""
         return self._filter(m, torch.where(self.gain > 0, 1 / self.gain, 0.0))
 
-    def picture(self, m):
+    def picture(self, m: Tensor) -> Tensor:
+        """Return the measurements, which are blurred images."""
         return m
 
-    def _filter(self, x, gain):
+    def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
         return _cosines(gain.to(x) * _cosines(x, (2, 3)), (2, 3), inverse=True)
 
 
@@ -246,7 +257,7 @@ class CompressiveSensing(Operator):
         ValueError: a ratio out of range, or too small for one vector.
     """
 
-    def __init__(self, shape, ratio, seed=0):
+    def __init__(self, shape: Sequence[int], ratio: float, seed: int = 0) -> None:
         super().__init__(shape)
         values = math.prod(self.shape)
         count = _share("ratio", ratio, values)
@@ -255,22 +266,24 @@ class CompressiveSensing(Operator):
         self.rows = torch.randperm(values, generator=generator)[:count]
 
     @property
-    def size(self):
+    def size(self) -> int:
+        """The number of vectors."""
         return len(self.rows)
 
-    def _forward(self, x):
+    def _forward(self, x: Tensor) -> Tensor:
         return _cosines(self._flip(x), (1, 2, 3)).flatten(1)[:, self.rows.to(x.device)]
 
-    def adjoint(self, m):
+    def adjoint(self, m: Tensor) -> Tensor:
+        """Return ``A^T m``: the sum of the vectors, each times its measurement."""
         coefficients = m.new_zeros(len(m), math.prod(self.shape))
         coefficients[:, self.rows.to(m.device)] = m
         return self._flip(_cosines(coefficients.unflatten(1, self.shape), (1, 2, 3), inverse=True))
 
-    def _flip(self, x):
+    def _flip(self, x: Tensor) -> Tensor:
         return torch.where(self.flipped.to(x.device), -x, x)
 
 
-def _share(name, ratio, total):
+def _share(name: str, ratio: float, total: int) -> int:
     """Return how many of a total a share in (0, 1] is."""
     count = round(ratio * total) if 0 < ratio <= 1 else 0
     if count < 1:
@@ -278,7 +291,7 @@ def _share(name, ratio, total):
     return count
 
 
-def _cosines(x, dims, inverse=False):
+def _cosines(x: Tensor, dims: Sequence[int], inverse: bool = False) -> Tensor:
     """Return the orthonormal discrete cosine transform (DCT-II) of x over some dimensions, or its inverse."""
     with torch.autocast(x.device.type, enabled=False):  # measurements in bfloat16 would be no measurements
         for dim in dims:
@@ -288,7 +301,7 @@ def _cosines(x, dims, inverse=False):
 
 
 @lru_cache(maxsize=16)
-def _cosine_basis(size, dtype, device):
+def _cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthogonal matrix [size, size] whose row k is the cosine of frequency ``pi k / size``."""
     with torch.inference_mode(False):  # what is cached must serve outside of inference mode too
         k = torch.arange(size, dtype=torch.float64)

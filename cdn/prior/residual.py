@@ -5,7 +5,11 @@ shape of y, and the noise level [B] that y has: the given one where a prior is k
 the network is blind. Any such callable can be sampled from; :func:`blind_residual` makes one of a trained model.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
+from torch import Tensor, nn
 
 from cdn.density import score, sigma_from_score
 from cdn.model import DirectDenoiser
@@ -15,7 +19,16 @@ from cdn_kernels import reference as ops
 LEVELS = ("residual", "calibrated")
 
 
-def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
+class Residual(Protocol):
+    """What samplers ask of a model, as the module describes it."""
+
+    def __call__(self, y: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``D(y) - y`` and the noise level [B] of images y [B, C, H, W], which may be given."""
+
+
+def blind_residual(
+    model: nn.Module, label: int | Tensor | None = None, *, guidance: float = 1.0, level: str = "residual"
+) -> Residual:
     """Return the residual of a trained model, which is blind: it ignores the noise level that it is told.
 
     ``f(y) = sigma(y)^2 s(y)`` with the noise level sigma(y) that the calibration of the model reads from its own score
@@ -44,7 +57,7 @@ def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
             )
         return lambda y, sigma=None: _direct_residual(model, y)
 
-    def residual(y, sigma=None):
+    def residual(y: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         s = score(model, y, label)
         if label is not None and guidance != 1:
             s = torch.lerp(score(model, y), s, guidance)
@@ -55,12 +68,19 @@ def blind_residual(model, label=None, *, guidance=1.0, level="residual"):
     return residual
 
 
-def root_mean_square(images):
+def root_mean_square(images: Tensor) -> Tensor:
     """Return the root mean square [B] of images [B, ...]."""
     return images.square().flatten(1).mean(1).sqrt()
 
 
-def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device="cpu"):
+def noisy_start(
+    shape: Sequence[int],
+    noise: Noise,
+    *,
+    sigma: float = 1.0,
+    mean: float | Tensor = 0.5,
+    device: str | torch.device = "cpu",
+) -> Tensor:
     """Return where samplers start: white noise of deviation sigma about a grey image.
 
     Args:
@@ -74,7 +94,7 @@ def noisy_start(shape, noise, *, sigma=1.0, mean=0.5, device="cpu"):
     return mean + sigma * z
 
 
-def advance(y, f, step, gamma, noise):
+def advance(y: Tensor, f: Tensor, step: float, gamma: Tensor, noise: Noise) -> Tensor:
     """Return ``y + step f + gamma z``: the step of every sampler here.
 
     Args:
@@ -86,12 +106,12 @@ def advance(y, f, step, gamma, noise):
     return sample_noise(y + step * f, gamma, noise)[0]
 
 
-def key_of_step(noise, t):
+def key_of_step(noise: Noise, t: int) -> Noise:
     """Return the key of step t of a walk; the key of the walk itself is for where it starts."""
     return Noise(noise.seed, noise.offset + 1 + t)
 
 
-def _direct_residual(model, y):
+def _direct_residual(model: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         f = -model(y)
     return f, root_mean_square(f)

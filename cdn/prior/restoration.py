@@ -8,9 +8,12 @@ then ``A^+ A`` and ``M x_c`` is ``A^+ m`` of any A whose rows span the same spac
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from cdn.prior.ascent import ascend
-from cdn.prior.residual import noisy_start, root_mean_square
+from cdn.prior.operators import Operator
+from cdn.prior.residual import Residual, noisy_start, root_mean_square
+from cdn_kernels import Noise
 
 
 class Restoration(NamedTuple):
@@ -22,12 +25,12 @@ class Restoration(NamedTuple):
         finished: bool [B], whether the noise level had fallen to ``stop``.
     """
 
-    images: torch.Tensor
+    images: Tensor
     steps: int
-    finished: torch.Tensor
+    finished: Tensor
 
 
-def constrained(residual, operator, measured):
+def constrained(residual: Residual, operator: Operator, measured: Tensor) -> Residual:
     """Return the residual toward images that are likely and agree with measurements.
 
     ``d(y) = (I - A^+ A) f(y) + A^+ (m - A y)``. The noise level is ``|d| / sqrt(C H W)``, as in the paper, but at
@@ -41,7 +44,7 @@ def constrained(residual, operator, measured):
     """
     target = operator.pinv(measured)
 
-    def step(y, sigma=None):
+    def step(y: Tensor, sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
         f, _ = residual(y, sigma)
         error = target - operator.project(y)
         d = f - operator.project(f) + error
@@ -52,8 +55,18 @@ def constrained(residual, operator, measured):
 
 
 def restore(
-    residual, operator, measured, noise, *, sigma=1.0, step=0.1, beta=0.1, stop=0.01, limit=1000, progress=False
-):
+    residual: Residual,
+    operator: Operator,
+    measured: Tensor,
+    noise: Noise,
+    *,
+    sigma: float = 1.0,
+    step: float = 0.1,
+    beta: float = 0.1,
+    stop: float = 0.01,
+    limit: int = 1000,
+    progress: bool = False,
+) -> Restoration:
     """Sample images that the prior finds likely among those with the given noiseless measurements.
 
     The ascent of :func:`cdn.prior.ascent.ascend` along :func:`constrained`, from white noise about the mid-grey image

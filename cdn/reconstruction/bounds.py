@@ -1,9 +1,12 @@
 """How far an image must be moved before another class explains it better."""
 
 import torch
+from torch import Tensor
+
+from cdn.reconstruction.inference import Inference
 
 
-def lower_bounds(found, labels, sigma):
+def lower_bounds(found: Inference, labels: Tensor, sigma: float | Tensor) -> Tensor:
     """Return lower bounds on the L2 size of a change that makes a reconstruction classifier err.
 
     For :func:`cdn.reconstruction.pixel_distance` at sigma, ``u_c(x) = sigma sqrt(-2 l_c(x))`` is a distance: as

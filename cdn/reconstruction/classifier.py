@@ -1,12 +1,14 @@
 """Classify by reconstruction: the class that explains an image best."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from cdn.reconstruction.inference import bound_of, infer, pixel_distance
+from cdn.reconstruction.generators import ClassGenerators
+from cdn.reconstruction.inference import Distance, Inference, bound_of, infer, pixel_distance
 
 # Steps of L-BFGS that fit two numbers.
 CALIBRATION_STEPS = 50
@@ -33,24 +35,27 @@ class ReconstructionClassifier(nn.Module):
     with which Schott et al. fine-tune their logits are left out: they would cost the bounds their meaning.
     """
 
-    def __init__(self, generators, distance=None, **options):
+    scale: Tensor  # []
+    log_eta: Tensor  # []
+
+    def __init__(self, generators: ClassGenerators, distance: Distance | None = None, **options: Any) -> None:
         super().__init__()
         self.generators, self.distance, self.options = generators, distance, options
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("log_eta", torch.tensor(-math.inf))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, K] of images x [N, C, H, W] in [0, 1]."""
         found = self.infer(x.detach())
         if torch.is_grad_enabled() and x.requires_grad:
             return self.scale * bound_of(self._distance()(x, found.reconstructions), found.latents)
         return self.scale * found.bound
 
-    def infer(self, x):
-        """Return what each class makes of images, :class:`cdn.reconstruction.Inference`."""
+    def infer(self, x: Tensor) -> Inference:
+        """Return what each class makes of images [N, C, H, W], :class:`cdn.reconstruction.Inference`."""
         return infer(self.generators, x, self.distance, **self.options)
 
-    def posterior(self, x):
+    def posterior(self, x: Tensor) -> Tensor:
         """Return class probabilities that grow even for images that no class explains, [N, K].
 
         ``p(c | x) = (exp(scale l_c) + eta) / sum_k (exp(scale l_k) + eta)`` of Schott et al.: where all l are low, eta
@@ -59,7 +64,7 @@ class ReconstructionClassifier(nn.Module):
         """
         return _posterior(self(x), self.log_eta).exp()
 
-    def calibrate(self, x, labels):
+    def calibrate(self, x: Tensor, labels: Tensor) -> float:
         """Set scale and eta to those that minimize the cross-entropy of labeled images.
 
         Args:
@@ -79,7 +84,7 @@ class ReconstructionClassifier(nn.Module):
                 [log_scale, log_eta], max_iter=CALIBRATION_STEPS, line_search_fn="strong_wolfe"
             )
 
-            def closure():
+            def closure() -> Tensor:
                 optimizer.zero_grad()
                 loss = F.nll_loss(_posterior(log_scale.exp() * bound, log_eta), labels)
                 loss.backward()
@@ -91,9 +96,9 @@ class ReconstructionClassifier(nn.Module):
         self.log_eta.copy_(log_eta.detach())
         return loss
 
-    def _distance(self):
+    def _distance(self) -> Distance:
         return self.distance or pixel_distance(self.generators.sigma.detach())
 
 
-def _posterior(logits, log_eta):
+def _posterior(logits: Tensor, log_eta: Tensor) -> Tensor:
     return torch.logaddexp(logits, log_eta.to(logits)).log_softmax(1)

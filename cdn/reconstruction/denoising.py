@@ -6,8 +6,10 @@ class in turn, and the class with the smallest error wins. A classification-deno
 class-conditional denoisers in one forward, ``D(y, sigma, c) = y + sigma^2 grad_y f(y)_c``, and a backward per class.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.density import class_scores
@@ -15,6 +17,9 @@ from cdn.model import DirectDenoiser, ResNet
 from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
+
+# How much the errors at a noise level count.
+Weight = Callable[[float], float]
 
 
 class DenoisingErrorClassifier(nn.Module):
@@ -65,7 +70,16 @@ class DenoisingErrorClassifier(nn.Module):
     The logits are differences of large errors: take float32.
     """
 
-    def __init__(self, model, levels=NoiseLevels(), *, nodes=8, draws=2, weight=None, temperature=1.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        levels: NoiseLevels = NoiseLevels(),
+        *,
+        nodes: int = 8,
+        draws: int = 2,
+        weight: Weight | None = None,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         if isinstance(model, (ResNet, DirectDenoiser)):
             raise ValueError(f"model: expected one that denoises given a class, got a {type(model).__name__}")
@@ -77,10 +91,11 @@ class DenoisingErrorClassifier(nn.Module):
         self.model, self.levels, self.nodes, self.draws = model, levels, nodes, draws
         self.weight, self.temperature = weight or likelihood_weight, temperature
 
-    def forward(self, x, noise):
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return the logits [B, classes] of images [B, C, H, W] without noise."""
         return integrate(self.errors(x, noise), self.levels, self.weight) / -self.temperature
 
-    def errors(self, x, noise):
+    def errors(self, x: Tensor, noise: Noise) -> Tensor:
         """Return ``|D(x + sigma eps, sigma, c) - x|^2`` by node, draw, image and class.
 
         Returns:
@@ -96,18 +111,26 @@ class DenoisingErrorClassifier(nn.Module):
         )
 
 
-def likelihood_weight(sigma):
+def likelihood_weight(sigma: float) -> float:
     """Return ``1 / sigma^2``, with which integrated errors are log-likelihoods."""
     return sigma**-2
 
 
-def integrate(errors, levels, weight=likelihood_weight):
+def integrate(errors: Tensor, levels: NoiseLevels, weight: Weight = likelihood_weight) -> Tensor:
     """Return ``integral of weight(sigma) E |D - x|^2 d log sigma`` from errors [nodes, draws, ...], shape [...]."""
     factors = [node * weight(sigma) for sigma, node in level_nodes(levels, len(errors))]
     return torch.einsum("n,n...->...", errors.new_tensor(factors), errors.mean(1))
 
 
-def denoising_errors(denoisers, x, levels, noise, *, nodes=8, draws=2):
+def denoising_errors(
+    denoisers: Callable[[Tensor, float], Tensor],
+    x: Tensor,
+    levels: NoiseLevels,
+    noise: Noise,
+    *,
+    nodes: int = 8,
+    draws: int = 2,
+) -> Tensor:
     """Measure the denoising errors of images for every class, under the same noise.
 
     Args:
@@ -125,7 +148,9 @@ def denoising_errors(denoisers, x, levels, noise, *, nodes=8, draws=2):
     return torch.stack(rows).unflatten(0, (nodes, draws))
 
 
-def noisy_copies(x, levels, noise, nodes, draws):
+def noisy_copies(
+    x: Tensor, levels: NoiseLevels, noise: Noise, nodes: int, draws: int
+) -> Iterator[tuple[float, Tensor]]:
     """Yield (sigma, y) for every node and each of its draws: images with noise, that of odd draws mirrored.
 
     Arguments as for :func:`denoising_errors`.
@@ -138,7 +163,7 @@ def noisy_copies(x, levels, noise, nodes, draws):
             yield sigma, x + (-1) ** draw * sigma * eps
 
 
-def denoise_by_class(model, y, sigma):
+def denoise_by_class(model: nn.Module, y: Tensor, sigma: float | Tensor) -> Tensor:
     """Return ``D(y, sigma, c)`` for every class, [classes, B, C, H, W]: one forward, and one backward per class.
 
     Args:
@@ -146,6 +171,6 @@ def denoise_by_class(model, y, sigma):
         y: noisy images [B, C, H, W]; the graph is kept where grad mode is on and y requires grad.
         sigma: noise level: a float, a 0-d tensor, or one value per image [B].
     """
-    sigma = ops.expand(ops.per_image(sigma, y, "sigma"), y)
+    level = ops.expand(ops.per_image(sigma, y, "sigma"), y)
     graph = torch.is_grad_enabled() and y.requires_grad
-    return y + (sigma.square() * class_scores(model, y, create_graph=graph)).to(y.dtype)
+    return y + (level.square() * class_scores(model, y, create_graph=graph)).to(y.dtype)

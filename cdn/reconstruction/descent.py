@@ -1,14 +1,24 @@
 """The attack made for reconstruction classifiers: walk towards what another class makes of the image."""
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from cdn.reconstruction.classifier import ReconstructionClassifier
 from cdn.robustness import Adversarial
 
 HALVINGS = 10
 
 
-def latent_descent(classifier, x, labels, *, steps=20, share=0.1, progress=False):
+def latent_descent(
+    classifier: ReconstructionClassifier,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 20,
+    share: float = 0.1,
+    progress: bool = False,
+) -> Adversarial:
     """Move images towards their reconstructions in the most likely wrong class until they are taken for it.
 
     The latent descent attack of Schott et al. (2018, arXiv 1805.09190): at each step the likeliest wrong class
@@ -53,7 +63,7 @@ def latent_descent(classifier, x, labels, *, steps=20, share=0.1, progress=False
     return Adversarial(found, y)
 
 
-def _draw_back(classifier, x, y, labels):
+def _draw_back(classifier: ReconstructionClassifier, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
     """Return of the line from x to the adversarial y the first adversarial point that bisection finds."""
     low, high = torch.zeros_like(x[:, :1, :1, :1]), torch.ones_like(x[:, :1, :1, :1])
     for _ in range(HALVINGS if len(x) else 0):

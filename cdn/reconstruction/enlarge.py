@@ -1,7 +1,10 @@
 """Small images made larger, and back again without loss."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 class Enlargement:
@@ -18,7 +21,7 @@ class Enlargement:
         ValueError: a smaller side.
     """
 
-    def __init__(self, shape, side):
+    def __init__(self, shape: Sequence[int], side: int) -> None:
         channels, *sizes = shape
         if side < max(sizes):
             raise ValueError(f"side: expected at least {max(sizes)}, the side of the images, got {side}")
@@ -28,15 +31,15 @@ class Enlargement:
             torch.linalg.pinv(m.double()).float() for m in (self.rows, self.columns)
         )
 
-    def enlarge(self, x):
+    def enlarge(self, x: Tensor) -> Tensor:
         """Return images x [..., H, W] of float32 as [..., side, side]."""
         return self.rows.to(x) @ x @ self.columns.to(x).T
 
-    def shrink(self, y):
+    def shrink(self, y: Tensor) -> Tensor:
         """Return images y [..., side, side] of float32 as [..., H, W]."""
         return self.inverse_rows.to(y) @ y @ self.inverse_columns.to(y).T
 
 
-def _interpolation(size, side):
+def _interpolation(size: int, side: int) -> Tensor:
     """Return the matrix [side, size] of bilinear interpolation."""
     return F.interpolate(torch.eye(size)[None], size=side, mode="linear")[0].T

@@ -3,10 +3,23 @@
 import math
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from cdn.reconstruction.generators import ClassGenerators
 
-def fit(generators, x, labels, *, steps=1000, batch_size=32, rate=2e-3, seed=0, progress=False):
+
+def fit(
+    generators: ClassGenerators,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 1000,
+    batch_size: int = 32,
+    rate: float = 2e-3,
+    seed: int = 0,
+    progress: bool = False,
+) -> float:
     """Train generators on labeled images: each image trains the generator of its class.
 
     Maximizes the evidence lower bound of Kingma & Welling, "Auto-encoding variational Bayes" (2014),
@@ -59,7 +72,7 @@ def fit(generators, x, labels, *, steps=1000, batch_size=32, rate=2e-3, seed=0, 
     return sum(recent) / last
 
 
-def evidence_bound(generators, x, noise):
+def evidence_bound(generators: ClassGenerators, x: Tensor, noise: Tensor) -> Tensor:
     """Return the evidence lower bound of images under the generators of their classes, with one draw of the latent.
 
     Args:
@@ -79,7 +92,7 @@ def evidence_bound(generators, x, noise):
     return likelihood - divergence
 
 
-def _members(labels, classes):
+def _members(labels: Tensor, classes: int) -> list[Tensor]:
     """Return the indices of the images of each class, on the CPU."""
     labels = labels.cpu()
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:

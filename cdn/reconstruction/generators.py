@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
 from cdn.store import fitting, read_safetensors, write_atomically
@@ -41,7 +43,15 @@ class ClassGenerators(nn.Module):
         ValueError: a number below 1, or a sigma that is not above 0.
     """
 
-    def __init__(self, classes, shape, latents=8, width=256, sigma=None, seed=0):
+    def __init__(
+        self,
+        classes: int,
+        shape: Sequence[int],
+        latents: int = 8,
+        width: int = 256,
+        sigma: float | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         numbers = dict(classes=classes, latents=latents, width=width, shape=min(shape))
         for name, value in numbers.items():
@@ -49,7 +59,9 @@ class ClassGenerators(nn.Module):
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if sigma is not None and not 0 < sigma < math.inf:
             raise ValueError(f"sigma: expected a number above 0, or None to learn it, got {sigma}")
-        self.config = dict(classes=classes, shape=list(shape), latents=latents, width=width, sigma=sigma, seed=seed)
+        self.config: dict[str, Any] = dict(
+            classes=classes, shape=list(shape), latents=latents, width=width, sigma=sigma, seed=seed
+        )
         self.classes, self.shape, self.latents = classes, tuple(shape), latents
         generator = torch.Generator().manual_seed(seed)
         pixels, inner = math.prod(shape), (width + 1) // 2
@@ -61,11 +73,11 @@ class ClassGenerators(nn.Module):
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma or FIRST_SIGMA)), requires_grad=sigma is None)
 
     @property
-    def sigma(self):
+    def sigma(self) -> Tensor:
         """Deviation of the pixels, the same for all classes: a 0-d tensor."""
         return self.log_sigma.exp()
 
-    def decode(self, z):
+    def decode(self, z: Tensor) -> Tensor:
         """Return the images that latents stand for.
 
         Args:
@@ -77,7 +89,7 @@ class ClassGenerators(nn.Module):
         images = _pass(self.decoder, z).sigmoid()
         return images.unflatten(-1, self.shape)
 
-    def encode(self, x):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each class takes the latents of images for.
 
         Args:
@@ -88,7 +100,8 @@ class ClassGenerators(nn.Module):
         """
         pixels = (x if x.dim() == 5 else x[:, None].expand(-1, self.classes, -1, -1, -1)).flatten(2)
         # Centred, as the first layer learns faster so.
-        return _pass(self.encoder, 2 * pixels - 1).chunk(2, dim=-1)
+        mean, log_variance = _pass(self.encoder, 2 * pixels - 1).chunk(2, dim=-1)
+        return mean, log_variance
 
 
 class ClassLinear(nn.Module):
@@ -100,16 +113,17 @@ class ClassLinear(nn.Module):
         generator: the ``torch.Generator`` that draws the weights, of variance ``1 / inputs``.
     """
 
-    def __init__(self, classes, inputs, outputs, generator):
+    def __init__(self, classes: int, inputs: int, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, inputs, outputs, generator=generator) / math.sqrt(inputs))
         self.bias = nn.Parameter(torch.zeros(classes, 1, outputs))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs [K, M, outputs] of inputs [K, M, inputs]."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def save_generators(path, generators, settings=()):
+def save_generators(path: str | Path, generators: ClassGenerators, settings: dict[str, Any] | tuple[()] = ()) -> None:
     """Write generators as safetensors, with what it takes to build them again.
 
     Args:
@@ -122,7 +136,7 @@ def save_generators(path, generators, settings=()):
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_generators(path, device="cpu"):
+def load_generators(path: str | Path, device: str | torch.device = "cpu") -> tuple[ClassGenerators, dict[str, Any]]:
     """Read what :func:`save_generators` wrote.
 
     Returns:
@@ -134,17 +148,18 @@ def load_generators(path, device="cpu"):
     tensors, metadata = read_safetensors(Path(path), "generators")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds no generators of this package (no format {FORMAT!r} in its metadata)")
-    with fitting(path):
+    with fitting(Path(path)):
         generators = ClassGenerators(**json.loads(metadata["config"]))
         generators.load_state_dict(tensors)
         settings = json.loads(metadata["settings"])
     return generators.to(device), settings
 
 
-def _pass(layers, values):
+def _pass(layers: nn.ModuleList, values: Tensor) -> Tensor:
     """Send values [..., K, inputs] through the layers of all classes, with GELU in between: [..., K, outputs]."""
     hidden = values.reshape(-1, *values.shape[-2:]).transpose(0, 1)
     *inner, last = layers
     for layer in inner:
         hidden = F.gelu(layer(hidden))
-    return last(hidden).transpose(0, 1).reshape(*values.shape[:-1], last.bias.shape[-1])
+    outputs = last(hidden).transpose(0, 1)
+    return outputs.reshape(*values.shape[:-1], outputs.shape[-1])

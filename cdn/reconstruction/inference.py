@@ -1,13 +1,39 @@
 """How well each class can reconstruct an image: a search for the best latent of each, by gradient ascent."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 # Values that one comparison of images with reconstructions of draws may hold at once.
 CHUNK = 1 << 23
 # Adam's averages of gradients and of their squares, and what keeps it from dividing by 0.
 FADING, SQUARE_FADING, EPS = 0.9, 0.999, 1e-8
+# From images x [N, C, H, W] and reconstructions [N, ..., C, H, W] to [N, ...], in nats.
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class Generators(Protocol):
+    """What :func:`infer` asks of generators of K classes.
+
+    Attributes:
+        classes: K.
+        latents: dimensions L of a latent.
+    """
+
+    classes: int
+    latents: int
+
+    @property
+    def sigma(self) -> Tensor:
+        """Deviation of the pixels, []."""
+
+    def decode(self, z: Tensor, /) -> Tensor:
+        """Return the images [..., K, C, H, W] of latents [..., K, L]."""
+
+    def encode(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return the mean and log-variance of the latents of images [N, C, H, W], each [N, K, L]."""
 
 
 class Inference(NamedTuple):
@@ -20,13 +46,13 @@ class Inference(NamedTuple):
         bound: [N, K], ``-distances - |latents|^2 / 2``: log p(x, z | c) up to a constant that all classes share.
     """
 
-    latents: torch.Tensor
-    reconstructions: torch.Tensor
-    distances: torch.Tensor
-    bound: torch.Tensor
+    latents: Tensor
+    reconstructions: Tensor
+    distances: Tensor
+    bound: Tensor
 
 
-def pixel_distance(sigma):
+def pixel_distance(sigma: float | Tensor) -> Distance:
     """Return the distance that stands for pixels with independent normal errors, ``|x - r|^2 / (2 sigma^2)``.
 
     Args:
@@ -36,18 +62,29 @@ def pixel_distance(sigma):
         A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].
     """
 
-    def distance(x, reconstructions):
+    def distance(x: Tensor, reconstructions: Tensor) -> Tensor:
         return (beside(x, reconstructions) - reconstructions).square().flatten(-3).sum(-1) / (2 * sigma**2)
 
     return distance
 
 
-def beside(x, r):
+def beside(x: Tensor, r: Tensor) -> Tensor:
     """View x [N, ...] so that it stands beside r [N, ..., ...], which has dimensions in between."""
     return x.reshape(len(x), *[1] * (r.dim() - x.dim()), *x.shape[1:]).expand_as(r)
 
 
-def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.1, seed=0, batch_size=64):
+def infer(
+    generators: Generators,
+    x: Tensor,
+    distance: Distance | None = None,
+    *,
+    steps: int = 30,
+    starts: int = 2,
+    draws: int = 64,
+    rate: float = 0.1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Inference:
     """Find the latents with which each class explains images best.
 
     Maximizes ``log p(x | z, c) - KL(N(z, s^2 I) || N(0, I))`` over z for every class, which is
@@ -87,18 +124,22 @@ def infer(generators, x, distance=None, *, steps=30, starts=2, draws=64, rate=0.
         distance = distance or pixel_distance(generators.sigma.detach())
         drawn = torch.randn(draws, generators.latents, generator=torch.Generator().manual_seed(seed)).to(x)
         drawn = drawn[:, None].expand(-1, generators.classes, -1)
-        options = dict(steps=steps, starts=starts, rate=rate)
         # Copies, as a tensor made in inference mode cannot be part of a graph.
-        found = [_infer(generators, part.clone(), distance, drawn, **options) for part in x.split(batch_size)]
+        found = [
+            _infer(generators, part.clone(), distance, drawn, steps=steps, starts=starts, rate=rate)
+            for part in x.split(batch_size)
+        ]
     return Inference(*map(torch.cat, zip(*found)))
 
 
-def bound_of(distances, latents):
+def bound_of(distances: Tensor, latents: Tensor) -> Tensor:
     """Return ``-distances - |latents|^2 / 2`` for distances [...] and latents [..., L]."""
     return -distances - latents.square().sum(-1) / 2
 
 
-def _infer(generators, x, distance, drawn, *, steps, starts, rate):
+def _infer(
+    generators: Generators, x: Tensor, distance: Distance, drawn: Tensor, *, steps: int, starts: int, rate: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z = generators.encode(x)[0][:, None]
     if starts > 1:
         z = torch.cat([z, _best_draws(generators, x, distance, drawn, starts - 1)], 1)
@@ -109,7 +150,7 @@ def _infer(generators, x, distance, drawn, *, steps, starts, rate):
         better = value > best_value
         best = torch.where(better[..., None], z, best)
         best_value = torch.where(better, value, best_value)
-        if step < steps:
+        if gradient is not None:
             first = FADING * first + (1 - FADING) * gradient
             second = SQUARE_FADING * second + (1 - SQUARE_FADING) * gradient.square()
             mean, square = first / (1 - FADING ** (step + 1)), second / (1 - SQUARE_FADING ** (step + 1))
@@ -120,7 +161,9 @@ def _infer(generators, x, distance, drawn, *, steps, starts, rate):
     return latents, reconstructions, distances, bound_of(distances, latents)
 
 
-def _climb(generators, x, distance, z, *, last):
+def _climb(
+    generators: Generators, x: Tensor, distance: Distance, z: Tensor, *, last: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return the bound at latents z [N, starts, K, L] and, unless this is the last time, its gradient."""
     with torch.set_grad_enabled(not last):
         z = z.detach().requires_grad_(not last)
@@ -129,7 +172,7 @@ def _climb(generators, x, distance, z, *, last):
     return value.detach(), gradient
 
 
-def _best_draws(generators, x, distance, drawn, count):
+def _best_draws(generators: Generators, x: Tensor, distance: Distance, drawn: Tensor, count: int) -> Tensor:
     """Return the draws that explain each image best in each class, [N, count, K, L]."""
     chunk = max(CHUNK // max(x.numel() * generators.classes, 1), 1)
     values = torch.cat(
@@ -142,6 +185,6 @@ def _best_draws(generators, x, distance, drawn, count):
     return _pick(drawn.expand(len(x), -1, -1, -1), values.topk(count, dim=1).indices)
 
 
-def _pick(latents, index):
+def _pick(latents: Tensor, index: Tensor) -> Tensor:
     """Return of latents [N, M, K, L] those that an index [N, count, K] names in the second dimension."""
     return latents.gather(1, index[..., None].expand(-1, -1, -1, latents.shape[-1]))

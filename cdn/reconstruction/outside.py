@@ -7,13 +7,16 @@ wrong; and a model of the density of images, such as a classification-denoising 
 given, or what it made, without asking the generator.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdn.analysis.detection import typicality
 from cdn.density import log_prob
-from cdn.reconstruction.inference import infer, pixel_distance
-from cdn_kernels import sample_noise
+from cdn.reconstruction.inference import Generators, infer, pixel_distance
+from cdn_kernels import Noise, sample_noise
 
 
 class StandardLatents(nn.Module):
@@ -36,7 +39,10 @@ class StandardLatents(nn.Module):
     Limitations: one Gaussian per class; modes and bent sheets of latents are beyond it.
     """
 
-    def __init__(self, generators, x, labels):
+    mean: Tensor  # [K, L]
+    factor: Tensor  # [K, L, L]
+
+    def __init__(self, generators: Generators, x: Tensor, labels: Tensor) -> None:
         super().__init__()
         self.generators, self.classes, self.latents = generators, generators.classes, generators.latents
         with torch.no_grad():
@@ -46,15 +52,15 @@ class StandardLatents(nn.Module):
         self.register_buffer("factor", torch.stack([factor for _, factor in moments]).to(x))
 
     @property
-    def sigma(self):
+    def sigma(self) -> Tensor:
         """Deviation of the pixels."""
         return self.generators.sigma
 
-    def decode(self, u):
+    def decode(self, u: Tensor) -> Tensor:
         """Return the images [..., K, C, H, W] of standardized latents [..., K, L]."""
         return self.generators.decode(self.mean + (self.factor @ u[..., None])[..., 0])
 
-    def encode(self, x):
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log-variance of the standardized latents of images, each [N, K, L]."""
         mean, log_variance = self.generators.encode(x)
         inverse = torch.linalg.inv(self.factor)
@@ -62,7 +68,7 @@ class StandardLatents(nn.Module):
         return (inverse @ (mean - self.mean)[..., None])[..., 0], variance.log()
 
 
-def reconstruct(generators, x, strength=1.0, **options):
+def reconstruct(generators: Generators, x: Tensor, strength: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
     """Reconstruct images by the latents that explain them best, with the density of the latent as strong as told.
 
     Minimizes ``|x - G_c(z)|^2 / (2 sigma^2) + strength |z|^2 / 2`` over the latents of every class.
@@ -104,19 +110,20 @@ class Arbiter:
     Called with images [N, C, H, W] and a key of their own, returns float64 [N].
     """
 
-    def __init__(self, model, reference, sigma, noise, batch_size=256):
+    def __init__(self, model: nn.Module, reference: Tensor, sigma: float, noise: Noise, batch_size: int = 256) -> None:
         self.model, self.sigma, self.batch_size = model, sigma, batch_size
         self.reference = self._log_density(reference, noise)
 
-    def __call__(self, x, noise):
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return the ratings [N], float64, of images x [N, C, H, W]."""
         return typicality(self._log_density(x, noise), self.reference)
 
-    def _log_density(self, x, noise):
+    def _log_density(self, x: Tensor, noise: Noise) -> Tensor:
         y, _ = sample_noise(x, self.sigma, noise)
         return torch.cat([log_prob(self.model, part).double() for part in y.split(self.batch_size)])
 
 
-def weakest(ratings, reference):
+def weakest(ratings: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
     """Return the lowest of several ratings of the same images, each in deviations of its own reference.
 
     What an image needs is to look right to every judge.
@@ -135,7 +142,7 @@ def weakest(ratings, reference):
     return torch.stack(standard).amin(0)
 
 
-def _moments(means, log_variances, c):
+def _moments(means: Tensor, log_variances: Tensor, c: int) -> tuple[Tensor, Tensor]:
     """Return the mean [L] and a factor [L, L] of the covariance of a mixture of normals with equal weights."""
     if not len(means):
         raise ValueError(f"labels: expected images of every class, found none of class {c}")

@@ -6,21 +6,34 @@ once it is in nats (:func:`in_nats`). Its ``matrix`` compares each image of one 
 """
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cdn.density import denoise
 from cdn.evaluation.metrics import ssim
 from cdn.model.gradresnet import Trunk
 from cdn.quadrature import level_nodes
-from cdn.reconstruction.inference import beside, pixel_distance
+from cdn.reconstruction.inference import Distance, beside, pixel_distance
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
 # Images that a matrix embeds at once.
 BATCH = 64
+
+
+class Similarity(Protocol):
+    """What a similarity can do."""
+
+    def __call__(self, x: Tensor, r: Tensor, /) -> Tensor:
+        """Return the dissimilarity [N, ...] of images x [N, C, H, W] and others r [N, ..., C, H, W]."""
+
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
 
 
 class Embedded:
@@ -30,14 +43,15 @@ class Embedded:
         embed: a function of images [B, C, H, W] that returns [B, D].
     """
 
-    def __init__(self, embed):
+    def __init__(self, embed: Callable[[Tensor], Tensor]) -> None:
         self.embed = embed
 
-    def __call__(self, x, r):
+    def __call__(self, x: Tensor, r: Tensor) -> Tensor:
+        """Return the dissimilarity [N, ...] of images x [N, C, H, W] and others r [N, ..., C, H, W]."""
         others = self.embed(r.flatten(0, -4)).view(*r.shape[:-3], -1)
         return (beside(self.embed(x), others) - others).square().sum(-1)
 
-    def matrix(self, a, b):
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
         a, b = (torch.cat([self.embed(part) for part in images.split(BATCH)]) for images in (a, b))
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -46,20 +60,21 @@ class Embedded:
 class Structural:
     """Compare images by ``1 - SSIM``, in [0, 2]: :func:`cdn.evaluation.metrics.ssim`, with its smaller windows."""
 
-    def __call__(self, x, r):
+    def __call__(self, x: Tensor, r: Tensor) -> Tensor:
+        """Return the dissimilarity [N, ...] of images x [N, C, H, W] and others r [N, ..., C, H, W]."""
         return 1 - ssim(beside(x, r).flatten(0, -4), r.flatten(0, -4)).view(r.shape[:-3])
 
-    def matrix(self, a, b):
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the dissimilarity of each of a [N, C, H, W] and each of b [M, C, H, W], [N, M]."""
         return torch.stack([self(a, other.expand_as(a)) for other in b], 1)
 
 
-def pixels():
+def pixels() -> Embedded:
     """Return the squared Euclidean distance of pixels."""
     return Embedded(lambda x: x.double().flatten(1))
 
 
-def features(model):
+def features(model: nn.Module) -> Embedded:
     """Return the distance of a classifier's features.
 
     After Zhang, Isola, Efros, Shechtman & Wang, "The unreasonable effectiveness of deep features as a perceptual
@@ -70,14 +85,16 @@ def features(model):
         model: one of :mod:`cdn.model`. Its batch normalization, if it has any, takes the mode that it is in.
     """
 
-    def embed(x):
+    def embed(x: Tensor) -> Tensor:
         stages = [F.normalize(h.double(), dim=1) / math.sqrt(h[0, 0].numel()) for h in _stages(model, x)]
         return torch.cat([h.flatten(1) for h in stages], 1)
 
     return Embedded(embed)
 
 
-def information(model, levels=NoiseLevels(), *, nodes=8, draws=1, noise=Noise(0)):
+def information(
+    model: nn.Module, levels: NoiseLevels = NoiseLevels(), *, nodes: int = 8, draws: int = 1, noise: Noise = Noise(0)
+) -> Embedded:
     """Return the square of the information-estimation distance, :func:`cdn.similarity`.
 
     Here all images get one and the same noise, so that any two can be compared and all are embedded once: by their
@@ -88,7 +105,7 @@ def information(model, levels=NoiseLevels(), *, nodes=8, draws=1, noise=Noise(0)
             scores of both images.
     """
 
-    def embed(x):
+    def embed(x: Tensor) -> Tensor:
         parts = []
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             for draw in range(draws):
@@ -102,7 +119,7 @@ def information(model, levels=NoiseLevels(), *, nodes=8, draws=1, noise=Noise(0)
     return Embedded(embed)
 
 
-def in_nats(similarity, x, r, sigma):
+def in_nats(similarity: Similarity, x: Tensor, r: Tensor, sigma: float | Tensor) -> Distance:
     """Return a similarity as a distance in nats, which :func:`cdn.reconstruction.infer` can weigh against latents.
 
     Args:
@@ -116,7 +133,7 @@ def in_nats(similarity, x, r, sigma):
     return lambda x, r: scale * similarity(x, r)
 
 
-def nearest_class(similarity, x, examples, labels, classes):
+def nearest_class(similarity: Similarity, x: Tensor, examples: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return the dissimilarity of images and the most similar example of each class, [N, classes].
 
     Args:
@@ -136,13 +153,13 @@ def nearest_class(similarity, x, examples, labels, classes):
     return torch.stack([matrix[:, labels == c].amin(1) for c in range(classes)], 1)
 
 
-def _stages(model, x):
+def _stages(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Return the features of every stage, a list of [B, C, H, W]."""
-    h = x - model.mean
-    if isinstance(model.trunk, Trunk):
-        return model.trunk(h)
-    stages = {}
-    for layer in model.trunk:
+    h, trunk = x - model.get_buffer("mean"), model.get_submodule("trunk")
+    if isinstance(trunk, Trunk):
+        return trunk(h)
+    stages: dict[int, Tensor] = {}
+    for layer in cast(Iterable[nn.Module], trunk):
         h = layer(h)
         stages[h.shape[1]] = h  # each stage doubles the channels: the last of them is kept
     return list(stages.values())

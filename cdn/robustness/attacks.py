@@ -6,16 +6,22 @@ the images x [N, C, H, W] in [0, 1]; the :class:`cdn.robustness.ball.Ball` aroun
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+from cdn.robustness.ball import Ball
+from cdn.robustness.pursuit import Pursuit
 
 # Projected gradient descent can cross the ball 1.25 times: it reaches any border and has steps left to move along it.
 REACH = 2.5
 MOMENTUM = 0.75
 ENOUGH_RISES = 0.75
+Search = Callable[[Pursuit, Tensor, Ball, int, torch.Generator], None]
 
 
-def pgd(pursuit, x, ball, steps, generator):
+def pgd(pursuit: Pursuit, x: Tensor, ball: Ball, steps: int, generator: torch.Generator) -> None:
     """Climb by steps of constant length ``2.5 radius / steps`` along the steepest direction, projected to the ball.
 
     After Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018).
@@ -27,7 +33,7 @@ def pgd(pursuit, x, ball, steps, generator):
     pursuit(y, gradient=False)
 
 
-def apgd(pursuit, x, ball, steps, generator):
+def apgd(pursuit: Pursuit, x: Tensor, ball: Ball, steps: int, generator: torch.Generator) -> None:
     """Climb with momentum and with steps that are halved, from the best point so far, where progress has stalled.
 
     Auto-PGD of Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -45,9 +51,12 @@ def apgd(pursuit, x, ball, steps, generator):
         ahead = ball.project(x, y + step * ball.steepest(gradient))
         previous, y = y, ball.project(x, y + momentum * (ahead - y) + (1 - momentum) * (y - previous))
         loss_before = loss
-        loss, gradient = pursuit(y, gradient=k < steps)
+        loss, slope = pursuit(y, gradient=k < steps)
+        if slope is None:  # nothing follows the last step
+            break
+        gradient = slope
         rises += loss > loss_before
-        if k in marks and k < steps:
+        if k in marks:
             stalled = rises < ENOUGH_RISES * (k - last_mark)
             stalled |= ~halved & (pursuit.best_loss == best_before)
             step[stalled] /= 2
@@ -57,7 +66,7 @@ def apgd(pursuit, x, ball, steps, generator):
             rises.zero_()
 
 
-def checkpoints(steps):
+def checkpoints(steps: int) -> set[int]:
     """Return the steps at which :func:`apgd` looks back: ever closer, from 22 % of them on, down to every 6 %."""
     # In hundredths: exact, so that no rounding moves a checkpoint.
     marks, before, now = [], 0, 22
@@ -67,7 +76,7 @@ def checkpoints(steps):
     return set(marks)
 
 
-def random_search(pursuit, x, ball, steps, generator):
+def random_search(pursuit: Pursuit, x: Tensor, ball: Ball, steps: int, generator: torch.Generator) -> None:
     """Change random squares of the image, and keep what raises the loss: no gradient is asked for.
 
     After the Square attack (Andriushchenko et al., 2020). In L-infinity: a start of vertical stripes, then squares in
@@ -88,7 +97,7 @@ def random_search(pursuit, x, ball, steps, generator):
         pursuit(ball.project(x, pursuit.best + change), gradient=False)
 
 
-def _share(progress):
+def _share(progress: float) -> float:
     """Return the share of the image that :func:`random_search` changes at once, given the share of steps taken."""
     halvings = sum(progress > mark for mark in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
     return 0.8 / 2**halvings

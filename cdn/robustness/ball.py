@@ -1,9 +1,11 @@
 """The set an attack may search: images in [0, 1] within a radius of a given image."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 NORMS = ("linf", "l2")
 
@@ -26,13 +28,13 @@ class Ball:
     norm: str
     radius: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
         if not 0 <= self.radius < math.inf:
             raise ValueError(f"radius: expected a finite number of at least 0, got {self.radius!r}")
 
-    def project(self, x, y):
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
         """Return an image of the ball around x near y.
 
         In L-infinity it is the nearest one. In L2, y is first drawn to the ball and then clipped to [0, 1], which
@@ -45,7 +47,7 @@ class Ball:
             change = change * (self.radius / _length(change).clamp(min=1e-30)).clamp(max=1)
         return (x + change).clamp(0, 1)
 
-    def steepest(self, gradient):
+    def steepest(self, gradient: Tensor) -> Tensor:
         """Return the change of unit norm along which a function of this gradient rises most; 0 where that is 0."""
         if self.norm == "linf":
             return gradient.sign()
@@ -54,7 +56,7 @@ class Ball:
         gradient = gradient / torch.where(largest > 0, largest, 1)
         return gradient / _length(gradient).clamp(min=1e-30)
 
-    def draw(self, x, generator):
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return a random image of the ball around x: uniform in it, but for the clipping to [0, 1].
 
         Args:
@@ -68,20 +70,20 @@ class Ball:
             change = change * (share / _length(change))
         return self.project(x, x + self.radius * change.to(x))
 
-    def amplitude(self, x):
+    def amplitude(self, x: Tensor) -> float:
         """Return by how much all values of x can change at once: a float."""
         return self.radius if self.norm == "linf" else self.radius / math.sqrt(x[0].numel())
 
 
-def distance(norm, x, y):
-    """Return how far y is from x in one of ``NORMS``, [B]."""
+def distance(norm: str, x: Tensor, y: Tensor) -> Tensor:
+    """Return how far images y are from x, both [B, C, H, W], in one of ``NORMS``: [B]."""
     return torch.linalg.vector_norm((y - x).flatten(1), {"linf": math.inf, "l2": 2}[norm], dim=1)
 
 
-def diameter(norm, shape):
+def diameter(norm: str, shape: Sequence[int]) -> float:
     """Return the radius of a ball that holds every image of a shape (C, H, W), whatever its centre."""
     return 1.0 if norm == "linf" else math.sqrt(math.prod(shape))
 
 
-def _length(change):
+def _length(change: Tensor) -> Tensor:
     return torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)

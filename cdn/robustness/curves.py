@@ -1,17 +1,19 @@
 """Attack images by name, at one radius or at many: what a robustness curve is made of."""
 
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from cdn.robustness import attacks, losses
 from cdn.robustness.ball import Ball
-from cdn.robustness.pursuit import Pursuit
+from cdn.robustness.pursuit import Classifier, Pursuit
 
 # Name: the search and the loss that it climbs.
-ATTACKS = {
+ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
     "pgd": (attacks.pgd, losses.cross_entropy),
     "apgd-ce": (attacks.apgd, losses.cross_entropy),
     "apgd-dlr": (attacks.apgd, losses.difference_of_logits_ratio),
@@ -27,8 +29,8 @@ class Adversarial(NamedTuple):
         images: [N, C, H, W], adversarial where found, elsewhere the best that the attack has seen.
     """
 
-    found: torch.Tensor
-    images: torch.Tensor
+    found: Tensor
+    images: Tensor
 
 
 class Sweep(NamedTuple):
@@ -43,22 +45,34 @@ class Sweep(NamedTuple):
     """
 
     norm: str
-    radii: list
-    broken_at: torch.Tensor
-    images: torch.Tensor
+    radii: list[float]
+    broken_at: Tensor
+    images: Tensor
 
     @property
-    def clean_accuracy(self):
+    def clean_accuracy(self) -> float:
         """The share of images that are classified rightly without an attack."""
         return float((self.broken_at > 0).double().mean())
 
     @property
-    def robust_accuracy(self):
+    def robust_accuracy(self) -> list[float]:
         """The share of images still classified rightly, for each of the radii: it never rises."""
         return [float((self.broken_at > radius).double().mean()) for radius in self.radii]
 
 
-def attack(model, x, labels, ball, name="apgd-ce", *, steps=50, restart=0, targets=None, seed=0, batch_size=256):
+def attack(
+    model: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    name: str = "apgd-ce",
+    *,
+    steps: int = 50,
+    restart: int = 0,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Adversarial:
     """Attack every image once.
 
     Args:
@@ -93,20 +107,20 @@ def attack(model, x, labels, ball, name="apgd-ce", *, steps=50, restart=0, targe
 
 
 def sweep(
-    model,
-    x,
-    labels,
-    norm,
-    radii,
-    names=("apgd-ce",),
+    model: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    norm: str,
+    radii: Iterable[float],
+    names: Sequence[str] = ("apgd-ce",),
     *,
-    steps=50,
-    restarts=1,
-    targeted=0,
-    seed=0,
-    batch_size=256,
-    progress=False,
-):
+    steps: int = 50,
+    restarts: int = 1,
+    targeted: int = 0,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Sweep:
     """Attack images at rising radii, each until something has fooled it.
 
     A ball holds all smaller ones, so an image that was fooled counts as fooled at every larger radius, and only those
@@ -160,7 +174,7 @@ def sweep(
     return Sweep(norm, radii, broken_at, images)
 
 
-def _logits(model, x, batch_size):
+def _logits(model: Classifier, x: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
     if not logits.isfinite().all():
@@ -168,7 +182,7 @@ def _logits(model, x, batch_size):
     return logits
 
 
-def _check(x, labels, names, steps, restarts):
+def _check(x: Tensor, labels: Tensor, names: Sequence[str], steps: int, restarts: int) -> None:
     for name in names:
         if name not in ATTACKS:
             raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
@@ -183,7 +197,7 @@ def _check(x, labels, names, steps, restarts):
     _check_classes("labels", labels, x)
 
 
-def _check_classes(name, classes, x):
+def _check_classes(name: str, classes: Tensor, x: Tensor) -> None:
     if classes.shape != x.shape[:1] or classes.dtype != torch.int64:
         raise ValueError(
             f"{name}: expected one int64 class per image, [{len(x)}], got {classes.dtype} {list(classes.shape)}"

@@ -5,12 +5,18 @@ larger than that of their differences: it has to cancel in the weights that a lo
 rounding. That is why cross-entropy is not PyTorch's, which would hide adversarial images from the attack.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 import cdn_kernels
 
+# Of logits [B, classes], the true classes [B] and, if any, the classes to reach [B]; returns [B].
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-def cross_entropy(logits, labels, targets=None):
+
+def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """Return the cross-entropy of the labels, or minus that of the targets.
 
     Args:
@@ -26,7 +32,7 @@ def cross_entropy(logits, labels, targets=None):
     return cdn_kernels.cross_entropy(logits, labels, reduction="none")
 
 
-def margin(logits, labels, targets=None):
+def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """Return by how much the best wrong class leads the true one, or the target leads all others, in nats [B].
 
     Arguments as for :func:`cross_entropy`.
@@ -37,7 +43,7 @@ def margin(logits, labels, targets=None):
     return leads.scatter(1, labels[:, None], -torch.inf).amax(1)
 
 
-def difference_of_logits_ratio(logits, labels, targets=None):
+def difference_of_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """Return the DLR loss of Croce & Hein, which neither a shift nor a positive factor of all logits changes.
 
     After "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks" (2020),

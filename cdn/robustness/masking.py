@@ -5,15 +5,17 @@ et al., "On evaluating adversarial robustness" (2019). A model that shows none o
 measured; the curve of one that shows any of them is not to be believed.
 """
 
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from cdn.robustness import attacks, losses
 from cdn.robustness.ball import Ball, diameter
 from cdn.robustness.curves import attack
-from cdn.robustness.pursuit import Pursuit
+from cdn.robustness.pursuit import Classifier, Pursuit
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01
@@ -32,10 +34,22 @@ class Verdict(NamedTuple):
     check: str
     passed: bool
     measured: str
-    values: list
+    values: list[float]
 
 
-def masking_checks(model, x, labels, norm, radius, *, steps=50, restarts=4, queries=500, seed=0, batch_size=256):
+def masking_checks(
+    model: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    norm: str,
+    radius: float,
+    *,
+    steps: int = 50,
+    restarts: int = 4,
+    queries: int = 500,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[Verdict]:
     """Look for gradient masking on some images at one radius.
 
     Args:
@@ -62,7 +76,7 @@ def masking_checks(model, x, labels, norm, radius, *, steps=50, restarts=4, quer
     white_box = ("apgd-ce", "apgd-dlr") if classes > 2 else ("apgd-ce",)
     ball, everything = Ball(norm, radius), Ball(norm, diameter(norm, x.shape[1:]))
 
-    def left(ball, names, steps, restarts=(0,)):
+    def left(ball: Ball, names: Sequence[str], steps: int, restarts: Iterable[int] = (0,)) -> float:
         """Return the share of images that withstand all attacks from all starts."""
         found = torch.zeros_like(labels, dtype=torch.bool)
         for restart, name in product(restarts, names):
@@ -89,12 +103,12 @@ def masking_checks(model, x, labels, norm, radius, *, steps=50, restarts=4, quer
     ]
 
 
-def _gradients(gradient):
+def _gradients(gradient: Tensor) -> Verdict:
     zero = float((gradient.flatten(1).abs().amax(1) == 0).double().mean())
     return Verdict("no gradient is zero", zero == 0, f"zero for {zero:.1%}", [zero])
 
 
-def _rise(model, x, labels, ball, steps, seed, batch_size):
+def _rise(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, steps: int, seed: int, batch_size: int) -> Verdict:
     """Compare the losses where climbs of no step, one, a few, and all of them end: the start is the same random one."""
     counts = sorted({0, 1, max(steps // 5, 1), steps})
     means = []
@@ -113,7 +127,7 @@ def _rise(model, x, labels, ball, steps, seed, batch_size):
     )
 
 
-def _compare(check, stronger_name, stronger, weaker_name, weaker):
+def _compare(check: str, stronger_name: str, stronger: float, weaker_name: str, weaker: float) -> Verdict:
     return Verdict(
         check,
         stronger <= weaker,
@@ -122,5 +136,5 @@ def _compare(check, stronger_name, stronger, weaker_name, weaker):
     )
 
 
-def _unbounded(left):
+def _unbounded(left: float) -> Verdict:
     return Verdict("nothing withstands an unbounded attack", left == 0, f"{left:.1%} left", [left])

@@ -1,8 +1,16 @@
 """One attack on a batch, seen from its search: evaluate candidates, remember the best, stop where it has succeeded."""
 
-import torch
+from collections.abc import Callable
+from typing import Literal, overload
 
+import torch
+from torch import Tensor
+
+from cdn.robustness.losses import Loss
 from cdn_kernels.reference import score
+
+# From images [B, C, H, W] to logits [B, classes].
+Classifier = Callable[[Tensor], Tensor]
 
 
 class Pursuit:
@@ -25,7 +33,17 @@ class Pursuit:
         last_loss: [N], of the latest candidate.
     """
 
-    def __init__(self, model, x, labels, loss, *, targets=None, batch_size=256, stop=True):
+    def __init__(
+        self,
+        model: Classifier,
+        x: Tensor,
+        labels: Tensor,
+        loss: Loss,
+        *,
+        targets: Tensor | None = None,
+        batch_size: int = 256,
+        stop: bool = True,
+    ) -> None:
         self.model, self.labels, self.targets, self.loss = model, labels, targets, loss
         self.batch_size, self.stop = batch_size, stop
         self.found = torch.zeros_like(labels, dtype=torch.bool)
@@ -33,7 +51,11 @@ class Pursuit:
         self.best_loss = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         self.last_loss = self.best_loss.clone()
 
-    def __call__(self, y, gradient=True):
+    @overload
+    def __call__(self, y: Tensor, gradient: Literal[True] = True) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(self, y: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, y: Tensor, gradient: bool = True) -> tuple[Tensor, Tensor | None]:
         """Evaluate one candidate per image.
 
         Args:
@@ -54,15 +76,18 @@ class Pursuit:
             self.found[rows] |= fooled
             kept = rows[better]
             self.best[kept], self.best_loss[kept] = y[kept], loss[kept]
-            if gradient:
+            if gradients is not None and slope is not None:
                 gradients[rows], self.best_gradient[kept] = slope, slope[better]
         self.last_loss = loss.clone()
         return loss, gradients
 
-    def _evaluate(self, y, rows, gradient):
-        loss = logits = slope = None
+    def _evaluate(self, y: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return losses, whether the images are fooled, and the gradient if asked for, of some rows."""
+        loss: Tensor
+        logits: Tensor
+        slope: Tensor | None = None
 
-        def objective(y):
+        def objective(y: Tensor) -> Tensor:
             nonlocal loss, logits
             logits = self.model(y)
             # Indexed in here, outside of any inference mode, whose tensors autograd does not take.
