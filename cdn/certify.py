@@ -15,7 +15,7 @@ import sys
 import time
 import types
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -25,8 +25,10 @@ from cdn.certification.curves import certified_accuracy, curves_figure
 from cdn.cli import nonnegative_float, positive_float, positive_int, probability, run_command
 from cdn.experiments.command import Experiment, add_against, make_parser, text_table
 from cdn.journal import Journal, Row
-from cdn.runs import Run
 from cdn.store import WEIGHTS
+
+if TYPE_CHECKING:
+    from cdn.runs import Run
 
 RADII = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3)
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def certify_images(
-    run: Run, images: Tensor, journal: Journal, sigma: float, args: argparse.Namespace, bar: tqdm
+    run: "Run", images: Tensor, journal: Journal, sigma: float, args: argparse.Namespace, bar: tqdm
 ) -> list[Row]:
     """Return a row of the journal for each image, certifying those that it lacks.
 

@@ -15,9 +15,8 @@ from cdn.model.baselines import DirectDenoiser
 from cdn.model.gradresnet import GradResNet
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
+from cdn_kernels.noise import Sigma
 
-# A noise level: one for all images, or one per image [B].
-Sigma = float | Tensor
 # A class: one for all images, or one per image [B].
 Label = int | Tensor
 

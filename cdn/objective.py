@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.density import Sigma
 from cdn.model.baselines import DirectDenoiser
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
+from cdn_kernels.noise import Sigma
 from cdn_kernels.phases import phase
 
 # The factor of a term of the objective: a number, or a tensor [].
