@@ -2,9 +2,12 @@
 
 Notation: ``f(y)_c = log p(y, c)`` up to a constant, for ``y = x + sigma eps`` with d values per image, images in [0, 1]
 and sigma in the same units. All functions work under ``torch.no_grad()`` and ``torch.inference_mode()``, leave the
-grad mode and every ``requires_grad`` as they found them, and keep no graph unless ``create_graph=True``.
+grad mode and every ``requires_grad`` as they found them. With ``create_graph=True`` results can be differentiated by
+images, noise levels and parameters; without it they never require grad. Under torch.func transforms (grad, vjp, jvp,
+jacrev, jacfwd, hessian, vmap) and forward-mode differentiation, they are differentiated whatever ``create_graph``.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,6 +19,7 @@ from cdn.model.gradresnet import GradResNet
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
+from cdn_kernels.transforms import can_be_read, recorded_if, transformed
 
 # A class: one for all images, or one per image [B].
 Label = int | Tensor
@@ -43,8 +47,9 @@ def log_prob(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tens
     Returns:
         [B]. Not a calibrated likelihood: score matching says little about the relative weight of distant modes.
     """
-    with torch.set_grad_enabled(create_graph):
-        return ops.logsumexp(_density(model)(y))
+    density = _density(model)
+    with recorded_if(create_graph):
+        return ops.logsumexp(density(ops.recordable(y)))
 
 
 def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_graph: bool = False) -> Tensor:
@@ -71,7 +76,7 @@ def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_gra
         raise ValueError(
             f"label must be an integer or one integer per image, [{len(y)}], got {label.dtype} {list(label.shape)}"
         )
-    if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < classes:
+    if label.numel() and can_be_read(label) and not 0 <= int(label.min()) <= int(label.max()) < classes:
         raise ValueError(f"label must be in [0, {classes - 1}], got {int(label.min())} to {int(label.max())}")
     index = label.expand(len(y))[:, None]
     # The clone is made outside of any inference mode, whose tensors autograd does not take.
@@ -92,9 +97,13 @@ def class_scores(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> 
     Raises:
         ValueError: a model that is no density (a plain classifier or denoiser).
     """
+    density = _density(model)
     with torch.inference_mode(False), torch.enable_grad():
+        if transformed():
+            logits, pull = cast("tuple[Tensor, ops.Pullback]", torch.func.vjp(density, y))
+            return torch.stack([pull(direction)[0] for direction in _one_class_each(logits)])
         y = ops.differentiable(y, keep=create_graph)
-        columns = _density(model)(y).unbind(1)
+        columns = density(y).unbind(1)
         return torch.stack(
             [
                 torch.autograd.grad(
@@ -120,16 +129,17 @@ def denoise(
     Returns:
         Denoised images, the shape of y, not clipped to [0, 1].
     """
-    level: Tensor = ops.expand(ops.per_image(sigma, y, "sigma"), y)
-    if isinstance(model, DirectDenoiser):
-        if label is not None:
-            raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
-        with torch.set_grad_enabled(create_graph):
+    if isinstance(model, DirectDenoiser) and label is not None:
+        raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
+    with recorded_if(create_graph):
+        y = ops.recordable(y)
+        level = ops.expand(ops.recordable(ops.per_image(sigma, y, "sigma")), y)
+        if isinstance(model, DirectDenoiser):
             return y - model(y)
-    return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
+        return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
 
 
-def estimate_sigma(model: nn.Module, y: Tensor) -> Tensor:
+def estimate_sigma(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tensor:
     """Estimate the noise level of each image from the norm of its score.
 
     At noise level sigma the mean square of the score is ``(1 - L(sigma)) / sigma^2`` for the optimal denoiser with
@@ -140,11 +150,13 @@ def estimate_sigma(model: nn.Module, y: Tensor) -> Tensor:
     Args:
         model: a model of log-densities.
         y: noisy images [B, C, H, W].
+        create_graph: keep the graph.
 
     Returns:
         sigma [B], at best as good as one image can tell; within the calibrated range, extrapolated beyond.
     """
-    return sigma_from_score(model, score(model, y))
+    with recorded_if(create_graph):
+        return sigma_from_score(model, score(model, y, create_graph=create_graph))
 
 
 def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
@@ -179,6 +191,12 @@ def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256)
             y, _ = ops.sample_noise(part, sigma, noise)
             total += float(score(model, y).double().square().flatten(1).mean(1).sum())
         model.calibration_mean_square[k] = total / len(x)
+
+
+def _one_class_each(logits: Tensor) -> Iterator[Tensor]:
+    """Yield for every class the gradient of the sum of its logits [B, C] by all logits."""
+    for c in range(logits.shape[1]):
+        yield torch.zeros_like(logits).index_fill(1, torch.tensor(c, device=logits.device), 1.0)
 
 
 def _density(model: nn.Module) -> LogDensity:

@@ -9,6 +9,7 @@ from cdn.density import denoise
 from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
+from cdn_kernels.transforms import recorded_if
 
 
 def similarity(
@@ -20,6 +21,7 @@ def similarity(
     nodes: int = 16,
     draws: int = 1,
     noise: Noise = Noise(0),
+    create_graph: bool = False,
 ) -> Tensor:
     """Return the information-estimation distance of pairs of images, by the denoiser of a model.
 
@@ -27,13 +29,20 @@ def similarity(
 
     Args:
         model: a model of log-densities, or a :class:`cdn.DirectDenoiser`.
-        a, b, levels, nodes, draws, noise: see there. Take the levels that the model was trained on.
+        a, b, levels, nodes, draws, noise, create_graph: see there. Take the levels that the model was trained on.
 
     Returns:
         float64 [B], 0 (to rounding) for equal images: a distance, so small means similar.
     """
     return information_estimation_distance(
-        lambda y, sigma: denoise(model, y, sigma), a, b, levels=levels, nodes=nodes, draws=draws, noise=noise
+        lambda y, sigma: denoise(model, y, sigma, create_graph=create_graph),
+        a,
+        b,
+        levels=levels,
+        nodes=nodes,
+        draws=draws,
+        noise=noise,
+        create_graph=create_graph,
     )
 
 
@@ -46,6 +55,7 @@ def information_estimation_distance(
     nodes: int = 16,
     draws: int = 1,
     noise: Noise = Noise(0),
+    create_graph: bool = False,
 ) -> Tensor:
     """Compare the denoising errors of two images, under the same noise, over noise levels.
 
@@ -73,6 +83,7 @@ def information_estimation_distance(
         draws: of eps per node, over which the expectation is taken.
         noise: the first key; others are next to it. Equal for all pairs of equal rank, so that the triangle inequality
             holds exactly for images compared at one rank with one key.
+        create_graph: keep the graph, of all nodes and draws at once. Equal images have no derivative: nan.
 
     Returns:
         float64 [B]. In the units of a standard deviation of the density, not of pixels.
@@ -92,14 +103,16 @@ def information_estimation_distance(
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
-        factor = weight * 2 / sigma**2 / draws
-        for draw in range(draws):
-            key = Noise(noise.seed, noise.offset + node * draws + draw)
-            eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)
-            y = torch.cat([a + eps, b + eps])
-            error = denoiser(y, y.new_full((len(y),), sigma)) - torch.cat([a, b])
-            error_a, error_b = error.double().chunk(2)
-            total += factor * (error_a - error_b).square().flatten(1).sum(1)
-    return total.sqrt()
+    with recorded_if(create_graph):
+        pair = torch.cat([ops.recordable(a), ops.recordable(b)])
+        total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+        for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
+            factor = weight * 2 / sigma**2 / draws
+            for draw in range(draws):
+                key = Noise(noise.seed, noise.offset + node * draws + draw)
+                eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)
+                y = pair + torch.cat([eps, eps])
+                error = denoiser(y, y.new_full((len(y),), sigma)) - pair
+                error_a, error_b = error.double().chunk(2)
+                total = total + factor * (error_a - error_b).square().flatten(1).sum(1)
+        return total.sqrt()

@@ -11,6 +11,7 @@ from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
 from cdn_kernels.phases import phase
+from cdn_kernels.transforms import transformed
 
 # The factor of a term of the objective: a number, or a tensor [].
 Weight = float | Tensor
@@ -35,7 +36,7 @@ def joint_loss(
     Args:
         model: a model of log-densities; with denoising_weight = 0 any classifier, with classification_weight = 0 also
             a :class:`cdn.DirectDenoiser`.
-        x: clean images [B, C, H, W] in [0, 1]; a constant, like sigma and the noise.
+        x: clean images [B, C, H, W] in [0, 1].
         labels: classes [B]; None is allowed if classification_weight = 0.
         sigma: a float, a 0-d or per-image tensor, or :class:`cdn.NoiseLevels` to draw it from. Images with sigma = 0
             take part in the cross-entropy only.
@@ -46,9 +47,9 @@ def joint_loss(
         impl: backend of the library's operations, also of those inside the model, see :func:`cdn_kernels.using`.
 
     Returns:
-        (loss, parts): a scalar with a graph to the parameters, or without one where grad mode is off, and a dict of
-        detached scalars ``classification``, ``denoising`` (1 for the identity denoiser) and ``accuracy`` on the noisy
-        images, as far as computed.
+        (loss, parts): a scalar with a graph to the parameters, and to images and levels that require grad, or without
+        one where grad mode is off, and a dict of detached scalars ``classification``, ``denoising`` (1 for the identity
+        denoiser) and ``accuracy`` on the noisy images, as far as computed.
 
     Raises:
         ValueError: shapes that do not fit together, or no term left to compute.
@@ -77,6 +78,11 @@ def joint_step(
     Returns:
         (loss, parts), both detached.
     """
+    if transformed():
+        raise RuntimeError(
+            "joint_step: gradients cannot be accumulated under torch.func transforms or forward-mode differentiation; "
+            "use cdn.joint_loss"
+        )
     with cdn_kernels.using(impl), torch.enable_grad():
         objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
         if objective.needs_score:
@@ -93,9 +99,17 @@ def _value(model: nn.Module, objective: "_Objective") -> Tensor:
         with phase("forward"):
             output = model(objective.y)
         return objective(output, None)
+    if transformed():
+
+        def density(y: Tensor) -> tuple[Tensor, Tensor]:
+            output = model(y)
+            return ops.logsumexp(output), output
+
+        score, output = ops.transformed_score("joint_loss", density, objective.y)
+        return objective(output, score)
     keep_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        y = ops.differentiable(objective.y, keep=False)
+        y = ops.differentiable(objective.y, keep=keep_graph)
         with phase("forward"):
             output = model(y)
         with phase("score"):
@@ -129,8 +143,7 @@ class _Objective:
         self.needs_score = _computed(denoising_weight) and not isinstance(model, DirectDenoiser)
         self.parts: Parts = {}
         with phase("noise"):
-            y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
-        self.y = y.detach()
+            self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
 
     def __call__(self, output: Tensor, score: Tensor | None) -> Tensor:
         terms: list[Tensor] = []

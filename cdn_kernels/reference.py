@@ -7,7 +7,7 @@ backends are tested against this file and never import it.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,10 @@ from torch import Tensor
 from torch.types import Device
 
 from cdn_kernels.noise import Noise, NoiseLevels, Sigma
+from cdn_kernels.transforms import transformed
+
+Output = TypeVar("Output")
+Pullback = Callable[[Tensor], tuple[Tensor]]  # from a gradient by the value to that by the input
 
 # ----------------------------------------------------------------------------------------------------------------
 # Convolution, GELU and group normalization
@@ -187,35 +191,66 @@ def score(log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: b
         create_graph: keep the graph, so that the score can be differentiated again.
 
     Returns:
-        s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.
+        s, the shape of y. The grad mode and ``y.requires_grad`` are left as found. Under torch.func transforms and
+        forward-mode differentiation s is differentiated with all else, whatever ``create_graph``.
 
     Raises:
         ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
     """
     with torch.inference_mode(False), torch.enable_grad():
+        if transformed():
+            return transformed_score("score", lambda y: (log_density(y), y), y)[0]
         y = differentiable(y, keep=create_graph)
         return input_gradient("score", log_density(y), y, create_graph=create_graph)
 
 
+def transformed_score(
+    name: str, function: Callable[[Tensor], tuple[Tensor, Output]], y: Tensor
+) -> tuple[Tensor, Output]:
+    """Return the score of a log-density, and what else its network gave, for transforms to differentiate.
+
+    Args:
+        name: of the function that raises ValueError.
+        function: from samples y [B, ...] to (log-densities [B], outputs), which are tensors, or lists of these.
+        y: the samples; batched, dual or both.
+    """
+
+    def density(y: Tensor) -> tuple[Tensor, Output]:
+        value, outputs = function(y)
+        _check_density(name, value, y)
+        return value, outputs
+
+    value, pull, outputs = cast("tuple[Tensor, Pullback, Output]", torch.func.vjp(density, y, has_aux=True))
+    return pull(torch.ones_like(value))[0], outputs
+
+
 def differentiable(y: Tensor, *, keep: bool) -> Tensor:
     """Return y as a tensor that requires grad: y itself if keep and it does, otherwise a leaf of its own."""
-    if y.is_inference():
-        y = y.clone()
+    y = recordable(y)
     return y if keep and y.requires_grad else y.detach().requires_grad_()
+
+
+def recordable(x: Tensor) -> Tensor:
+    """Return x, or a copy if it was made in inference mode, whose tensors autograd does not take."""
+    return x.clone() if x.is_inference() else x
 
 
 def input_gradient(name: str, value: Tensor, y: Tensor, *, create_graph: bool) -> Tensor:
     """Return the gradient by y of the sum of log-densities [B], or raise ValueError in the name of a function."""
-    if value.shape != y.shape[:1]:
-        raise ValueError(
-            f"{name}: log_density must return one value per sample, [{y.shape[0]}], got {list(value.shape)}"
-        )
+    _check_density(name, value, y)
     gradient = None
     if value.requires_grad:
         (gradient,) = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
     if gradient is None:
         raise ValueError(f"{name}: log_density does not depend on y through differentiable operations")
     return gradient
+
+
+def _check_density(name: str, value: Tensor, y: Tensor) -> None:
+    if value.shape != y.shape[:1]:
+        raise ValueError(
+            f"{name}: log_density must return one value per sample, [{y.shape[0]}], got {list(value.shape)}"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------

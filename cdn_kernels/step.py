@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
-from cdn_kernels.ops.common import transformed
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
 from cdn_kernels.phases import phase
+from cdn_kernels.transforms import transformed
 
 
 class Step(NamedTuple):

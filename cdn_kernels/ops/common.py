@@ -9,6 +9,7 @@ from torch import Tensor
 from cdn_kernels.backends import measured
 from cdn_kernels.backends.dispatch import check_impl, resolve
 from cdn_kernels.backends.interface import TYPES
+from cdn_kernels.transforms import transformed
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
@@ -45,14 +46,6 @@ def in_layout(x: Tensor, channels_last: bool) -> Tensor:
 def as_kernels_take_it(x: Tensor) -> tuple[Tensor, int]:
     """Return (x in one of the layouts the kernels know, its number of channels if that is channels last or 0)."""
     return (x, x.shape[1]) if is_channels_last(x) else (x.contiguous(), 0)
-
-
-def transformed() -> bool:
-    """Tell whether a torch.func transform or forward-mode differentiation is active.
-
-    The registered operations have backward formulas only: transforms stop at them, and tangents would be lost.
-    """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def resolve_untransformed(operation: str, impl: str, x: Tensor, fastest: str | None = None) -> str:

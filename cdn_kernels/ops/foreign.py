@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order, transformed
+from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order
+from cdn_kernels.transforms import transformed
 
 
 def foreign(block: Callable[..., Tensor], *inputs: Any) -> Tensor:

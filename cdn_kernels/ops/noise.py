@@ -28,9 +28,9 @@ from cdn_kernels.ops.common import (
     empty_result,
     is_channels_last,
     register,
-    transformed,
 )
 from cdn_kernels.reference import compute_dtype, per_image
+from cdn_kernels.transforms import transformed
 
 # ------------------------------------------------------------------------------------------------------------
 # Public functions

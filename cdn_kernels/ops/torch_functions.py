@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from cdn_kernels import reference
-from cdn_kernels.ops.common import transformed
 from cdn_kernels.ops.foreign import by_first_derivatives
+from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
 # The second is seen instead of the first that it calls.
