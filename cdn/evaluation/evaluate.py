@@ -1,6 +1,6 @@
 """Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,7 +127,7 @@ def predict(
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
-def accuracy(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int) -> float:
+def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, batch_size: int) -> float:
     """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say."""
     with torch.no_grad():
         predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])

@@ -2,7 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdn.errors import CDNError
 from cdn.store import write_atomically
@@ -19,8 +19,8 @@ SEQUENCE = BLACK, BLUE, GREEN, ORANGE, RED
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def tidy(axes: "Axes", **labels: str) -> None:
-    """Set titles and labels, and drop the frame but for the two axes."""
+def tidy(axes: "Axes", **labels: Any) -> None:
+    """Set titles, labels and what else ``Axes.set`` takes, and drop the frame but for the two axes."""
     axes.set(**labels)
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
