@@ -188,11 +188,11 @@ class Experiment:
         save(figure, self.out / name)
         print(f"wrote {self.out / name}")
 
-    def write(self, results: Results) -> None:
+    def write(self, results: Results | list[Results]) -> None:
         """Write ``report.json``: the results, and all it takes to repeat them.
 
         Args:
-            results: a dict of what JSON can hold; numbers that are not finite become null.
+            results: what JSON can hold, a dict or a list of them; numbers that are not finite become null.
         """
         write_report(
             self.out,
@@ -206,14 +206,19 @@ class Experiment:
 
 
 def write_report(
-    folder: Path, args: argparse.Namespace, results: Results, start: float, device: str = "cpu", **about: Any
+    folder: Path,
+    args: argparse.Namespace,
+    results: Results | list[Results],
+    start: float,
+    device: str = "cpu",
+    **about: Any,
 ) -> None:
     """Write ``report.json`` into a folder: results, and all it takes to repeat them.
 
     Args:
         folder: an existing folder.
         args: parsed options, with the name of the experiment in ``experiment``.
-        results: a dict of what JSON can hold; numbers that are not finite become null.
+        results: what JSON can hold, a dict or a list of them; numbers that are not finite become null.
         start: ``time.perf_counter()`` when the experiment began.
         device: the type of the device it ran on.
         about: what else the report is to say, between the options and the machine.
