@@ -11,11 +11,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import cdn_kernels
 from cdn.density import denoise, log_prob
 from cdn.model import DirectDenoiser, ResNet
+from cdn_kernels.replaced import replaced
 
 
 class Protected(nn.Module):
@@ -88,7 +88,8 @@ class Protected(nn.Module):
 
 def classify_frozen(classifier: nn.Module, x: Tensor) -> Tensor:
     """Return logits [B, classes] through which gradients reach x [B, C, H, W] but no parameter of the classifier."""
-    return functional_call(classifier, {name: p.detach() for name, p in classifier.named_parameters()}, (x,))
+    with replaced(classifier, {name: p.detach() for name, p in classifier.named_parameters()}):
+        return cast(Tensor, classifier(x))
 
 
 class LevelVote(nn.Module):

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.parameter import is_lazy
 
 from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order
+from cdn_kernels.replaced import replaced
 from cdn_kernels.transforms import transformed
 
 
@@ -36,7 +38,8 @@ def foreign(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     Returns:
         The output of the block, one tensor. Differentiable twice. Under torch.func transforms and forward-mode
-        differentiation, and where no gradient is needed, the block just runs. Limitation: as good as torch's forward
+        differentiation, where no gradient is needed, and in the first call of a lazy module, the block just runs. Its
+        parameters, buffers and attributes are afterwards what they were. Limitation: as good as torch's forward
         mode, which is wrong for torch.linalg.det, slogdet and solve (2.13).
 
     Raises:
@@ -49,7 +52,8 @@ def foreign(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
         raise TypeError(f"foreign: block must be a module or a function, got {type(block).__name__}")
     parameters = dict(block.named_parameters()) if isinstance(block, nn.Module) else {}
     tensors = [*(i for i in inputs if isinstance(i, Tensor)), *parameters.values()]
-    if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+    unbuilt = any(is_lazy(t) for t in tensors)  # the first call of a lazy module makes its parameters
+    if unbuilt or transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
         return block(*inputs)
     return by_first_derivatives(_Block(block, inputs, list(parameters), tensors), tensors)
 
@@ -153,8 +157,8 @@ class _Block:
             inputs[place] = tensor
         if not isinstance(self.block, nn.Module):
             return self.block(*inputs)
-        parameters = dict(zip(self.names, tensors[len(self.places) :]))
-        return torch.func.functional_call(self.block, parameters | buffers, tuple(inputs))
+        with replaced(self.block, dict(zip(self.names, tensors[len(self.places) :])) | buffers):
+            return self.block(*inputs)
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:
