@@ -185,6 +185,11 @@ def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256)
         noise: a :class:`cdn.Noise` key.
         batch_size: images per forward and backward.
     """
+    if transformed():
+        raise RuntimeError(
+            "calibrate fills buffers of the model, which torch.func transforms and forward-mode differentiation cannot "
+            "follow: call it outside"
+        )
     for k, sigma in enumerate(model.calibration_sigma):
         total = 0.0
         for part in x.split(batch_size):

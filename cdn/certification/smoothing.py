@@ -22,6 +22,7 @@ from cdn.certification.binomial import check_alpha, differs_from_fair, fewest_fo
 from cdn.model import DirectDenoiser
 from cdn.modes import evaluating
 from cdn_kernels import Noise
+from cdn_kernels.transforms import transformed
 
 ABSTAIN = -1
 # Noise is drawn for this many samples at a time, so that sample j of image i is the same whatever the batch size.
@@ -91,10 +92,16 @@ def certify(
 
     Raises:
         ValueError: an argument out of range, or a model without classes.
+        RuntimeError: a torch.func transform or forward-mode differentiation is active.
 
     Warns:
         UserWarning: n is too small for alpha, so that every image will abstain.
     """
+    if transformed():
+        raise RuntimeError(
+            "certify counts votes, which torch.func transforms and forward-mode differentiation cannot follow: "
+            "differentiate the classifier, or cdn.Protected"
+        )
     _check(model, x, sigma, n, alpha, batch_size)
     if n0 < 1:
         raise ValueError(f"n0 must be at least 1, got {n0}")

@@ -1,6 +1,5 @@
 """After any call of the library a module is as it was: the same parameters, buffers, attributes, modes and hooks."""
 
-
 import pytest
 import torch
 from torch import nn
