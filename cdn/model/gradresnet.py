@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.model.head import Head
+from cdn.model.head import Head, square_floor
 from cdn.model.network import Network
 
 GROUP_SIZE = 8
@@ -211,7 +211,7 @@ class GradResNet(Network):
         log_scale: float | Tensor = 0.0
         if self.homogeneous:
             mean_square = h.square().mean((1, 2, 3))
-            mean_square = torch.where(mean_square > 0, mean_square, 1.0)
+            mean_square = torch.where(mean_square > square_floor(h.dtype), mean_square, 1.0)
             h = h * mean_square.rsqrt().view(-1, 1, 1, 1)
             log_scale = mean_square.log()
         return self.head(self.trunk(h), y[0].numel(), log_scale)

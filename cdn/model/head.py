@@ -13,6 +13,15 @@ HEADS = ("linear", "quadratic", "log-energy")
 DEEP_ENERGY = 0.1
 
 
+def square_floor(dtype: torch.dtype) -> float:
+    """Return below what a mean square of features counts as 0: 1e-19 in float32.
+
+    The derivatives of its root and its logarithm grow as its inverse, those of second order as the square of that,
+    which would leave the range of the dtype. A feature of 8-bit images is never that small, one of their mean is 0.
+    """
+    return math.sqrt(torch.finfo(dtype).tiny)
+
+
 class Head(nn.Module):
     """Turn the features h_l of the stages into ``f_c = log p(y, c)`` up to a constant.
 
@@ -21,7 +30,8 @@ class Head(nn.Module):
     ``sqrt(d) / sigma``, which pooled features alone cannot give. The energy
     ``q(y) = sum_l mean_pixels |A_l h_l|^2`` is of degree 2 in scale-preserving features, so that
     ``-(d/2) log q`` has the gradient ``-r / sigma_hat^2`` of a blind denoiser with residual ``r = grad q`` up to
-    scale, and ``sigma_hat^2 = 2 q / d``.
+    scale, and ``sigma_hat^2 = 2 q / d``. Where mean squares are at their floor (:func:`square_floor`), as those of an
+    image that equals the mean, they are constants: the log-energy has the score 0, and second derivatives 0.
 
     Args:
         channels: of each stage.
@@ -62,9 +72,22 @@ class Head(nn.Module):
             p = torch.cat([side(h) for side, h in zip(self.sides, pooled)] + pooled[-1:], 1)
             if self.kind == "linear":
                 return self.classes(p)
-            logits = self.classes(F.rms_norm(p, p.shape[1:], eps=torch.finfo(p.dtype).tiny))
+            logits = self.classes(_unit_rms(p))
         q = cdn_kernels.energy(features, list(self.maps))
         if self.kind == "log-energy":
-            # A constant image has no energy at all: the floor keeps its logits finite and its score zero.
-            q = torch.log(q.clamp(min=torch.finfo(q.dtype).tiny)) + log_scale
+            q = _floored_log(q) + log_scale
         return logits - (dimension / 2) * q[:, None]
+
+
+def _unit_rms(p: Tensor) -> Tensor:
+    """Return ``p / rms(p)``, and 0 with derivatives 0 for rows p [C] at the floor, where no direction stands out."""
+    alive = p.detach().square().mean(1, keepdim=True) > square_floor(p.dtype)
+    # Chosen twice: a derivative of what is not chosen would be infinite, and infinity times 0 is nan.
+    return torch.where(alive, F.rms_norm(torch.where(alive, p, 1.0), p.shape[1:], eps=torch.finfo(p.dtype).tiny), 0.0)
+
+
+def _floored_log(q: Tensor) -> Tensor:
+    """Return ``log q`` [B], and at the floor or below it the logarithm of the floor, with derivatives 0."""
+    floor = square_floor(q.dtype)
+    alive = q.detach() > floor
+    return torch.where(alive, torch.where(alive, q, 1.0).log(), math.log(floor))
