@@ -140,7 +140,7 @@ def _choices(args):
 STAGES = {
     "build": Stage(_build, "the CUDA library for this GPU", beside="compilers"),
     "tests-triton": Stage(
-        _shared(0.5, "tests-triton", "triton_kernels.py", "triton_convolution.py"),
+        _shared(0.5, "tests-triton", "test_triton_kernels.py", "test_triton_convolution_kernels.py", "-m", "gpu"),
         "the Triton kernels against the reference, all orders",
         "tests/kernels",
         beside="compilers",

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cdn_kernels.backends import cuda
+from tests.kernels import build_cache
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
@@ -47,8 +48,34 @@ def contraction(source):
     return ["-ffp-contract=fast", "-fexpensive-optimizations", *(["-mfma"] if has_one else [])]
 
 
+def files_of(root, *patterns):
+    return [file for pattern in patterns for file in root.glob(pattern) if file.is_file()]
+
+
+def version(compiler):
+    """Return what a compiler says that it is."""
+    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+
+
+def emulated_key(root=ROOT):
+    """Return the name of the library for the processor that the sources below a root make."""
+    files = files_of(root, "csrc/*.h", "csrc/cuda/*", "tests/kernels/cuda_emulation/*")
+    flags = FLAGS, [contraction(source) for source in SOURCES]
+    return build_cache.key(root, files, COMPILER, version(COMPILER), flags)
+
+
 def emulated(folder):
-    """Build the sources of the library for the processor; return it, with the functions of emulation.cpp."""
+    """Return the library for the processor, with the functions of emulation.cpp; a folder keeps it for the next run."""
+    path = build_cache.once(folder, f"emulated-{emulated_key()}.so", build_emulated)
+    library, missing = cuda.load(path)
+    assert missing is None, missing
+    library.emulate.argtypes = (c_int, c_int, c_int)
+    library.plan.argtypes = (c_int, c_int, c_int, c_int, c_int64, c_int, c_int, c_int, c_int)
+    return library
+
+
+def build_emulated(folder):
+    """Build the sources of the library for the processor into a folder."""
 
     def compiled(source):
         target = folder / f"{source.name}.o"
@@ -59,27 +86,27 @@ def emulated(folder):
         objects = list(pool.map(compiled, [*SOURCES, EMULATION / "emulation.cpp"]))
     path = folder / "emulated.so"
     subprocess.run([COMPILER, "-shared", *objects, "-o", path], check=True)
-    library, missing = cuda.load(path)
-    assert missing is None, missing
-    library.emulate.argtypes = (c_int, c_int, c_int)
-    library.plan.argtypes = (c_int, c_int, c_int, c_int, c_int64, c_int, c_int, c_int, c_int)
-    return library
+    return path
 
 
 def compiled(folder):
-    """Return the path of the library for all GPUs: the installed one, or a new one if that is older than its sources.
+    """Return the path of the library for all GPUs: the installed one; if it is older than its sources, one in a folder.
 
     Raises:
         subprocess.CalledProcessError: nvcc refuses the sources.
     """
-    sources = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*")]
+    sources = files_of(ROOT, "csrc/*.h", "csrc/cuda/*")
     library = cuda.load(BUILT)[0]
     if library and BUILT.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         if {"sm_80", "sm_90a"} <= set(library.cdn_cuda_build().decode().split()):
             return BUILT
-    library = folder / "_cuda.so"
-    runpy.run_path(ROOT / "csrc/cuda/build.py")["build"](library)
-    return library
+
+    def build(unfinished):
+        BUILD["build"](unfinished / "_cuda.so")
+        return unfinished / "_cuda.so"
+
+    key = build_cache.key(ROOT, sources, NVCC, version(NVCC), os.environ.get("CXX"))
+    return build_cache.once(folder, f"cuda-{key}.so", build)
 
 
 def cuobjdump():

@@ -1,12 +1,6 @@
 """Compare a kernel with the float64 reference at every order, with tolerances derived from eager's own errors."""
 
 import torch
-from torch.autograd import gradcheck, gradgradcheck
-
-import cdn_kernels
-from cdn_kernels import sample_noise, sample_sigma
-
-OPS = torch.ops.cdn_kernels
 
 
 def derivatives(function, inputs, seed=0):
@@ -69,46 +63,6 @@ def assert_rounded_once(out, truth, absolute, more=0.0):
     """
     sums = 2.0**-46 if out.dtype == torch.float64 else 2.0**-18
     assert ((out.double() - truth).abs() <= torch.finfo(out.dtype).eps * truth.abs() + sums * (absolute + more)).all()
-
-
-def maps_of_convolutions(monkeypatch, kernels, impl, inputs, stride, **options):
-    """Check conv2d and conv2d_gelu at all orders; return the set of maps that the kernels of a backend ran for them."""
-    calls = []
-    kernel = kernels.conv2d
-    monkeypatch.setattr(kernels, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
-    for name in ("conv2d", "conv2d_gelu"):
-        op = getattr(cdn_kernels, name)
-        assert_as_exact_as_eager(
-            lambda *a: op(*a, stride, impl=impl), lambda *a: op(*a, stride, impl="reference"), inputs, **options
-        )
-    return set(calls)
-
-
-def assert_head_passes_numerical_checks(backend, shape, layout):
-    """Check every map of the head numerically, at both orders, on images of a shape [B, C, H, W] in a layout."""
-    a, b = (torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
-    values, means = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape[:1], shape[:2]))
-    for op, inputs in (
-        (OPS.channel_mean, (a,)),
-        (OPS.sample_square, (a,)),
-        (OPS.sample_dot, (a, b)),
-        (OPS.sample_scale, (a, values)),
-        (lambda v, backend: OPS.channel_spread(v, b.detach(), backend), (means,)),
-    ):
-        function = lambda *inputs: op(*inputs, backend)
-        assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
-
-
-def assert_levels_are_those_of_the_cpu(impl, device, levels, key):
-    """Check the levels that a backend draws on a device, and images with noise of them, against the CPU's kernels."""
-    for dtype in (torch.float32, torch.float64):
-        sigma = sample_sigma(300, key, levels, dtype=dtype, device=device, impl=impl)
-        expected = sample_sigma(300, key, levels, dtype=dtype, device="cpu", impl="cpu")
-        torch.testing.assert_close(sigma.cpu(), expected, rtol=4 * 2.0**-52 if dtype == torch.float64 else 0, atol=0)
-    x = torch.rand(6, 5)
-    both = sample_noise(x, levels, key, impl=impl), sample_noise(x.cpu(), levels, key, impl="cpu")
-    for mine, expected in zip(*both):
-        assert torch.equal(mine.cpu(), expected)
 
 
 def assert_captured(work):

@@ -12,6 +12,7 @@ import torch
 
 from cdn_kernels import Noise, info, sample_noise
 from cdn_kernels.backends import cpu, dispatch
+from tests.kernels.fresh import printed_by
 
 ROOT = Path(__file__).parents[2]
 BROKEN = {"CC": "false", "CXX": "false"}  # compilers that always fail
@@ -83,15 +84,7 @@ def test_the_wheel_holds_the_library_and_fits_every_python(tmp_path):
 @pytest.mark.parametrize("wanted, expected", [("scalar", "scalar"), ("unknown", cpu.CAPABILITY)])
 def test_the_environment_lowers_the_capability(wanted, expected):
     code = "from cdn_kernels.backends import cpu; print(cpu.CAPABILITY)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert done.stdout.strip() == expected
+    assert printed_by(code, CDN_CPU_CAPABILITY=wanted).strip() == expected
 
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
@@ -102,15 +95,8 @@ def test_a_capability_that_is_asked_for_excludes_our_own_convolutions(wanted):
         "x = torch.ones(1, 32, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last); "
         "conv2d_gelu(x, torch.ones(32, 32, 3, 3).bfloat16(), impl='cpu'); info.main(); print(cpu.ENGINE)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"CDN_CPU_CAPABILITY": wanted},
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert "convolutions: those of torch" in done.stdout and done.stdout.strip().endswith("None")
+    printed = printed_by(code, CDN_CPU_CAPABILITY=wanted)
+    assert "convolutions: those of torch" in printed and printed.strip().endswith("None")
 
 
 def test_a_library_that_is_missing_or_foreign_is_explained(tmp_path):

@@ -12,7 +12,16 @@ import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
 from cdn_kernels.ops import convolve
-from tests.kernels.oracle import maps_of_convolutions
+from tests.kernels import convolutions
+from tests.kernels.convolutions import (
+    MAPS,
+    assert_convolutions_are_as_exact_as_eager,
+    assert_nan_stays_where_it_belongs,
+    exact,
+    intact,
+    nhwc,
+    problem,
+)
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -46,54 +55,10 @@ CASES = [
     ((2, 2, 3, 2, 3000), 3, 1),
 ]
 cases = pytest.mark.parametrize("shape, size, stride", CASES, ids=str)
-MAPS = (cpu.CONV_FORWARD, cpu.CONV_INPUT, cpu.CONV_WEIGHT)
-MARGIN = 64
-
-
-def nhwc(*shape, fill=None, dtype=torch.bfloat16):
-    """Return images stored channels last in the middle of a larger buffer of NaN: (images, buffer)."""
-    batch, channels, height, width = shape
-    buffer = torch.full((batch * channels * height * width + 2 * MARGIN,), float("nan"), dtype=dtype)
-    images = buffer[MARGIN:-MARGIN].view(batch, height, width, channels).permute(0, 3, 1, 2)
-    if fill is not None:
-        images.copy_(fill)
-    return images, buffer
-
-
-def problem(shape, size, stride, seed=0, dtype=torch.bfloat16):
-    """Return the operands of the three maps, with tensors like their results, and the shapes of x and the filters."""
-    batch, inputs, outputs, height, width = shape
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: nhwc(*shape, fill=torch.randn(shape, generator=generator, device="cpu"), dtype=dtype)[0]
-    x, weight = draw(batch, inputs, height, width), draw(outputs, inputs, size, size)
-    g = draw(batch, outputs, -(-height // stride), -(-width // stride))
-    operands = {cpu.CONV_FORWARD: (x, weight, g), cpu.CONV_INPUT: (g, weight, x), cpu.CONV_WEIGHT: (x, g, weight)}
-    return operands, (x.shape, weight.shape)
 
 
 def run(kind, shape, size, stride, **options):
-    """Run one map into a poisoned buffer; return its result after checking the margins."""
-    operands, shapes = problem(shape, size, stride)
-    first, second, like = operands[kind]
-    out, buffer = nhwc(*like.shape)
-    cpu.conv2d(kind, first, second, out, shapes, stride, **options)
-    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
-    return out
-
-
-def exact(kind, operands, size, stride):
-    """Return the result in float64 and the same with the absolute values of the operands, which bounds rounding."""
-    first, second, like = (t.double() for t in operands[kind])
-
-    def convolve(first, second):
-        if kind == cpu.CONV_FORWARD:
-            return torch.nn.functional.conv2d(first, second, None, stride, size // 2)
-        x, weight, g = (like, second, first) if kind == cpu.CONV_INPUT else (first, like, second)
-        mask = [kind == cpu.CONV_INPUT, kind == cpu.CONV_WEIGHT, False]
-        options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
-        return torch.ops.aten.convolution_backward(g, x, weight, None, *options, mask)[kind - 1]
-
-    return convolve(first, second), convolve(first.abs(), second.abs())
+    return convolutions.run(cpu.conv2d, kind, *problem(shape, size, stride), stride, **options)
 
 
 @engines
@@ -128,7 +93,7 @@ def test_activation_is_that_of_the_rounded_preactivation(engine):
     cpu.conv2d(cpu.CONV_FORWARD, x, weight, again, shapes, stride, activation=activation, engine=engine)
     cpu.conv2d(cpu.CONV_FORWARD, x, weight, None, shapes, stride, activation=alone, engine=engine)
     assert torch.equal(again, u) and torch.equal(alone, activation)
-    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
+    assert intact(buffer)
     truth = reference.gelu(u.double())
     torch.testing.assert_close(activation.double(), truth, rtol=2.0**-8, atol=2.0**-15 * float(truth.abs().max()))
 
@@ -151,19 +116,7 @@ def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
 @engines
 @pytest.mark.parametrize("kind", MAPS)
 def test_infinity_and_nan_stay_where_they_belong(engine, kind):
-    shape, size, stride = (3, 6, 10, 9, 9), 3, 1
-    operands, shapes = problem(shape, size, stride)
-    first, second, like = operands[kind]
-    first[1, 2, 4, 4] = float("nan")
-    out, _ = nhwc(*like.shape)
-    cpu.conv2d(kind, first, second, out, shapes, stride, engine=engine)
-    truth = exact(kind, problem(shape, size, stride)[0], size, stride)[0]
-    mask = torch.zeros_like(truth, dtype=torch.bool)
-    if kind == cpu.CONV_WEIGHT:
-        mask[:, 2] = True
-    else:
-        mask[1, :, 3:6, 3:6] = True
-    assert torch.equal(out.isnan(), mask)
+    assert_nan_stays_where_it_belongs(cpu.conv2d, kind, (3, 6, 10, 9, 9), 4, 4, engine=engine)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -193,8 +146,8 @@ def test_operations_use_them_at_every_order(monkeypatch, size, stride):
     monkeypatch.setattr(cpu, "ENGINE", cpu.ENGINE or "portable")
     x = torch.randn(3, 32, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(32, 32, size, size) / size / 32**0.5).bfloat16()
-    maps = maps_of_convolutions(monkeypatch, cpu, "cpu", (x, weight), stride)
-    assert maps == (set(MAPS) if size > 1 else {cpu.CONV_FORWARD, cpu.CONV_INPUT})
+    maps = MAPS if size > 1 else (cpu.CONV_FORWARD, cpu.CONV_INPUT)
+    assert_convolutions_are_as_exact_as_eager(monkeypatch, cpu, "cpu", (x, weight), stride, maps)
     with torch.no_grad():
         inference = cdn_kernels.conv2d_gelu(x, weight, stride, impl="cpu")
     assert torch.equal(inference, cdn_kernels.conv2d_gelu(x.requires_grad_(), weight, stride, impl="cpu"))

@@ -9,14 +9,22 @@ import pytest
 import torch
 
 import cdn_kernels
-from cdn_kernels import reference
 from cdn_kernels.backends import convolution_choice as choice
 from cdn_kernels.backends import cuda
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT
 from cdn_kernels.ops import convolve
-from tests.kernels import cuda_libraries
-from tests.kernels.oracle import assert_as_exact_as_eager, assert_captured, assert_rounded_once, maps_of_convolutions
-from tests.kernels.test_convolution import MARGIN, exact, nhwc, problem
+from tests.kernels import convolutions, cuda_libraries
+from tests.kernels.convolutions import (
+    assert_convolutions_are_as_exact_as_eager,
+    assert_nan_stays_where_it_belongs,
+    assert_slopes_are_part_of_the_maps,
+    assert_what_follows_a_map_is_exact,
+    exact,
+    maps_that_run,
+    nhwc,
+    problem,
+)
+from tests.kernels.oracle import assert_as_exact_as_eager, assert_captured, assert_rounded_once
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 KERNEL = "convolutionI"  # in mangled names
@@ -41,17 +49,12 @@ def way(request, place):
         pytest.skip("not on this GPU")
 
 
-def layer(batch, height, width, dtype=BF16, channels=64):
-    return problem((batch, channels, channels, height, width), 3, 1, dtype=dtype)
+def layer(batch, height, width, dtype=BF16):
+    return problem((batch, 64, 64, height, width), 3, 1, dtype=dtype)
 
 
 def run(kind, operands, shapes, **options):
-    """Run one map into a poisoned buffer; return its result after checking the margins."""
-    first, second, like = operands[kind]
-    out, buffer = nhwc(*like.shape, dtype=like.dtype)
-    cuda.conv2d(kind, first, second, out, shapes, 1, **options)
-    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
-    return out
+    return convolutions.run(cuda.conv2d, kind, operands, shapes, 1, **options)
 
 
 def inputs_of(batch, height, width, dtype=BF16):
@@ -69,37 +72,12 @@ def test_maps_are_as_exact_as_one_rounding(way, kind, dtype, batch, height, widt
 @maps
 @dtypes
 def test_what_follows_a_map_is_exact(way, kind, dtype):
-    operands, shapes = layer(1, 9, 35, dtype)
-    first, second, like = operands[kind]
-    u, added = (nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0] for _ in range(2))
-    product, absolute = exact(kind, operands, 3, 1)
-    activation, buffer = nhwc(*like.shape, dtype=dtype)
-    out = run(kind, operands, shapes, added=added, activation=activation)
-    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
-    assert_rounded_once(out, product + added.double(), absolute, added.double().abs())
-    assert_rounded_once(activation, reference.gelu(out.double()), out.double().abs())
-    alone, _ = nhwc(*like.shape, dtype=dtype)
-    cuda.conv2d(kind, first, second, None, shapes, 1, added=added, activation=alone)
-    assert torch.equal(alone, activation)
-    slope = u.double().requires_grad_()
-    (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
-    # |phi'| is less than 1.2.
-    assert_rounded_once(run(kind, operands, shapes, u=u), slope * product, 1.2 * absolute)
-    kept, buffer = nhwc(*like.shape, dtype=dtype)
-    both = run(kind, operands, shapes, u=u, added=added, product=kept)
-    assert buffer[:MARGIN].isnan().all() and buffer[-MARGIN:].isnan().all()
-    assert torch.equal(kept, run(kind, operands, shapes))
-    assert_rounded_once(both, slope * product + added.double(), 1.2 * absolute, added.double().abs())
+    assert_what_follows_a_map_is_exact(cuda.conv2d, kind, *layer(1, 9, 35, dtype), 3, 1)
 
 
 @maps
 def test_infinity_and_nan_stay_where_they_belong(way, kind):
-    operands, shapes = layer(2, 6, 34)
-    operands[kind][0][1, 2, 4, 31] = float("nan")
-    out = run(kind, operands, shapes)
-    mask = torch.zeros_like(out, dtype=torch.bool)
-    mask[1, :, 3:, 30:33] = True
-    assert torch.equal(out.isnan(), mask)
+    assert_nan_stays_where_it_belongs(cuda.conv2d, kind, (2, 64, 64, 6, 34), 4, 31)
 
 
 def test_addresses_may_be_any(place):
@@ -172,31 +150,15 @@ def test_memory_is_read_and_written_16_bytes_at_a_time(inspected):
     "dtype, size", [(BF16, (2, 7, 9)), (F16, (1, 7, 9)), (BF16, (1, 32, 32)), (BF16, (1, 1, 1))], ids=str
 )
 def test_operations_are_as_exact_as_eager_and_use_the_kernel(place, monkeypatch, dtype, size):
-    maps = maps_of_convolutions(monkeypatch, cuda, "cuda", inputs_of(*size, dtype), 1)
-    assert maps == {CONV_FORWARD, CONV_INPUT}
+    maps = CONV_FORWARD, CONV_INPUT
+    assert_convolutions_are_as_exact_as_eager(monkeypatch, cuda, "cuda", inputs_of(*size, dtype), 1, maps)
 
 
 def test_a_residual_block_is_as_exact_as_eager_and_multiplies_by_slopes(place, monkeypatch):
-    inputs = *inputs_of(1, 7, 9), inputs_of(1, 1, 1)[1]
-    ends = []
-    kernel = cuda.conv2d
-    monkeypatch.setattr(
-        cuda,
-        "conv2d",
-        lambda kind, *arguments, **options: (
-            ends.append((kind, *(name for name, given in options.items() if given is not None))),
-            kernel(kind, *arguments, **options),
-        ),
-    )
+    x, *filters = *inputs_of(1, 7, 9), inputs_of(1, 1, 1)[1]
     block = lambda impl: lambda x, *filters: x + cdn_kernels.conv2d_gelu_conv2d(x, *filters, impl=impl)
-    assert_as_exact_as_eager(block("cuda"), block("reference"), inputs)
-    ends.clear()
-    x, *filters = inputs
-    (score,) = torch.autograd.grad(block("cuda")(x.requires_grad_(), *filters).square().sum(), x, create_graph=True)
-    assert ends == [(CONV_FORWARD, "activation"), (CONV_FORWARD,), (CONV_INPUT, "u", "product"), (CONV_INPUT,)]
-    ends.clear()
-    torch.autograd.grad(score.square().sum(), x)
-    assert [end for end in ends if "u" in end] == [(CONV_INPUT, "u", "added")]
+    assert_as_exact_as_eager(block("cuda"), block("reference"), (x, *filters))
+    assert_slopes_are_part_of_the_maps(monkeypatch, cuda, block("cuda"), x, filters)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +177,7 @@ def test_what_the_kernel_does_not_take_is_torchs(place, monkeypatch, shape, size
     x = torch.randn(batch, inputs, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(outputs, inputs, size, size) / 24).to(dtype)
     ulps = 8 if dtype == F32 else 1
-    assert maps_of_convolutions(monkeypatch, cuda, "cuda", (x, weight), stride, ulps=ulps) == set()
+    assert_convolutions_are_as_exact_as_eager(monkeypatch, cuda, "cuda", (x, weight), stride, (), ulps=ulps)
     operands, shapes = problem(shape, size, stride, dtype=dtype)
     for kind in (CONV_FORWARD, CONV_INPUT):
         with pytest.raises(ValueError, match="3x3 with stride 1, from 64 to 64 channels, of bfloat16 or float16"):
@@ -223,9 +185,7 @@ def test_what_the_kernel_does_not_take_is_torchs(place, monkeypatch, shape, size
 
 
 def test_the_choice_and_the_layout_decide(place, monkeypatch):
-    calls = []
-    kernel = cuda.conv2d
-    monkeypatch.setattr(cuda, "conv2d", lambda kind, *a, **k: (calls.append(kind), kernel(kind, *a, **k)))
+    calls = maps_that_run(monkeypatch, cuda)
     x, weight = inputs_of(1, 4, 4)
     convolve.forward(x.contiguous(), weight.contiguous(), 1, "cuda")
     convolve.forward(x[:0], weight, 1, "cuda")
@@ -236,7 +196,7 @@ def test_the_choice_and_the_layout_decide(place, monkeypatch):
     assert not calls
     monkeypatch.setattr(choice, "CHOICE", "own")
     convolve.forward(x, weight, 1, "cuda")
-    assert calls == [CONV_FORWARD]
+    assert calls == [(CONV_FORWARD,)]
 
 
 def test_the_size_of_a_convolution_and_the_gpu_are_checked(chip):

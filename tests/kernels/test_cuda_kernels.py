@@ -12,21 +12,31 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
-from cdn_kernels import Noise, denoising_loss, reference, sample_noise
+from cdn_kernels import reference, sample_noise
 from cdn_kernels.backends import cpu, cuda
 from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, TYPES
 from tests.kernels.cuda_libraries import GELU_ERRORS, H200
-from tests.kernels.oracle import (
-    assert_as_exact_as_eager,
-    assert_captured,
+from tests.kernels.noises import (
+    KEY,
+    LEVELS,
+    assert_denoising_is_that_of_the_cpu,
+    assert_denoising_loss_passes_numerical_checks,
     assert_levels_are_those_of_the_cpu,
-    derivatives,
-    in_layouts,
+    assert_noise_is_that_of_the_cpu,
+    assert_words_are_those_of_the_reference,
 )
-from tests.kernels.test_noise_kernel import LEVELS
-from tests.kernels.test_passes import HARD, norm, norm_inputs, run_all_sweeps
+from tests.kernels.oracle import assert_captured, derivatives
+from tests.kernels.passes import (
+    HARD,
+    assert_non_finite_samples_stay_alone,
+    assert_norm_is_as_exact_as_eager,
+    assert_norm_survives,
+    assert_samples_of_constant_groups_are_dead,
+    norm,
+    norm_inputs,
+    run_all_sweeps,
+)
 
-KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 SWEEPS = (FORWARD, BACKWARD, TANGENT)
 KEPT, PARTLY, SPLIT = 1, 2, 3  # what emulation.cpp calls the ways to cut a pass
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -49,13 +59,8 @@ def inputs_of(shape, dtype):
     return norm_inputs(shape, dtype, torch.channels_last)
 
 
-def check_norm(groups, keep, inputs, eps=0.1, residual=True):
-    assert_as_exact_as_eager(
-        norm("cuda", groups, keep, eps, residual),
-        norm("reference", groups, keep, eps, residual),
-        inputs,
-        constants=GELU_ERRORS[inputs[0].dtype],
-    )
+def check_norm(groups, keep, inputs, eps=0.1):
+    assert_norm_is_as_exact_as_eager("cuda", groups, keep, inputs, eps, GELU_ERRORS[inputs[0].dtype])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -78,7 +83,7 @@ def test_norm_passes_numerical_checks(place, keep, residual):
 def test_norm_is_as_exact_as_eager(place, keep, dtype, shape, groups):
     inputs = inputs_of(shape, dtype)
     check_norm(groups, keep, inputs)
-    check_norm(groups, keep, inputs[::2], residual=False)
+    check_norm(groups, keep, inputs[::2])
 
 
 @norms
@@ -92,26 +97,16 @@ def test_stages_of_a_network_are_as_exact_as_eager(place, keep, shape, groups):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("make", HARD.values(), ids=HARD)
 def test_norm_survives_hard_inputs(place, keep, dtype, make):
-    x, _, gain = inputs_of((2, 24, 4, 5), F64)
-    inputs = make(x).to(dtype).contiguous(memory_format=torch.channels_last), gain.to(F32)
-    check_norm(3, keep, inputs, eps=1e-3, residual=False)
+    assert_norm_survives(make, "cuda", keep, dtype, channels=24, constants=GELU_ERRORS[dtype])
 
 
 def test_samples_of_constant_groups_are_dead(place):
     for dtype in (F32, BF16):
-        x = torch.full((2, 16, 3, 3), 0.3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        gain = torch.ones(16)
-        for result in derivatives(norm("cuda", 2, True, residual=False), (x, gain)):
-            assert torch.equal(result, torch.zeros_like(result))
+        assert_samples_of_constant_groups_are_dead("cuda", torch.channels_last, dtype, channels=16)
 
 
 def test_non_finite_samples_stay_alone(place):
-    x, _, gain = inputs_of((3, 8, 4, 4), F32)
-    clean = derivatives(norm("cuda", 2, True, residual=False), (x, gain))
-    x[1, 0, 0, 0] = float("nan")
-    for before, after in zip(clean, derivatives(norm("cuda", 2, True, residual=False), (x, gain))):
-        if before.dim() == 4:
-            assert torch.equal(before[::2], after[::2]) and after[1].isnan().any()
+    assert_non_finite_samples_stay_alone("cuda", torch.channels_last)
 
 
 @dtypes
@@ -202,7 +197,7 @@ def test_large_samples_are_as_exact_as_eager(cut, keep, way, dtype, shape, group
     cut(way)
     inputs = inputs_of(shape, dtype)
     check_norm(groups, keep, inputs)
-    check_norm(groups, keep, inputs[::2], residual=False)
+    check_norm(groups, keep, inputs[::2])
 
 
 @ways
@@ -281,45 +276,28 @@ NOISE_SHAPES = [
 
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])
 def test_words_are_equal_bit_for_bit(place, stream):
-    for batch, blocks in ((1, 1), (3, 5), (2, 300), (40, 1)):
-        words = cuda.random_words(batch, blocks, KEY.seed, KEY.position(torch.device(place)), stream, place)
-        assert torch.equal(words, reference.random_words(batch, blocks, KEY, stream, place))
+    draw = lambda batch, blocks: cuda.random_words(batch, blocks, KEY.seed, KEY.position(place), stream, place)
+    assert_words_are_those_of_the_reference(draw, stream, place)
 
 
 @needs_cpu
 @dtypes
 @pytest.mark.parametrize("shape", NOISE_SHAPES, ids=str)
 def test_noise_is_that_of_the_cpu(place, dtype, shape):
-    x, sigma = torch.rand(shape).to(dtype), torch.rand(shape[0])
-    close = dict(rtol=1e-14, atol=1e-15) if dtype == F64 else dict(rtol=0, atol=0)
-    for x in in_layouts(x):  # noqa: B020
-        y, _ = sample_noise(x, sigma, KEY, impl="cuda")
-        expected, _ = sample_noise(x.cpu(), sigma.cpu(), KEY, impl="cpu")
-        torch.testing.assert_close(y.cpu(), expected, **close)
-        assert y.stride() == expected.stride()
-        eps = cdn_kernels.standard_normal(shape, KEY, dtype=dtype, device=place, impl="cuda")
-        theirs = cdn_kernels.standard_normal(shape, KEY, dtype=dtype, device="cpu", impl="cpu")
-        torch.testing.assert_close(eps.cpu(), theirs, **close)
+    assert_noise_is_that_of_the_cpu("cuda", place, shape, dtype)
 
 
 @needs_cpu
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_levels_are_those_of_the_cpu(place, levels):
-    assert_levels_are_those_of_the_cpu("cuda", place, levels, KEY)
+    assert_levels_are_those_of_the_cpu("cuda", place, levels)
 
 
 @needs_cpu
 @dtypes
 @pytest.mark.parametrize("shape", [(3, 1), (2, 2051), (2, 3, 8, 8), (2, 5, 7, 3), (1, 3, 96, 120), (1, 20000)], ids=str)
 def test_denoising_is_that_of_the_cpu(place, dtype, shape):
-    score, sigma = torch.randn(shape).to(dtype), torch.rand(shape[0]) + 0.1
-    sigma[1:2] = 0.0
-    close = dict(rtol=1e-13, atol=1e-14) if dtype == F64 else dict(rtol=1e-6, atol=1e-9)
-    for score in in_layouts(score):  # noqa: B020
-        mine = derivatives(lambda s: denoising_loss(s, sigma, KEY, impl="cuda"), [score])
-        theirs = derivatives(lambda s: denoising_loss(s, sigma.cpu(), KEY, impl="cpu"), [score.cpu()])
-        for own, expected in zip(mine, theirs):
-            torch.testing.assert_close(own.cpu(), expected, **close)
+    assert_denoising_is_that_of_the_cpu("cuda", shape, dtype, rtol=1e-13)
 
 
 def test_a_level_that_is_no_number_shows(place):
@@ -329,9 +307,7 @@ def test_a_level_that_is_no_number_shows(place):
 
 
 def test_loss_passes_numerical_checks(place):
-    score, sigma = torch.randn(2, 3, dtype=F64, requires_grad=True), torch.tensor([0.0, 0.7])
-    loss = lambda s: denoising_loss(s, sigma, KEY, impl="cuda")
-    assert gradcheck(loss, score) and gradgradcheck(loss, score)
+    assert_denoising_loss_passes_numerical_checks("cuda")
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 
 import cdn
 import cdn_kernels
@@ -10,12 +9,21 @@ from cdn_kernels import Noise, NoiseLevels, reference
 from cdn_kernels.backends import cpu, cuda, dispatch
 from cdn_kernels.backends.interface import DOT, MEAN, SCALE, SPREAD, TYPES
 from tests.kernels.cuda_libraries import GELU_ERRORS, H200
-from tests.kernels.oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
-from tests.kernels.test_passes import check_every_16_bit_number
+from tests.kernels.passes import (
+    LAYOUTS,
+    assert_gelu_is_as_exact_as_eager,
+    assert_gelu_of_every_16_bit_number_is_within,
+    assert_gelu_passes_numerical_checks,
+)
+from tests.kernels.pooling import (
+    OPS,
+    assert_energy_is_as_exact_as_eager,
+    assert_head_passes_numerical_checks,
+    assert_means_and_squares_are_as_exact_as_eager,
+    images,
+)
 
-OPS = torch.ops.cdn_kernels
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 dtypes = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 # One pixel, a row, sizes that fill no vector, many samples to a block, many channels, and columns of several parts: of
@@ -39,26 +47,19 @@ SHAPES = [
 # ------------------------------------------------------------------------------------------------------------
 
 
-def gelu(u):
-    return cdn_kernels.gelu(u, impl="cuda")
-
-
 def test_gelu_passes_numerical_checks(place):
-    u = (3 * torch.randn(4, 5, dtype=F64)).requires_grad_()
-    assert gradcheck(gelu, u) and gradgradcheck(gelu, u)
+    assert_gelu_passes_numerical_checks("cuda")
 
 
 @dtypes
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_gelu_is_as_exact_as_eager(place, dtype, scale):
-    u = (scale * torch.randn(3, 7, 5, 9)).to(dtype)
-    for inputs in (u, u.to(memory_format=torch.channels_last), u[0, 0, 0], u[:0], u[..., ::2], u[:2, :4, :4, :8]):
-        assert_as_exact_as_eager(gelu, reference.gelu, [inputs], constants=GELU_ERRORS[dtype])
+    assert_gelu_is_as_exact_as_eager("cuda", dtype, scale, GELU_ERRORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(place, dtype):
-    check_every_16_bit_number(cuda.gelu, dtype, 2.0**-17 + 2.0**-20)
+    assert_gelu_of_every_16_bit_number_is_within(cuda.gelu, dtype, 2.0**-17 + 2.0**-20)
 
 
 @dtypes
@@ -80,10 +81,6 @@ def test_sweeps_with_a_source_add_it(place, dtype):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def images(shape, dtype, layout):
-    return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
-
-
 @layouts
 def test_every_op_passes_numerical_checks(place, layout):
     assert_head_passes_numerical_checks("cuda", (2, 3, 4, 2), layout)
@@ -93,23 +90,13 @@ def test_every_op_passes_numerical_checks(place, layout):
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_means_and_squares_are_as_exact_as_eager(place, layout, dtype, shape):
-    h = images(shape, dtype, layout)
-    assert_as_exact_as_eager(lambda h: cdn_kernels.channel_mean(h, impl="cuda"), reference.channel_mean, [h])
-    squares = lambda h: h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2))
-    assert_as_exact_as_eager(lambda h: OPS.sample_square(h, "cuda"), squares, [h])
+    assert_means_and_squares_are_as_exact_as_eager("cuda", images(shape, dtype, layout))
 
 
 @layouts
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_energy_is_as_exact_as_eager(place, layout, dtype):
-    inputs = [
-        images((2, 8, 6, 5), dtype, layout),
-        images((2, 16, 3, 3), dtype, layout),
-        torch.randn(4, 8, 1, 1).to(dtype),
-        torch.randn(8, 16, 1, 1).to(dtype),
-    ]
-    energy = lambda impl: lambda a, b, m, n: cdn_kernels.energy([a, b], [m, n], impl=impl).log()
-    assert_as_exact_as_eager(energy("cuda"), energy("reference"), inputs)
+    assert_energy_is_as_exact_as_eager("cuda", dtype, layout)
 
 
 def run_all(shape, last, dtype, backend=cuda, shift=0):

@@ -5,13 +5,13 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
-from cdn_kernels import Noise, denoising_loss, reference
+from cdn_kernels import denoising_loss, reference
 from cdn_kernels.backends import cpu
+from tests.kernels.noises import KEY
 from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
-KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 OPS = torch.ops.cdn_kernels
 SHAPES = [(3, 1), (2, 7), (4, 3, 32, 32), (2, 1025), (3, 5, 7, 3), (2, 300, 3, 3)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -6,21 +6,14 @@ import torch._dynamo.testing
 
 from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
 from cdn_kernels.backends import cpu
+from tests.kernels.noises import KEY, LEVELS, assert_words_are_those_of_the_reference
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
-KEY = Noise(0xFEDCBA9876543210, 0x123456789)
 SIGNED = (KEY.seed, KEY.offset)
 OFFSET = torch.tensor(3)
 SHAPES = [(3, 1), (2, 3), (5, 5), (1, 105), (4, 3, 32, 32), (2, 1024), (2, 1025), (1, 5000), (7,), (0, 3), (2, 0)]
 LAYOUT_SHAPES = [(2, 3, 8, 8), (3, 5, 7, 3), (2, 300, 3, 3), (1, 2, 40, 40), (2, 1, 4, 4), (2, 6, 1, 1)]
-LEVELS = [
-    NoiseLevels(),
-    NoiseLevels("uniform", 0.1, 2.0),
-    NoiseLevels("fixed", high=0.3),
-    NoiseLevels(clean_share=0.4),
-    NoiseLevels(clean_share=1.0),
-]
 SIGMAS = [
     0.25,
     torch.tensor(0.25),
@@ -43,9 +36,8 @@ def raw_normals(shape, dtype=torch.float32, **options):
 @pytest.mark.parametrize("capability", cpu.USABLE)
 @pytest.mark.parametrize("stream", [reference.NORMAL_STREAM, reference.LEVEL_STREAM])
 def test_words_are_equal_bit_for_bit(capability, stream):
-    for batch, blocks in ((1, 1), (3, 5), (2, 33), (40, 1)):
-        words = cpu.random_words(batch, blocks, *SIGNED, stream, capability)
-        assert torch.equal(words, reference.random_words(batch, blocks, KEY, stream))
+    draw = lambda batch, blocks: cpu.random_words(batch, blocks, *SIGNED, stream, capability)
+    assert_words_are_those_of_the_reference(draw, stream)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,18 +6,19 @@ import torch
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu, interface
-from tests.kernels.oracle import assert_as_exact_as_eager, assert_head_passes_numerical_checks
+from tests.kernels.pooling import (
+    OPS,
+    assert_energy_is_as_exact_as_eager,
+    assert_head_passes_numerical_checks,
+    assert_means_and_squares_are_as_exact_as_eager,
+    images,
+)
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
-OPS = torch.ops.cdn_kernels
 SHAPES = [(2, 4, 1, 1), (1, 6, 1, 7), (3, 12, 5, 3), (2, 24, 8, 8), (1, 200, 3, 3), (2, 8, 33, 17), (0, 4, 2, 2)]
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-
-
-def images(shape, dtype, layout):
-    return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
 
 
 @layouts
@@ -29,33 +30,13 @@ def test_every_op_passes_numerical_checks(layout):
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_means_and_energies_are_as_exact_as_eager(layout, dtype, shape):
-    h = images(shape, dtype, layout)
-    for op in (
-        cdn_kernels.channel_mean,
-        lambda h, impl: (
-            OPS.sample_square(h, impl)
-            if impl == "cpu"
-            else h.to(reference.compute_dtype(h.dtype)).square().sum(1).mean((1, 2))
-        ),
-    ):
-        assert_as_exact_as_eager(
-            lambda h: op(h, impl="cpu"),
-            lambda h: reference.channel_mean(h) if op is cdn_kernels.channel_mean else op(h, impl="eager"),
-            [h],
-        )
+    assert_means_and_squares_are_as_exact_as_eager("cpu", images(shape, dtype, layout))
 
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_energy_is_as_exact_as_eager(layout, dtype):
-    inputs = [
-        images((2, 8, 6, 5), dtype, layout),
-        images((2, 16, 3, 3), dtype, layout),
-        torch.randn(4, 8, 1, 1).to(dtype),
-        torch.randn(8, 16, 1, 1).to(dtype),
-    ]
-    split = lambda impl: lambda a, b, m, n: cdn_kernels.energy([a, b], [m, n], impl=impl).log()
-    assert_as_exact_as_eager(split("cpu"), split("reference"), inputs)
+    assert_energy_is_as_exact_as_eager("cpu", dtype, layout)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -1,10 +1,6 @@
-"""The Triton kernels: run on a GPU or else by Triton's interpreter, and compiled for GPUs that need not be there."""
+"""The Triton kernels without a GPU: who can run them, and what they compile to for GPUs that need not be there."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,30 +11,9 @@ import cdn_kernels
 from cdn_kernels.backends import convolution_choice, dispatch, interface
 from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.dispatch import resolve
+from tests.kernels.fresh import printed_by
 
-needs_triton = pytest.mark.skipif(not backend.INSTALLED, reason="triton is not installed")
-compiles = pytest.mark.skipif(
-    not backend.INSTALLED or backend.INTERPRETED,
-    reason="triton is not installed, or its interpreter takes the compiler's place",
-)
 CUDA = torch.device("cuda")
-
-
-@needs_triton
-@pytest.mark.parametrize("file", ["triton_kernels.py", "triton_convolution.py"])
-def test_kernels_agree_with_the_reference(file):
-    here = Path(__file__).parent
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # which deterministic algorithms need
-    if backend.can_use_triton(CUDA, torch.float32):
-        environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=here,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -51,7 +26,7 @@ def test_importing_the_library_does_not_import_triton():
         "import sys, torch; before = 'triton' in sys.modules; import cdn_kernels; "
         "assert ('triton' in sys.modules) == before"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    printed_by(code)
 
 
 def gpu(monkeypatch, major, minor=0):
@@ -62,7 +37,9 @@ def gpu(monkeypatch, major, minor=0):
     )
 
 
-@compiles
+@pytest.mark.skipif(
+    not backend.INSTALLED or backend.INTERPRETED, reason="triton is not installed, or runs its interpreter"
+)
 def test_reasons_are_given(monkeypatch):
     with pytest.raises(RuntimeError, match="gelu: impl='triton' cannot run: .* on a CUDA device, got device cpu"):
         cdn_kernels.gelu(torch.ones(2), impl="triton")
@@ -158,33 +135,22 @@ WIDE = {name for name in CASES if not name.startswith("noise") and "(2, 200" not
 WHOLE = 0  # the phase of the norm that reads and writes all of its images
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fresh_cache(tmp_path_factory):
-    """Compile anew: nothing comes from, or stays in, the cache of the user."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
-
-
-@compiles
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("case", CASES)
-def test_kernels_compile_to_what_they_should(case, capability):
-    from tests.kernels.triton_compile import compile_launch, operations, recorded
-
+def test_kernels_compile_to_what_they_should(triton_compile, case, capability):
     run, arguments = CASES[case]
-    with recorded() as launches:
-        run(operations, *arguments)
+    with triton_compile.launched_to_nowhere(capability) as launches:
+        run(triton_compile.operations, *arguments)
     assert launches
     for launch in launches:
-        kernel = compile_launch(launch, capability)
+        kernel, warps = triton_compile.code_of(launch), launch.constants["num_warps"]
         print(
-            f"{launch.kernel.__name__} {launch.constants.get('PHASE', '')}: {launch.num_warps} warps, "
-            f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared"
+            f"{launch.name} {launch.constants.get('PHASE', '')}: {warps} warps, {kernel.registers} registers, "
+            f"{kernel.stack} bytes spilled, {kernel.shared} bytes shared"
         )
         assert kernel.stack == 0
         # A program must fit on the multiprocessor: 65536 registers, and the shared memory that needs no asking.
-        assert kernel.registers * 32 * launch.num_warps <= 65536 and kernel.shared <= 48 * 1024
+        assert kernel.registers * 32 * warps <= 65536 and kernel.shared <= 48 * 1024
         # phi of a value must not depend on what is done with it: ptxas may fuse these, and not their .rn forms.
         assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", kernel.ptx)
         images = sum(isinstance(a, torch.Tensor) and a.numel() >= 4096 for a in launch.arguments)
@@ -192,16 +158,14 @@ def test_kernels_compile_to_what_they_should(case, capability):
             assert kernel.wide_loads + kernel.wide_stores >= images
 
 
-@compiles
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("batch", [1, 16])  # Triton compiles sizes of 1, and those divisible by 16, anew
-def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch, precision):
-    from tests.kernels.triton_compile import launched_to_nowhere
-
+def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, triton_compile, batch, precision):
     monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: None)
     monkeypatch.setattr(convolution_choice, "CHOICE", "own")
     model = cdn.gradresnet_small(10, 1, width=16).to(memory_format=torch.channels_last)
-    with launched_to_nowhere(90) as compiled, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with triton_compile.launched_to_nowhere(90) as launches, half:
         cdn.joint_step(
             model,
             torch.rand(batch, 1, 8, 8),
@@ -210,7 +174,6 @@ def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch,
             cdn.Noise(0),
             impl="triton",
         )
-    names = {kernel.metadata.name for kernel in compiled}
     assert {
         "forward",
         "backward",
@@ -225,5 +188,5 @@ def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, batch,
         "_spread",
         "_dot",
         "_scale",
-    } <= names
-    assert all(kernel.metadata.shared <= 227 << 10 for kernel in compiled)
+    } <= {launch.name for launch in launches}
+    assert all(launch.compiled.metadata.shared <= 227 << 10 for launch in launches)

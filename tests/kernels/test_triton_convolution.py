@@ -11,8 +11,12 @@ from cdn_kernels.backends import convolution_choice as choice
 from cdn_kernels.backends import measured
 from cdn_kernels.backends import triton as backend
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
-from cdn_kernels.backends.triton.convolution_choice import conv2d_is_faster
-from tests.kernels.test_triton import BF16, CUDA, FP32, FP64, _fresh_cache, compiles, empty  # noqa: F401, a fixture
+from cdn_kernels.backends.triton.convolution_choice import LARGEST_TILE, conv2d_is_faster
+from cdn_kernels.backends.triton.convolution_tiles import RAGGED, TILES, Tile
+from tests.kernels.convolutions import float32_in
+
+CUDA = torch.device("cuda")
+BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
 
 # ------------------------------------------------------------------------------------------------------------
 # When they run
@@ -33,6 +37,11 @@ def test_the_environment_decides(monkeypatch, capsys):
     monkeypatch.setattr(backend, "INTERPRETED", True)
     info.main()
     assert "not measured on this" in capsys.readouterr().out
+
+
+def test_tiles_count_as_the_limits_suppose():
+    tables = *TILES.values(), *RAGGED.values()
+    assert max(tile.rows for choices in tables for _, _, tile in choices) <= LARGEST_TILE
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -56,22 +65,21 @@ LAYERS = [
 TF32 = EVERY, FP32, (64, 64, 64, 32), 3, 1
 
 
-def launches(maps, dtype, shape, size, stride):
+def launches(triton_compile, capability, maps, dtype, shape, size, stride):
     """Return what the maps of a layer would launch, with all that can follow a product."""
-    from tests.kernels.triton_compile import operations, recorded
-
     batch, inputs, outputs, side = shape
     rows = -(-side // stride)
-    x, y = empty(batch, inputs, side, side, dtype=dtype), empty(batch, outputs, rows, rows, dtype=dtype)
-    weight = empty(outputs, inputs, size, size, dtype=dtype)
+    empty = lambda *shape: torch.empty(1, dtype=dtype, device="meta").expand(shape)
+    x, y = empty(batch, inputs, side, side), empty(batch, outputs, rows, rows)
+    weight = empty(outputs, inputs, size, size)
     operands = {CONV_FORWARD: (x, weight, y), CONV_INPUT: (y, weight, x), CONV_WEIGHT: (x, y, weight)}
-    with recorded() as result:
+    with triton_compile.launched_to_nowhere(capability) as result:
         for kind in maps:
             first, second, out = operands[kind]
             more = {CONV_FORWARD: dict(added=out, activation=out), CONV_INPUT: dict(u=out, added=out, product=out)}.get(
                 kind, {}
             )
-            operations.conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
+            triton_compile.operations.conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
     return result
 
 
@@ -80,19 +88,15 @@ def kind_of(launch):
 
 
 def tile_of(launch):
-    from cdn_kernels.backends.triton.convolution_tiles import Tile
+    constants = launch.constants
+    return Tile(*(constants[f"BLOCK_{d}"] for d in "MNK"), constants["num_warps"], constants["num_stages"])
 
-    return Tile(*(launch.constants[f"BLOCK_{d}"] for d in "MNK"), launch.num_warps, launch.num_stages)
 
-
-@compiles
-def test_every_tile_is_compiled_below():
-    from cdn_kernels.backends.triton.convolution_tiles import RAGGED, TILES
-
+def test_every_tile_is_compiled_below(triton_compile):
     used = {
         (kind_of(launch), layer[1].itemsize, tile_of(launch))
         for layer in LAYERS
-        for launch in launches(*layer)
+        for launch in launches(triton_compile, None, *layer)
         if "BLOCK_M" in launch.constants
     }
     for key, choices in TILES.items():
@@ -101,27 +105,24 @@ def test_every_tile_is_compiled_below():
         assert all(any((kind, size, tile) in used for kind in EVERY) for _, _, tile in choices)
 
 
-@compiles
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("layer, precision", [*((layer, "ieee") for layer in LAYERS), (TF32, "tf32")], ids=str)
-def test_convolutions_compile_to_what_they_should(layer, precision, capability):
-    from tests.kernels.triton_compile import compile_launch
-
+def test_convolutions_compile_to_what_they_should(triton_compile, layer, precision, capability):
     _, dtype, (_, inputs, outputs, _), *_ = layer
-    for launch in launches(*layer):
-        if "PRECISION" in launch.constants:
-            launch.constants["PRECISION"] = precision
-        kernel = compile_launch(launch, capability)
+    with float32_in(precision):
+        launched = launches(triton_compile, capability, *layer)
+    for launch in launched:
+        kernel, warps = triton_compile.code_of(launch), launch.constants["num_warps"]
         tensor = len(re.findall(r"\bwgmma\.mma_async\.sync|\bmma\.sync", kernel.ptx))
         print(
-            f"{launch.kernel.__name__} {launch.constants.get('BACK', '')}: {launch.num_warps} warps, "
+            f"{launch.name} {launch.constants.get('BACK', '')}: {warps} warps, "
             f"{kernel.registers} registers, {kernel.stack} bytes spilled, {kernel.shared} bytes shared, {tensor} "
             f"tensor instructions, 16 bytes: {kernel.wide_copies} copies, {kernel.wide_loads} loads, "
             f"{kernel.wide_stores} stores"
         )
         assert kernel.stack == 0
         # What a program may have on every GPU from compute capability 8.0.
-        assert kernel.registers * 32 * launch.num_warps <= 65536 and kernel.shared <= 99 * 1024
+        assert kernel.registers * 32 * warps <= 65536 and kernel.shared <= 99 * 1024
         assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", kernel.ptx)
         if "BLOCK_M" not in launch.constants:
             continue

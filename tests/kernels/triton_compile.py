@@ -3,46 +3,30 @@
 import contextlib
 import re
 import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from cdn_kernels.backends.triton import operations  # noqa: F401, which imports the modules below
+from cdn_kernels.backends.triton import operations  # noqa: F401, which the tests run
 
-MODULES = [
-    sys.modules[f"cdn_kernels.backends.triton.{name}"] for name in ("convolution", "gelu", "noise", "norm", "pool")
-]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 
 
-@dataclass
-class Launch:
-    """A kernel with the arguments it would run with."""
+class Launch(NamedTuple):
+    """A kernel, the arguments and the constants and options that it would run with, and what Triton makes of it."""
 
-    kernel: object
+    name: str
     arguments: tuple
     constants: dict
-    num_warps: int
-    num_stages: int
+    compiled: CompiledKernel | None
 
 
-@dataclass
-class Compiled:
+class Code(NamedTuple):
     """What a compiled kernel uses, per thread and per program, and how it reads and writes."""
 
     registers: int
@@ -54,24 +38,6 @@ class Compiled:
     ptx: str
 
 
-@contextlib.contextmanager
-def recorded():
-    """Give a list, and let the backend's functions append to it what they would launch, instead of running it."""
-    launches = []
-
-    def record(kernel, programs, *arguments, num_warps=4, num_stages=3, **constants):
-        launches.append(Launch(kernel, arguments, constants, num_warps, num_stages))
-
-    originals = [module.launch for module in MODULES]
-    for module in MODULES:
-        module.launch = record
-    try:
-        yield launches
-    finally:
-        for module, original in zip(MODULES, originals):
-            module.launch = original
-
-
 class _Driver:
     """What Triton asks of the driver of a GPU before it launches a kernel there."""
 
@@ -79,7 +45,7 @@ class _Driver:
         self.capability = capability
 
     def get_current_device(self):
-        return 0
+        return self.capability  # for Triton keeps what it has compiled for each device
 
     def get_current_stream(self, device):
         return 0
@@ -92,44 +58,33 @@ class _Driver:
 def launched_to_nowhere(capability):
     """Let Triton's own code bind, specialize and compile what is launched, all but run it; give a list of that.
 
-    Unlike :func:`recorded`, this takes tensors of the CPU, through whatever calls the backend's functions.
-    """
-    compiled, run, before = [], JITFunction.run, triton.runtime.driver._active
+    Args:
+        capability: ten times that of the GPU; if None, nothing is compiled.
 
-    def dry_run(self, *arguments, grid, warmup, **options):
-        compiled.append(run(self, *arguments, grid=grid, warmup=True, **options))
+    Tensors may be those of any device without a GPU; those that hold nothing count as aligned.
+    """
+    launches, run, before = [], JITFunction.run, triton.runtime.driver._active
+
+    def dry_run(self, *arguments, grid, warmup, **constants):
+        made = None if capability is None else run(self, *arguments, grid=grid, warmup=True, **constants)
+        launches.append(Launch(self.__name__, arguments, constants, made))
 
     JITFunction.run = dry_run
     triton.runtime.driver.set_active(_Driver(capability))
     try:
-        yield compiled
+        yield launches
     finally:
         JITFunction.run, triton.runtime.driver._active = run, before
 
 
-def compile_launch(launch, capability):
-    """Compile for sm_<capability>, as for tensors that are aligned to 16 bytes."""
-    signature, constants, attributes = {}, dict(launch.constants), {}
-    for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments)):
-        name = parameter.name
-        if value is None:
-            signature[name], constants[name] = "constexpr", None
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[index,] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = parameter.annotation_type or "i32"
-            if signature[name] == "i32" and value % 16 == 0:
-                attributes[index,] = [["tt.divisibility", 16]]
-    signature.update(dict.fromkeys(launch.constants, "constexpr"))
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, "enable_fp_fusion": False}
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, stack = _usage(result.asm["cubin"])
-    ptx = result.asm["ptx"]
+def code_of(launch):
+    """Return the Code of what was launched."""
+    compiled = launch.compiled
+    registers, stack = _usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
     wide = [len(re.findall(rf"{kind}\.global[.\w:]*\.(?:v4\.b32|v2\.b64)", ptx)) for kind in ("ld", "st")]
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x10, ", ptx))
-    return Compiled(registers, stack, result.metadata.shared, *wide, copies, ptx)
+    return Code(registers, stack, compiled.metadata.shared, *wide, copies, ptx)
 
 
 def _usage(cubin):

@@ -1,0 +1,138 @@
+"""What the tests of GELU and the norm share, whatever the backend: inputs, and checks at every order."""
+
+import math
+
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import cdn_kernels
+from cdn_kernels import reference
+from cdn_kernels.backends import cpu, interface
+from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+HARD = {
+    "large mean, small variance": lambda x: 30 + 0.01 * x,
+    "a constant group": lambda x: torch.cat([torch.full_like(x[:, :2], 0.7), x[:, 2:]], 1),
+    "in the tail": lambda x: x - 4,
+    "tiny": lambda x: 1e-5 * x,
+    "one far outlier": lambda x: x.index_fill(3, torch.tensor([0]), 50.0),
+}
+MARGIN = 64
+
+
+def norm(impl, groups, keep, eps=0.1, residual=True):
+    if residual:
+        return lambda x, r, gain: cdn_kernels.gelu_group_norm(
+            x, gain, groups, residual=r, eps=eps, scale_preserving=keep, impl=impl
+        )
+    return lambda x, gain: cdn_kernels.gelu_group_norm(x, gain, groups, eps=eps, scale_preserving=keep, impl=impl)
+
+
+def norm_inputs(shape, dtype, layout=torch.contiguous_format):
+    """Return (x, residual, gain)."""
+    x, r = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    return x, r, (torch.rand(shape[1]) + 0.5).to(reference.compute_dtype(dtype))
+
+
+def assert_gelu_passes_numerical_checks(impl, shape=(4, 5)):
+    u = (3 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    gelu = lambda u: cdn_kernels.gelu(u, impl=impl)
+    assert gradcheck(gelu, u) and gradgradcheck(gelu, u)
+
+
+def assert_gelu_is_as_exact_as_eager(impl, dtype, scale, constants=0.0):
+    """Compare GELU of tensors of several layouts and sizes; constants as in assert_as_exact_as_eager."""
+    u = (scale * torch.randn(3, 7, 5, 9)).to(dtype)
+    for inputs in (u, u.to(memory_format=torch.channels_last), u[0, 0, 0], u[:0], u[..., ::2], u[:2, :4, :4, :8]):
+        assert_as_exact_as_eager(
+            lambda u: cdn_kernels.gelu(u, impl=impl), reference.gelu, [inputs], constants=constants
+        )
+
+
+def assert_gelu_of_every_16_bit_number_is_within(gelu, dtype, relative):
+    """Compare GELU and its derivatives of every number of a dtype with float64.
+
+    Args:
+        gelu: the pass of a backend, as cpu.gelu.
+        relative: error of the terms that the results are differences of, beside their rounding.
+    """
+    u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    value, first, second, ones = (torch.ones_like(u) for _ in range(4))
+    gelu(interface.FORWARD, u, None, None, value, None)
+    gelu(interface.TANGENT, u, ones, ones, second, first)
+    x = u.double()
+    phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
+    near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
+    pdf = torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+    cases = [
+        (value, x.clamp(min=-50) * phi(x), a * phi(-a)),
+        (first, phi(near) + near * pdf, phi(-a) + a * pdf),
+        (second, pdf * (2 - a * a), pdf * (2 + a * a)),
+    ]
+    rounding, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
+    for result, exact, terms in cases:
+        bound = rounding * (exact.abs() + tiny) + relative * terms + 1e-34
+        assert ((result.double() - exact).abs() <= bound)[exact.isfinite()].all()
+        assert torch.equal(result[exact.isinf()].double(), exact[exact.isinf()])
+        assert torch.equal(result.isnan(), u.isnan())
+
+
+def assert_norm_is_as_exact_as_eager(impl, groups, keep, inputs, eps=0.1, constants=0.0):
+    """Compare the norm of (x, residual, gain), or of (x, gain)."""
+    residual = len(inputs) == 3
+    functions = (norm(name, groups, keep, eps, residual) for name in (impl, "reference"))
+    assert_as_exact_as_eager(*functions, inputs, constants=constants)
+
+
+def assert_norm_survives(make, impl, keep, dtype, layout=torch.channels_last, channels=6, constants=0.0):
+    """Compare the norm of one of HARD."""
+    x, _, gain = norm_inputs((2, channels, 4, 5), torch.float64, layout)
+    inputs = make(x).to(dtype).contiguous(memory_format=layout), gain.to(reference.compute_dtype(dtype))
+    assert_norm_is_as_exact_as_eager(impl, 3, keep, inputs, 1e-3, constants)
+
+
+def assert_samples_of_constant_groups_are_dead(impl, layout, dtype=torch.float32, channels=4):
+    x = torch.full((2, channels, 3, 3), 0.3, dtype=dtype).contiguous(memory_format=layout)
+    for result in derivatives(norm(impl, 2, True, residual=False), (x, torch.ones(channels))):
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+def assert_non_finite_samples_stay_alone(impl, layout=torch.contiguous_format):
+    x, _, gain = norm_inputs((3, 8, 4, 4), torch.float32, layout)
+    clean = derivatives(norm(impl, 2, True, residual=False), (x, gain))
+    x[1, 0, 0, 0] = float("nan")
+    for before, after in zip(clean, derivatives(norm(impl, 2, True, residual=False), (x, gain))):
+        if before.dim() == 4:
+            assert torch.equal(before[::2], after[::2]) and after[1].isnan().any()
+
+
+def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), backend=cpu, **options):
+    """Run the three sweeps into buffers with a margin on either side; return (buffers, margins intact)."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, r, g, t = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(4))
+    gain = torch.rand(shape[1], dtype=reference.compute_dtype(dtype)) + 0.5
+    buffers = []
+
+    def poisoned(shape, dtype):
+        flat = torch.full((torch.Size(shape).numel() + 2 * MARGIN,), fill, dtype=dtype)
+        buffers.append(flat)
+        body = flat[MARGIN:-MARGIN]
+        if last and len(shape) == 4:
+            return body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        return body.view(shape)
+
+    v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
+    statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
+    shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
+
+    def run(sweep, x, **tensors):
+        backend.gelu_norm(sweep, x, gain, groups, 0.1, True, last, statistics=statistics, **tensors, **options)
+
+    run(interface.FORWARD, x, out=z, residual=r, sum=v)
+    run(interface.BACKWARD, v, out=g_v, grad=g, gain_grad=shares)
+    run(interface.TANGENT, v, out=source, grad=g, tangent=t, tangent_out=zdot, gain_grad=more)
+    intact = all(bool((b[:MARGIN].isnan() & b[-MARGIN:].isnan()).all()) for b in buffers)
+    return [b[MARGIN:-MARGIN] for b in buffers], intact
