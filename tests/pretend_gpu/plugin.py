@@ -109,7 +109,7 @@ def pretend():
         max_memory_allocated=always(0),
         reset_peak_memory_stats=always(None),
         empty_cache=always(None),
-        set_sync_debug_mode=always(None),
+        set_sync_debug_mode=lambda mode: torch.ops.pretend_gpu.forbid_waiting(mode == "error"),
         manual_seed_all=always(None),
         is_current_stream_capturing=always(False),
         _sleep=always(None),

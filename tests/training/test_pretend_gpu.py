@@ -29,6 +29,38 @@ def test_devices_do_not_mix():
         torch.arange(6.0, device="cuda").view(2, 3) + torch.ones(3)
 
 
+WAITING = {
+    "a number": lambda x: x.sum().item(),
+    "a copy to the host": lambda x: x.cpu(),
+    "a copy from the host": lambda x: torch.ones(3).to(x.device),
+    "a mask": lambda x: x[x > 2],
+    "indices": lambda x: x.nonzero(),
+}
+
+
+@pytest.fixture
+def forbidden():
+    """No operation may wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_seen(name, forbidden):
+    x = torch.empty(6, device="cuda").fill_(3.0)
+    with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation"):
+        WAITING[name](x)
+    torch.cuda.set_sync_debug_mode("default")
+    WAITING[name](x)
+
+
+def test_what_does_not_wait_is_not_forbidden(forbidden):
+    x = torch.empty(6, device="cuda").fill_(3.0)
+    x.copy_(torch.arange(6.0), non_blocking=True)
+    assert x.where(x > 2, 0.0)[x.argsort()].cumsum(0).is_cuda
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(the folder of a run trained on the device, what was printed)."""
