@@ -9,7 +9,8 @@ import torch
 from benchmarks.harness.agreement import agreement
 from benchmarks.harness.ceilings import Work
 from benchmarks.harness.paired import Paired, Settings
-from benchmarks.harness.table import table
+from benchmarks.harness.record import check
+from benchmarks.harness.table import summary
 from benchmarks.harness.workers import Worker
 from benchmarks.steps import DTYPES, TOLERANCE, Recorded
 from cdn_kernels import machine
@@ -24,7 +25,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="the whole grid of shapes, dtypes and layouts, and peers that compile for minutes at full size",
     )
-    group.addoption("--smoke", action="store_true", help="tiny tensors and two rounds: only to see that all runs")
+    group.addoption(
+        "--smoke",
+        action="store_true",
+        help="tiny tensors, two rounds, and without --full no case that takes long: only to see that all runs",
+    )
     group.addoption("--rounds", type=int, help="rounds of every case (default: what fits --seconds, at least 6)")
     group.addoption("--seconds", type=float, default=1.5, help="what the rounds of a case may take (default: 1.5)")
     group.addoption("--threads", type=int, help="threads of the CPU (default: those of torch)")
@@ -33,6 +38,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    config.addinivalue_line("markers", "no_smoke: a benchmark that is long even if tiny, or much like another")
     config.stash[_RESULTS] = []
     # Its table shows the library's times only; ours takes its place.
     config.option.benchmark_quiet = True
@@ -57,7 +63,10 @@ def paired(benchmark, settings, request):
     runner = Paired(benchmark, settings, command + " --full" * settings.full)
     yield runner
     if runner.result and runner.result.seconds:
-        request.config.stash[_RESULTS].append(vars(runner.result))
+        result = vars(runner.result)
+        request.config.stash[_RESULTS].append(result)
+        if settings.smoke:
+            check(result)
 
 
 @pytest.fixture
@@ -95,10 +104,13 @@ def compare(paired, settings):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the cases marked ``full`` unless they are asked for."""
-    if not config.option.full:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("full")])
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    """Leave out the cases marked ``full``, and those of a smoke run marked ``no_smoke``, unless all are asked for."""
+    if config.option.full:
+        return
+    beyond = ["full", *(["no_smoke"] if config.option.smoke else [])]
+    left_out = [item for item in items if any(map(item.get_closest_marker, beyond))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -110,12 +122,5 @@ def pytest_terminal_summary(terminalreporter, config):
     if not results:
         return
     terminalreporter.section("this library and its peers")
-    for line in table(results):
+    for line in summary(results):
         terminalreporter.write_line(line)
-    about = results[0]["machine"]
-    terminalreporter.write_line("")
-    terminalreporter.write_line(
-        f"{about['device']}, {about['threads']} threads, {about['capability']}, torch "
-        f"{about['torch']}, Python {about['python']}; medians of ratios within a round and the "
-        "interval that holds the true one with 95 % probability"
-    )

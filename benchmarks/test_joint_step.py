@@ -21,9 +21,11 @@ PROBLEMS = {
 EAGER = {"eager, channels last": {}, "eager, contiguous": dict(layout=torch.contiguous_format)}
 
 
-def problems(*default):
+def problems(first, *default):
+    """Return the mark that gives a test its problems: one of a smoke run, others of the default set, and all."""
+    marks = {first: (), **dict.fromkeys(default, pytest.mark.no_smoke)}
     return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=() if name in default else pytest.mark.full) for name in PROBLEMS]
+        "name", [pytest.param(name, marks=marks.get(name, pytest.mark.full)) for name in PROBLEMS]
     )
 
 
@@ -47,6 +49,7 @@ def test_joint_step(compare, settings, name):
     compare("joint step", problem, Step, peers, SixUnits(problem))
 
 
+@pytest.mark.no_smoke
 @pytest.mark.parametrize(
     "size, precision",
     [

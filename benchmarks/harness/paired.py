@@ -159,10 +159,15 @@ class Paired:
         return peak, self.clock() - start
 
     def _time(self, library, cases, rounds):
-        """Return seconds by name, one per round; nothing where pytest-benchmark is switched off."""
+        """Return seconds by name, one per round; nothing where pytest-benchmark is switched off.
+
+        Then it runs what it is given once, of which a smoke run makes a round: pytest-xdist switches it off, too.
+        """
         if self.benchmark.disabled:
-            self.benchmark(cases[library])
-            return None
+            if not self.settings.smoke:
+                self.benchmark(cases[library])
+                return None
+            rounds = 1
         times = {name: [] for name in cases}
         timers = {name: self._timer(case) for name, case in cases.items()}
 

@@ -24,6 +24,24 @@ class Record(NamedTuple):
         return [result for result in self.results.values() if result["facts"]["operation"] == operation]
 
 
+def check(result):
+    """Check that the fields of a :class:`.paired.Result` say what was measured on what, and that all values agreed.
+
+    Raises:
+        AssertionError: they do not; the message says where.
+    """
+    case = result["case"]
+    assert "operation" in result["facts"], f"{case}: no operation"
+    assert next(iter(result["seconds"])).startswith("this library"), f"{case}: the library does not come first"
+    missing = {"device", "threads", "torch", "triton", "cuda", "commit"} - result["machine"].keys()
+    assert not missing, f"{case}: the machine has no {' and no '.join(missing)}"
+    assert result["command"].startswith('pytest "benchmarks/'), f"{case}: {result['command']} does not measure it again"
+    for peer, (median, low, high) in result["ratios"].items():
+        assert 0 < low <= median <= high, f"{case}: {peer}: the interval {low} to {high} does not hold {median}"
+    for peer, reason in result["refused"].items():
+        assert "no comparison" not in reason, f"{case}: {peer}: {reason}"
+
+
 def read(path):
     """Return the Record in a file.
 

@@ -8,6 +8,14 @@ from benchmarks.harness.timing import Ratio
 _COLUMNS = ("", "median", "times the library", "times the floor", "peak memory")
 
 
+def summary(results):
+    """Return the lines at the end of a run: the table, the machine, and what a ratio is."""
+    about = results[0]["machine"]
+    machine = f"{about['device']}, {about['threads']} threads, {about['capability']}, torch {about['torch']}, Python "
+    ratios = "medians of ratios within a round and the interval that holds the true one with 95 % probability"
+    return [*table(results), "", f"{machine}{about['python']}; {ratios}"]
+
+
 def table(results):
     """Return the lines of a table.
 

@@ -1,121 +1,147 @@
-"""The benchmarks run, record what they measured, and the page and the comparison are made of that."""
+"""The benchmarks record what they measured, and the table, the page and the comparison are made of that.
+
+Of a record that is made here, and of one that a smoke run of the benchmarks wrote:
+
+    pytest benchmarks --benchmark-only --smoke --benchmark-json smoke.json
+    SMOKE_RECORD=smoke.json pytest -m imitated tests/benchmarks/test_benchmark_commands.py
+"""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import compare, page, passes
+from benchmarks.harness.record import check
+from benchmarks.harness.table import summary
 from cdn_kernels.backends import cpu
+from tests.benchmarks.records import OPERATIONS, write
 
-ROOT = Path(__file__).parents[2]
-# Of every kind of case one that is quick: with peers and floors, in this process and in others.
-QUICK = (
-    "test_residual or test_network_of_torch or test_overhead or (test_score and bf16) or (test_pass and tangent) "
-    "or (test_operation and scale and double) or batch8 or batch32 or test_certification"
-)
+SMOKE_RECORD = os.environ.get("SMOKE_RECORD")
+of_a_smoke_run = [
+    pytest.mark.imitated,
+    pytest.mark.skipif(
+        SMOKE_RECORD is None,
+        reason="SMOKE_RECORD names no FILE that was written by: pytest benchmarks --benchmark-only --smoke "
+        "--benchmark-json FILE",
+    ),
+]
+# What compiles for minutes, and what only runs with --full.
+NOT_IN_A_SMOKE_RUN = {"joint step, all peers", "residual + GELU + norm", "first step", "build"}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """(what a smoke test of the benchmarks printed, the file it wrote)."""
-    if cpu.MISSING is not None:
-        pytest.skip(cpu.MISSING)
-    file = tmp_path_factory.mktemp("run") / "run.json"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "benchmarks",
-        "--benchmark-only",
-        "--smoke",
-        "--threads",
-        "1",
-        "--device",
-        "cpu",
-        "--benchmark-json",
-        str(file),
-        "-k",
-        QUICK,
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    return done.stdout, file
+def made(tmp_path_factory):
+    """The file of a run that is made here."""
+    return write(tmp_path_factory.mktemp("run") / "run.json")
+
+
+@pytest.fixture(params=["made here", pytest.param("smoke run", marks=of_a_smoke_run)])
+def run(request):
+    """The file of a run."""
+    return request.getfixturevalue("made") if request.param == "made here" else Path(SMOKE_RECORD).absolute()
+
+
+def results_of(file):
+    return [benchmark["extra_info"] for benchmark in json.loads(file.read_text())["benchmarks"]]
 
 
 def test_the_table_shows_the_library_its_peers_the_floor_and_memory(run):
-    printed, _ = run
+    printed = "\n".join(summary(results_of(run)))
     for text in (
         "this library",
         "eager, channels last",
         "times the floor",
         "peak memory",
         "floor: copy",
-        "floor: matrix product",
+        "floor: matrix product or convolution",
+        "threads",
     ):
         assert text in printed
 
 
 def test_the_record_says_what_was_measured_on_what(run):
-    _, file = run
-    benchmarks = json.loads(file.read_text())["benchmarks"]
-    assert len(benchmarks) > 12
-    for result in (benchmark["extra_info"] for benchmark in benchmarks):
-        assert {"operation"} <= result["facts"].keys() and "this library" in result["seconds"]
-        assert {"device", "threads", "torch", "triton", "cuda", "commit"} <= result["machine"].keys()
-        assert result["command"].startswith('pytest "benchmarks/')
-        for median, low, high in result["ratios"].values():
-            assert 0 < low <= median <= high
-        assert not any("no comparison" in reason for reason in result["refused"].values())
+    results = results_of(run)
+    assert len(results) > 12
+    for result in results:
+        check(result)
+
+
+@pytest.mark.parametrize("run", [pytest.param("smoke run", marks=of_a_smoke_run)], indirect=True)
+def test_a_smoke_run_has_every_kind_of_case(run):
+    needed = set(OPERATIONS) - NOT_IN_A_SMOKE_RUN
+    if cpu.ENGINE is None:
+        needed.remove("convolution")
+    assert {result["facts"]["operation"] for result in results_of(run)} >= needed
+
+
+def test_a_record_that_lacks_something_is_refused(made):
+    complete = results_of(made)[0]
+    for field, value, sentence in (
+        ("facts", {}, "no operation"),
+        ("seconds", {"eager": [1.0]}, "the library does not come first"),
+        ("machine", {}, "the machine has no "),
+        ("command", "", "does not measure it again"),
+        ("ratios", {"eager": (1.0, 1.1, 1.2)}, "does not hold 1.0"),
+        ("refused", {"eager": "no comparison: values differ"}, "eager: no comparison: values differ"),
+    ):
+        with pytest.raises(AssertionError, match=sentence):
+            check(complete | {field: value})
+    check(complete | dict(refused={"JAX": "RuntimeError: it is not installed"}))
 
 
 def test_the_page_is_made_of_a_record(run, tmp_path, capsys):
-    page.main([str(run[1]), "--out", str(tmp_path)])
+    page.main([str(run), "--out", str(tmp_path)])
     text = (tmp_path / "performance.md").read_text()
-    for title, *_ in page.SECTIONS:
-        assert (f"## {title}" in text) == (
-            title not in ("The training step", "What one would run instead", "A whole epoch")
-        ), title
+    measured = {result["facts"]["operation"] for result in results_of(run)}
+    for section in page.SECTIONS:
+        assert (f"## {section.title}" in text) == bool(measured & set(section.operations)), section.title
     assert "images/scaling-batch.png" in text and (tmp_path / "images" / "scaling-batch.png").exists()
-    assert "cases, 1 plots" in capsys.readouterr().out
+    assert f"{len(results_of(run))} cases, 1 plots" in capsys.readouterr().out
+
+
+def test_the_page_has_no_section_of_what_was_not_measured(made, tmp_path):
+    file, record = tmp_path / "run.json", json.loads(made.read_text())
+    record["benchmarks"] = [b for b in record["benchmarks"] if b["extra_info"]["facts"]["operation"] != "epoch"]
+    file.write_text(json.dumps(record))
+    page.main([str(file), "--out", str(tmp_path)])
+    text = (tmp_path / "performance.md").read_text()
+    assert "## A whole epoch" not in text and "## Cold costs" in text
 
 
 def test_a_run_compared_with_itself_changed_nothing(run, capsys):
-    compare.main([str(run[1])] * 2)
+    compare.main([str(run)] * 2)
     printed = capsys.readouterr().out
     assert "0 gained, 0 lost" in printed and "Careful" not in printed
 
 
 def test_a_change_beyond_the_spread_is_seen(run, tmp_path, capsys):
-    new = json.loads(run[1].read_text())
+    new = json.loads(run.read_text())
     new["machine_info"]["cdn"]["torch"] = "other"
     changed = next(b["extra_info"] for b in new["benchmarks"] if b["extra_info"]["ratios"])
-    changed["ratios"] = {name: [100 * v for v in ratio] for name, ratio in changed["ratios"].items()}
+    changed["ratios"] = {name: 3 * [2 * high] for name, (_, _, high) in changed["ratios"].items()}
     (tmp_path / "new.json").write_text(json.dumps(new))
-    compare.main([str(run[1]), str(tmp_path / "new.json")])
+    compare.main([str(run), str(tmp_path / "new.json")])
     printed = capsys.readouterr().out
     assert f"{len(changed['ratios'])} gained, 0 lost" in printed and "torch was" in printed
-    compare.main([str(tmp_path / "new.json"), str(run[1])])
+    compare.main([str(tmp_path / "new.json"), str(run)])
     assert f"{len(changed['ratios'])} lost" in capsys.readouterr().out
 
 
 def test_records_are_merged_only_from_one_machine(run, tmp_path):
-    other = json.loads(run[1].read_text())
+    other = json.loads(run.read_text())
     first = other["benchmarks"][0]["extra_info"]
     first["machine"]["commit"] = "0123456789ab"
     (tmp_path / "other.json").write_text(json.dumps(other))
-    page.main([str(run[1]), str(tmp_path / "other.json"), "--out", str(tmp_path)])
+    page.main([str(run), str(tmp_path / "other.json"), "--out", str(tmp_path)])
     text = (tmp_path / "performance.md").read_text()
     assert "commit `0123456789ab`, `" in text and text.count(f"| {first['case']} |") == 1
     other["machine_info"]["cdn"]["threads"] = 99
     (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit, match="expected runs of one machine, got threads"):
-        page.main([str(run[1]), str(tmp_path / "other.json"), "--out", str(tmp_path)])
+        page.main([str(run), str(tmp_path / "other.json"), "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize("content, sentence", [(None, "cannot be read"), ("[]", "not what pytest"), ("x", "not what")])

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.harness.memory import peak_bytes
-from benchmarks.harness.paired import Paired, Settings
+from benchmarks.harness.paired import Paired
 from benchmarks.harness.timing import Ratio, summarize
 from benchmarks.harness.workers import Refused, Worker
+from tests.benchmarks.records import Benchmark, settings
 
 
 class Machine:
@@ -24,24 +25,6 @@ class Machine:
             self.now += seconds * busy * spike * self.random.lognormvariate(0, 0.05)
 
         return run
-
-
-class Benchmark:
-    """What the harness uses of pytest-benchmark's fixture."""
-
-    disabled = False
-
-    def __init__(self):
-        self.extra_info = {}
-
-    def pedantic(self, target, args, setup, rounds):
-        for _ in range(rounds):
-            setup()
-            target(*args)
-
-
-def settings(rounds):
-    return Settings(device="cpu", rounds=rounds, seconds=1.0, smoke=False, full=False)
 
 
 def compare(seconds, seed, rounds=25):
@@ -119,23 +102,18 @@ class Doubling:
         return torch.tensor([self.value])
 
 
-def test_a_worker_runs_and_answers():
+def test_a_worker_runs_and_answers_until_it_is_dead():
     with Worker(Doubling, 1.0) as worker:
         first = worker()
         assert worker() == 2 * first and worker.result().tolist() == [2 * first]
+        worker.process.kill()
+        with pytest.raises(RuntimeError, match="the process of Doubling ended"):
+            worker()
 
 
 def test_a_worker_says_why_it_refuses():
     with Worker(Doubling, -1.0) as worker, pytest.raises(Refused, match="RuntimeError: value must be positive"):
         worker()
-
-
-def test_a_dead_worker_is_an_error():
-    with Worker(Doubling, 1.0) as worker:
-        worker()
-        worker.process.kill()
-        with pytest.raises(RuntimeError, match="the process of Doubling ended"):
-            worker()
 
 
 def test_peak_memory_counts_what_is_gone_again():

@@ -8,7 +8,7 @@ from benchmarks import sanitize
 from benchmarks.sanitize import FOUND
 
 # Runs the program, after which it behaves as told. The program's last word tells the tests from the probe.
-STAND_IN = f"""#!{sys.executable}
+STAND_IN = f"""#!{sys.executable} -S
 import os, subprocess, sys, time
 options, program = sys.argv[1:sys.argv.index(sys.executable)], sys.argv[sys.argv.index(sys.executable):]
 assert options[0] == "--tool" and options[-2:] == ["--error-exitcode", "{FOUND}"]
@@ -37,11 +37,11 @@ def stand_in(tmp_path, monkeypatch):
         path.write_text(text)
         path.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    monkeypatch.setattr(sanitize, "PROBE", ["-c", "print('probing')", "probe"])
+    monkeypatch.setattr(sanitize, "PROBE", ["-S", "-c", "print('probing')", "probe"])
 
     def run(behavior, capsys, tests="print('testing')"):
         monkeypatch.setenv("BEHAVIOR", behavior)
-        monkeypatch.setattr(sanitize, "TESTS", ["-c", tests, "tests"])
+        monkeypatch.setattr(sanitize, "TESTS", ["-S", "-c", tests, "tests"])
         return sanitize.main(["--out", str(tmp_path / "out")]), capsys.readouterr().out
 
     return run

@@ -1,7 +1,8 @@
 // A CUDA device whose memory is that of the processor, for builds of torch without CUDA.
 //
 // Tensors on it say that they are CUDA's. Every operation runs on the processor, unless its tensors are on several
-// devices, which a GPU refuses. Results of convolutions have the layout that cuDNN gives them.
+// devices, which a GPU refuses, or the host would wait for a GPU while that is forbidden. Results of convolutions have
+// the layout that cuDNN gives them.
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -16,6 +17,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <set>
+#include <string>
 
 namespace {
 
@@ -84,6 +87,24 @@ Memory memory;
 const bool known = (c10::SetAllocator(kDevice.type(), &memory), true);
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Waiting: an error after torch.cuda.set_sync_debug_mode("error")
+// ---------------------------------------------------------------------------------------------------------------------
+
+bool is_forbidden = false;
+thread_local int depth = 0;  // of operations that run on the processor, whose copies a GPU would not make
+
+struct OnProcessor {
+    OnProcessor() { ++depth; }
+    ~OnProcessor() { --depth; }
+};
+
+void forbid_waiting(bool forbid) { is_forbidden = forbid; }
+
+void check_waiting(bool waits, const std::string& name) {
+    TORCH_CHECK(!(waits && is_forbidden && depth == 0), "called a synchronizing CUDA operation: ", name);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Tensors
 // ---------------------------------------------------------------------------------------------------------------------
 
@@ -112,17 +133,18 @@ Tensor host(const Tensor& x) {
     return at::from_blob(x.data_ptr(), x.sizes(), x.strides(), x.options().device(c10::kCPU));
 }
 
-Tensor& copy_(Tensor& self, const Tensor& source, bool) {
+Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
     if (self.numel()) {
+        check_waiting(!non_blocking && self.is_cuda() != source.is_cuda(), "copy_");
         at::NoGradGuard none;
         host(self).copy_(host(source));
     }
     return self;
 }
 
-Tensor copy_from(const Tensor& self, const Tensor& target, bool) {
+Tensor copy_from(const Tensor& self, const Tensor& target, bool non_blocking) {
     Tensor to = target;
-    return copy_(to, self, false);
+    return copy_(to, self, non_blocking);
 }
 
 const Tensor& resize_(const Tensor& self, IntArrayRef size, std::optional<MemoryFormat> format) {
@@ -163,8 +185,12 @@ Tensor& set_storage(Tensor& self, c10::Storage source) {
 // Operations
 // ---------------------------------------------------------------------------------------------------------------------
 
+// What hands a value to the host, or has a result whose size depends on values, as a selection by a mask does.
+const std::set<std::string> kWaiting{"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
+                                     "aten::_unique2"};
+
 void run_on_processor(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
-    bool here = false, there = false;
+    bool here = false, there = false, masked = false;
     const auto look = [&](const Tensor& x) {
         if (!x.defined()) return;
         here |= x.is_cuda();
@@ -175,11 +201,16 @@ void run_on_processor(const c10::OperatorHandle& operation, torch::jit::Stack* s
         if (value->isTensor()) look(value->toTensor());
         else if (value->isList())
             for (const c10::IValue& element : value->toListRef())
-                if (element.isTensor()) look(element.toTensor());
+                if (element.isTensor()) {
+                    look(element.toTensor());
+                    masked |= element.toTensor().dtype() == c10::kBool;  // nothing where there is no tensor
+                }
     }
     const bool indices = schema.name().find("index") != std::string::npos;  // which may, too
     TORCH_CHECK(!(here && there) || indices,
                 "Expected all tensors to be on the same device, found cuda:0 and cpu: ", schema.name());
+    check_waiting(kWaiting.count(schema.name()) || (indices && masked), schema.name());
+    const OnProcessor inside;
     at::native::cpu_fallback(operation, stack);
 }
 
@@ -190,6 +221,7 @@ Tensor as_cudnn(const Tensor& result, const Tensor& images, const Tensor& filter
     const bool is_last = result.dim() == 4 && result.scalar_type() != c10::kDouble
         && (images.suggest_memory_format() == last || filters.suggest_memory_format() == last);
     Tensor out = empty(result.sizes(), result.scalar_type(), {}, {}, {}, is_last ? last : MemoryFormat::Contiguous);
+    const OnProcessor inside;
     return copy_(out, result, false);
 }
 
@@ -238,6 +270,9 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
     m.impl("convolution", &convolution);
     m.impl("convolution_backward", &convolution_backward);
 }
-TORCH_LIBRARY(pretend_gpu, m) { m.def("host(Tensor x) -> Tensor", &host); }
+TORCH_LIBRARY(pretend_gpu, m) {
+    m.def("host(Tensor x) -> Tensor", &host);
+    m.def("forbid_waiting(bool forbid) -> ()", &forbid_waiting);
+}
 
 }  // namespace

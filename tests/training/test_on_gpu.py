@@ -11,10 +11,11 @@ from cdn_kernels import Noise, standard_normal
 from cdn_kernels.backends.cuda import can_use_cuda
 from cdn_kernels.backends.triton import can_use_triton
 from cdn_kernels.graphs import WARM_UP, Graphed
+from tests.pretend_gpu.marks import PRETENDED, command
 
 CUDA = torch.device("cuda")
 REASON = can_use_triton(CUDA, torch.float32)
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"{REASON}; on one that is pretended: {command(__file__)}")
 STEPS = WARM_UP + 5
 KINDS = {
     "adamw": {},
@@ -131,6 +132,7 @@ def test_a_state_on_a_gpu_is_taken_up(digits, tmp_path):
     assert not said
 
 
+@pytest.mark.skipif(PRETENDED, reason="the pretended GPU takes a function for its recording")
 def test_what_cannot_be_recorded_still_runs():
     said, x = [], torch.ones(3, device=CUDA)
     graphed = Graphed(lambda: x.sum().item(), CUDA, say=said.append)

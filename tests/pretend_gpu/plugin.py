@@ -1,58 +1,34 @@
-"""A plugin of pytest that pretends that there is a GPU, to run on a processor what runs on GPUs only: -p pretend_gpu.
+"""A plugin of pytest that pretends that there is a GPU, to run on a processor what runs on GPUs only.
+
+    python -m pytest -n auto -m imitated -p tests.pretend_gpu.plugin FILE ...
 
 Tensors of device "cuda" exist, and refuse to meet those of the processor, see device.cpp. The backend called triton is
 the CPU's kernels on their memory. Streams, events and graphs do at once what they are told to do later, so that only
-what is done is seen, not when. To be loaded before torch, into builds without CUDA; the folder of the environment
-variable PRETEND_GPU holds the device once it is compiled.
+what is done is seen, not when. To be loaded before torch, into builds without CUDA: by -p, which comes before all
+conftest.py. All tests of such a run are marked ``imitated``.
 """
 
 import contextlib
-import ctypes
-import importlib.util
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
-SOURCE = Path(__file__).with_name("device.cpp")
+import pytest
 
+from tests.pretend_gpu.device import load
 
-def load_device():
-    """Compile the device unless that was done, and load it."""
-    if "torch" in sys.modules:
-        raise RuntimeError("pretend_gpu: must be loaded before torch, which else knows already that there is no GPU")
-    torch = Path(importlib.util.find_spec("torch").origin).parent
-    library = Path(os.environ["PRETEND_GPU"]) / "device.so"
-    if not library.exists():
-        include = [f"-I{torch / folder}" for folder in ("include", "include/torch/csrc/api/include")]
-        command = [
-            os.environ.get("CXX", "g++"),
-            "-std=c++20",
-            "-O1",
-            "-shared",
-            "-fPIC",
-            *include,
-            SOURCE,
-            "-o",
-            library,
-            f"-L{torch / 'lib'}",
-            "-lc10",
-            "-ltorch_cpu",
-        ]
-        subprocess.run(command, check=True)
-    for path in (torch / "lib/libc10.so", torch / "lib/libtorch_cpu.so", library):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-
-
-load_device()
+load()
 
 import torch  # noqa: E402 - after the device
 
 import cdn_kernels.backends.triton as triton  # noqa: E402
 from cdn_kernels import graphs  # noqa: E402
 from cdn_kernels.backends import cpu, dispatch  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are looked at
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker("imitated")
 
 
 class Stream:
@@ -133,7 +109,7 @@ def pretend():
         max_memory_allocated=always(0),
         reset_peak_memory_stats=always(None),
         empty_cache=always(None),
-        set_sync_debug_mode=always(None),
+        set_sync_debug_mode=lambda mode: torch.ops.pretend_gpu.forbid_waiting(mode == "error"),
         manual_seed_all=always(None),
         is_current_stream_capturing=always(False),
         _sleep=always(None),
