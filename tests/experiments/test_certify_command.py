@@ -9,7 +9,6 @@ import torch
 import cdn
 import cdn.certify
 from cdn import certify as certify_name
-from cdn import train
 from cdn.certification import ABSTAIN, predict_smoothed, smoothing
 from cdn.certification.curves import certified_accuracy
 from cdn.errors import CDNError
@@ -113,27 +112,8 @@ def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
     assert len(calls) == 13 + 12 and len(Journal(rows).rows) == 24
 
 
-def test_runs_side_by_side(digits_run, tmp_path):
-    plain = tmp_path / "plain"
-    train.main(
-        [
-            "--out",
-            str(plain),
-            "--model",
-            "resnet-small",
-            "--width",
-            "8",
-            "--steps",
-            "20",
-            "--evaluations",
-            "1",
-            "--clean-share",
-            "1",
-            "--device",
-            "cpu",
-        ]
-    )
-    results = run(digits_run, tmp_path / "out", "--against", plain)
+def test_runs_side_by_side(digits_run, plain_run, tmp_path):
+    results = run(digits_run, tmp_path / "out", "--against", plain_run)
     assert [r["run"] for r in results] == ["digits", "digits", "plain", "plain"]
 
 
@@ -142,11 +122,9 @@ def test_certified_accuracy_counts_right_labels_only():
     assert shares.tolist() == [0.5, 0.5, 0.25, 0.0]
 
 
-def test_bad_input_gets_a_sentence(digits_run, tmp_path, capsys):
-    denoiser = tmp_path / "denoiser"
-    train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_bad_input_gets_a_sentence(digits_run, denoiser_run, tmp_path, capsys):
     with pytest.raises(CDNError, match="was trained to denoise only, it has no classes"):
-        run(digits_run, tmp_path / "out", "--against", denoiser)
+        run(digits_run, tmp_path / "out", "--against", denoiser_run)
     (tmp_path / "out" / "certificates.jsonl").write_text("{}\nrubbish\n")
     with pytest.raises(CDNError, match="line 2 is no row of results"):
         run(digits_run, tmp_path / "out")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import denoising_classifier
 
@@ -46,8 +45,6 @@ def test_denoising_errors_tell_digits(digits_run, tmp_path, capsys):
     assert "| denoising error" in capsys.readouterr().out and (tmp_path / "picture.png").exists()
 
 
-def test_a_run_without_a_density_is_refused(tmp_path):
-    folder = tmp_path / "plain"
-    train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_a_run_without_a_density_is_refused(plain_run, tmp_path):
     with pytest.raises(CDNError, match="expected a run that models a density and classes, got a ResNet"):
-        run(folder, tmp_path / "out")
+        run(plain_run, tmp_path / "out")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cdn import evaluate, train
+from cdn import evaluate
 from cdn.errors import CDNError
 from cdn.experiments import ablation, compare
 
@@ -59,26 +59,8 @@ def test_a_variant_of_another_study_is_refused(tmp_path, capsys):
     assert "'clip 3' is no variant of the study 'recipe'" in capsys.readouterr().err
 
 
-def test_compare_puts_runs_side_by_side(tmp_path, capsys):
-    runs = []
-    for model in ("gradresnet-small", "resnet-small", "denoiser-small"):
-        runs.append(tmp_path / model)
-        train.main(
-            [
-                "--out",
-                str(runs[-1]),
-                "--model",
-                model,
-                "--width",
-                "8",
-                "--steps",
-                "4",
-                "--log-every",
-                "2",
-                "--device",
-                "cpu",
-            ]
-        )
+def test_compare_puts_runs_side_by_side(joint_run, plain_run, denoiser_run, copy_run, tmp_path, capsys):
+    runs = [copy_run(joint_run), copy_run(plain_run), denoiser_run]
     for run in runs[:2]:
         evaluate.main([str(run), "--limit", "20"])
     capsys.readouterr()
@@ -92,7 +74,7 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
     assert [cell.strip() for cell in rows["test images denoised"]] == ["20", "-", "360"]
     assert [cell.strip() == "-" for cell in rows["SSIM, sigma 25/255"]] == [False, True, True]
     found = compare.reliabilities([compare.read_run(run) for run in runs])
-    assert list(found) == ["gradresnet-small", "resnet-small"]
+    assert list(found) == ["joint", "plain"]
     for data, run in zip(found.values(), runs):
         assert data.error() == pytest.approx(json.loads((run / "evaluation.json").read_text())["ece"])
     assert "joint energy" not in table
@@ -100,19 +82,14 @@ def test_compare_puts_runs_side_by_side(tmp_path, capsys):
         assert (tmp_path / "out" / picture).stat().st_size > 10_000
 
 
-def test_compare_says_what_a_joint_energy_model_is_measured_by(tmp_path):
-    run = tmp_path / "run"
-    train.main(
-        ["--out", str(run), "--width", "8", "--steps", "2", "--jem-steps", "1", "--objective", "jem", "--device", "cpu"]
-    )
-    compare.main([str(run), "--out", str(tmp_path / "out")])
-    assert compare.JEM_REMARK in (tmp_path / "out" / "comparison.md").read_text()
-    assert not (tmp_path / "out" / "reliability.png").exists(), "nothing was evaluated"
+def test_compare_says_what_a_joint_energy_model_is_measured_by(jem_run, tmp_path):
+    compare.main([str(jem_run), "--out", str(tmp_path)])
+    assert compare.JEM_REMARK in (tmp_path / "comparison.md").read_text()
+    assert not (tmp_path / "reliability.png").exists(), "nothing was evaluated"
 
 
-def test_compare_says_what_is_missing(tmp_path):
-    run = tmp_path / "run"
-    train.main(["--out", str(run), "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_compare_says_what_is_missing(joint_run, copy_run, tmp_path):
+    run = copy_run(joint_run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["kind"] == "train"))
     with pytest.raises(CDNError, match="has no evaluation to compare"):

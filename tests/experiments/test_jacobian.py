@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import cdn
-from cdn import train
 from cdn.analysis.dimension import effective_dimension
 from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from cdn.data import load_dataset
@@ -76,32 +75,15 @@ def test_seeds_and_batches(digits_run, tmp_path):
     assert first["values"] is None and first["smallest"] == []
 
 
-def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(tmp_path, capsys):
-    folder = tmp_path / "run"
-    train.main(
-        [
-            "--out",
-            str(folder),
-            "--model",
-            "denoiser-small",
-            "--width",
-            "8",
-            "--steps",
-            "60",
-            "--evaluations",
-            "1",
-            "--device",
-            "cpu",
-        ]
-    )
-    results = run(folder, tmp_path / "out", "--limit", "100", "--sigmas", "50", "--image", "1")["sigma"]["50"]
+def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(denoiser_run, tmp_path, capsys):
+    results = run(denoiser_run, tmp_path / "out", "--limit", "100", "--sigmas", "50", "--image", "1")["sigma"]["50"]
     assert "is not symmetric" in capsys.readouterr().out
     assert results["asymmetry"] > 1e-3 and results["asymmetry_float64"] > 1e-3
     assert results["largest"] is None and results["values"][-1] >= 0
     difference, error = results["loss_minus_stein"]
     assert abs(difference) < 4 * error
     assert (tmp_path / "out" / "spectrum.png").exists() and not (tmp_path / "out" / "eigenvectors.png").exists()
-    results = run(folder, tmp_path / "out", "--limit", "3", "--sigmas", "50", "--no-dense")["sigma"]["50"]
+    results = run(denoiser_run, tmp_path / "out", "--limit", "3", "--sigmas", "50", "--no-dense")["sigma"]["50"]
     assert results["values"] is None and results["largest"] is None
 
 
@@ -121,7 +103,7 @@ def test_stein_notices_a_wrong_trace(digits_run, monkeypatch):
     assert deviation() > 4
 
 
-def test_refusals(digits_run, tmp_path):
+def test_refusals(digits_run, plain_run, tmp_path):
     with pytest.raises(CDNError, match="--image: expected one of the .* test images, 0 to .*, got 100000"):
         run(digits_run, tmp_path, "--image", "100000")
     with pytest.raises(CDNError, match="--probes: .* at least 2, got 1"):
@@ -131,7 +113,5 @@ def test_refusals(digits_run, tmp_path):
             run(digits_run, tmp_path, *options)
     with pytest.raises(SystemExit):
         run(digits_run, tmp_path, "--sigmas", "-5")
-    folder = tmp_path / "run"
-    train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
     with pytest.raises(CDNError, match="a ResNet only classifies"):
-        run(folder, tmp_path)
+        run(plain_run, tmp_path)

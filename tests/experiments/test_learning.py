@@ -79,6 +79,7 @@ def measure(out, *options):
     )
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_learning_curves_of_two_sizes(tmp_path, capsys):
     out = tmp_path / "out"
     assert measure(out, "--sizes", "50", "400", "--objectives", "joint") is None

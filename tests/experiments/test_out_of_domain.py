@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.evaluation.files import write_image
 from cdn.experiments import out_of_domain
@@ -53,11 +52,9 @@ def test_other_digits_are_reconstructed_too(digits_run, tmp_path, capsys):
     assert (tmp_path / "out" / "picture.png").exists() and (tmp_path / "out" / "reconstructions.png").exists()
 
 
-def test_what_cannot_be_is_refused(digits_run, tmp_path):
-    plain = tmp_path / "plain"
-    train.main(["--out", str(plain), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_what_cannot_be_is_refused(digits_run, plain_run, tmp_path):
     with pytest.raises(CDNError, match="expected a run that models a density, got a ResNet"):
-        run(plain, tmp_path / "out")
+        run(plain_run, tmp_path / "out")
     with pytest.raises(CDNError, match="--inside: expected fewer than the 10 classes of digits, .* got 10"):
         run(digits_run, tmp_path / "out", "--inside", 10)
     with pytest.raises(CDNError, match="--train-images: expected at least two of the first 1 classes, got"):

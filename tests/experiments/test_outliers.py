@@ -1,11 +1,9 @@
 """The command that tells outliers, on the digits."""
 
 import json
-import shutil
 
 import pytest
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.evaluation.files import write_image
 from cdn.experiments import outliers
@@ -19,13 +17,11 @@ def run(folder, out, *options):
     return json.loads((out / REPORT).read_text())["results"]
 
 
-def said_to_be(digits_run, folder, objective):
-    """Copy a run that says of itself that it was trained on another objective."""
-    shutil.copytree(digits_run, folder)
+def say(folder, objective):
+    """Let a run say of itself that it was trained on another objective."""
     config = load_config(folder)
     config["training"]["objective"] = objective
     save_config(folder, config)
-    return folder
 
 
 def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, capsys):
@@ -51,18 +47,17 @@ def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, ca
         assert (tmp_path / "out" / name).stat().st_size > 10_000
 
 
-def test_what_a_run_lacks(digits_run, tmp_path):
+def test_what_a_run_lacks(digits_run, denoiser_run, copy_run, tmp_path):
+    folder = copy_run(digits_run)
     for objective, detectors in (
         ("classification", ["max softmax"]),
         ("denoising", ["log density", "typicality", "score norm"]),
     ):
-        folder = said_to_be(digits_run, tmp_path / objective, objective)
+        say(folder, objective)
         results = run(folder, tmp_path / "out", "--limit", "20")
         assert all(list(found) == detectors for level in results["separation"].values() for found in level.values())
-    denoiser = tmp_path / "denoiser"
-    train.main(["--model", "denoiser-small", "--out", str(denoiser), "--width", "8", "--steps", "1", "--device", "cpu"])
     with pytest.raises(CDNError, match="expected a model with a density or with classes, got a direct denoiser"):
-        run(denoiser, tmp_path / "out")
+        run(denoiser_run, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

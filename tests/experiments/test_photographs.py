@@ -67,10 +67,8 @@ def test_tiles_that_cover_the_image_are_the_image(digits_run, folder):
     assert blind_sigma(model, whole.noisy, 16) == tiled.sigma != whole.sigma
 
 
-def test_a_direct_denoiser_is_blind(folder, tmp_path, capsys):
-    run = tmp_path / "run"
-    train.main(["--out", str(run), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
-    capsys.readouterr()
+def test_a_direct_denoiser_is_blind(denoiser_run, copy_run, folder, capsys):
+    run = copy_run(denoiser_run)
     measure(run, "--images", folder, "--limit", 1)
     results = json.loads((run / "photographs" / "report.json").read_text())["results"]
     level = results["mean"]["15"]
@@ -91,18 +89,17 @@ def test_what_cannot_be_done_is_said_in_a_sentence(digits_run, folder, tmp_path,
         measure(digits_run, "--images", folder, "--tile", 8)
 
 
-@pytest.mark.parametrize("options", [["--model", "resnet-small"], ["--objective", "classification"]], ids=" ".join)
-def test_a_run_that_only_classifies_is_refused(options, folder, tmp_path):
-    run = tmp_path / "run"
-    train.main(["--out", str(run), "--width", "8", "--steps", "1", "--device", "cpu", *options])
+@pytest.mark.parametrize("run", ["plain_run", "classification_run"])
+def test_a_run_that_only_classifies_is_refused(run, folder, request):
     with pytest.raises(CDNError, match="expected a run that was trained to denoise, this one only classifies"):
-        measure(run, "--images", folder)
+        measure(request.getfixturevalue(run), "--images", folder)
 
 
 def test_photographs_come_in_the_order_of_their_names(folder):
     assert [path.name for path in find_images(folder)] == ["a.png", "b.png"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_training_on_crops_of_larger_pictures(tmp_path):
     """What the help of the command proposes: crops in training, whole pictures in evaluation."""
     rng = np.random.default_rng(0)

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from cdn import train
 from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.experiments import protect
@@ -26,31 +25,6 @@ FAST = [
     "--steps",
     "2",
 ]
-
-
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory):
-    """A residual network of the digits that never saw noise."""
-    folder = tmp_path_factory.mktemp("runs") / "plain"
-    train.main(
-        [
-            "--out",
-            str(folder),
-            "--model",
-            "resnet-small",
-            "--width",
-            "8",
-            "--steps",
-            "200",
-            "--evaluations",
-            "1",
-            "--clean-share",
-            "1",
-            "--device",
-            "cpu",
-        ]
-    )
-    return folder
 
 
 def run(folder, classifier, out, *options):
@@ -77,16 +51,14 @@ def test_only_some_systems(digits_run, plain_run, tmp_path):
     assert not (tmp_path / "images.png").exists()
 
 
-def test_what_cannot_be_is_refused(digits_run, plain_run, tmp_path):
-    denoiser = tmp_path / "denoiser"
-    train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path):
     with pytest.raises(CDNError, match="plain: was trained to classify only, it cannot denoise"):
         run(plain_run, plain_run, tmp_path)
     with pytest.raises(CDNError, match="--classifier .*: was trained to denoise only, it has no classes"):
-        run(digits_run, denoiser, tmp_path)
+        run(digits_run, denoiser_run, tmp_path)
     with pytest.raises(CDNError, match="--systems vote: .* has no log-density"):
-        run(denoiser, plain_run, tmp_path, "--systems", "vote")
-    results = run(denoiser, plain_run, tmp_path, "--systems", "alone", "denoised")
+        run(denoiser_run, plain_run, tmp_path, "--systems", "vote")
+    results = run(denoiser_run, plain_run, tmp_path, "--systems", "alone", "denoised")
     assert list(results) == ["alone", "denoised"]
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import restoration
 
@@ -79,20 +78,16 @@ def test_an_unknown_problem(digits_run, capsys):
     assert "invalid choice: 'dehazing' (choose from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--model", "resnet-small"], ["--objective", "classification"]], ids=" ".join)
-def test_a_run_that_does_not_denoise(tmp_path, options):
-    train.main(["--out", str(tmp_path / "run"), "--width", "8", "--steps", "2", "--device", "cpu", *options])
+@pytest.mark.parametrize("run", ["plain_run", "classification_run"])
+def test_a_run_that_does_not_denoise(run, request):
     with pytest.raises(CDNError, match="expected a run"):
-        restoration.main([str(tmp_path / "run"), "--device", "cpu"])
+        restoration.main([str(request.getfixturevalue(run)), "--device", "cpu"])
 
 
-def test_a_direct_denoiser_restores_too(tmp_path):
-    train.main(
-        ["--out", str(tmp_path / "run"), "--width", "8", "--steps", "4", "--model", "denoiser-small", "--device", "cpu"]
-    )
+def test_a_direct_denoiser_restores_too(denoiser_run, tmp_path):
     restoration.main(
         [
-            str(tmp_path / "run"),
+            str(denoiser_run),
             "--device",
             "cpu",
             "--limit",

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import evaluating
 from cdn.experiments import robustness
@@ -47,30 +46,12 @@ def test_others_find_as_many(norm, loss, digits):
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.034), accuracy
 
 
-def test_the_command_compares_runs(digits_run, tmp_path, capsys):
-    other = tmp_path / "plain"
-    train.main(
-        [
-            "--out",
-            str(other),
-            "--model",
-            "resnet-small",
-            "--width",
-            "8",
-            "--steps",
-            "30",
-            "--evaluations",
-            "1",
-            "--device",
-            "cpu",
-        ]
-    )
-    capsys.readouterr()
+def test_the_command_compares_runs(digits_run, plain_run, tmp_path, capsys):
     robustness.main(
         [
             str(digits_run),
             "--against",
-            str(other),
+            str(plain_run),
             "--out",
             str(tmp_path / "out"),
             "--limit",
@@ -147,12 +128,10 @@ def test_options_reach_the_attack(digits_run, tmp_path, capsys):
     assert "no sign of masked gradients" not in capsys.readouterr().out
 
 
-def test_what_the_command_refuses(digits_run, tmp_path, capsys):
+def test_what_the_command_refuses(digits_run, denoiser_run, tmp_path, capsys):
     options = ["--out", str(tmp_path / "out"), "--limit", "5", "--device", "cpu"]
-    denoiser = tmp_path / "denoiser"
-    train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
     with pytest.raises(CDNError, match="denoiser: was trained to denoise only, it has no classes"):
-        robustness.main([str(digits_run), "--against", str(denoiser), *options])
+        robustness.main([str(digits_run), "--against", str(denoiser_run), *options])
     with pytest.raises(CDNError, match="expected different runs, got one of them twice"):
         robustness.main([str(digits_run), "--against", str(digits_run), *options])
     with pytest.raises(CDNError, match="digits: targeted: expected 0 to 9 of the wrong classes, got 10"):

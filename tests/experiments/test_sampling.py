@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import sampling
 from cdn.experiments.command import REPORT
@@ -13,20 +12,6 @@ from cdn.experiments.command import REPORT
 def run(folder, out, *options):
     sampling.main([str(folder), "--out", str(out), "--device", "cpu", *options])
     return json.loads((out / REPORT).read_text())["results"]
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """A function that trains a run of some kind for one step."""
-
-    def make(*options):
-        folder = tmp_path_factory.mktemp("short") / "run"
-        train.main(
-            ["--out", str(folder), "--width", "8", "--steps", "1", "--evaluations", "1", "--device", "cpu", *options]
-        )
-        return folder
-
-    return make
 
 
 def test_samples_of_digits(digits_run, tmp_path, capsys):
@@ -68,27 +53,26 @@ def test_samples_of_digits(digits_run, tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
-def test_the_seed_decides_and_a_classifier_may_judge(digits_run, short_run, tmp_path):
+def test_the_seed_decides_and_a_classifier_may_judge(digits_run, plain_run, tmp_path):
     options = ["--limit", "10", "--methods", "langevin", "--levels", "3", "--repeats", "2", "--guidance", "2"]
     first, again = (run(digits_run, tmp_path / name, *options)["sets"]["langevin, given the class"] for name in "ab")
     other = run(digits_run, tmp_path / "c", *options, "--seed", "1")["sets"]["langevin, given the class"]
     assert first["frechet"] == again["frechet"] != other["frechet"]
-    judge = short_run("--model", "resnet-small")
-    judged = run(digits_run, tmp_path / "d", *options, "--classifier", str(judge))
-    assert judged["features"] == str(judge)
+    judged = run(digits_run, tmp_path / "d", *options, "--classifier", str(plain_run))
+    assert judged["features"] == str(plain_run)
     assert judged["sets"]["langevin, given the class"]["nearest"] == first["nearest"]
     assert judged["sets"]["langevin, given the class"]["frechet"] != first["frechet"]
 
 
-def test_what_a_run_lacks(short_run, tmp_path):
-    denoiser = short_run("--model", "denoiser-small")
-    sets = run(denoiser, tmp_path / "a", "--limit", "10", "--methods", "ascent", "--beta", "1", "--step-limit", "5")
+def test_what_a_run_lacks(denoiser_run, plain_run, classification_run, tmp_path):
+    options = ["--limit", "10", "--methods", "ascent", "--beta", "1", "--step-limit", "5"]
+    sets = run(denoiser_run, tmp_path / "a", *options)
     assert list(sets["sets"]) == ["ascent", "test images", "uniform noise"]
-    for options in (["--model", "resnet-small"], ["--objective", "classification"]):
+    for folder in (plain_run, classification_run):
         with pytest.raises(CDNError, match="expected a model that was trained to denoise, got a plain classifier"):
-            run(short_run(*options), tmp_path / "b")
+            run(folder, tmp_path / "b")
     with pytest.raises(CDNError, match="--classifier .*: was trained to denoise only"):
-        run(denoiser, tmp_path / "c", "--classifier", str(denoiser))
+        run(denoiser_run, tmp_path / "c", "--classifier", str(denoiser_run))
 
 
 def test_bad_options(digits_run, tmp_path, capsys):

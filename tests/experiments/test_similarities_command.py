@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from cdn import train
 from cdn.errors import CDNError
 from cdn.experiments import similarities
 
@@ -53,14 +52,11 @@ def test_a_shift_is_by_one_pixel():
     assert torch.equal(similarities.shifted(x)[0, 0], torch.tensor([[0.0, 0.0, 1.0], [3.0, 3.0, 4.0]]))
 
 
-def test_what_cannot_be_is_refused(digits_run, tmp_path):
-    plain, denoiser = tmp_path / "plain", tmp_path / "denoiser"
-    train.main(["--out", str(plain), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
-    train.main(["--out", str(denoiser), "--model", "denoiser-small", "--width", "8", "--steps", "2", "--device", "cpu"])
+def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path):
     with pytest.raises(CDNError, match="expected a run that models a density, got a ResNet"):
-        run(plain, tmp_path / "out")
+        run(plain_run, tmp_path / "out")
     with pytest.raises(CDNError, match="denoiser: was trained to denoise only, its features are not"):
-        run(digits_run, tmp_path / "out", "--classifier", denoiser)
+        run(digits_run, tmp_path / "out", "--classifier", denoiser_run)
     with pytest.raises(CDNError, match="--low: expected less than 1, the highest level of the training, got 1"):
         run(digits_run, tmp_path / "out", "--low", 1)
     with pytest.raises(CDNError, match="expected images of every class, found none of class"):

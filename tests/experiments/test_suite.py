@@ -1,6 +1,7 @@
 """All experiments by one command: what it runs, what it skips, and what it says of failures."""
 
 import shlex
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from cdn.errors import CDNError
 from cdn.experiments import learning_curves, suite
 from cdn.training.settings import Settings
 from cdn_kernels import Noise, sample_sigma
+from tests.commands import run_module
 
 
 def rows(printed):
@@ -88,14 +90,24 @@ def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
     assert noisy.any() and not clean.any()
 
 
-def test_it_goes_on_where_it_was_and_names_what_failed(tmp_path, capfd):
+def run_here(command, log):
+    """What :func:`cdn.cli.run_logged` does, without a process for every command."""
+    assert command[:2] == [sys.executable, "-um"]
+    status, out, err = run_module(*command[2:])
+    print(out + err)
+    log.write_text(out + err)
+    return status
+
+
+def test_it_goes_on_where_it_was_and_names_what_failed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(suite, "run_logged", run_here)
     options = ["--out", str(tmp_path), "--only", "train-joint", "evaluate-joint"]
     training = ["--training", "--width", "8", "--steps", "4", "--device", "cpu"]
     assert suite.main([*options, *training]) == 0
-    assert rows(capfd.readouterr().out) == {"train-joint": "done", "evaluate-joint": "done"}
+    assert rows(capsys.readouterr().out) == {"train-joint": "done", "evaluate-joint": "done"}
     assert "test accuracy" in (tmp_path / "logs" / "train-joint.log").read_text()
     assert suite.main([*options, "evaluate-jem"]) == 1
-    assert rows(capfd.readouterr().out) == {
+    assert rows(capsys.readouterr().out) == {
         "train-joint": "done before",
         "evaluate-joint": "done before",
         "evaluate-jem": suite.FAILED,
@@ -103,7 +115,7 @@ def test_it_goes_on_where_it_was_and_names_what_failed(tmp_path, capfd):
     # An interrupted training is gone on with.
     (tmp_path / "joint" / "curves.png").unlink()
     suite.main([*options, "--dry-run"])
-    assert f"cdn.train --resume {tmp_path / 'joint'}" in capfd.readouterr().out
+    assert f"cdn.train --resume {tmp_path / 'joint'}" in capsys.readouterr().out
 
 
 def test_an_unknown_stage(tmp_path):

@@ -17,25 +17,8 @@ from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.backends import cpu
+from tests.runs import TINY_JEM, weights
 
-TINY = [
-    "--objective",
-    "jem",
-    "--width",
-    "8",
-    "--steps",
-    "6",
-    "--batch-size",
-    "16",
-    "--jem-steps",
-    "3",
-    "--jem-buffer",
-    "40",
-    "--evaluations",
-    "1",
-    "--device",
-    "cpu",
-]
 DEVICE = torch.device("cpu")
 IMAGES = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -178,8 +161,8 @@ def test_a_step_again_is_the_same_step(trainer):
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), other.model.parameters()))
 
 
-def test_a_run_that_stops_resumes_bit_for_bit(tmp_path, monkeypatch):
-    train.main([*TINY, "--out", str(tmp_path / "whole")])
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_that_stops_resumes_bit_for_bit(jem_run, tmp_path, monkeypatch):
     advance = Trainer.advance
 
     def broken(self):
@@ -187,34 +170,32 @@ def test_a_run_that_stops_resumes_bit_for_bit(tmp_path, monkeypatch):
             raise CDNError("the power failed")
         return advance(self)
 
-    monkeypatch.setattr(Trainer, "advance", broken)
-    with pytest.raises(CDNError, match="power"):
-        train.main([*TINY, "--out", str(tmp_path / "broken"), "--checkpoint-seconds", "0"])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(CDNError, match="power"):
+        patch.setattr(Trainer, "advance", broken)
+        train.main([*TINY_JEM.split(), "--out", str(tmp_path / "broken"), "--checkpoint-seconds", "0"])
     train.main(["--resume", str(tmp_path / "broken"), "--checkpoint-seconds", "60"])
-    states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "broken")]
+    states = [torch.load(run / "state.pt", weights_only=True) for run in (jem_run, tmp_path / "broken")]
     assert states[0]["step"] == 6 and states[0]["chains"].shape == (40, 1, 8, 8)
     assert torch.equal(states[0]["chains"], states[1]["chains"])
     assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
 
 
-def test_a_run_says_what_it_is(tmp_path):
-    train.main([*TINY, "--out", str(tmp_path / "run")])
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+def test_a_run_says_what_it_is(jem_run):
+    last = json.loads((jem_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["accuracy"] is not None and last["denoising_loss"] is not None
-    assert load(tmp_path / "run").config["head"] == "linear"
+    assert load(jem_run).config["head"] == "linear"
     # A picture of a density of clean images at noise that it never saw would be taken for a denoiser's.
-    assert not (tmp_path / "run" / "denoising.png").exists() and (tmp_path / "run" / "chains.png").exists()
+    assert not (jem_run / "denoising.png").exists() and (jem_run / "chains.png").exists()
 
 
-def test_fused_takes_the_same_steps(tmp_path):
+@pytest.mark.usefixtures("without_pictures")
+def test_fused_takes_the_same_steps(jem_run, tmp_path):
     if cpu.MISSING:
         pytest.skip(cpu.MISSING)
-    for name, options in (("plain", []), ("fused", ["--fused"])):
-        train.main([*TINY, *options, "--out", str(tmp_path / name)])
-    states = [torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("plain", "fused")]
-    for name, value in states[0]["model"].items():
-        torch.testing.assert_close(value, states[1]["model"][name], rtol=1e-2, atol=1e-3)
+    train.main([*TINY_JEM.split(), "--fused", "--out", str(tmp_path / "fused")])
+    fused = weights(tmp_path / "fused")
+    for name, value in weights(jem_run).items():
+        torch.testing.assert_close(value, fused[name], rtol=1e-2, atol=1e-3)
 
 
 def test_chains_that_blow_up_stop_the_run_and_start_afresh(trainer):
@@ -245,4 +226,4 @@ def test_chains_that_blow_up_stop_the_run_and_start_afresh(trainer):
 )
 def test_bad_options_get_one_sentence(tmp_path, options, message):
     with pytest.raises(CDNError, match=message):
-        train.main([*TINY, *options, "--out", str(tmp_path / "run")])
+        train.main([*TINY_JEM.split(), *options, "--out", str(tmp_path / "run")])

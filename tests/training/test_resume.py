@@ -13,39 +13,28 @@ import torch
 from cdn.errors import CDNError, CheckpointError
 from cdn.store import load, write_atomically
 from cdn.training.checkpoint import PREVIOUS, STATE, load_state, save_state
+from tests.commands import run_module
 
-TINY = [
-    "--width",
-    "8",
-    "--steps",
-    "30",
-    "--batch-size",
-    "16",
-    "--evaluations",
-    "2",
-    "--log-every",
-    "5",
-    "--checkpoint-seconds",
-    "0",
-    "--optimizer",
-    "muon",
-]  # which brings AdamW with it
+# Muon brings AdamW with it.
+TINY = (
+    "--width 8 --steps 30 --batch-size 16 --optimizer muon --log-every 5 --evaluations 2 --checkpoint-seconds 0"
+    " --device cpu"
+)
 
 
 def start(*arguments):
-    """Start ``python -m cdn.train`` in a process of its own."""
+    """Start ``python -m cdn.train`` in a process of its own, of as many threads as this one, for the same sums."""
     return subprocess.Popen(
         [sys.executable, "-m", "cdn.train", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
 
 
-def finish(process):
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+def train(*arguments):
+    return run_module("cdn.train", *arguments)
 
 
 def rows(run, kind=None):
@@ -70,13 +59,10 @@ def rows_so_far(run):
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+@pytest.fixture(scope="session")
+def unbroken(train_once):
     """A run that nothing happened to."""
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    code, out, err = finish(start("--out", run, *TINY))
-    assert code == 0, err
-    return run
+    return train_once("unbroken", TINY)
 
 
 def same_weights(a, b):
@@ -104,13 +90,13 @@ def test_a_run_leaves_what_it_promises(unbroken):
 
 def test_killed_and_resumed_ends_with_the_same_weights(unbroken, tmp_path):
     run = tmp_path / "run"
-    process = start("--out", run, *TINY)
+    process = start("--out", run, *TINY.split())
     wait_for_step(run, 10, process)
-    process.send_signal(signal.SIGKILL)
-    finish(process)
-    assert load_state(run)["step"] < 30
-    code, out, err = finish(start("--resume", run))
-    assert code == 0, err
+    process.kill()
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL and load_state(run)["step"] < 30
+    resumed = train("--resume", run)
+    assert resumed.status == 0, resumed.err
     same_weights(run, unbroken)
     timed = ("seconds", "images_per_second")
     drop = lambda row: {k: v for k, v in row.items() if k not in timed}
@@ -119,16 +105,17 @@ def test_killed_and_resumed_ends_with_the_same_weights(unbroken, tmp_path):
     assert list(map(drop, rows(run, "evaluation"))) == list(map(drop, rows(unbroken, "evaluation")))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_ctrl_c_saves_and_exits(unbroken, tmp_path):
     run = tmp_path / "run"
-    process = start("--out", run, *TINY)
+    process = start("--out", run, *TINY.split())
     wait_for_step(run, 5, process)
     process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert code == 130 and "Traceback" not in err
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 130 and "Traceback" not in err
     assert f"--resume {run}" in out + err
-    code, out, err = finish(start("--out", run, "--resume"))
-    assert code == 0, err
+    resumed = train("--out", run, "--resume")
+    assert resumed.status == 0, resumed.err
     same_weights(run, unbroken)
 
 
@@ -214,15 +201,15 @@ def test_damaged_weights_are_refused(unbroken, tmp_path, damage):
 
 
 def test_an_existing_run_is_not_overwritten(unbroken):
-    code, out, err = finish(start("--out", unbroken, *TINY))
-    assert code == 1 and "already holds a run" in err and "Traceback" not in err
+    status, out, err = train("--out", unbroken, *TINY.split())
+    assert status == 1 and "already holds a run" in err and "Traceback" not in err
 
 
 def test_resume_refuses_other_settings(unbroken):
-    code, out, err = finish(start("--resume", unbroken, "--width", "16"))
-    assert code == 1 and "width = 8" in err
+    status, out, err = train("--resume", unbroken, "--width", "16")
+    assert status == 1 and "width = 8" in err
 
 
 def test_resume_of_nothing(tmp_path):
-    code, out, err = finish(start("--resume", tmp_path / "nothing"))
-    assert code == 1 and "no run folder" in err and err.count("\n") == 1
+    status, out, err = train("--resume", tmp_path / "nothing")
+    assert status == 1 and "no run folder" in err and err.count("\n") == 1

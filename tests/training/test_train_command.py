@@ -11,12 +11,15 @@ from cdn.training.recipe import learning_rate
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels.backends import cpu
-
-TINY = ["--width", "8", "--steps", "8", "--batch-size", "16", "--evaluations", "1", "--device", "cpu"]
+from tests.runs import TINY, weights
 
 
 def run(*arguments):
-    return command.main([*TINY, *map(str, arguments)])
+    return command.main([*TINY.split(), *map(str, arguments)])
+
+
+def last_row(run):
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def test_help_names_every_setting(capsys):
@@ -32,8 +35,6 @@ def test_help_names_every_setting(capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model", "resnet-small"],
-        ["--model", "denoiser-small"],
         ["--objective", "denoising"],
         ["--objective", "classification", "--precision", "bf16"],
         ["--homogeneous"],
@@ -44,12 +45,19 @@ def test_help_names_every_setting(capsys):
     ],
     ids=" ".join,
 )
+@pytest.mark.usefixtures("without_pictures")
 def test_every_kind_of_run_finishes(tmp_path, options):
-    assert run("--out", tmp_path / "run", *options) is None
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["kind"] == "evaluation"
-    assert (rows[-1]["accuracy"] is None) == bool({"denoiser-small", "denoising"} & set(options))
-    assert (rows[-1]["psnr_50"] is None) == bool({"resnet-small", "classification"} & set(options))
+    assert run("--out", tmp_path / "run", "--train-images", 48, *options) is None
+    last = last_row(tmp_path / "run")
+    assert last["kind"] == "evaluation"
+    assert (last["accuracy"] is None) == ("denoising" in options)
+    assert (last["psnr_50"] is None) == ("classification" in options)
+
+
+def test_baselines_finish(plain_run, denoiser_run):
+    for last in map(last_row, (plain_run, denoiser_run)):
+        assert last["kind"] == "evaluation" and (last["accuracy"] is None) != (last["psnr_50"] is None)
+    assert last["accuracy"] is None
 
 
 @pytest.mark.parametrize(
@@ -86,6 +94,7 @@ def test_batch_larger_than_the_data(tmp_path):
         command.main(["--batch-size", "100000", "--steps", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_on_some_images_sees_no_others(tmp_path, monkeypatch):
     seen = []
     batch = Trainer.batch
@@ -103,25 +112,25 @@ def test_more_images_than_there_are(tmp_path):
         run("--out", tmp_path / "run", "--train-images", 2000)
 
 
-def test_profile_reports_phases_and_changes_nothing(tmp_path, capsys):
-    run("--out", tmp_path / "plain")
+@pytest.mark.usefixtures("without_pictures")
+def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path):
     run("--out", tmp_path / "profiled", "--profile")
     rows = {r["phase"]: r for r in json.loads((tmp_path / "profiled" / "profile.json").read_text())["phases"]}
     assert {"data", "noise", "forward", "score", "backward", "optimizer", "step"} <= set(rows)
     assert rows["backward"]["bytes"] > rows["forward"]["bytes"] > 0
-    weights = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("plain", "profiled")]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    profiled = weights(tmp_path / "profiled")
+    assert all(torch.equal(value, profiled[name]) for name, value in weights(joint_run).items())
 
 
-def test_fused_draws_the_same_noise(tmp_path, capsys):
+@pytest.mark.usefixtures("without_pictures")
+def test_fused_draws_the_same_noise(joint_run, tmp_path, capsys):
     if cpu.MISSING:
         pytest.skip(cpu.MISSING)
-    run("--out", tmp_path / "plain")
     run("--out", tmp_path / "fused", "--fused", "--impl", "cpu")
     assert "fused, by the cpu kernels" in capsys.readouterr().out
-    weights = [torch.load(tmp_path / name / "state.pt", weights_only=True)["model"] for name in ("plain", "fused")]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=1e-2, atol=1e-3)
+    fused = weights(tmp_path / "fused")
+    for name, value in weights(joint_run).items():
+        torch.testing.assert_close(value, fused[name], rtol=1e-2, atol=1e-3)
 
 
 def test_schedule_warms_up_and_ends_at_zero():
@@ -134,7 +143,7 @@ def test_schedule_warms_up_and_ends_at_zero():
 def test_the_default_run_learns_both_tasks(tmp_path):
     """The run of the README reaches the figures that the README states."""
     command.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    last = last_row(tmp_path / "run")
     assert last["accuracy"] >= 0.98
     assert last["denoising_loss"] < 0.45
     assert last["psnr_50"] - last["psnr_noisy_50"] >= 5
