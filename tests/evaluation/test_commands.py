@@ -187,6 +187,7 @@ def test_evaluate_writes_its_report(make_run, kind, capsys):
     "objective, missing",
     [("classification", "psnr_25"), ("denoising", "accuracy_sigma_25"), ("joint", None), ("jem", None)],
 )
+@pytest.mark.usefixtures("blank_pictures")
 def test_evaluate_leaves_out_what_was_not_trained(make_run, objective, missing):
     pytest.importorskip("sklearn")
     folder = make_run()

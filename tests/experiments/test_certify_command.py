@@ -87,6 +87,7 @@ def test_it_tabulates_draws_and_reports(digits_run, tmp_path, capsys):
     assert "| digits |  0.25 |" in printed and (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
     whole = run(digits_run, tmp_path / "whole")
     certify, calls = smoothing.certify, []
@@ -112,6 +113,7 @@ def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
     assert len(calls) == 13 + 12 and len(Journal(rows).rows) == 24
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_runs_side_by_side(digits_run, plain_run, tmp_path):
     results = run(digits_run, tmp_path / "out", "--against", plain_run)
     assert [r["run"] for r in results] == ["digits", "digits", "plain", "plain"]

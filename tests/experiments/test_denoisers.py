@@ -126,6 +126,7 @@ def test_the_command(digits_run, tmp_path, capsys):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("denoisers.png", "gains.png"))
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_results_depend_on_the_seed_and_not_on_the_batch_size(digits_run, tmp_path):
     options = ("--limit", "40", "--sigmas", "50", "--rows", "1", "--magnification", "7")
     first, same, other = (

@@ -66,6 +66,7 @@ def test_the_command_on_a_density(digits_run, tmp_path, capsys):
     assert "64 values each" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_seeds_and_batches(digits_run, tmp_path):
     options = ("--limit", "6", "--sigmas", "50", "--no-dense", "--largest", "2", "--smallest", "0")
     first, again, other = (

@@ -47,6 +47,7 @@ def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, ca
         assert (tmp_path / "out" / name).stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_a_run_lacks(digits_run, denoiser_run, copy_run, tmp_path):
     folder = copy_run(digits_run)
     for objective, detectors in (

@@ -67,6 +67,7 @@ def test_tiles_that_cover_the_image_are_the_image(digits_run, folder):
     assert blind_sigma(model, whole.noisy, 16) == tiled.sigma != whole.sigma
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_direct_denoiser_is_blind(denoiser_run, copy_run, folder, capsys):
     run = copy_run(denoiser_run)
     measure(run, "--images", folder, "--limit", 1)
@@ -99,7 +100,7 @@ def test_photographs_come_in_the_order_of_their_names(folder):
     assert [path.name for path in find_images(folder)] == ["a.png", "b.png"]
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_training_on_crops_of_larger_pictures(tmp_path):
     """What the help of the command proposes: crops in training, whole pictures in evaluation."""
     rng = np.random.default_rng(0)

@@ -45,12 +45,14 @@ def test_protection_withstands_what_fools_the_bare_classifier(digits_run, plain_
     assert "| alone " in printed and (tmp_path / "picture.png").exists() and (tmp_path / "images.png").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_only_some_systems(digits_run, plain_run, tmp_path):
     results = run(digits_run, plain_run, tmp_path, "--systems", "itself", "--radius", "0")
     assert list(results) == ["itself"] and results["itself"]["attacked"] == results["itself"]["clean"] > 0.9
     assert not (tmp_path / "images.png").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path):
     with pytest.raises(CDNError, match="plain: was trained to classify only, it cannot denoise"):
         run(plain_run, plain_run, tmp_path)

@@ -56,6 +56,7 @@ def test_digits_are_classified_by_reconstruction(digits_run, tmp_path, capsys):
     assert again["bound_above"] == results["bound_above"][1:2]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_enlarged_images_take_generators_of_their_own(digits_run, tmp_path, capsys):
     options = ["--radii-l2", "4", "--radii-linf", "8", "--attack-steps", "1", "--attack-images", "4", "--fit-steps", 2]
     small = run(digits_run, tmp_path, *options)

@@ -28,6 +28,7 @@ def test_all_problems(digits_run, tmp_path, capsys):
     assert (tmp_path / "picture.png").stat().st_size > 20_000
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_seed_decides(digits_run, tmp_path):
     def values(seed):
         restoration.main(
@@ -84,6 +85,7 @@ def test_a_run_that_does_not_denoise(run, request):
         restoration.main([str(request.getfixturevalue(run)), "--device", "cpu"])
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_direct_denoiser_restores_too(denoiser_run, tmp_path):
     restoration.main(
         [

@@ -95,6 +95,7 @@ def test_the_command_compares_runs(digits_run, plain_run, tmp_path, capsys):
     assert (tmp_path / "out" / "picture.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_options_reach_the_attack(digits_run, tmp_path, capsys):
     def robust(*options):
         robustness.main(

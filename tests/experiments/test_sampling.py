@@ -53,6 +53,7 @@ def test_samples_of_digits(digits_run, tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_seed_decides_and_a_classifier_may_judge(digits_run, plain_run, tmp_path):
     options = ["--limit", "10", "--methods", "langevin", "--levels", "3", "--repeats", "2", "--guidance", "2"]
     first, again = (run(digits_run, tmp_path / name, *options)["sets"]["langevin, given the class"] for name in "ab")
@@ -64,6 +65,7 @@ def test_the_seed_decides_and_a_classifier_may_judge(digits_run, plain_run, tmp_
     assert judged["sets"]["langevin, given the class"]["frechet"] != first["frechet"]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_what_a_run_lacks(denoiser_run, plain_run, classification_run, tmp_path):
     options = ["--limit", "10", "--methods", "ascent", "--beta", "1", "--step-limit", "5"]
     sets = run(denoiser_run, tmp_path / "a", *options)

@@ -99,6 +99,7 @@ def run_here(command, log):
     return status
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_it_goes_on_where_it_was_and_names_what_failed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(suite, "run_logged", run_here)
     options = ["--out", str(tmp_path), "--only", "train-joint", "evaluate-joint"]

@@ -142,9 +142,9 @@ def test_what_chains_start_from(start, inside):
 
 
 def test_training_lowers_the_cross_entropy_and_keeps_the_contrast_small():
-    settings = Settings(objective="jem", width=16, batch_size=16, steps=60, jem_steps=8, learning_rate=3e-3, warmup=40)
-    trainer = Trainer(settings, load_dataset("digits"), 60, DEVICE)
-    parts = [trainer.advance() for _ in range(60)]
+    settings = Settings(objective="jem", width=16, batch_size=16, steps=40, jem_steps=5, learning_rate=5e-3, warmup=20)
+    trainer = Trainer(settings, load_dataset("digits"), 40, DEVICE)
+    parts = [trainer.advance() for _ in range(40)]
     loss = [float(p["classification"]) for p in parts]
     assert loss[0] == pytest.approx(2.3, abs=0.1) and sum(loss[-10:]) / 10 < 2.1
     assert all(abs(float(p["contrastive"])) < 10 for p in parts) and trainer.health.check() == 0
@@ -161,7 +161,7 @@ def test_a_step_again_is_the_same_step(trainer):
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), other.model.parameters()))
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_stops_resumes_bit_for_bit(jem_run, tmp_path, monkeypatch):
     advance = Trainer.advance
 
@@ -188,7 +188,7 @@ def test_a_run_says_what_it_is(jem_run):
     assert not (jem_run / "denoising.png").exists() and (jem_run / "chains.png").exists()
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_fused_takes_the_same_steps(jem_run, tmp_path):
     if cpu.MISSING:
         pytest.skip(cpu.MISSING)

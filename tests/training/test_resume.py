@@ -105,7 +105,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(unbroken, tmp_path):
     assert list(map(drop, rows(run, "evaluation"))) == list(map(drop, rows(unbroken, "evaluation")))
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_ctrl_c_saves_and_exits(unbroken, tmp_path):
     run = tmp_path / "run"
     process = start("--out", run, *TINY.split())

@@ -45,7 +45,7 @@ def test_help_names_every_setting(capsys):
     ],
     ids=" ".join,
 )
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_every_kind_of_run_finishes(tmp_path, options):
     assert run("--out", tmp_path / "run", "--train-images", 48, *options) is None
     last = last_row(tmp_path / "run")
@@ -94,7 +94,7 @@ def test_batch_larger_than_the_data(tmp_path):
         command.main(["--batch-size", "100000", "--steps", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_run_on_some_images_sees_no_others(tmp_path, monkeypatch):
     seen = []
     batch = Trainer.batch
@@ -112,7 +112,7 @@ def test_more_images_than_there_are(tmp_path):
         run("--out", tmp_path / "run", "--train-images", 2000)
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path):
     run("--out", tmp_path / "profiled", "--profile")
     rows = {r["phase"]: r for r in json.loads((tmp_path / "profiled" / "profile.json").read_text())["phases"]}
@@ -122,7 +122,7 @@ def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path):
     assert all(torch.equal(value, profiled[name]) for name, value in weights(joint_run).items())
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("blank_pictures")
 def test_fused_draws_the_same_noise(joint_run, tmp_path, capsys):
     if cpu.MISSING:
         pytest.skip(cpu.MISSING)
