@@ -1,17 +1,13 @@
 """Photographs in folders: DIR/train/CLASS/* and DIR/val/CLASS/* (or DIR/test), decoded when asked for."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cdn.data.formats import FORMATS, SUFFIXES
+from cdn.data.decoder import SUFFIXES, as_tensor, central_square, decode, opened
 from cdn.data.split import ImageSplit
 from cdn.errors import DataError
 
@@ -79,7 +75,7 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
     test_paths, test_labels = _list_images(test_dir, classes)
     size = image_size
     if size is None:
-        with _opened(train_paths[0]) as image:
+        with opened(train_paths[0]) as image:
             size = min(image.size)
     return FolderSplit(train_paths, train_labels, size), FolderSplit(test_paths, test_labels, size), classes
 
@@ -91,26 +87,9 @@ def decode_square(path: Path, size: int) -> Tensor:
         uint8 [3, size, size].
 
     Raises:
-        DataError: the file cannot be decoded, is cut short, too large, or has more than 8 bits per channel.
+        DataError: an image that :func:`decode` refuses.
     """
-    with _opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits per channel (Pillow mode {image.mode})")
-        shorter = min(image.size)
-        left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
-        # The square is cut before it is resized: the same view, and a thin strip cannot grow huge.
-        square = image.convert("RGB").crop((left, top, left + shorter, top + shorter))
-        pixels = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
-        raise DataError(f"{path}: expected an 8-bit image, got {type(error).__name__}: {error}") from error
+    return as_tensor(central_square(decode(path).image.convert("RGB"), size), 3)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -154,7 +154,7 @@ def test_undecodable_and_truncated_images_are_named(folder):
     whole = save(folder / "train/cat/z.jpg", width=40, height=40).read_bytes()
     for content in (b"not a jpeg", b"", whole[: len(whole) // 2]):
         (folder / "train/cat/z.jpg").write_bytes(content)
-        with pytest.raises(DataError, match=r"train/cat/z\.jpg: expected an 8-bit image"):
+        with pytest.raises(DataError, match=r"train/cat/z\.jpg: expected a readable image"):
             everything(load(folder, image_size=6).train)
 
 
@@ -166,7 +166,7 @@ def test_an_undecodable_first_image_is_named(folder):
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 4096, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match="deep.png.*more than 8 bits"):
+    with pytest.raises(DataError, match="deep.png: expected 8 bits per channel, got 16"):
         imagefolder.decode_square(tmp_path / "deep.png", 4)
 
 
