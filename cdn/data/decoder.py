@@ -1,6 +1,6 @@
 """Image files as pixels, by one rule wherever they are read: upright, opaque, 8 bits per channel, or an error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
 
 
 @contextmanager
-def opened(path: str | Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def opened(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it meanwhile is a DataError of one line that names it.
 
     Args:
@@ -65,7 +65,7 @@ def opened(path: str | Path, formats: Sequence[str] = FORMATS) -> Iterator[Image
         raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
 
 
-def decode(path: str | Path, formats: Sequence[str] = FORMATS) -> Decoded:
+def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
     """Decode the first frame of an image file, turned upright as its EXIF data says.
 
     Palettes and CMYK, YCbCr or Lab colours become RGB, black and white becomes grey, and an alpha channel that is

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdn.data.decoder import MODES, SUFFIXES, as_tensor, central_square, decode
+from cdn.data.listing import list_folder, say_skipped
 from cdn.errors import CDNError, DataError
 from cdn.store import write_atomically
 
@@ -25,7 +26,7 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name, without hidden ones.
+    """Return the image files of a folder, sorted by name; a warning says how much in it is no image.
 
     Raises:
         DataError: no folder, or none in it.
@@ -33,12 +34,11 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images, found none")
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    if not paths:
+    found = list_folder(folder)
+    if not found.images:
         raise DataError(f"{folder}: expected image files ({', '.join(SUFFIXES)}), found none")
-    return paths
+    say_skipped(folder, found.strays, found.folders)
+    return found.images
 
 
 def read_image(path: str | Path, channels: int, size: int | None = None) -> tuple[Tensor, str | None]:

@@ -110,13 +110,6 @@ def test_a_split_past_the_limit_is_not_cached(folder, monkeypatch):
         everything(split)
 
 
-@pytest.mark.parametrize("path", ["train/cat/notes.txt", "train/readme.md", "val/thumbnails.db"])
-def test_files_that_are_no_images_are_named(folder, path):
-    (folder / path).touch()
-    with pytest.raises(DataError, match=path):
-        load(folder)
-
-
 def test_hidden_files_are_passed_over(folder):
     expected, _ = everything(load(folder).train)
     for path in ("train/cat/.hidden.png", "train/.cache", "val/.DS_Store"):
@@ -124,9 +117,9 @@ def test_hidden_files_are_passed_over(folder):
     assert torch.equal(everything(load(folder).train)[0], expected)
 
 
-@pytest.mark.parametrize("path", ["train/empty", "val/ant", "val/unknown", "train/cat/nested.png"])
+@pytest.mark.parametrize("path", ["val/unknown", "train/cat/nested.png"])
 def test_folders_out_of_place_are_named(folder, path):
-    (folder / path).mkdir()
+    save(folder / path / "a.png")
     with pytest.raises(DataError, match=path):
         load(folder)
 
