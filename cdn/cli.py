@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -18,7 +19,11 @@ Number = TypeVar("Number", int, float)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C."""
+    """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C.
+
+    Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
     try:
         sys.exit(main() or 0)
     except CDNError as error:

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from cdn.data.decoder import decode
 from cdn.errors import DataError
 
 SIDE = 32
@@ -45,11 +45,7 @@ def read_strips(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_strip(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file, formats=("WEBP",)) as strip:
-            pixels = np.asarray(strip.convert("RGB"))
-    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
-        raise DataError(f"{file}: expected a WebP image, got {type(error).__name__}: {error}") from error
+    pixels = np.array(decode(file, ("WEBP",)).image.convert("RGB"))
     height, width, _ = pixels.shape
     if width != SIDE or height % SIDE:
         raise DataError(f"{file}: expected images of {SIDE}x{SIDE} pixels one above the other, got {width}x{height}")

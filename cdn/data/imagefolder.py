@@ -1,17 +1,14 @@
 """Photographs in folders: DIR/train/CLASS/* and DIR/val/CLASS/* (or DIR/test), decoded when asked for."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cdn.data.formats import FORMATS, SUFFIXES
+from cdn.data.decoder import as_tensor, central_square, decode, opened
+from cdn.data.listing import Listing, holds_images, list_folder, say_skipped
 from cdn.data.split import ImageSplit
 from cdn.errors import DataError
 
@@ -59,12 +56,14 @@ class FolderSplit(ImageSplit):
 def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     """List the images of `data_dir`/train and of `data_dir`/val or, if there is no val, `data_dir`/test.
 
+    What is no image, such as Thumbs.db and folders without images, is skipped, and a warning says how much.
+
     Args:
-        data_dir: the folder; its classes are the sorted names of the folders in train.
+        data_dir: the folder; its classes are the sorted names of the folders of images in train.
         image_size: side of the square images; the shorter side of the first image if left out.
 
     Raises:
-        DataError: a missing split, a class without images or unknown to train, or anything that is no image.
+        DataError: a missing split, a class that train lacks, or images that lie outside the folders of classes or deeper.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
@@ -74,14 +73,26 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
     test_dir = next((data_dir / name for name in ("val", "test") if (data_dir / name).is_dir()), None)
     if test_dir is None:
         raise DataError(f"{data_dir}: expected a folder val or test beside train, found neither")
-    classes = tuple(folder.name for folder in _class_folders(train_dir))
-    train_paths, train_labels = _list_images(train_dir, classes)
-    test_paths, test_labels = _list_images(test_dir, classes)
+    skipped = Listing()
+    train, test = (_list_classes(split_dir, skipped) for split_dir in (train_dir, test_dir))
+    unknown = next((name for name in test if name not in train), None)
+    if unknown is not None:
+        raise DataError(f"{test_dir / unknown}: expected only the classes of train, got the unknown {unknown!r}")
+    say_skipped(data_dir, skipped.strays, skipped.folders)
     size = image_size
     if size is None:
-        with _opened(train_paths[0]) as image:
+        with opened(next(iter(train.values()))[0]) as image:
             size = min(image.size)
-    return FolderSplit(train_paths, train_labels, size), FolderSplit(test_paths, test_labels, size), classes
+    classes = tuple(train)
+    train_split, test_split = (
+        FolderSplit(
+            [path for paths in images.values() for path in paths],
+            torch.tensor([classes.index(name) for name, paths in images.items() for _ in paths]),
+            size,
+        )
+        for images in (train, test)
+    )
+    return train_split, test_split, classes
 
 
 def decode_square(path: Path, size: int) -> Tensor:
@@ -91,62 +102,29 @@ def decode_square(path: Path, size: int) -> Tensor:
         uint8 [3, size, size].
 
     Raises:
-        DataError: the file cannot be decoded, is cut short, too large, or has more than 8 bits per channel.
+        DataError: an image that :func:`decode` refuses.
     """
-    with _opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"more than 8 bits per channel (Pillow mode {image.mode})")
-        shorter = min(image.size)
-        left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
-        # The square is cut before it is resized: the same view, and a thin strip cannot grow huge.
-        square = image.convert("RGB").crop((left, top, left + shorter, top + shorter))
-        pixels = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return as_tensor(central_square(decode(path).image.convert("RGB"), size), 3)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
-        raise DataError(f"{path}: expected an 8-bit image, got {type(error).__name__}: {error}") from error
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    # Hidden files, such as those a file manager leaves behind, are nobody's data.
-    # scandir knows files from folders without a system call for each of what may be a million images.
-    try:
-        with os.scandir(folder) as entries:
-            visible = (entry for entry in entries if not entry.name.startswith("."))
-            return sorted(visible, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"{folder}: expected a readable folder, got: {error}") from error
-
-
-def _class_folders(split_dir: Path) -> list[Path]:
-    folders = _entries(split_dir)
-    if not folders:
+def _list_classes(split_dir: Path, skipped: Listing) -> dict[str, list[Path]]:
+    """Return the images of a split by the names of their classes, both in sorted order; what is no image is skipped."""
+    split = list_folder(split_dir)
+    if split.images:
+        raise DataError(f"{split.images[0]}: expected every image in the folder of a class")
+    skipped.strays += split.strays
+    images = {}
+    for folder in split.folders:
+        inside = list_folder(folder)
+        for nested in inside.folders:
+            if holds_images(nested):
+                raise DataError(f"{nested}: expected no folders of images in the folder of a class")
+        if inside.images:
+            images[folder.name] = inside.images
+            skipped.strays += inside.strays
+            skipped.folders += inside.folders
+        else:
+            skipped.folders.append(folder)
+    if not images:
         raise DataError(f"{split_dir}: expected one folder of images per class, found nothing")
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{folder.path}: expected nothing but class folders in {split_dir.name}")
-    return [Path(folder) for folder in folders]
-
-
-def _list_images(split_dir: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return every image of a split, class by class in sorted order, and its label."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    paths, labels = [], []
-    for folder in _class_folders(split_dir):
-        if folder.name not in label_of:
-            raise DataError(f"{folder}: expected only the classes of train, got the unknown {folder.name!r}")
-        files = _entries(folder)
-        if not files:
-            raise DataError(f"{folder}: expected at least one image, found an empty folder")
-        for file in files:
-            if not file.name.lower().endswith(SUFFIXES) or not file.is_file():
-                raise DataError(f"{file.path}: expected an image file ({', '.join(SUFFIXES)})")
-        paths += [Path(file) for file in files]
-        labels += [label_of[folder.name]] * len(files)
-    return paths, torch.tensor(labels)
+    return images

@@ -2,14 +2,14 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from cdn.data.formats import FORMATS, SUFFIXES
+from cdn.data.decoder import MODES, SUFFIXES, as_tensor, central_square, decode
+from cdn.data.listing import list_folder, say_skipped
 from cdn.errors import CDNError, DataError
 from cdn.store import write_atomically
 
@@ -23,11 +23,10 @@ WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
 }
-MODES = {1: "L", 3: "RGB"}
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name, without hidden ones.
+    """Return the image files of a folder, sorted by name; a warning says how much in it is no image.
 
     Raises:
         DataError: no folder, or none in it.
@@ -35,12 +34,11 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images, found none")
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    if not paths:
+    found = list_folder(folder)
+    if not found.images:
         raise DataError(f"{folder}: expected image files ({', '.join(SUFFIXES)}), found none")
-    return paths
+    say_skipped(folder, found.strays, found.folders)
+    return found.images
 
 
 def read_image(path: str | Path, channels: int, size: int | None = None) -> tuple[Tensor, str | None]:
@@ -61,32 +59,16 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> tupl
     """
     if channels not in MODES:
         raise CDNError(f"image files have 1 or 3 channels, but the model takes {channels}")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # decoders fail in every way there is, and the file is always to blame
-        cause = " ".join(str(error).split())
-        raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{path}: expected 8 bits per channel, got more (Pillow mode {image.mode})")
-    if "A" in image.getbands() or "transparency" in image.info:
-        lowest, _ = cast("tuple[int, int]", image.convert("RGBA").getchannel("A").getextrema())
-        if lowest < 255:
-            raise DataError(f"{path}: expected an opaque image, got transparent pixels; flatten it first")
-    grey = image.mode in ("1", "L", "LA", "La")
+    decoded = decode(path)
     note = None
-    if grey and channels == 3:
+    if decoded.grey and channels == 3:
         note = f"{path} is grey: repeated in 3 channels, as the model takes colour"
-    elif not grey and channels == 1:
+    elif not decoded.grey and channels == 1:
         note = f"{path} is in colour: converted to grey, as the model takes 1 channel"
-    image = image.convert("RGB").convert(MODES[channels])
+    image = decoded.image.convert(MODES[channels])
     if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, channels)
-    return pixels.permute(2, 0, 1)[None].float().div(255), note
+        image = central_square(image, size)
+    return as_tensor(image, channels)[None].float().div(255), note
 
 
 def check_writable(path: str | Path, source: str | Path) -> None:

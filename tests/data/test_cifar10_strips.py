@@ -48,7 +48,7 @@ def save(name, array):
         (save("train_labels.npy", np.zeros(4, int)), "a label for each of 5 images, got 4"),
         (save("train_labels.npy", np.array([0, 1, 2, 10, 3])), r"labels 0\.\.9, got 10 in image 3"),
         (save("train_labels.npy", np.zeros(5)), "one-dimensional array of integers"),
-        (lambda f: (f / "train_001.webp").write_bytes(b"RIFF"), "train_001.webp: expected a WebP image"),
+        (lambda f: (f / "train_001.webp").write_bytes(b"RIFF"), "train_001.webp: expected a readable image"),
         (lambda f: Image.new("RGB", (31, 64)).save(f / "train_001.webp"), "32x32 pixels .* got 31x64"),
     ],
 )

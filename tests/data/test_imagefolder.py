@@ -110,13 +110,6 @@ def test_a_split_past_the_limit_is_not_cached(folder, monkeypatch):
         everything(split)
 
 
-@pytest.mark.parametrize("path", ["train/cat/notes.txt", "train/readme.md", "val/thumbnails.db"])
-def test_files_that_are_no_images_are_named(folder, path):
-    (folder / path).touch()
-    with pytest.raises(DataError, match=path):
-        load(folder)
-
-
 def test_hidden_files_are_passed_over(folder):
     expected, _ = everything(load(folder).train)
     for path in ("train/cat/.hidden.png", "train/.cache", "val/.DS_Store"):
@@ -124,9 +117,9 @@ def test_hidden_files_are_passed_over(folder):
     assert torch.equal(everything(load(folder).train)[0], expected)
 
 
-@pytest.mark.parametrize("path", ["train/empty", "val/ant", "val/unknown", "train/cat/nested.png"])
+@pytest.mark.parametrize("path", ["val/unknown", "train/cat/nested.png"])
 def test_folders_out_of_place_are_named(folder, path):
-    (folder / path).mkdir()
+    save(folder / path / "a.png")
     with pytest.raises(DataError, match=path):
         load(folder)
 
@@ -154,7 +147,7 @@ def test_undecodable_and_truncated_images_are_named(folder):
     whole = save(folder / "train/cat/z.jpg", width=40, height=40).read_bytes()
     for content in (b"not a jpeg", b"", whole[: len(whole) // 2]):
         (folder / "train/cat/z.jpg").write_bytes(content)
-        with pytest.raises(DataError, match=r"train/cat/z\.jpg: expected an 8-bit image"):
+        with pytest.raises(DataError, match=r"train/cat/z\.jpg: expected a readable image"):
             everything(load(folder, image_size=6).train)
 
 
@@ -166,7 +159,7 @@ def test_an_undecodable_first_image_is_named(folder):
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 4096, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match="deep.png.*more than 8 bits"):
+    with pytest.raises(DataError, match="deep.png: expected 8 bits per channel, got 16"):
         imagefolder.decode_square(tmp_path / "deep.png", 4)
 
 
