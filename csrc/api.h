@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 8
+#define CDN_INTERFACE 9
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -28,6 +28,10 @@ CDN_API int cdn_capability();
 
 // The fastest engine for convolutions of this processor, or what the environment's CDN_CPU_CAPABILITY leaves of it.
 CDN_API int cdn_conv_engine();
+
+// Lend the library the threads of an OpenMP runtime: its functions GOMP_parallel, omp_get_thread_num and
+// omp_get_num_threads. Before that, and after a call with nulls, everything runs on the calling thread.
+CDN_API void cdn_use_openmp(void* parallel, void* thread_num, void* num_threads);
 
 // What the library was built with, and what of interest this processor has: words for people to read.
 CDN_API const char* cdn_build();

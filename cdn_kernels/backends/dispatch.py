@@ -86,10 +86,10 @@ def resolve(operation, impl, device, dtype, fastest=None):
             raise RuntimeError(f"{operation}: impl={impl!r} cannot run: {reason}")
         return impl
     for backend in automatic(device, fastest):
-        if why_not(operation, backend, device, dtype) is None:
+        if why_not_automatic(operation, backend, device, dtype) is None:
             return backend
-    if cpu.MISSING and device.type == "cpu" and not torch.compiler.is_compiling():
-        _warn_missing()
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        _warn_slow(cpu.MISSING or cpu.why_not_automatic())
     return "reference"
 
 
@@ -98,6 +98,12 @@ def why_not(operation, backend, device, dtype):
     if backend not in OPERATIONS[operation]:
         return f"the {backend} backend has no kernel for this operation yet"
     return _CAN_USE[backend](device, dtype)
+
+
+def why_not_automatic(operation, backend, device, dtype):
+    """Return None if impl="auto" may choose a backend for this, or the reason why not."""
+    reason = why_not(operation, backend, device, dtype)
+    return cpu.why_not_automatic() if reason is None and backend == "cpu" else reason
 
 
 def automatic(device, fastest=None):
@@ -123,8 +129,10 @@ def fused_backends(device, impl="auto", dtype=torch.float32):
     check_impl(impl)
     found = {}
     for operation in OPERATIONS:
-        tried = automatic(device, measured.fastest(operation, device, dtype)) if impl == "auto" else (impl,)
-        reasons = {backend: why_not(operation, backend, device, dtype) for backend in tried}
+        tried, reject = (impl,), why_not
+        if impl == "auto":
+            tried, reject = automatic(device, measured.fastest(operation, device, dtype)), why_not_automatic
+        reasons = {backend: reject(operation, backend, device, dtype) for backend in tried}
         found[operation] = next((backend for backend in tried if reasons[backend] is None), None)
         if found[operation] is None:
             raise RuntimeError(next(iter(reasons.values()), f"there are no kernels for devices of type {device.type}"))
@@ -146,5 +154,6 @@ def check_impl(impl):
 
 
 @functools.cache
-def _warn_missing():
-    warnings.warn(f"cdn_kernels runs on plain PyTorch operations: {cpu.MISSING}", stacklevel=4)
+def _warn_slow(reason):
+    if reason:
+        warnings.warn(f"cdn_kernels runs on plain PyTorch operations: {reason}", stacklevel=4)

@@ -155,11 +155,6 @@ const char* cdn_build() {
 #else
         "GCC " __VERSION__
 #endif
-#ifdef _OPENMP
-        ", OpenMP"
-#else
-        ", without OpenMP: one thread"
-#endif
     );
     return build.c_str();
 }
