@@ -71,7 +71,7 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    total = ops.in_float64(a.new_zeros(len(a)))
     for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
         factor = weight * 2 / sigma**2 / draws
         for draw in range(draws):
@@ -79,6 +79,6 @@ def information_estimation_distance(denoiser, a, b, *, levels=NoiseLevels(), nod
             eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)
             y = torch.cat([a + eps, b + eps])
             error = denoiser(y, y.new_full((len(y),), sigma)) - torch.cat([a, b])
-            error_a, error_b = error.double().chunk(2)
+            error_a, error_b = ops.in_float64(error).chunk(2)
             total += factor * (error_a - error_b).square().flatten(1).sum(1)
     return total.sqrt()
