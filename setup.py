@@ -7,8 +7,8 @@ nvcc. No GPU is needed, or looked for. CDN_CUDA_ARCHITECTURES names what to buil
 what runs on all GPUs from compute capability 8.0.
 
 A wheel that is published holds the CPU library alone (CDN_CUDA=0): impl="auto" chooses the CUDA library nowhere, Triton
-does its work, and it has been measured on no GPU. Who has nvcc gets it from the source distribution. The CPU library
-is for GCC and Clang, on x86-64 and ARM; elsewhere, as with MSVC, a wheel holds Python alone. It links with no OpenMP: it
+does its work, and it has been measured on no GPU. Who has nvcc gets it from the source distribution. The CPU library is
+for GCC and Clang, on x86-64 and ARM; elsewhere, as with MSVC, a wheel holds Python alone. It links with no OpenMP: it
 borrows the threads of torch's (csrc/cpu/threads.cpp).
 """
 

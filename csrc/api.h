@@ -18,6 +18,7 @@ enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
 // What multiplies bfloat16: plain C++ and imitated AMX tiles are for tests, CDN_NO_ENGINE is none that is fast.
 enum cdn_engine { CDN_NO_ENGINE = -1, CDN_PORTABLE, CDN_AMX_EMULATED, CDN_AVX512_BF16, CDN_AMX };
+// Scalar is what every processor of a platform runs: four lanes of SSE2 on x86-64, of NEON on 64-bit ARM.
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512, CDN_AVX512_BFLOAT16 };
 
 // The value of CDN_INTERFACE that the library was built with.

@@ -108,8 +108,8 @@ def why_not_automatic():
     """Return None if impl="auto" should prefer this backend to torch where it can be used, or the reason why not."""
     if THREADS is None and torch.get_num_threads() > 1:
         return (
-            f"no OpenMP runtime was found, so the CPU library has one thread where torch has {torch.get_num_threads()}; "
-            "impl='cpu' uses it all the same"
+            "no OpenMP runtime was found, so the CPU library has one thread where torch has "
+            f"{torch.get_num_threads()}; impl='cpu' uses it all the same"
         )
     return None
 
