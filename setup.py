@@ -5,12 +5,17 @@ version. Environment variables decide: CDN_CPU=0 skips the one, which needs a C+
 which needs nvcc; 1 makes a failure fatal; unset tries and warns, or skips the CUDA library silently where there is no
 nvcc. No GPU is needed, or looked for. CDN_CUDA_ARCHITECTURES names what to build for, as "90" or "80 90", instead of
 what runs on all GPUs from compute capability 8.0.
+
+A wheel that is published holds the CPU library alone (CDN_CUDA=0): impl="auto" chooses the CUDA library nowhere, Triton
+does its work, and it has been measured on no GPU. Who has nvcc gets it from the source distribution. The CPU library is
+for GCC and Clang, on x86-64 and ARM; elsewhere, as with MSVC, a wheel holds Python alone. It links with no OpenMP: it
+borrows the threads of torch's (csrc/cpu/threads.cpp).
 """
 
 import os
-import platform
 import runpy
 import subprocess
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -20,21 +25,26 @@ from types import SimpleNamespace
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError
+from setuptools.errors import BaseError, CCompilerError, CompileError
 
 FLAGS = [
     "-O3",
     "-std=c++17",
     "-fvisibility=hidden",
-    "-fopenmp-simd",
     # One rounding per operation, so that every processor draws the same noise ...
     "-ffp-contract=off",
     # ... without errno and exception flags, which no one reads and which stop vectorization.
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
-# GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
-GCC_FLAGS = ["-fno-tree-pre"]
+# Python's own flags ask for debug information, which makes the library eight times as large.
+if "-g" not in os.environ.get("CFLAGS", ""):
+    FLAGS.append("-g0")
+OPTIONAL_FLAGS = [
+    "-fopenmp-simd",  # for the pragma that says which loops to vectorize; it needs no runtime
+    # GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
+    "-fno-tree-pre",
+]
 AVX512 = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 VARIANTS = {
     "avx2": ["-mavx2", "-mfma"],
@@ -45,7 +55,8 @@ VARIANTS = {
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
 CUDA = SimpleNamespace(**runpy.run_path("csrc/cuda/build.py"))
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Of what is built for, which need not be what is built on.
+X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
 
 
 def sources():
@@ -85,9 +96,10 @@ class BuildLibrary(build_ext):
 
     def build_cpu(self, ext):
         """Build the CPU library, with as many compilers at a time as there are cores."""
+        if self.compiler.compiler_type == "msvc":
+            raise CompileError("they are written for GCC and Clang")
         macros = [("CDN_X86", None)] if X86 else []
-        threading = list(filter(self.accepts, ["-fopenmp"]))  # without it: one thread
-        common = FLAGS + list(filter(self.accepts, GCC_FLAGS)) + threading
+        common = FLAGS + list(filter(self.accepts, OPTIONAL_FLAGS))
         noise = list(filter(self.accepts, NOISE_FLAGS))
 
         def compiled(source):
@@ -96,14 +108,12 @@ class BuildLibrary(build_ext):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(chain.from_iterable(pool.map(compiled, ext.sources)))
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), extra_postargs=threading, target_lang="c++"
-        )
+        self.compiler.link_shared_object(objects, self.get_ext_fullpath(ext.name), target_lang="c++")
 
     def accepts(self, flag):
-        """Tell whether the compiler knows a flag, and finds the libraries that it asks for."""
+        """Tell whether the compiler knows a flag."""
         with tempfile.TemporaryDirectory() as folder:
-            command = [*self.compiler.compiler_so, flag, "-shared", "-x", "c++", os.devnull, "-o", f"{folder}/probe.so"]
+            command = [*self.compiler.compiler_so, flag, "-c", "-x", "c++", os.devnull, "-o", f"{folder}/probe.o"]
             return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 

@@ -8,6 +8,7 @@ from cdn.objective import joint_loss, joint_step
 from cdn.prior.denoiser import Denoiser
 from cdn.store import load, save_model
 from cdn_kernels import Noise, NoiseLevels
+from cdn_kernels import __version__ as __version__
 
 __all__ = [
     "Certificate",

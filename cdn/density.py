@@ -194,7 +194,7 @@ def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256)
         total = 0.0
         for part in x.split(batch_size):
             y, _ = ops.sample_noise(part, sigma, noise)
-            total += float(score(model, y).double().square().flatten(1).mean(1).sum())
+            total += float(ops.in_float64(score(model, y)).square().flatten(1).mean(1).sum())
         model.calibration_mean_square[k] = total / len(x)
 
 

@@ -105,7 +105,7 @@ def information_estimation_distance(
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")
     with recorded_if(create_graph):
         pair = torch.cat([ops.recordable(a), ops.recordable(b)])
-        total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+        total = ops.in_float64(a.new_zeros(len(a)))
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             factor = weight * 2 / sigma**2 / draws
             for draw in range(draws):
@@ -113,6 +113,6 @@ def information_estimation_distance(
                 eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)
                 y = pair + torch.cat([eps, eps])
                 error = denoiser(y, y.new_full((len(y),), sigma)) - pair
-                error_a, error_b = error.double().chunk(2)
+                error_a, error_b = ops.in_float64(error).chunk(2)
                 total = total + factor * (error_a - error_b).square().flatten(1).sum(1)
         return total.sqrt()

@@ -22,7 +22,7 @@ from cdn_kernels.ops.score import score
 from cdn_kernels.reference import cross_entropy, logsumexp
 from cdn_kernels.step import score_matching_step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ConvGELU",
     "GELUGroupNorm",

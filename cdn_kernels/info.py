@@ -7,7 +7,7 @@ import torch
 from cdn_kernels import __version__
 from cdn_kernels.backends import cpu, cuda, measured, triton
 from cdn_kernels.backends.convolution_choice import chosen
-from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not
+from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not, why_not_automatic
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -31,9 +31,10 @@ def describe(impl: str = "auto", device: torch.device = _CPU) -> list[tuple[str,
 
 def _fastest(operation: str, impl: str, device: torch.device) -> str:
     backends: tuple[str, ...] = () if impl == "reference" else (impl,)
+    reject = why_not
     if impl == "auto":
-        backends = automatic(device, measured.fastest(operation, device, torch.float32))
-    usable = (b for b in backends if why_not(operation, b, device, torch.float32) is None)
+        backends, reject = automatic(device, measured.fastest(operation, device, torch.float32)), why_not_automatic
+    usable = (b for b in backends if reject(operation, b, device, torch.float32) is None)
     return next(usable, "reference")
 
 
@@ -68,6 +69,7 @@ def main() -> None:
     else:
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
+        print(f"              threads: {cpu.why_not_automatic() or cpu.THREADS or 'one'}")
         print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
     print(f"  triton      {_triton()}")
     print(f"  cuda        {_cuda()}")

@@ -20,6 +20,8 @@ from cdn_kernels.transforms import transformed
 Output = TypeVar("Output")
 Pullback = Callable[[Tensor], tuple[Tensor]]  # from a gradient by the value to that by the input
 
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
 # ----------------------------------------------------------------------------------------------------------------
 # Convolution, GELU and group normalization
 # ----------------------------------------------------------------------------------------------------------------
@@ -332,7 +334,8 @@ def sample_sigma(
     The position in [low, high] comes from the first word and the choice of a clean image from the second; both are
     computed in float64 and rounded once, so every backend gets the same values.
     """
-    words = random_words(batch, 1, noise, LEVEL_STREAM, device)[:, 0].double()
+    drawn = random_words(batch, 1, noise, LEVEL_STREAM, device)[:, 0]
+    words = in_float64(drawn)
     position = (words[:, 0] + 0.5) * 2.0**-32
     if levels.law == "log-uniform":
         sigma = (math.log(levels.low) + position * (math.log(levels.high) - math.log(levels.low))).exp()
@@ -341,7 +344,7 @@ def sample_sigma(
     else:
         sigma = torch.full_like(position, levels.high)
     clean = words[:, 1] < levels.clean_share * 2.0**32
-    return torch.where(clean, 0.0, sigma).to(dtype)
+    return torch.where(clean, 0.0, sigma).to(dtype).to(drawn.device)
 
 
 def sample_noise(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> tuple[Tensor, Tensor]:
@@ -397,6 +400,11 @@ def denoising_loss(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that arithmetic is done in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Return values in float64: where they are, or on the CPU if their device has no float64."""
+    return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def per_image(value: Sigma, x: Tensor, name: str) -> Tensor:

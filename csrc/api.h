@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 8
+#define CDN_INTERFACE 9
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -18,6 +18,7 @@ enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
 // What multiplies bfloat16: plain C++ and imitated AMX tiles are for tests, CDN_NO_ENGINE is none that is fast.
 enum cdn_engine { CDN_NO_ENGINE = -1, CDN_PORTABLE, CDN_AMX_EMULATED, CDN_AVX512_BF16, CDN_AMX };
+// Scalar is what every processor of a platform runs: four lanes of SSE2 on x86-64, of NEON on 64-bit ARM.
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512, CDN_AVX512_BFLOAT16 };
 
 // The value of CDN_INTERFACE that the library was built with.
@@ -28,6 +29,10 @@ CDN_API int cdn_capability();
 
 // The fastest engine for convolutions of this processor, or what the environment's CDN_CPU_CAPABILITY leaves of it.
 CDN_API int cdn_conv_engine();
+
+// Lend the library the threads of an OpenMP runtime: its functions GOMP_parallel, omp_get_thread_num and
+// omp_get_num_threads. Before that, and after a call with nulls, everything runs on the calling thread.
+CDN_API void cdn_use_openmp(void* parallel, void* thread_num, void* num_threads);
 
 // What the library was built with, and what of interest this processor has: words for people to read.
 CDN_API const char* cdn_build();

@@ -31,9 +31,7 @@ class Jax(Functional):
         try:
             import jax
         except ImportError as error:
-            raise RuntimeError(
-                "JAX is not installed: pip install 'cdn[peers]'; for a GPU, pip install 'jax[cuda12]'"
-            ) from error
+            raise RuntimeError("JAX is not installed: pip install jax; for a GPU, pip install 'jax[cuda12]'") from error
         from benchmarks.peers.jax_network import joint_loss
 
         self.jax, self.device = jax, jax.devices("gpu" if problem.device == "cuda" else "cpu")[0]

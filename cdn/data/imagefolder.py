@@ -63,7 +63,7 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
         image_size: side of the square images; the shorter side of the first image if left out.
 
     Raises:
-        DataError: a missing split, a class that train lacks, or images that lie outside the folders of classes or deeper.
+        DataError: a missing split, a class that train lacks, or images outside the folders of classes, or deeper.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn_kernels.backends import shared_library
+from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address
 from cdn_kernels.noise import LAWS
 
-INTERFACE = 8  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 9  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
 LARGEST_FILTER = 7
@@ -25,6 +25,7 @@ _SIGNATURES: Signatures = {
     "cdn_interface": (),
     "cdn_capability": (),
     "cdn_conv_engine": (),
+    "cdn_use_openmp": (c_void_p, c_void_p, c_void_p),
     "cdn_build": (),
     "cdn_features": (),
     "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
@@ -86,6 +87,9 @@ def load(path: Path) -> tuple[Library, str | None]:
 
 # Once, at import, in well under a millisecond: a constant that torch.compile can see through.
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
+THREADS, _FUNCTIONS = (openmp.find() if LIBRARY else None) or (None, None)  # whose they are, None for the calling one
+if _FUNCTIONS:
+    LIBRARY.cdn_use_openmp(*_FUNCTIONS)
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
 USABLE = CAPABILITIES[: CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
 ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
@@ -99,6 +103,16 @@ def can_use_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the tensor must be on a CPU, got device {device}"
     if dtype not in TYPES:
         return f"the dtype must be float32, float64, bfloat16 or float16, got {dtype}"
+    return None
+
+
+def why_not_automatic() -> str | None:
+    """Return None if impl="auto" should prefer this backend to torch where it can be used, or the reason why not."""
+    if THREADS is None and torch.get_num_threads() > 1:
+        return (
+            "no OpenMP runtime was found, so the CPU library has one thread where torch has "
+            f"{torch.get_num_threads()}; impl='cpu' uses it all the same"
+        )
     return None
 
 

@@ -91,10 +91,10 @@ def resolve(operation: str, impl: str, device: torch.device, dtype: torch.dtype,
             raise RuntimeError(f"{operation}: impl={impl!r} cannot run: {reason}")
         return impl
     for backend in automatic(device, fastest):
-        if why_not(operation, backend, device, dtype) is None:
+        if why_not_automatic(operation, backend, device, dtype) is None:
             return backend
-    if cpu.MISSING and device.type == "cpu" and not torch.compiler.is_compiling():
-        _warn_missing()
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        _warn_slow(cpu.MISSING or cpu.why_not_automatic())
     return "reference"
 
 
@@ -103,6 +103,12 @@ def why_not(operation: str, backend: str, device: torch.device, dtype: torch.dty
     if backend not in OPERATIONS[operation]:
         return f"the {backend} backend has no kernel for this operation yet"
     return _CAN_USE[backend](device, dtype)
+
+
+def why_not_automatic(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return None if impl="auto" may choose a backend for this, or the reason why not."""
+    reason = why_not(operation, backend, device, dtype)
+    return cpu.why_not_automatic() if reason is None and backend == "cpu" else reason
 
 
 def automatic(device: torch.device, fastest: str | None = None) -> tuple[str, ...]:
@@ -129,7 +135,8 @@ def fused_backends(device: torch.device, impl: str = "auto", dtype: torch.dtype 
     found = {}
     for operation in OPERATIONS:
         tried = automatic(device, measured.fastest(operation, device, dtype)) if impl == "auto" else (impl,)
-        reasons = {backend: why_not(operation, backend, device, dtype) for backend in tried}
+        reject = why_not_automatic if impl == "auto" else why_not
+        reasons = {backend: reject(operation, backend, device, dtype) for backend in tried}
         runs = next((backend for backend in tried if reasons[backend] is None), None)
         if runs is None:
             raise RuntimeError(next(iter(reasons.values()), f"there are no kernels for devices of type {device.type}"))
@@ -156,5 +163,6 @@ def check_impl(impl: str) -> None:
 
 
 @functools.cache
-def _warn_missing() -> None:
-    warnings.warn(f"cdn_kernels runs on plain PyTorch operations: {cpu.MISSING}", stacklevel=4)
+def _warn_slow(reason: str | None) -> None:
+    if reason:
+        warnings.warn(f"cdn_kernels runs on plain PyTorch operations: {reason}", stacklevel=4)

@@ -98,6 +98,8 @@ std::string features() {
     add(units.avx512, "avx512_bf16");
     add(units.amx_tile, "amx_tile");
     add(units.amx, "amx_bf16");
+#elif defined(__ARM_NEON)
+    found = "neon, which the scalar kernels are compiled for";
 #endif
     return found;
 }
@@ -154,11 +156,6 @@ const char* cdn_build() {
         "Clang " __clang_version__
 #else
         "GCC " __VERSION__
-#endif
-#ifdef _OPENMP
-        ", OpenMP"
-#else
-        ", without OpenMP: one thread"
 #endif
     );
     return build.c_str();

@@ -16,13 +16,15 @@ const Variant* find(int capability);
 // The convolutions of an engine; null if this processor has no such engine.
 const ConvolutionKernels* find_engine(int engine);
 
+// Run run(data, part) for parts 0 .. parts - 1, each on a thread of its own where there are threads.
+void run_parts(int parts, void (*run)(const void* data, int part), const void* data);
+
 // Run work(part, first, last) over 0 .. units in one part per thread.
 template <typename Work>
 void split_parts(std::int64_t units, int threads, Work work) {
     if (threads <= 1) return work(0, std::int64_t{0}, units);
-    // Always the full team: OpenMP ends threads that a smaller one leaves idle, and torch wants them back.
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) work(part, units * part / threads, units * (part + 1) / threads);
+    const auto part = [&](int i) { work(i, units * i / threads, units * (i + 1) / threads); };
+    run_parts(threads, [](const void* data, int i) { (*static_cast<decltype(part)*>(data))(i); }, &part);
 }
 
 // Run work(first, last) over 0 .. units, on all threads if there are more than kSerial elements.

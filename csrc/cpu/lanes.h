@@ -6,8 +6,10 @@
 
 #include "../philox.h"
 
-#ifdef __SSE2__
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace cdn::CDN_VARIANT {
@@ -32,6 +34,8 @@ CDN_HOST_DEVICE Pairs even_products(Pairs a, Pairs b) {
     return (Pairs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
     return (Pairs)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__ARM_NEON)
+    return (Pairs)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
     return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
 #endif

@@ -107,7 +107,7 @@ def test_a_library_that_is_missing_or_foreign_is_explained(tmp_path):
 
 def test_auto_falls_back_and_warns_once(monkeypatch):
     monkeypatch.setattr(cpu, "MISSING", "it was not built")
-    dispatch._warn_missing.cache_clear()
+    dispatch._warn_slow.cache_clear()
     x = torch.ones(2, 3)
     with pytest.warns(UserWarning, match="plain PyTorch operations: it was not built") as caught:
         for _ in range(3):
@@ -119,7 +119,7 @@ def test_auto_falls_back_and_warns_once(monkeypatch):
     with pytest.raises(RuntimeError, match="it was not built"):
         dispatch.fused_backends(torch.device("cpu"))
     assert {backend for _, backend in info.describe("cpu")} == {"reference"}
-    dispatch._warn_missing.cache_clear()
+    dispatch._warn_slow.cache_clear()
 
 
 def test_the_table_of_operations(capsys):

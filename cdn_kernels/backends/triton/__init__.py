@@ -26,7 +26,7 @@ LEAST_CAPABILITY = 8  # Ampere: bfloat16 arithmetic
 def can_use_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return None if this backend takes tensors of a device and dtype, or the reason why not."""
     if not INSTALLED:
-        return "triton is not installed (pip install cdn[triton], on Linux)"
+        return "triton is not installed; the builds of torch for NVIDIA GPUs bring it, on Linux"
     if dtype not in TYPES:
         return f"the dtype must be float32, float64, bfloat16 or float16, got {dtype}"
     if INTERPRETED:
