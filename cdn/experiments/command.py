@@ -20,7 +20,7 @@ from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
 from cdn.runs import Run, by_name, open_run
-from cdn.store import finite, write_atomically
+from cdn.store import finite, make_folder, write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -236,18 +236,6 @@ def write_report(
     # Options may hold paths, one or many.
     write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
-
-
-def make_folder(path: Path) -> None:
-    """Make the output folder of an experiment.
-
-    Raises:
-        CDNError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
 
 
 def text_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
