@@ -14,10 +14,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdn.errors import CDNError, CheckpointError
 from cdn.model import Network, build
+from cdn.model.abilities import unwrapped
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
@@ -156,16 +157,26 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_model(path: str | Path, model: Network, classes: Sequence[str] = ()) -> None:
+def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), objective: str | None = None) -> None:
     """Write the weights of a model as safetensors, with what it takes to build it again.
 
     Args:
         path: the file.
-        model: a model of :mod:`cdn.model`.
+        model: a model of :mod:`cdn.model`, or one that is wrapped, of which the module inside is written.
         classes: names of the classes.
+        objective: what it was trained on, as in the settings of a run, by which it is refused for all else; None for
+            all that its kind can do.
+
+    Raises:
+        CDNError: another module, or the file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = dict(format=FORMAT, model=json.dumps(model.config), classes=json.dumps(list(classes)))
+    inner = unwrapped(model)
+    if not isinstance(inner, Network):
+        raise CDNError(f"save_model: expected a model of cdn, got a {type(inner).__name__}")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
+    metadata = dict(format=FORMAT, model=json.dumps(inner.config), classes=json.dumps(list(classes)))
+    if objective is not None:
+        metadata["objective"] = objective
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -196,7 +207,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         device: where to put it.
 
     Returns:
-        The model; ``model.classes`` holds the names of the classes.
+        The model; ``model.classes`` holds the names of the classes, ``model.objective`` what it was trained on. Of a
+        model that was trained to classify alone, :func:`cdn.score` and the like are refused.
 
     Raises:
         CheckpointError: the file is missing, torn, or not a model of this package.
@@ -207,11 +219,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
-    with fitting(path):
+    # Parameters that are made in inference mode could never be differentiated by, nor the score be computed outside.
+    with torch.inference_mode(False), fitting(path):
         model = build(json.loads(metadata["model"]))
         model.load_state_dict(tensors)
         model.classes = tuple(json.loads(metadata["classes"]))
-    return model.eval().to(device)
+        model.objective = metadata.get("objective") or _objective_beside(path)
+        return model.eval().to(device)
+
+
+def _objective_beside(path: Path) -> str | None:
+    """Return what the run of a model was trained on; files of old versions do not say so themselves."""
+    try:
+        return load_config(path.parent).get("training", {}).get("objective")
+    except CheckpointError:
+        return None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
+from cdn.model.abilities import kind
 from cdn.runs import Run, by_name, open_run
 from cdn.store import finite, make_folder, write_atomically
 from cdn_kernels import machine
@@ -154,7 +155,7 @@ class Experiment:
         if not self.run.has_density or (classes and not self.run.has_classes):
             raise CDNError(
                 f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
-                f"got a {type(self.model).__name__} trained on {self.run.objective or 'something else'}"
+                f"got {kind(self.model, self.run.objective)}"
             )
 
     @property

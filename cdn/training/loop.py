@@ -19,7 +19,8 @@ from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
 from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from cdn.evaluation.evaluate import Report
-from cdn.model import GradResNet, Network
+from cdn.model import Network
+from cdn.model.abilities import has_density
 from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
 from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
 from cdn.training.identity import DATA, require_same_data, write_fingerprint
@@ -188,7 +189,7 @@ class _Training:
     def _save(self) -> None:
         seconds = time.perf_counter() - self.start
         save_state(self.run, dict(self.trainer.state(), metrics_bytes=self.metrics.sync(), seconds=seconds))
-        save_model(self.run / WEIGHTS, self.trainer.average, self.dataset.classes)
+        save_model(self.run / WEIGHTS, self.trainer.average, self.dataset.classes, self.settings.objective)
 
     def _measure(self, limits: Mapping[str, Any]) -> Report:
         """Evaluate the average of the weights, and write a row of what was found."""
@@ -212,7 +213,7 @@ class _Training:
         """Leave the model, calibrated, its evaluation and the pictures."""
         settings, trainer = self.settings, self.trainer
         denoises = settings.objective in ("joint", "denoising")
-        if isinstance(trainer.average, GradResNet) and denoises:
+        if denoises and has_density(trainer.average):
             images, _ = self.dataset.train.load(torch.arange(min(len(self.dataset.train), 256)))
             images = images.to(trainer.device).float().div(255)
             calibrate(trainer.average, images, Noise(settings.seed), self.batch_size)

@@ -133,5 +133,5 @@ def test_refusals(digits_run, tmp_path):
         run(digits_run, tmp_path, "--sigmas", "-5")
     folder = tmp_path / "run"
     train.main(["--out", str(folder), "--model", "resnet-small", "--width", "8", "--steps", "2", "--device", "cpu"])
-    with pytest.raises(CDNError, match="a ResNet only classifies"):
+    with pytest.raises(CDNError, match="a ResNet, which only classifies"):
         run(folder, tmp_path)
