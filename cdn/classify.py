@@ -15,7 +15,8 @@ from cdn.density import estimate_sigma, log_prob
 from cdn.errors import CDNError, CheckpointError, DataError
 from cdn.evaluation.files import read_image
 from cdn.evaluation.memory import require_memory
-from cdn.model import DirectDenoiser, Network, ResNet
+from cdn.model import Network
+from cdn.model.abilities import classifies, has_density, kind
 from cdn.store import load, load_config
 
 DESCRIPTION = """\
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if an image could not be classified."""
     args = _parser().parse_args(argv)
     model = load(args.run, pick_device(args.device))
-    if isinstance(model, DirectDenoiser):
-        raise CDNError(f"{args.run}: expected a model that classifies, got a direct denoiser")
+    if not classifies(model):
+        raise CDNError(f"{args.run}: expected a model that classifies, got {kind(model)}")
     side = _training_side(args.run)
     if args.resize and side is None:
         raise CDNError(f"--resize: {args.run} does not say which image size it was trained on")
@@ -92,7 +93,7 @@ def classify(model: Network, y: Tensor, path: str | Path, top: int) -> dict[str,
             {"class": names[i], "probability": p} for i, p in zip(index[:top].tolist(), probabilities[:top].tolist())
         ],
     )
-    if not isinstance(model, ResNet):
+    if has_density(model):
         result |= dict(log_density=float(log_prob(model, y)), sigma=float(estimate_sigma(model, y)))
     return result
 
@@ -147,4 +148,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, to_the_end=False)

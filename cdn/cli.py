@@ -1,7 +1,6 @@
 """What every command shares: argument types, devices, and errors a person can read."""
 
 import argparse
-import os
 import subprocess
 import sys
 import warnings
@@ -12,33 +11,43 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from cdn.errors import CDNError
+from cdn_kernels.console import run_steadily
 
 PRECISIONS = ("float32", "bf16")
 
 Number = TypeVar("Number", int, float)
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None], *, to_the_end: bool = True) -> NoReturn:
     """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C.
+
+    Args:
+        main: the command.
+        to_the_end: whether it has results beside what it prints, and goes on when no one reads that any more.
 
     Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command.
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
+    sys.exit(run_steadily(lambda: _status(main), to_the_end=to_the_end))
+
+
+def _status(main: Callable[[], int | None]) -> int:
     try:
-        sys.exit(main() or 0)
+        return main() or 0
     except CDNError as error:
-        _fail(error)
+        return _failed(error)
     except OSError as error:
-        # The reader of our output (``| head``) has gone: nobody is left to tell.
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        _fail(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
+        return _failed(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
     except torch.OutOfMemoryError as error:
-        _fail(f"out of memory: {str(error).splitlines()[0]} Try a smaller batch or image.")
+        return _failed(f"out of memory: {str(error).splitlines()[0]} Try a smaller batch or image.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+def _failed(message: object) -> int:
+    print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
+    return 1
 
 
 def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:
@@ -49,22 +58,31 @@ def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: A
         log: path of the file.
         prefix: what to show before every line.
         options: for subprocess.Popen, such as cwd and env.
+
+    Raises:
+        CDNError: the file cannot be written; where that comes to light later, the command has run to its end.
     """
+    lost = None
+    try:
+        file = log.open("wb", buffering=0)
+    except OSError as error:
+        raise CDNError(f"could not write {log}: {error.strerror}") from None
     with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options) as process,
+        file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace", **options
+        ) as process,
     ):
         assert process.stdout is not None  # it is a pipe
         for line in process.stdout:
             print(f"{prefix}{line}", end="", flush=True)
-            file.write(line)
-            file.flush()
+            try:
+                file.write(line.encode(errors="backslashreplace"))
+            except OSError as error:
+                lost = error
+    if lost is not None:
+        raise CDNError(f"could not write {log}: {lost.strerror}")
     return process.returncode
-
-
-def _fail(message: object) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
 
 
 def positive_int(text: str) -> int:

@@ -20,7 +20,8 @@ from cdn.evaluation.files import check_writable, read_image, write_image
 from cdn.evaluation.memory import advise_tile, require_memory
 from cdn.evaluation.photographs import blind_sigma
 from cdn.evaluation.tiles import SMALLEST, in_tiles
-from cdn.model import DirectDenoiser, Network, ResNet
+from cdn.model import Network
+from cdn.model.abilities import classifies, denoises, is_direct_denoiser, kind
 from cdn.store import load
 
 DESCRIPTION = """\
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(args.output, args.input)
     device = pick_device(args.device)
     model = load(args.run, device)
-    if isinstance(model, ResNet):
-        raise CDNError(f"{args.run}: expected a model that denoises, got a ResNet, which only classifies")
+    if not denoises(model):
+        raise CDNError(f"{args.run}: expected a model that denoises, got {kind(model)}")
     label = None if args.label is None else _class_index(args.label, model)
     y, note = read_image(args.input, model.config["in_channels"])
     _say(note)
@@ -74,7 +75,7 @@ def parse_sigma(text: str) -> float:
 
 
 def _noise_level(model: Network, y: Tensor, sigma: float | None, size: int) -> float:
-    if isinstance(model, DirectDenoiser):
+    if is_direct_denoiser(model):
         _say("this model needs no noise level: --sigma is ignored" if sigma else None)
         return sigma or 0.0
     if sigma is None:
@@ -84,7 +85,7 @@ def _noise_level(model: Network, y: Tensor, sigma: float | None, size: int) -> f
 
 
 def _class_index(text: str, model: Network) -> int:
-    if isinstance(model, DirectDenoiser):
+    if not classifies(model):
         raise CDNError(f"--label {text}: this model knows no classes")
     if text in model.classes:
         return model.classes.index(text)

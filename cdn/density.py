@@ -13,9 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from cdn.model.abilities import has_density
-from cdn.model.baselines import DirectDenoiser
-from cdn.model.gradresnet import GradResNet
+from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
@@ -129,12 +127,12 @@ def denoise(
     Returns:
         Denoised images, the shape of y, not clipped to [0, 1].
     """
-    if isinstance(model, DirectDenoiser) and label is not None:
+    if is_direct_denoiser(model) and label is not None:
         raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
     with recorded_if(create_graph):
         y = ops.recordable(y)
         level = ops.expand(ops.recordable(ops.per_image(sigma, y, "sigma")), y)
-        if isinstance(model, DirectDenoiser):
+        if is_direct_denoiser(model):
             return y - model(y)
         return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
 
@@ -176,11 +174,11 @@ def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     return (inside + beyond).exp()
 
 
-def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256) -> None:
+def calibrate(model: nn.Module, x: Tensor, noise: Noise, batch_size: int = 256) -> None:
     """Measure the curve that :func:`estimate_sigma` inverts, and keep it with the model.
 
     Args:
-        model: a :class:`cdn.GradResNet`; its calibration buffers are overwritten.
+        model: a :class:`cdn.GradResNet`, or one that is wrapped; its calibration buffers are overwritten.
         x: clean images [N, C, H, W] in [0, 1]; a few hundred are enough.
         noise: a :class:`cdn.Noise` key.
         batch_size: images per forward and backward.
@@ -190,12 +188,13 @@ def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256)
             "calibrate fills buffers of the model, which torch.func transforms and forward-mode differentiation cannot "
             "follow: call it outside"
         )
-    for k, sigma in enumerate(model.calibration_sigma):
+    curve = _density(model)
+    for k, sigma in enumerate(curve.calibration_sigma):
         total = 0.0
         for part in x.split(batch_size):
             y, _ = ops.sample_noise(part, sigma, noise)
             total += float(ops.in_float64(score(model, y)).square().flatten(1).mean(1).sum())
-        model.calibration_mean_square[k] = total / len(x)
+        curve.calibration_mean_square[k] = total / len(x)
 
 
 def _one_class_each(logits: Tensor) -> Iterator[Tensor]:
@@ -206,5 +205,5 @@ def _one_class_each(logits: Tensor) -> Iterator[Tensor]:
 
 def _density(model: nn.Module) -> LogDensity:
     if not has_density(model):
-        raise ValueError(f"a {type(model).__name__} models no density: it has no log-probability and no score")
-    return cast(LogDensity, model)
+        raise ValueError(f"{kind(model)} models no density: it has no log-probability and no score")
+    return cast(LogDensity, model if unwrapped(model) is model else Opened(model))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn.errors import CDNError
+from cdn.store import append
 
 Row = dict[str, Any]
 
@@ -41,13 +42,13 @@ class Journal:
             ) from None
 
     def append(self, row: Row) -> None:
-        """Add a row and hand it to the operating system."""
+        """Add a row and hand it to the operating system.
+
+        Raises:
+            CDNError: it cannot be written; the rows before it are intact.
+        """
+        append(self.path, (json.dumps(row) + "\n").encode())
         self.rows.append(row)
-        try:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
 
 
 def _row(line: bytes) -> Row:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.model.baselines import DirectDenoiser
+from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
@@ -140,7 +140,7 @@ class _Objective:
             )
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
-        self.needs_score = _computed(denoising_weight) and not isinstance(model, DirectDenoiser)
+        self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)
         self.parts: Parts = {}
         with phase("noise"):
             self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)

@@ -1,9 +1,12 @@
 """What a run leaves on disk, and how it is written so that a crash cannot tear it."""
 
 import contextlib
+import glob
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,37 +14,138 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdn.errors import CDNError, CheckpointError
 from cdn.model import Network, build
+from cdn.model.abilities import unwrapped
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
+
+# How names of files that are being written end, and for how many seconds a writer may fall silent.
+TEMPORARY, STALE = ".tmp", 3600.0
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Replace a file by bytes so that a reader, or a crash at any moment, finds the old content or the new.
 
+    What a writer of the same file left that was killed long ago goes with it.
+
     Raises:
         CDNError: the disk is full or the folder cannot be written; the old content is intact.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sweep(path.parent, path.name)
+
+
+def keep_as(path: str | Path, other: str | Path) -> None:
+    """Give a file a second name, which it keeps when its own is replaced: a link, or a copy where there are no links.
+
+    Raises:
+        CDNError: it cannot be written; both names stand for what they stood for.
+    """
+    with _replacing(Path(other)) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def append(path: str | Path, data: bytes) -> int:
+    """Add bytes to the end of a file, all of them or none, and return its size.
+
+    Raises:
+        CDNError: the disk is full or the file cannot be written; what was there before is intact.
+    """
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(size)
+                raise
+            return size + len(data)
+    except OSError as error:
+        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a command writes into, and see that files can be written there.
+
+    Raises:
+        CDNError: it cannot be made, or not be written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
+    _try_writing(path, path)
+
+
+def require_writable(path: Path) -> None:
+    """Raise CDNError, before any work is done, where a file cannot be written."""
+    if path.is_dir():
+        raise CDNError(f"{path}: expected a file to write, got a folder")
+    if not path.absolute().parent.is_dir():
+        raise CDNError(f"{path}: its folder does not exist")
+    _try_writing(path.parent, path)
+
+
+def sweep(folder: Path, *names: str, age: float = STALE) -> None:
+    """Remove what killed writers left of the files of a folder.
+
+    Args:
+        folder: the folder.
+        names: of the files that they were to become.
+        age: seconds since the last byte; 0 where it is known that nobody else writes.
+    """
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*{TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                if not age or time.time() - path.stat().st_mtime >= age:
+                    path.unlink()
+
+
+def _try_writing(folder: Path, named: Path) -> None:
+    """Raise CDNError, which names a path, where files of a block cannot be written into a folder."""
+    probe = folder / f".probe.{os.getpid()}{TEMPORARY}"
+    try:
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        raise CDNError(f"{named} cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write what is to take the place of a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    # The new name itself has to survive a power cut, where the system can promise that of a folder: not all can.
+    with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name itself has to survive a power cut
+            os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
 
 
 def finite(value: Any) -> Any:
@@ -53,16 +157,26 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_model(path: str | Path, model: Network, classes: Sequence[str] = ()) -> None:
+def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), objective: str | None = None) -> None:
     """Write the weights of a model as safetensors, with what it takes to build it again.
 
     Args:
         path: the file.
-        model: a model of :mod:`cdn.model`.
+        model: a model of :mod:`cdn.model`, or one that is wrapped, of which the module inside is written.
         classes: names of the classes.
+        objective: what it was trained on, as in the settings of a run, by which it is refused for all else; None for
+            all that its kind can do.
+
+    Raises:
+        CDNError: another module, or the file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = dict(format=FORMAT, model=json.dumps(model.config), classes=json.dumps(list(classes)))
+    inner = unwrapped(model)
+    if not isinstance(inner, Network):
+        raise CDNError(f"save_model: expected a model of cdn, got a {type(inner).__name__}")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
+    metadata = dict(format=FORMAT, model=json.dumps(inner.config), classes=json.dumps(list(classes)))
+    if objective is not None:
+        metadata["objective"] = objective
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -93,7 +207,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         device: where to put it.
 
     Returns:
-        The model; ``model.classes`` holds the names of the classes.
+        The model; ``model.classes`` holds the names of the classes, ``model.objective`` what it was trained on. Of a
+        model that was trained to classify alone, :func:`cdn.score` and the like are refused.
 
     Raises:
         CheckpointError: the file is missing, torn, or not a model of this package.
@@ -104,11 +219,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
-    with fitting(path):
+    # Parameters that are made in inference mode could never be differentiated by, nor the score be computed outside.
+    with torch.inference_mode(False), fitting(path):
         model = build(json.loads(metadata["model"]))
         model.load_state_dict(tensors)
         model.classes = tuple(json.loads(metadata["classes"]))
-    return model.eval().to(device)
+        model.objective = metadata.get("objective") or _objective_beside(path)
+        return model.eval().to(device)
+
+
+def _objective_beside(path: Path) -> str | None:
+    """Return what the run of a model was trained on; files of old versions do not say so themselves."""
+    try:
+        return load_config(path.parent).get("training", {}).get("objective")
+    except CheckpointError:
+        return None
 
 
 @contextlib.contextmanager

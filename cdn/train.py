@@ -1,7 +1,11 @@
 """``python -m cdn.train``: train a network that classifies and denoises."""
 
 import argparse
+import contextlib
 import datetime
+import itertools
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +31,6 @@ from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
 from cdn.training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
 
-PICTURES = ("denoising.png", "chains.png", "curves.png")
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
@@ -194,6 +197,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, None where all is well."""
     arguments = vars(make_parser().parse_args(argv))
+    _require_one_process()
     run, resume = arguments.pop("out"), arguments.pop("resume")
     how = {name: arguments.pop(name) for name in ("download", "profile")}
     if resume:
@@ -201,21 +205,60 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         settings = _resumed_settings(run, arguments)
     else:
         settings = Settings(**arguments)
-        run = run or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     device = pick_device(settings.device)
     if settings.fused:
         _announce_fused(settings, device)
         cdn_kernels.keep_pages()
 
-    from cdn.training.loop import train  # here, because plotting libraries take a second that --help need not wait for
+    from cdn.training.loop import (
+        PICTURES,
+        train,
+    )  # here, because plotting libraries take a second that --help need not wait for
 
-    result = train(settings, run, device, resume=bool(resume), **how)
+    made = None
+    if run is None:
+        run = made = new_folder(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+    try:
+        result = train(settings, run, device, resume=bool(resume), **how)
+    finally:
+        with contextlib.suppress(OSError):  # where there is something in it
+            if made:
+                made.rmdir()
     if result is None:
         return 130
     print(f"{run}: " + summary(result))
     pictures = " and ".join(str(run / name) for name in PICTURES if (run / name).exists())
-    print(f"look at {pictures}; more figures with: python -m cdn.evaluate {run}")
+    look = f"look at {pictures}; more" if pictures else "more"
+    print(f"{look} figures with: {shlex.join(['python', '-m', 'cdn.evaluate', str(run)])}")
     return None
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder that was not there, PATH or else PATH-2, PATH-3 and so on, and return its path.
+
+    Raises:
+        CDNError: it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not path.parent.is_dir():
+                raise CDNError(f"--out: {path} cannot be made: {path.parent} is no folder") from None
+        except OSError as error:
+            raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
+    raise AssertionError
+
+
+def _require_one_process() -> None:
+    """Raise CDNError where torchrun, or a like of it, started this process among others."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count.isdecimal() and int(count) > 1:
+        raise CDNError(
+            f"training runs in one process, and this is one of {count} (WORLD_SIZE): start it once, without torchrun"
+        )
 
 
 def summary(result: Mapping[str, float | None]) -> str:

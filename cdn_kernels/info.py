@@ -1,6 +1,7 @@
 """Say what runs where: ``python -m cdn_kernels.info``."""
 
 import platform
+import sys
 
 import torch
 
@@ -8,6 +9,7 @@ from cdn_kernels import __version__
 from cdn_kernels.backends import cpu, cuda, measured, triton
 from cdn_kernels.backends.convolution_choice import chosen
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not, why_not_automatic
+from cdn_kernels.console import run_steadily
 
 _CPU = torch.device("cpu")
 CONVOLUTIONS = {
@@ -84,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_steadily(main, to_the_end=False))

@@ -23,7 +23,7 @@ ARROWS = {
     "evaluation": "data density errors model modes store",
     "experiments": "analysis certification cli data denoise density errors evaluation journal model modes objective "
     "prior quadrature reconstruction robustness runs store train training",
-    "journal": "errors",
+    "journal": "errors store",
     "modes": "cli errors",
     "objective": "model",
     "prior": "density model",

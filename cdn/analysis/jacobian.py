@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cdn.analysis.lanczos import Eigenpairs, extreme_eigenpairs
 from cdn.density import denoise
-from cdn.model import DirectDenoiser
+from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.reference import differentiable
 
@@ -185,7 +185,7 @@ def eigenpairs(
     Raises:
         ValueError: a :class:`cdn.DirectDenoiser`, or a number out of range.
     """
-    if isinstance(model, DirectDenoiser):
+    if is_direct_denoiser(model):
         raise ValueError(
             "eigenpairs: expected a model of log-densities, got a DirectDenoiser: it is the gradient of "
             "nothing, so its Jacobian is not symmetric and has no orthonormal eigenvectors"

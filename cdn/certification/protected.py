@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.density import denoise, log_prob
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model import abilities
 from cdn_kernels.replaced import replaced
 
 
@@ -41,10 +41,10 @@ class Protected(nn.Module):
 
     def __init__(self, classifier: nn.Module, model: nn.Module, sigma: float, steps: int = 1) -> None:
         super().__init__()
-        if isinstance(model, ResNet):
-            raise ValueError("model: expected one that denoises, got a ResNet, which only classifies")
-        if isinstance(classifier, DirectDenoiser):
-            raise ValueError("classifier: expected one that classifies, got a DirectDenoiser")
+        if not abilities.denoises(model):
+            raise ValueError(f"model: expected one that denoises, got {abilities.kind(model)}")
+        if not abilities.classifies(classifier):
+            raise ValueError(f"classifier: expected one that classifies, got {abilities.kind(classifier)}")
         if not 0 < sigma < float("inf"):
             raise ValueError(f"sigma must be a number above 0, got {sigma}")
         self.classifier, self.model, self.sigma = classifier.eval(), model, sigma

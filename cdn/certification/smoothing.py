@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import cdn_kernels
 from cdn.certification.binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
-from cdn.model import DirectDenoiser
+from cdn.model import abilities
 from cdn.modes import evaluating
 from cdn_kernels import Noise
 from cdn_kernels.transforms import transformed
@@ -200,8 +200,8 @@ def _key(seed: int, index: int, part: int) -> Noise:
 
 
 def _check(model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, batch_size: int) -> None:
-    if isinstance(model, DirectDenoiser):
-        raise ValueError("model: expected one that classifies, got a DirectDenoiser, which knows no classes")
+    if not abilities.classifies(model):
+        raise ValueError(f"model: expected one that classifies, got {abilities.kind(model)}")
     if x.dim() != 4:
         raise ValueError(f"x must be images [B, C, H, W], got {list(x.shape)}")
     if not 0 < sigma < float("inf"):

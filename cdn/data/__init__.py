@@ -2,6 +2,7 @@
 
 from cdn.data.augment import Augmentation, augment
 from cdn.data.batches import Batches
+from cdn.data.contents import Fingerprint, differences, fingerprint
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
 from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
 from cdn.data.split import Subset
@@ -12,12 +13,15 @@ __all__ = [
     "Augmentation",
     "Batches",
     "Dataset",
+    "Fingerprint",
     "ImageSplit",
     "Subset",
     "augment",
     "balanced_indices",
     "batch_indices",
     "channel_mean",
+    "differences",
+    "fingerprint",
     "load_dataset",
     "steps_per_epoch",
 ]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cdn.errors import CDNError
 from cdn.evaluation.tiles import SMALLEST
-from cdn.model import GradResNet, Network
+from cdn.model import Network
+from cdn.model.abilities import has_density
 
 SIDE = 64
 # Peak memory over kept activations, as measured on several models and sizes: 1.4 to 2.4 with a graph, as the
@@ -72,7 +73,7 @@ def require_memory(model: Network, height: int, width: int, device: torch.device
     Raises:
         CDNError: the estimate exceeds the available memory.
     """
-    factor = WITH_GRAPH if isinstance(model, GradResNet) else WITHOUT_GRAPH
+    factor = WITH_GRAPH if has_density(model) else WITHOUT_GRAPH
     needed = factor * bytes_per_pixel(model) * height * width
     available = available_bytes(device)
     free = "" if available is None else f", and {_gib(available)} are available"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cdn.density import denoise, estimate_sigma
 from cdn.evaluation.tiles import in_tiles, split_tiles
-from cdn.model import DirectDenoiser
+from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 
@@ -46,7 +46,7 @@ def denoise_photograph(model: nn.Module, x: Tensor, sigma: float, noise: Noise, 
     y, _ = ops.sample_noise(x, sigma, noise)
     size = tile or max(y.shape[2:])
     known = in_tiles(lambda part: denoise(model, part, sigma), y, size)
-    if isinstance(model, DirectDenoiser):
+    if is_direct_denoiser(model):
         return Denoised(y, None, known, None)
     estimate = blind_sigma(model, y, size)
     # D(y) - y is sigma^2 times a score that does not depend on sigma: another level only scales it.

@@ -12,7 +12,7 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import Column, draw_grid, with_psnr
 from cdn.evaluation.style import save
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model import abilities
 from cdn.modes import evaluating
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise
@@ -47,8 +47,8 @@ def denoising_picture(
     Raises:
         CDNError: the model cannot denoise, or no image of the split is exact.
     """
-    if isinstance(model, ResNet):
-        raise CDNError("denoising_picture: a ResNet only classifies, expected a model that denoises")
+    if not abilities.denoises(model):
+        raise CDNError(f"denoising_picture: expected a model that denoises, got {abilities.kind(model)}")
     exact = split.exact.nonzero()[:, 0]
     if len(exact) == 0:
         raise CDNError("denoising_picture: expected exact images, but all of the split are marked as inexact")
@@ -71,6 +71,6 @@ def chains_picture(images: Tensor, path: str | Path, side: int = 8) -> None:
 def _columns(model: nn.Module, x: Tensor, labels: Tensor, sigma: float, key: Noise) -> list[Column]:
     y, _ = ops.sample_noise(x, sigma / 255, key)
     columns = [(f"σ = {sigma:g}/255", y), ("denoised", denoise(model, y, sigma / 255))]
-    if not isinstance(model, DirectDenoiser):
+    if not abilities.is_direct_denoiser(model):
         columns.append(("given class", denoise(model, y, sigma / 255, labels)))
     return [with_psnr(title, images, x) for title, images in columns]

@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from cdn.cli import run_command
 from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
+from cdn.journal import Journal
 from cdn.model import DirectDenoiser, GradResNet
 from cdn.model.head import DEEP_ENERGY
 from cdn.objective import joint_step
+from cdn.store import make_folder
 from cdn.training.recipe import learning_rate, make_optimizer
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
@@ -243,15 +246,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in variants:
             parser.error(f"--only: {name!r} is no variant of the study {args.study!r}: {'; '.join(variants)}")
     log = args.out / f"{args.study}.jsonl"
-    read = lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if args.table:
-        print(table(read(), variants))
+        print(table(Journal(log).rows, variants))
         return
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     data = load_dataset("cifar10", args.data_dir)
     for name in args.only or variants:
         for seed in args.seeds:
-            if any((r["name"], r["seed"], r["steps"]) == (name, seed, steps) for r in read()):
+            journal = Journal(log)  # another process may have added rows
+            if any((r["name"], r["seed"], r["steps"]) == (name, seed, steps) for r in journal.rows):
                 continue
             options = base | variants[name] | dict(steps=steps)
             model, seconds = train(data, options, seed)
@@ -264,10 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 **options,
                 **measure(model, data, options),
             )
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            journal.append(row)
             print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

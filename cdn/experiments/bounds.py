@@ -22,7 +22,8 @@ from cdn.cli import nonnegative_float, positive_float, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, crossing
 from cdn.evaluation.style import BLACK, COLORS, save, tidy
-from cdn.experiments.command import make_folder, text_table, write_report
+from cdn.experiments.command import text_table, write_report
+from cdn.store import make_folder
 
 # Two bounds by name, the n at which they cross, and the error there.
 Crossing = tuple[str, str, float, float]

@@ -19,8 +19,9 @@ from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
+from cdn.model.abilities import kind
 from cdn.runs import Run, by_name, open_run
-from cdn.store import finite, write_atomically
+from cdn.store import finite, make_folder, write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -154,7 +155,7 @@ class Experiment:
         if not self.run.has_density or (classes and not self.run.has_classes):
             raise CDNError(
                 f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
-                f"got a {type(self.model).__name__} trained on {self.run.objective or 'something else'}"
+                f"got {kind(self.model, self.run.objective)}"
             )
 
     @property
@@ -236,18 +237,6 @@ def write_report(
     # Options may hold paths, one or many.
     write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
-
-
-def make_folder(path: Path) -> None:
-    """Make the output folder of an experiment.
-
-    Raises:
-        CDNError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
 
 
 def text_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

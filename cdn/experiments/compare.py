@@ -21,7 +21,7 @@ from cdn.errors import CDNError
 from cdn.evaluation import reliability_comparison
 from cdn.evaluation.metrics import Reliability
 from cdn.evaluation.style import save, tidy
-from cdn.store import METRICS, load_config, write_atomically
+from cdn.store import METRICS, load_config, make_folder, write_atomically
 
 JEM_REMARK = (
     "A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the table and picture go")
     args = parser.parse_args(argv)
     runs = [read_run(path) for path in args.runs]
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     write_atomically(args.out / "comparison.md", table(runs).encode())
     picture(runs, args.out / "comparison.png")
     if found := reliabilities(runs):

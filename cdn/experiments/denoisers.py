@@ -35,7 +35,7 @@ from cdn.evaluation.grid import draw_grid, with_psnr
 from cdn.evaluation.metrics import psnr
 from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
 from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
-from cdn.model import GradResNet
+from cdn.model.abilities import kind
 from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
 
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
     model, classes = experiment.model, experiment.run.dataset.classes
-    if not isinstance(model, GradResNet) or len(classes) < 2:
+    if not (experiment.run.has_density and experiment.run.has_classes) or len(classes) < 2:
         raise CDNError(
             f"{args.run}: expected a GradResNet of at least two classes, whose denoiser can be told one, "
-            f"got a {type(model).__name__} and {len(classes)}"
+            f"got {kind(model, experiment.run.objective)} and {len(classes)}"
         )
     x, labels = experiment.test_images(exact=True)
     if not len(x):

@@ -32,7 +32,7 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model.abilities import is_direct_denoiser, kind
 from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
 
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     experiment = Experiment(args)
     model = experiment.model
-    if isinstance(model, ResNet):
-        raise CDNError(f"{args.run}: a ResNet only classifies, expected a model that denoises")
+    if not experiment.run.denoises:
+        raise CDNError(f"{args.run}: expected a model that denoises, got {kind(model, experiment.run.objective)}")
     x, _ = experiment.test_images()
     shown, label = shown_image(experiment)
     check_numbers(args, shown.numel())
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{args.run}: {len(x)} test images of {experiment.run.dataset.name}, d = {shown.numel()} values each, "
         f"{args.probes} probes per image; spectrum at test image {args.image} ({label})"
     )
-    has_spectrum = dense or not isinstance(model, DirectDenoiser)
+    has_spectrum = dense or not is_direct_denoiser(model)
     tables = [dimension_table, spectrum_table] if has_spectrum else [dimension_table]
     print(*(table(results) for table in tables), sep="\n\n")
-    if isinstance(model, DirectDenoiser):
+    if is_direct_denoiser(model):
         print(
             "\nA direct denoiser is the gradient of nothing: its Jacobian is not symmetric and has no orthonormal "
             "eigenvectors.\nSingular values stand for eigenvalues, and eigenvectors.png is not drawn."
@@ -168,7 +168,7 @@ def spectrum(
     pairs = None
     with evaluating(model, args.precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
-        if not isinstance(model, DirectDenoiser):
+        if not is_direct_denoiser(model):
             pairs = eigenpairs(
                 model,
                 y[0],

@@ -28,9 +28,9 @@ from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, fit_bound
 from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
 from cdn.experiments.bounds import crossings
-from cdn.experiments.command import Results, make_folder, text_table, write_report
+from cdn.experiments.command import Results, text_table, write_report
 from cdn.journal import Journal
-from cdn.store import CONFIG, load_config
+from cdn.store import CONFIG, load_config, make_folder
 from cdn.training.loop import train
 from cdn.training.settings import Settings
 
@@ -148,7 +148,7 @@ def _run(out: Path, plan: Plan, settings: Settings) -> Results | None:
     """Train one model, or go on with it, and return its row; None if it was interrupted."""
     folder = out / "{}-{}-seed{}".format(*plan)
     resume = (folder / CONFIG).exists()
-    if resume and Settings.from_dict(load_config(folder)["training"]) != settings:
+    if resume and not Settings.from_dict(load_config(folder)["training"]).agree(settings):
         raise CDNError(f"{folder} holds a run of other settings: remove it, or choose another --out")
     start = time.perf_counter()
     result = train(settings, folder, pick_device(settings.device), resume=resume)
@@ -170,7 +170,7 @@ def _run(out: Path, plan: Plan, settings: Settings) -> Results | None:
 
 
 def _same(row: Results, settings: Settings) -> bool:
-    return Settings.from_dict(row["settings"]) == settings
+    return Settings.from_dict(row["settings"]).agree(settings)
 
 
 def _curves(rows: Iterable[Results], measure: str) -> Curves:

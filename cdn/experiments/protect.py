@@ -30,7 +30,6 @@ from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.model import DirectDenoiser
 from cdn.modes import evaluating
 from cdn.robustness.attacks import pgd
 from cdn.robustness.ball import NORMS, Ball
@@ -122,7 +121,7 @@ def _systems(experiment: Experiment, classifier: nn.Module, args: argparse.Names
         DENOISED: (*randomized(noisy(protected)), protected),
         PURIFIED: (*randomized(noisy(purified)), None),
     }
-    if not isinstance(model, DirectDenoiser):
+    if experiment.run.has_density:
         reference, _ = experiment.images(experiment.run.dataset.train, REFERENCE)
         vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise(args.seed + 2))
         systems[VOTE] = (*randomized(vote), None)

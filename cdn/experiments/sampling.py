@@ -24,7 +24,7 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION, accuracy
 from cdn.evaluation.grid import draw_grid
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.model import DirectDenoiser
+from cdn.model.abilities import classifies
 from cdn.modes import evaluating
 from cdn.prior.ascent import ascend
 from cdn.prior.langevin import langevin, noise_ladder
@@ -172,7 +172,7 @@ def _judge(experiment: Experiment) -> nn.Module:
 
 def _agreement(judge: nn.Module, args: argparse.Namespace, images: Tensor, label: Tensor | None) -> float | None:
     """Return the share of images that are classified as the class they were drawn from, or None."""
-    if label is None or isinstance(judge, DirectDenoiser):
+    if label is None or not classifies(judge):
         return None
     with evaluating(judge, args.precision):
         return accuracy(judge, images, label, args.batch_size)

@@ -9,6 +9,7 @@ that of training; experiments take their defaults, and each can be repeated alon
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from typing import NamedTuple
 from cdn.cli import run_command, run_logged
 from cdn.data import DATASETS
 from cdn.errors import CDNError
-from cdn.experiments.command import REPORT, make_folder, text_table
+from cdn.experiments.command import REPORT, text_table
+from cdn.store import make_folder
 
 # Options of training by budget, and what a joint energy model adds to them: shorter chains than its paper's, so that
 # its training takes two to three times as long as that of the others, and few enough that each of them moves often.
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = {name: stages[name] for name in stages if name in (args.only or stages)}
     if args.dry_run:
         for stage in chosen.values():
-            print("python -m " + " ".join(stage.command))
+            print(shlex.join(["python", "-m", *stage.command]))
         return 0
     make_folder(args.out / "logs")
     rows = []

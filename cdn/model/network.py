@@ -11,9 +11,12 @@ class Network(nn.Module):
     Attributes:
         config: options that :func:`cdn.model.build` makes the same network of, with fresh weights; JSON can hold them.
         classes: names of the classes; set by :func:`cdn.load` alone.
+        objective: what a loaded model was trained on, as in the settings of its run; None where nobody said, and after
+            training it on something else, set it to None.
         mean: what is subtracted from the images, float32 [1, C, 1, 1].
     """
 
     config: dict[str, Any]
     classes: tuple[str, ...]
+    objective: str | None = None
     mean: Tensor

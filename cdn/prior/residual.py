@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn.density import score, sigma_from_score
-from cdn.model import DirectDenoiser
+from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise, sample_noise, standard_normal
 from cdn_kernels import reference as ops
 
@@ -49,7 +49,7 @@ def blind_residual(
     """
     if level not in LEVELS:
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}, got {level!r}")
-    if isinstance(model, DirectDenoiser):
+    if is_direct_denoiser(model):
         if label is not None or level == "calibrated":
             raise ValueError(
                 "blind_residual: a direct denoiser has no classes and no calibration, expected label=None "

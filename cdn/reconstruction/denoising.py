@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.density import class_scores
-from cdn.model import DirectDenoiser, ResNet
+from cdn.model.abilities import classifies, has_density, kind
 from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
@@ -81,8 +81,8 @@ class DenoisingErrorClassifier(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if isinstance(model, (ResNet, DirectDenoiser)):
-            raise ValueError(f"model: expected one that denoises given a class, got a {type(model).__name__}")
+        if not (has_density(model) and classifies(model)):
+            raise ValueError(f"model: expected one that denoises given a class, got {kind(model)}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0, got {temperature}")
         for name, value in (("nodes", nodes), ("draws", draws)):

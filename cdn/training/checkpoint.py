@@ -1,8 +1,8 @@
 """The state of a training run, written so that a kill at any moment loses only the work since the last one."""
 
 import io
-import os
 import pickle
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,15 @@ from typing import Any
 import torch
 
 from cdn.errors import CheckpointError
-from cdn.store import write_atomically
+from cdn.store import keep_as, write_atomically
 
 STATE, PREVIOUS = "state.pt", "state.previous.pt"
 FORMAT = "cdn-state-1"
+
+
+def has_state(run: str | Path) -> bool:
+    """Say whether a run has ever saved its state."""
+    return any((Path(run) / name).exists() for name in (STATE, PREVIOUS))
 
 
 def save_state(run: str | Path, state: dict[str, Any]) -> None:
@@ -31,11 +36,8 @@ def save_state(run: str | Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state, format=FORMAT), buffer)
     if (run / STATE).exists():
-        # A second name for the file that is about to be replaced: at no moment is there less than one whole state.
-        link = run / f".{PREVIOUS}.{os.getpid()}.tmp"
-        link.unlink(missing_ok=True)
-        os.link(run / STATE, link)
-        os.replace(link, run / PREVIOUS)
+        # Before it is replaced: at no moment is there less than one whole state.
+        keep_as(run / STATE, run / PREVIOUS)
     write_atomically(run / STATE, buffer.getbuffer())
 
 
@@ -48,10 +50,10 @@ def load_state(run: str | Path, device: str | torch.device = "cpu") -> dict[str,
         CheckpointError: there is none, it is torn or damaged, or it is not a state of this package.
     """
     path = Path(run) / STATE
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: there is nothing to resume")
     previous = Path(run) / PREVIOUS
-    advice = f"; the one before is whole: mv {previous} {path}" if _whole(previous) else ""
+    advice = f"; the one before is whole: {shlex.join(['mv', str(previous), str(path)])}" if _whole(previous) else ""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: there is nothing to resume{advice}")
     if not _whole(path):
         raise CheckpointError(f"{path} is torn or no checkpoint at all{advice}")
     try:

@@ -53,11 +53,21 @@ class Health:
         Raises:
             DivergedError: ``patience`` steps in a row were skipped.
         """
-        skipped, _, longest, *terms = self.counters.tolist()
+        skipped, _, longest, *_ = self.counters.tolist()
         if longest >= self.patience:
-            blame = ", ".join(f"{name} ({count} times)" for name, count in zip(TERMS, terms) if count)
             raise DivergedError(
-                f"{longest} steps in a row were not finite: {blame}; none of them changed the "
+                f"{longest} steps in a row were not finite: {self._blame()}; none of them changed the "
                 "weights. Try a smaller learning rate or more noise (sigma_low, jem_input_noise)."
             )
         return skipped
+
+    def remark(self, steps: int) -> str | None:
+        """Return a sentence on how many of the steps were skipped and why; None if none was."""
+        skipped = int(self.counters[0])
+        if not skipped:
+            return None
+        return f"{skipped:,} of {steps:,} steps changed nothing, as they were not finite: {self._blame()}"
+
+    def _blame(self) -> str:
+        terms = self.counters[3:].tolist()
+        return ", ".join(f"{name} ({count} times)" for name, count in zip(TERMS, terms) if count)

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.errors import CDNError, CheckpointError
-from cdn.store import METRICS
+from cdn.store import METRICS, append, finite
 
 
 class MetricsFile:
@@ -38,26 +37,25 @@ class MetricsFile:
                 raise CheckpointError(
                     f"{self.path} has {found} bytes where the checkpoint saw {size}: it was changed since"
                 )
-            os.truncate(self.path, size)
-        self.file = open(self.path, "wb" if size is None else "ab")  # noqa: SIM115 - closed by close()
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(size or 0)
+        except OSError as error:
+            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
+        self.size = size or 0
 
     def write(self, **row: object) -> None:
         """Append a row and hand it to the operating system."""
-        row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        try:
-            self.file.write((json.dumps(row) + "\n").encode())
-            self.file.flush()
-        except OSError as error:
-            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
+        self.size = append(self.path, (json.dumps(finite(row)) + "\n").encode())
 
     def sync(self) -> int:
         """Wait until the rows are on disk and return the size of the file."""
-        os.fsync(self.file.fileno())
-        return self.file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        try:
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
+        return self.size
 
 
 class Averages:

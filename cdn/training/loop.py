@@ -1,10 +1,11 @@
 """A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -13,14 +14,17 @@ from typing import Any
 import torch
 
 import cdn_kernels
-from cdn.data import Dataset, Subset, balanced_indices, load_dataset, steps_per_epoch
+from cdn.data import Dataset, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
 from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
 from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from cdn.evaluation.evaluate import Report
-from cdn.model import GradResNet, Network
-from cdn.store import CONFIG, METRICS, WEIGHTS, save_config, save_model
-from cdn.training.checkpoint import STATE, load_state, save_state
+from cdn.model import Network
+from cdn.model.abilities import has_density
+from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
+from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
+from cdn.training.identity import DATA, require_same_data, write_fingerprint
+from cdn.training.lock import locked
 from cdn.training.log import Averages, MetricsFile, Progress
 from cdn.training.profile import profile_steps
 from cdn.training.settings import Settings
@@ -31,6 +35,7 @@ from cdn_kernels import Noise
 QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
 BATCH_SIZE = 256
+PICTURES = ("denoising.png", "chains.png", "curves.png")
 
 
 def train(
@@ -59,126 +64,185 @@ def train(
         The last evaluation, or None if the run was interrupted (its state is saved).
 
     Raises:
-        CDNError: bad data, a full disk, a damaged checkpoint, or a run that diverged; what was saved is intact.
+        CDNError: bad data, other data than that of the start, a full disk, a damaged checkpoint, a run that another
+            process is training, or one that diverged; what was saved is intact.
     """
     run = Path(run)
-    dataset = load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
-    if settings.train_images is not None:
-        chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
-        dataset = replace(dataset, train=Subset(dataset.train, chosen))
-    per_epoch = steps_per_epoch(len(dataset.train), settings.batch_size)
-    steps = settings.total_steps(per_epoch)
-    progress: Progress  # made when it is known where the run begins
-    trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
-    # A run that was killed before its first checkpoint resumes from its beginning.
-    state = load_state(run, device) if resume and (run / STATE).exists() else None
-    if state:
-        _restore(trainer, state, run)
-    elif not resume:
-        _create(run)
-        save_config(run, _config(settings, dataset, trainer.model, steps))
-    metrics = MetricsFile(run, state["metrics_bytes"] if state else None)
-    elapsed = state["seconds"] if state else 0.0
-    start = time.perf_counter() - elapsed
-    evaluate_every = max(steps // settings.evaluations, 1)
-    progress = Progress(steps, trainer.step, show)
-    averages = Averages()
-    batch_size = BATCH_SIZE
-    if settings.crop_size:
-        # Whole images are larger than the crops of training: as many pixels at a time, in fewer images.
-        batch_size = max(batch_size * settings.crop_size**2 // math.prod(dataset.shape[1:]), 1)
+    with ExitStack() as stack:
+        if resume:
+            stack.enter_context(locked(run))
+        dataset = _load(settings, run, resume, download)
+        found = fingerprint(dataset)
+        if settings.train_images is not None:
+            chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
+            dataset = replace(dataset, train=Subset(dataset.train, chosen))
+        steps = settings.total_steps(steps_per_epoch(len(dataset.train), settings.batch_size))
+        progress: Progress  # made when it is known where the run begins
+        trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
+        state = None
+        if resume:
+            require_same_data(run, settings.data_dir, found)
+            # A run that was killed before its first checkpoint resumes from its beginning.
+            state = load_state(run, device) if has_state(run) else None
+            if state:
+                _restore(trainer, state, run)
+        else:
+            make_folder(run)
+            stack.enter_context(locked(run))
+            if (run / CONFIG).exists():
+                again = f"--resume {shlex.quote(str(run))}"
+                raise CDNError(f"{run} already holds a run: continue it with {again}, or choose another --out")
+            write_fingerprint(run, found)
+            save_config(run, _config(settings, dataset, trainer.model, steps))
+        sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
+        metrics = MetricsFile(run, state["metrics_bytes"] if state else None)
+        progress = Progress(steps, trainer.step, show)
+        return _Training(trainer, run, metrics, progress, state["seconds"] if state else 0.0).complete(profile)
 
-    def save() -> None:
-        save_state(run, dict(trainer.state(), metrics_bytes=metrics.sync(), seconds=time.perf_counter() - start))
-        save_model(run / WEIGHTS, trainer.average, dataset.classes)
 
-    def measure(limits: Mapping[str, Any]) -> Report:
+class _Training:
+    """What goes on between the first step of a run, or the first after a checkpoint, and its end.
+
+    Args:
+        trainer: in the state to go on from.
+        run: the run folder, which this process holds.
+        metrics, progress: where it is told.
+        elapsed: seconds that were spent before.
+    """
+
+    def __init__(self, trainer: Trainer, run: Path, metrics: MetricsFile, progress: Progress, elapsed: float) -> None:
+        self.trainer, self.run, self.metrics, self.progress = trainer, run, metrics, progress
+        self.settings, self.dataset = trainer.settings, trainer.dataset
+        self.start = time.perf_counter() - elapsed
+        self.batch_size = BATCH_SIZE
+        if self.settings.crop_size:
+            # Whole images are larger than the crops of training: as many pixels at a time, in fewer images.
+            pixels = math.prod(self.dataset.shape[1:])
+            self.batch_size = max(self.batch_size * self.settings.crop_size**2 // pixels, 1)
+
+    def complete(self, profile: bool) -> Report | None:
+        """Train to the end, and return the last evaluation; None if a signal stopped it before."""
+        trainer, say = self.trainer, self.progress.say
+        self._announce()
+        try:
+            if profile:
+                profile_steps(trainer, self.run / "profile.json", say)
+            self._take_steps()
+            if trainer.step < trainer.steps:
+                self._save()
+                again = shlex.join(["python", "-m", "cdn.train", "--resume", str(self.run)])
+                say(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {again}")
+                result = None
+            else:
+                result = self._finish()
+            if remark := trainer.health.remark(trainer.step):
+                say(remark)
+            return result
+        except (DataError, DivergedError):
+            # An unreadable image stops before a step and skipped steps change nothing: the trainer holds a good state.
+            self._save()
+            raise
+        finally:
+            self.progress.close()
+
+    def _announce(self) -> None:
+        settings, trainer = self.settings, self.trainer
+        self.progress.say(
+            f"{self.run}: {settings.model} of width {settings.width} "
+            f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
+            f"on {len(self.dataset.train):,} images of {settings.data}; {trainer.steps:,} steps of "
+            f"{settings.batch_size} on {trainer.device}" + (f", from step {trainer.step:,}" if trainer.step else "")
+        )
+
+    def _take_steps(self) -> None:
+        """Train until the last step, or until a signal asks to stop."""
+        settings, trainer, averages = self.settings, self.trainer, Averages()
+        evaluate_every = max(trainer.steps // settings.evaluations, 1)
+        last_save = time.perf_counter()
+        with _stop_requests() as stop:
+            while trainer.step < trainer.steps and not stop:
+                averages.add(settings.batch_size, trainer.advance())
+                self.progress.advance()
+                done = trainer.step
+                if done % settings.log_every == 0 or done == trainer.steps:
+                    self._log(averages.take())
+                if done % evaluate_every == 0 and done < trainer.steps:
+                    self._measure(QUICK)
+                if time.perf_counter() - last_save > settings.checkpoint_seconds:
+                    self._save()
+                    last_save = time.perf_counter()
+
+    def _log(self, averages: dict[str, float]) -> None:
+        """Write a row of the averages since the last one."""
+        step = self.trainer.step
+        self.metrics.write(
+            kind="train",
+            step=step,
+            epoch=step / steps_per_epoch(len(self.dataset.train), self.settings.batch_size),
+            skipped=self.trainer.health.check(),
+            learning_rate=float(self.trainer.rate),
+            seconds=time.perf_counter() - self.start,
+            **averages,
+        )
+        self.progress.update(averages)
+
+    def _save(self) -> None:
+        seconds = time.perf_counter() - self.start
+        save_state(self.run, dict(self.trainer.state(), metrics_bytes=self.metrics.sync(), seconds=seconds))
+        save_model(self.run / WEIGHTS, self.trainer.average, self.dataset.classes, self.settings.objective)
+
+    def _measure(self, limits: Mapping[str, Any]) -> Report:
+        """Evaluate the average of the weights, and write a row of what was found."""
+        settings, trainer = self.settings, self.trainer
         with cdn_kernels.using(trainer.impl):
             result = evaluate(
                 trainer.average,
-                dataset.test,
+                self.dataset.test,
                 levels=settings.levels,
                 precision=settings.precision,
-                batch_size=batch_size,
+                batch_size=self.batch_size,
                 objective=settings.objective,
                 **limits,
             )
-        row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - start, **result)
-        metrics.write(**row)
-        progress.update(row)
+        row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - self.start, **result)
+        self.metrics.write(**row)
+        self.progress.update(row)
         return result
 
-    progress.say(
-        f"{run}: {settings.model} of width {settings.width} "
-        f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
-        f"on {len(dataset.train):,} images of {settings.data}; {steps:,} steps of {settings.batch_size} "
-        f"on {device}" + (f", from step {trainer.step:,}" if trainer.step else "")
-    )
-    try:
-        if profile:
-            profile_steps(trainer, run / "profile.json", progress.say)
-        last_save = time.perf_counter()
-        with _stop_requests() as stop:
-            while trainer.step < steps and not stop:
-                averages.add(settings.batch_size, trainer.advance())
-                progress.advance()
-                done = trainer.step
-                if done % settings.log_every == 0 or done == steps:
-                    skipped = trainer.health.check()
-                    row = averages.take()
-                    metrics.write(
-                        kind="train",
-                        step=done,
-                        epoch=done / per_epoch,
-                        skipped=skipped,
-                        learning_rate=float(trainer.rate),
-                        seconds=time.perf_counter() - start,
-                        **row,
-                    )
-                    progress.update(row)
-                if done % evaluate_every == 0 and done < steps:
-                    measure(QUICK)
-                if time.perf_counter() - last_save > settings.checkpoint_seconds:
-                    save()
-                    last_save = time.perf_counter()
-        if trainer.step < steps:
-            save()
-            progress.say(f"stopped at step {trainer.step} of {steps}; go on with: python -m cdn.train --resume {run}")
-            return None
+    def _finish(self) -> Report:
+        """Leave the model, calibrated, its evaluation and the pictures."""
+        settings, trainer = self.settings, self.trainer
         denoises = settings.objective in ("joint", "denoising")
-        if isinstance(trainer.average, GradResNet) and denoises:
-            images, _ = dataset.train.load(torch.arange(min(len(dataset.train), 256)))
-            calibrate(trainer.average, images.to(device).float().div(255), Noise(settings.seed), batch_size)
-        save()
-        result = measure(FINAL)
+        if denoises and has_density(trainer.average):
+            images, _ = self.dataset.train.load(torch.arange(min(len(self.dataset.train), 256)))
+            images = images.to(trainer.device).float().div(255)
+            calibrate(trainer.average, images, Noise(settings.seed), self.batch_size)
+        self._save()
+        result = self._measure(FINAL)
         if denoises:
             denoising_picture(
                 trainer.average,
-                dataset.test,
-                run / "denoising.png",
-                classes=dataset.classes,
+                self.dataset.test,
+                self.run / "denoising.png",
+                classes=self.dataset.classes,
                 precision=settings.precision,
             )
         if trainer.jem:
-            chains_picture(trainer.jem.chains, run / "chains.png")
-        curves_picture(run / METRICS, run / "curves.png")
+            chains_picture(trainer.jem.chains, self.run / "chains.png")
+        curves_picture(self.run / METRICS, self.run / "curves.png")
         return result
-    except (DataError, DivergedError):
-        # An unreadable image stops before a step and skipped steps change nothing: the trainer holds a good state.
-        save()
-        raise
-    finally:
-        progress.close()
-        metrics.close()
 
 
-def _create(run: Path) -> None:
+def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Dataset:
+    """Load the data of a run."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CDNError(f"cannot create the run folder {run}: {error.strerror}") from None
-    if (run / CONFIG).exists():
-        raise CDNError(f"{run} already holds a run: continue it with --resume {run}, or choose another --out")
+        return load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
+    except DataError:
+        if resume and settings.data_dir is not None and not Path(settings.data_dir).exists():
+            raise DataError(
+                f"{run}: its data is not at {settings.data_dir} any more: say where it is with --data-dir DIR"
+            ) from None
+        raise
 
 
 def _restore(trainer: Trainer, state: dict[str, Any], run: Path) -> None:

@@ -1,7 +1,8 @@
 """All that defines a training run, with the recipe of each data set as its defaults."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -24,8 +25,9 @@ BLOCKS: dict[str, tuple[int, ...]] = {
 OBJECTIVES = ("joint", "classification", "denoising", "jem")
 KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
-# What may change when a run is resumed, since it changes nothing but what is seen of the run.
-FREE = ("device", "log_every", "evaluations", "checkpoint_seconds")
+# What may change when a run is resumed, since it changes nothing but what is seen of the run. The data may have moved,
+# and has to be the same.
+FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 _PHOTOGRAPHS: dict[str, Any] = dict(
@@ -140,6 +142,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
+        if self.data_dir is not None:  # so that a run can be resumed from anywhere
+            object.__setattr__(self, "data_dir", os.path.abspath(self.data_dir))
         recipe = RECIPES[self.data] | (JEM[self.data] if self.objective == "jem" else dict(head="log-energy"))
         for name, value in recipe.items():
             if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
@@ -209,6 +213,10 @@ class Settings:
             )
         except ValueError as error:
             raise CDNError(str(error)) from None
+
+    def agree(self, other: "Settings") -> bool:
+        """Say whether runs of these settings and of others take the same steps."""
+        return replace(self, **{name: getattr(other, name) for name in FREE}) == other
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as they are written to ``config.json``."""

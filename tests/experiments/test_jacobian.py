@@ -114,5 +114,5 @@ def test_refusals(digits_run, plain_run, tmp_path):
             run(digits_run, tmp_path, *options)
     with pytest.raises(SystemExit):
         run(digits_run, tmp_path, "--sigmas", "-5")
-    with pytest.raises(CDNError, match="a ResNet only classifies"):
+    with pytest.raises(CDNError, match="a ResNet, which only classifies"):
         run(plain_run, tmp_path)
