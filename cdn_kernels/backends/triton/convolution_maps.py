@@ -84,14 +84,14 @@ def to_images(
     EVERY: tl.constexpr = STRIDE if BACK else 1
     if BACK:
         phase = tl.program_id(1) if STRIDE > 1 else 0
-        row_n, column_n = row * STRIDE + phase // STRIDE, column * STRIDE + phase % STRIDE
-        exists_n = exists & (row_n < HEIGHT) & (column_n < WIDTH)
-        head_row, head_column = (phase // STRIDE + PAD) % STRIDE, (phase % STRIDE + PAD) % STRIDE
-        from_row, from_column = row + (phase // STRIDE + PAD) // STRIDE, column + (phase % STRIDE + PAD) // STRIDE
+        phase_row, phase_column = phase // STRIDE, phase % STRIDE
+        exists_n = exists & (row * STRIDE + phase_row < HEIGHT) & (column * STRIDE + phase_column < WIDTH)
+        head_row, head_column = (phase_row + PAD) % STRIDE, (phase_column + PAD) % STRIDE
+        from_row, from_column = row + (phase_row + PAD) // STRIDE, column + (phase_column + PAD) // STRIDE
         taps, taps_of_row = (SIZE - head_row + STRIDE - 1) // STRIDE, (SIZE - head_column + STRIDE - 1) // STRIDE
         taps *= taps_of_row
     else:
-        row_n, column_n, exists_n = row, column, exists
+        phase_row, phase_column, exists_n = 0, 0, exists
         head_row, head_column = 0, 0
         from_row, from_column = row * STRIDE - PAD, column * STRIDE - PAD
         taps, taps_of_row = SIZE * SIZE, SIZE
@@ -123,8 +123,9 @@ def to_images(
         b = tl.load(filters + places, mask=used[:, None] & (n < N)[None, :], other=0.0)
         sums = product(a, b, sums, PRECISION)
 
-    start_n = base * (HEIGHT_N * WIDTH_N * N)
-    places_n = (((image * HEIGHT_N + row_n) * WIDTH_N + column_n) * N)[:, None] + n[None, :]
+    # The phase goes with the pointer: as part of every place it would cost registers, and large tiles have none left.
+    start_n = base * (HEIGHT_N * WIDTH_N * N) + (phase_row * WIDTH_N + phase_column) * N
+    places_n = (((image * HEIGHT_N + row * EVERY) * WIDTH_N + column * EVERY) * N)[:, None] + n[None, :]
     inside_n = exists_n[:, None] & (n < N)[None, :]
     if kept is not None:
         store(kept + start_n, places_n, sums, inside_n)

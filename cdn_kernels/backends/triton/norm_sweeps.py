@@ -73,14 +73,11 @@ def _scales(statistics, group, exists, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def _saved(
-    statistics, gain, group, exists, channel, used, GROUPS: tl.constexpr, BUNDLE: tl.constexpr, LANES: tl.constexpr
-):
-    """Load what a sweep after the first starts from: (pivot and mean of places, r, k, s, the gains of places)."""
+def _saved(statistics, group, exists, GROUPS: tl.constexpr, BUNDLE: tl.constexpr, LANES: tl.constexpr):
+    """Load what a sweep after the first starts from: (pivot and mean of places, r, k, s)."""
     pivot, mean = _centre(statistics, group, exists, GROUPS)
     r, k, s = _scales(statistics, group, exists, GROUPS)
-    gains = tl.load(gain + channel, mask=used, other=0.0)
-    return of_places(pivot, BUNDLE, LANES), of_places(mean, BUNDLE, LANES), r, k, s, gains
+    return of_places(pivot, BUNDLE, LANES), of_places(mean, BUNDLE, LANES), r, k, s
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -326,7 +323,7 @@ def backward(
         sums += sample * CHUNKS * 2 * CHANNELS
         scalars += sample * 2 * GROUPS
     statistics += sample * (4 * GROUPS + 1)
-    pivot_c, mean_c, r, k, s, gains = _saved(statistics, gain, group, exists, channel, used, GROUPS, BUNDLE, LANES)
+    pivot_c, mean_c, r, k, s = _saved(statistics, group, exists, GROUPS, BUNDLE, LANES)
 
     if PHASE == WHOLE or PHASE == SUM:
         g_sums = tl.zeros([ROWS, BUNDLE * LANES], REAL)
@@ -344,6 +341,7 @@ def backward(
     if PHASE == FOLD:
         sum_g = _total(sums, 0, CHUNKS, 2, channel, used, CHANNELS)
         sum_gc = _total(sums, 1, CHUNKS, 2, channel, used, CHANNELS)
+    gains = tl.load(gain + channel, mask=used, other=0.0)  # not before, where registers are scarce
     if PHASE == WHOLE or PHASE == FOLD:
         mq, be, Q, constant, centred = _projections(
             gains, sum_g, sum_gc, r, k, s, WIDTH * PIXELS, exists, GROUPS, BUNDLE, LANES, KEEP
@@ -458,7 +456,7 @@ def tangent(
         sums += sample * CHUNKS * 5 * CHANNELS
         scalars += sample * 8 * GROUPS
     statistics += sample * (4 * GROUPS + 1)
-    pivot_c, mean_c, r, k, s, gains = _saved(statistics, gain, group, exists, channel, used, GROUPS, BUNDLE, LANES)
+    pivot_c, mean_c, r, k, s = _saved(statistics, group, exists, GROUPS, BUNDLE, LANES)
 
     if PHASE == WHOLE or PHASE == SUM:
         g_sums = tl.zeros([ROWS, BUNDLE * LANES], REAL)
@@ -492,6 +490,7 @@ def tangent(
         sum_b = _total(sums, 2, CHUNKS, 5, channel, used, CHANNELS)
         sum_bc = _total(sums, 3, CHUNKS, 5, channel, used, CHANNELS)
         sum_gb = _total(sums, 4, CHUNKS, 5, channel, used, CHANNELS)
+    gains = tl.load(gain + channel, mask=used, other=0.0)  # not before, where registers are scarce
     if PHASE == WHOLE or PHASE == FOLD:
         count = WIDTH * PIXELS
         mq, be, Q, g_0, g_c = _projections(gains, sum_g, sum_gc, r, k, s, count, exists, GROUPS, BUNDLE, LANES, KEEP)
