@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
@@ -15,6 +14,7 @@ from cdn_kernels.ops.common import transformed
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
 from cdn_kernels.phases import phase
+from cdn_kernels.torch_private import detached
 
 
 class Step(NamedTuple):
@@ -81,7 +81,7 @@ def score_matching_step(network, y, loss, *, log_density=None, scaled=False, imp
         _check_loss(total)
         with phase("backward"), as_stored:
             _accumulate(total, None if y is given else y)
-    return Step(total.detach(), tree_map_only(torch.Tensor, torch.Tensor.detach, outputs), score.detach())
+    return Step(total.detach(), detached(outputs), score.detach())
 
 
 def _accumulate(total, hidden):

@@ -5,6 +5,7 @@ import torch
 from cdn_kernels.backends import measured
 from cdn_kernels.backends.dispatch import check_impl, resolve
 from cdn_kernels.backends.interface import TYPES
+from cdn_kernels.torch_private import forward_mode_is_active, transforms_are_active, will_run
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
@@ -45,7 +46,7 @@ def transformed():
 
     The registered operations have backward formulas only: transforms stop at them, and tangents would be lost.
     """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return transforms_are_active() or forward_mode_is_active()
 
 
 def resolve_untransformed(operation, impl, x, fastest=None):
@@ -99,11 +100,7 @@ def asked_for(ctx, index, missing=0):
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node = ctx.next_functions[index - missing][0]
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf
-        return True
+    return will_run(ctx.next_functions[index - missing][0])
 
 
 def as_input(parameter):
