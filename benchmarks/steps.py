@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdn
 import cdn_kernels
 from benchmarks.harness.memory import peak_bytes
 from cdn_kernels.graphs import WARM_UP, Graphed
+from cdn_kernels.torch_private import TorchDispatchMode
 
 LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

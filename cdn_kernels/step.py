@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
 from cdn_kernels.phases import phase
+from cdn_kernels.torch_private import detached
 from cdn_kernels.transforms import transformed
 
 
@@ -90,7 +90,7 @@ def score_matching_step(
         _check_loss(total)
         with phase("backward"), as_stored:
             _accumulate(total, None if y is given else y)
-    return Step(total.detach(), tree_map_only(Tensor, Tensor.detach, outputs), score.detach())
+    return Step(total.detach(), detached(outputs), score.detach())
 
 
 def _accumulate(total: Tensor, hidden: Tensor | None) -> None:

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from cdn_kernels.torch_private import forward_mode_is_active, transforms_are_active
+
 
 def transformed() -> bool:
     """Tell whether a torch.func transform or forward-mode differentiation is active.
 
     The registered operations have backward formulas only: transforms stop at them, and tangents would be lost.
     """
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return transforms_are_active() or forward_mode_is_active()
 
 
 @contextmanager

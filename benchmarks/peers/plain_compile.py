@@ -46,13 +46,14 @@ class CompiledStep(Functional):
 
     def __init__(self, problem):
         super().__init__(problem)
-        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        self.options = getattr(getattr(torch, "_dynamo", None), "config", None)
+        if not hasattr(self.options, "trace_autograd_ops"):
             raise RuntimeError(f"torch {torch.__version__} cannot trace torch.autograd.grad")
         self.step = torch.compile(self.gradient, dynamic=False, fullgraph=True)
 
     def __call__(self):
         y, sigma, eps = self.draw()
-        with cdn_kernels.using("reference"), torch._dynamo.config.patch(trace_autograd_ops=True):
+        with cdn_kernels.using("reference"), self.options.patch(trace_autograd_ops=True):
             gradient, loss = self.step(y.requires_grad_(), sigma, eps)
         return self.keep(dict(zip(self.parameters(), gradient)), loss)
 

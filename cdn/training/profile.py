@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cdn.store import write_atomically
 from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
+from cdn_kernels.torch_private import TorchDispatchMode, tensors_in
 
 PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "optimizer")
 
@@ -113,7 +112,6 @@ class _CountBytes(TorchDispatchMode):
             # Expanded tensors touch only the memory that they have.
             self.bytes += sum(
                 min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
-                for t in tree_leaves((args, kwargs, result))
-                if isinstance(t, torch.Tensor)
+                for t in tensors_in((args, kwargs, result))
             )
         return result

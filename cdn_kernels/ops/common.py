@@ -9,6 +9,7 @@ from torch import Tensor
 from cdn_kernels.backends import measured
 from cdn_kernels.backends.dispatch import check_impl, resolve
 from cdn_kernels.backends.interface import TYPES
+from cdn_kernels.torch_private import will_run
 from cdn_kernels.transforms import transformed
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
@@ -99,11 +100,7 @@ def asked_for(ctx: Context, index: int, missing: int = 0) -> bool:
     """
     if not ctx.needs_input_grad[index]:
         return False
-    node = ctx.next_functions[index - missing][0]
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf
-        return True
+    return will_run(ctx.next_functions[index - missing][0])
 
 
 def as_input(parameter: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
@@ -114,9 +113,17 @@ def _channels_last(x: Tensor, other: Tensor) -> bool:
 
 def _asks_for_channels_last(x: Tensor) -> bool:
     # Of a single channel or pixel both layouts are one, and strides say which was meant.
-    return x.is_contiguous(memory_format=torch.channels_last) and (
-        not x.is_contiguous() or suggest_memory_format(x) == torch.channels_last
-    )
+    return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or _strides_ascend(x))
+
+
+def _strides_ascend(x: Tensor) -> bool:
+    """Tell whether the strides of x [B, C, H, W] grow from channels over columns and rows to images."""
+    if x.stride(1) == 0 or 0 in x.shape:
+        return False
+    sizes, strides = ([of[d] for d in (1, 3, 2, 0)] for of in (x.shape, x.stride()))
+    # In a row of single values, as in every second of them, no order is seen.
+    follows = [1, *(stride * size for stride, size in zip(strides, sizes))]
+    return all(s >= f for s, f in zip(strides, follows)) and follows[3] != strides[0]
 
 
 def _run(

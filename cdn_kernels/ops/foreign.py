@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order
 from cdn_kernels.replaced import replaced
+from cdn_kernels.torch_private import graph_is_kept, may_be_view
 from cdn_kernels.transforms import transformed
 
 
@@ -212,7 +213,7 @@ class _Forward(torch.autograd.Function):
                 ctx.mark_non_differentiable(out)
                 return out
             # Another tensor than the inputs, and with memory of its own: who changes it in place changes nothing else.
-            if out.is_leaf or out._is_view():
+            if out.is_leaf or may_be_view(out):
                 out = out.clone()
         ctx.edge = get_gradient_edge(out)
         return out.detach()
@@ -222,7 +223,7 @@ class _Forward(torch.autograd.Function):
         tensors = ctx.saved_tensors
         asked = [i for i in range(len(tensors)) if asked_for(ctx, 1 + i, missing=1)]
         # The graph inside goes when the graph around it goes.
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        keep = graph_is_kept()
         grads = _Vjp.apply(ctx.block, (ctx.edge, ctx.leaves, keep), asked, g, *tensors)
         if not keep:
             ctx.edge = ctx.leaves = None

@@ -58,6 +58,12 @@ def test_launching_does_not_count(queue, kernels, seconds, launching):
     assert [timer() for _ in range(3)] == pytest.approx(3 * [kernels * seconds], rel=1e-3)
 
 
+def test_without_a_gpu_that_waits_launching_counts(queue, monkeypatch):
+    monkeypatch.delattr(torch.cuda, "_sleep")
+    timer = DeviceTimer(lambda: [queue.launch(5e-6, 80e-6) for _ in range(50)])
+    assert timer() == pytest.approx(50 * 80e-6, rel=1e-2)
+
+
 def test_what_compiles_first_does_not_count(queue):
     first = iter([2.0])
     timer = DeviceTimer(lambda: queue.launch(1e-4, next(first, 3e-5)))

@@ -1,0 +1,98 @@
+"""The names of torch that are not public, all that this library uses, and what takes their place where one is gone.
+
+Every name is looked up when it is used, and none is needed to import the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+except ImportError:
+
+    class TorchDispatchMode:  # type: ignore[no-redef]
+        """Stands where torch has no such class, and cannot be entered."""
+
+        def __enter__(self) -> None:
+            raise RuntimeError(f"torch {torch.__version__} shows its operations to no one: it has no TorchDispatchMode")
+
+        def __exit__(self, *error: object) -> None: ...
+
+
+def transforms_are_active() -> bool:
+    """Tell whether a torch.func transform is active."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return _refused(_OfNoTransform.apply) if active is None else active()
+
+
+class _OfNoTransform(torch.autograd.Function):
+    """A function without setup_context, which torch refuses to run under transforms."""
+
+    @staticmethod
+    def forward(ctx: Any) -> None: ...
+
+
+def forward_mode_is_active() -> bool:
+    """Tell whether forward-mode differentiation is active."""
+    level = getattr(torch.autograd.forward_ad, "_current_level", None)
+    if level is not None:
+        return level >= 0
+    zero = torch.zeros(())
+    return not _refused(lambda: torch.autograd.forward_ad.make_dual(zero, zero))
+
+
+def _refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RuntimeError:
+        return True
+    return False
+
+
+def will_run(node: Any) -> bool:
+    """Tell whether the running backward pass will run a node of the graph; true where it cannot be known."""
+    ask = getattr(torch._C, "_will_engine_execute_node", None)
+    try:
+        return True if ask is None else ask(node)
+    except RuntimeError:  # a leaf
+        return True
+
+
+def graph_is_kept() -> bool:
+    """Tell whether the running backward pass keeps its graph for another; true where it cannot be known."""
+    ask = getattr(getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()
+
+
+def may_be_view(x: torch.Tensor) -> bool:
+    """Tell whether a tensor is a view of another; true where it cannot be known."""
+    ask = getattr(torch.Tensor, "_is_view", None)
+    return True if ask is None else ask(x)
+
+
+def detached(tree: Any) -> Any:
+    """Detach all tensors in nested containers: those that torch knows, or else tuples, lists and dicts."""
+    pytree = getattr(torch.utils, "_pytree", None)
+    if pytree is not None:
+        return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
+    if isinstance(tree, torch.Tensor):
+        return tree.detach()
+    if isinstance(tree, dict):
+        return type(tree)((key, detached(value)) for key, value in tree.items())
+    if isinstance(tree, (tuple, list)):
+        values = [detached(value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return tree
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples, lists and dicts, which is all that torch's operations take and return."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, dict)):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from tensors_in(value)
