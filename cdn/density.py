@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
+from cdn.model.head import square_floor
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
@@ -151,7 +152,9 @@ def estimate_sigma(model: nn.Module, y: Tensor, *, create_graph: bool = False) -
         create_graph: keep the graph.
 
     Returns:
-        sigma [B], at best as good as one image can tell; within the calibrated range, extrapolated beyond.
+        sigma [B], at best as good as one image can tell; within the calibrated range, extrapolated beyond. 0, with
+        derivatives 0, for an image whose score is 0 (the root of its mean square is below 4e-10 in float32), as that of
+        an image that equals the mean of a :class:`cdn.GradResNet` is: it shows no noise.
     """
     with recorded_if(create_graph):
         return sigma_from_score(model, score(model, y, create_graph=create_graph))
@@ -160,10 +163,13 @@ def estimate_sigma(model: nn.Module, y: Tensor, *, create_graph: bool = False) -
 def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     """Do as :func:`estimate_sigma`, of images whose scores [B, C, H, W] are at hand."""
     density = _density(model)
-    mean_square = score.square().flatten(1).mean(1)
+    # Squares of half-precision scores would overflow.
+    mean_square = score.to(ops.compute_dtype(score.dtype)).square().flatten(1).mean(1)
+    floor = square_floor(mean_square.dtype)
+    blank = mean_square.detach() <= floor
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
     # A weak model saturates at small sigma, where the curve turns back: the branch of the larger levels is kept.
-    x, knots = -mean_square.log(), -density.calibration_mean_square.log()
+    x, knots = -torch.where(blank, 1.0, mean_square).log(), -density.calibration_mean_square.clamp(min=floor).log()
     knots = knots.flip(0).cummin(0).values.flip(0)
     values = density.calibration_sigma.log()
     right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
@@ -171,7 +177,7 @@ def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     part = ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     inside = torch.lerp(values[right - 1], values[right], part)
     beyond = (x - knots[-1]).clamp(min=0) / 2 + (x - knots[0]).clamp(max=0) / 2
-    return (inside + beyond).exp()
+    return torch.where(blank, 0.0, (inside + beyond).exp())
 
 
 def calibrate(model: nn.Module, x: Tensor, noise: Noise, batch_size: int = 256) -> None:

@@ -378,7 +378,7 @@ def denoising_residual(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
         eps: the noise that was added, the shape of the score.
     """
     residual = expand(sigma, score) * score + eps
-    return torch.where(expand(sigma > 0, score), residual, 0.0)
+    return torch.where(expand(sigma > 0, score), residual, expand(sigma * 0, score))  # which is nan where sigma is
 
 
 def denoising_loss(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:

@@ -81,13 +81,14 @@ class Head(nn.Module):
 
 def _unit_rms(p: Tensor) -> Tensor:
     """Return ``p / rms(p)``, and 0 with derivatives 0 for rows p [C] at the floor, where no direction stands out."""
-    alive = p.detach().square().mean(1, keepdim=True) > square_floor(p.dtype)
+    # Asked this way round, what is not finite is not blank: it stays nan.
+    blank = p.detach().square().mean(1, keepdim=True) <= square_floor(p.dtype)
     # Chosen twice: a derivative of what is not chosen would be infinite, and infinity times 0 is nan.
-    return torch.where(alive, F.rms_norm(torch.where(alive, p, 1.0), p.shape[1:], eps=torch.finfo(p.dtype).tiny), 0.0)
+    return torch.where(blank, 0.0, F.rms_norm(torch.where(blank, 1.0, p), p.shape[1:], eps=torch.finfo(p.dtype).tiny))
 
 
 def _floored_log(q: Tensor) -> Tensor:
     """Return ``log q`` [B], and at the floor or below it the logarithm of the floor, with derivatives 0."""
     floor = square_floor(q.dtype)
-    alive = q.detach() > floor
-    return torch.where(alive, torch.where(alive, q, 1.0).log(), math.log(floor))
+    blank = q.detach() <= floor
+    return torch.where(blank, math.log(floor), torch.where(blank, 1.0, q).log())
