@@ -24,6 +24,7 @@ def _python(code):
     return lambda: subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.no_smoke
 def test_import(paired):
     """A process that imports the kernels and ends, against one that imports torch."""
     paired(

@@ -41,10 +41,10 @@ class Epoch:
 
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.full), "bf16"])
 def test_epoch(paired, settings, precision):
-    steps = 2 if settings.smoke else 1000
+    steps, tiny = (2, dict(width=8, batch_size=16)) if settings.smoke else (1000, {})
     with ExitStack() as stack:
         start = lambda fused: stack.enter_context(
-            Worker(Epoch, steps, settings.device, keep_pages=fused, fused=fused, precision=precision)
+            Worker(Epoch, steps, settings.device, keep_pages=fused, fused=fused, precision=precision, **tiny)
         )
         library = start(True)
         paired(

@@ -29,7 +29,7 @@ def problems(first, *default):
     )
 
 
-@problems("bf16", "float32")
+@problems("float32", "bf16")
 def test_joint_step(compare, settings, name):
     problem = settings.problem(**PROBLEMS[name])
     peers = {name: (Step, problem, options) for name, options in EAGER.items()}

@@ -27,7 +27,7 @@ SHAPES = {
 TOLERANCE = {"float32": 1e-4, "bf16": 3e-2}
 
 orders = pytest.mark.parametrize(
-    "order", [pytest.param(o, marks=pytest.mark.no_smoke if o == "backward" else ()) for o in ORDERS]
+    "order", [pytest.param(o, marks=() if o == "double backward" else pytest.mark.no_smoke) for o in ORDERS]
 )
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 shapes = pytest.mark.parametrize("shape", [pytest.param(s, marks=() if s == "CIFAR" else full) for s in SHAPES])
