@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -34,11 +35,24 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         _fail(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
-    except torch.OutOfMemoryError as error:
-        _fail(f"out of memory: {str(error).splitlines()[0]} Try a smaller batch or image.")
+    except (MemoryError, RuntimeError) as error:
+        shortage = _shortage(error)
+        if shortage is None:
+            raise
+        _fail(f"out of memory ({shortage}): try a smaller batch or image")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what an error says of memory that ran out, or None if it is about something else."""
+    line = str(error).partition("\n")[0]
+    # torch raises plain RuntimeErrors on CPUs, and where a GPU's driver, not its own allocator, has no more.
+    found = re.search("DefaultCPUAllocator: (.*)|(CUDA error: out of memory)", line)
+    if found:
+        return found[1] or found[2]
+    return line or "no more is known" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else None
 
 
 def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cdn.cli import run_command
 from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
 from cdn.model import DirectDenoiser, GradResNet
@@ -270,4 +271,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

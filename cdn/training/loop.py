@@ -63,6 +63,8 @@ def train(
     """
     run = Path(run)
     dataset = load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
+    if settings.data == "imagefolder":
+        settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
     if settings.train_images is not None:
         chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
         dataset = replace(dataset, train=Subset(dataset.train, chosen))
