@@ -89,6 +89,9 @@ def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
             raise ValueError("no pixels")
         upright: Image.Image = image
         if "A" in mode or "transparency" in image.info:
+            if mode == "1" and "transparency" in image.info:
+                # The file says 0 or 1, and so do older versions of Pillow; white is 255 where it is compared.
+                image.info["transparency"] = 255 * bool(image.info["transparency"])
             upright = image.convert("RGBA")
             if upright.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: expected an opaque image, got transparent pixels; flatten it first")
