@@ -17,7 +17,7 @@ from cdn.evaluation.files import read_image
 from cdn.evaluation.memory import require_memory
 from cdn.model import Network
 from cdn.model.abilities import classifies, has_density, kind
-from cdn.store import load, load_config
+from cdn.store import image_side, load, load_config
 
 DESCRIPTION = """\
 Print the most probable classes of each image, and for a model of densities also log p(y), up to a constant of
@@ -111,11 +111,9 @@ def _describe(result: dict[str, Any]) -> str:
 def _training_side(run: Path) -> int | None:
     """Return the side of the training images, or None if nothing tells it."""
     try:
-        data = load_config(run if run.is_dir() else run.parent).get("data", {})
+        return image_side(load_config(run if run.is_dir() else run.parent))
     except CheckpointError:
         return None
-    # Only image folders have a size to choose; the shape (C, H, W) tells that of every dataset.
-    return data.get("shape", [data.get("image_size")])[-1]
 
 
 def _parser() -> argparse.ArgumentParser:

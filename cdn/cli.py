@@ -1,6 +1,7 @@
 """What every command shares: argument types, devices, and errors a person can read."""
 
 import argparse
+import re
 import subprocess
 import sys
 import warnings
@@ -38,8 +39,11 @@ def _status(main: Callable[[], int | None]) -> int:
         return _failed(error)
     except OSError as error:
         return _failed(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
-    except torch.OutOfMemoryError as error:
-        return _failed(f"out of memory: {str(error).splitlines()[0]} Try a smaller batch or image.")
+    except (MemoryError, RuntimeError) as error:
+        shortage = _shortage(error)
+        if shortage is None:
+            raise
+        return _failed(f"out of memory ({shortage}): try a smaller batch or image")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -48,6 +52,16 @@ def _status(main: Callable[[], int | None]) -> int:
 def _failed(message: object) -> int:
     print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
     return 1
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what an error says of memory that ran out, or None if it is about something else."""
+    line = str(error).partition("\n")[0]
+    # torch raises plain RuntimeErrors on CPUs, and where a GPU's driver, not its own allocator, has no more.
+    found = re.search("DefaultCPUAllocator: (.*)|(CUDA error: out of memory)", line)
+    if found:
+        return found[1] or found[2]
+    return line or "no more is known" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else None
 
 
 def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:

@@ -16,8 +16,9 @@ from torch import Tensor
 from cdn import density
 from cdn.cli import pick_device, run_command
 from cdn.errors import CDNError
-from cdn.evaluation.files import check_writable, read_image, write_image
+from cdn.evaluation.files import check_writable, kind_of, read_image, write_image
 from cdn.evaluation.memory import advise_tile, require_memory
+from cdn.evaluation.metadata import carry_over
 from cdn.evaluation.photographs import blind_sigma
 from cdn.evaluation.tiles import SMALLEST, in_tiles
 from cdn.model import Network
@@ -27,7 +28,8 @@ from cdn.store import load
 DESCRIPTION = """\
 Denoise an image of any size with a trained model. The noise is assumed to be white and Gaussian; its level is
 given with --sigma, or else estimated from the image, which works less well the more of its pixels were
-clipped to black or white. The result is clipped and rounded to 8 bits."""
+clipped to black or white. The result is clipped and rounded to 8 bits. It keeps colour profile, resolution and
+EXIF data of the input where they still hold, and a line says what it does not keep."""
 EXAMPLES = """\
 examples:
   python -m cdn.denoise runs/cifar10 noisy.png clean.png --sigma 25/255
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     label = None if args.label is None else _class_index(args.label, model)
     y, note = read_image(args.input, model.config["in_channels"])
     _say(note)
+    metadata = carry_over(args.input, kind_of(args.output), model.config["in_channels"])
+    _say(f"of {args.input} is not carried over: {', '.join(metadata.dropped)}" if metadata.dropped else None)
     y = y.to(device)
     height, width = (min(side, args.tile or side) for side in y.shape[2:])
     _say(require_memory(model, height, width, device, advise_tile(args.tile)))
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.no_grad():
         sigma = _noise_level(model, y, args.sigma, size)
         clean = in_tiles(lambda tile: density.denoise(model, tile, sigma, label), y, size)
-    write_image(args.output, clean)
+    write_image(args.output, clean, metadata.kept)
     print(f"wrote {args.output}")
 
 

@@ -10,7 +10,7 @@ import torch
 from cdn.data import Dataset, load_dataset
 from cdn.errors import CDNError, CheckpointError
 from cdn.model import Network, abilities
-from cdn.store import load_run
+from cdn.store import image_side, load_run
 from cdn_kernels import NoiseLevels
 
 
@@ -84,7 +84,7 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
     try:
         data, training, classes = config["data"], config["training"], tuple(config["classes"])
         levels = NoiseLevels(training.get("sigma_law", "log-uniform"), training["sigma_low"], training["sigma_high"])
-        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"]
+        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"] or image_side(config)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"

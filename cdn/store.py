@@ -275,6 +275,13 @@ def load_config(run: str | Path) -> dict[str, Any]:
     return config
 
 
+def image_side(config: dict[str, Any]) -> int | None:
+    """Return the side of the training images of a run, as its ``config.json`` says; None if nothing tells it."""
+    data = config.get("data", {})
+    # Only image folders have a size to choose; the shape (C, H, W) tells that of every dataset.
+    return data.get("shape", [data.get("image_size")])[-1]
+
+
 def save_config(run: str | Path, config: dict[str, Any]) -> None:
     """Write ``config.json`` of a run folder."""
     write_atomically(Path(run) / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

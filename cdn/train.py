@@ -26,7 +26,7 @@ from cdn.cli import (
 from cdn.errors import CDNError
 from cdn.model.gradresnet import NORMS, STEMS
 from cdn.model.head import HEADS
-from cdn.store import load_config
+from cdn.store import image_side, load_config
 from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
 from cdn.training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
@@ -89,7 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     option(data, "data_dir", "folder of the data set", metavar="DIR")
     data.add_argument("--download", action="store_true", help="fetch and check the official CIFAR-10 archive")
-    option(data, "image_size", "side of the squares that image folders are resized to", type=positive_int)
+    option(
+        data,
+        "image_size",
+        "side of the squares that image folders are resized to; left out, their own, if all have one",
+        type=positive_int,
+    )
     option(
         data,
         "train_images",
@@ -284,7 +289,10 @@ def _resumed_folder(out: Path | None, resume: str | Literal[True]) -> Path:
 
 def _resumed_settings(run: Path, arguments: Mapping[str, Any]) -> Settings:
     """Return the settings a run was started with; what is given again has to agree, or be free to change."""
-    stored = load_config(run).get("training", {})
+    config = load_config(run)
+    stored = config.get("training", {})
+    if stored.get("data") == "imagefolder" and stored.get("image_size") is None:  # as it was once left open
+        stored["image_size"] = image_side(config)
     for name, value in arguments.items():
         if name in FREE:
             stored[name] = value

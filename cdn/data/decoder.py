@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +28,10 @@ class Decoded(NamedTuple):
     Attributes:
         image: a Pillow image of mode "L", where the file has no colour, or "RGB".
         mode: Pillow's name of the mode that the file has.
-        frames: how many frames or pages the file has; the image is the first.
     """
 
     image: Image.Image
     mode: str
-    frames: int
 
     @property
     def grey(self) -> bool:
@@ -42,11 +40,11 @@ class Decoded(NamedTuple):
 
 
 @contextmanager
-def opened(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def opened(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong with it meanwhile is a DataError of one line that names it.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         formats: Pillow's names of the formats that it may have.
     """
     try:
@@ -84,17 +82,20 @@ def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
         bits = _bits(image)
         if bits > 8:
             raise DataError(f"{path}: expected 8 bits per channel, got {bits}; convert it first")
-        mode, frames = image.mode, getattr(image, "n_frames", 1)
+        mode = image.mode
         image.load()
         _turn_upright(image)
         if 0 in image.size:
             raise ValueError("no pixels")
         upright: Image.Image = image
         if "A" in mode or "transparency" in image.info:
+            if mode == "1" and "transparency" in image.info:
+                # The file says 0 or 1, and so do older versions of Pillow; white is 255 where it is compared.
+                image.info["transparency"] = 255 * bool(image.info["transparency"])
             upright = image.convert("RGBA")
             if upright.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: expected an opaque image, got transparent pixels; flatten it first")
-        return Decoded(upright.convert("L" if mode in GREY else "RGB"), mode, frames)
+        return Decoded(upright.convert("L" if mode in GREY else "RGB"), mode)
 
 
 def central_square(image: Image.Image, size: int) -> Image.Image:

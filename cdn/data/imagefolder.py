@@ -1,6 +1,7 @@
 """Photographs in folders: DIR/train/CLASS/* and DIR/val/CLASS/* (or DIR/test), decoded when asked for."""
 
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from cdn.data.split import ImageSplit
 from cdn.errors import DataError
 
 CACHE_BYTES = 2**30
+LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
+LOOKED_AT = 1024  # files at a time
 DECODERS = min(8, os.cpu_count() or 1)
 
 
@@ -60,10 +63,12 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
 
     Args:
         data_dir: the folder; its classes are the sorted names of the folders of images in train.
-        image_size: side of the square images; the shorter side of the first image if left out.
+        image_size: side of the square images. If left out, the shorter side that all images have, and a warning says
+            which.
 
     Raises:
-        DataError: a missing split, a class that train lacks, or images outside the folders of classes, or deeper.
+        DataError: a missing split, a class that train lacks, images that lie outside the folders of classes or deeper,
+            or images of different or large sizes and no `image_size`.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
@@ -79,20 +84,14 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
     if unknown is not None:
         raise DataError(f"{test_dir / unknown}: expected only the classes of train, got the unknown {unknown!r}")
     say_skipped(data_dir, skipped.strays, skipped.folders)
-    size = image_size
-    if size is None:
-        with opened(next(iter(train.values()))[0]) as image:
-            size = min(image.size)
-    classes = tuple(train)
-    train_split, test_split = (
-        FolderSplit(
-            [path for paths in images.values() for path in paths],
-            torch.tensor([classes.index(name) for name, paths in images.items() for _ in paths]),
-            size,
-        )
-        for images in (train, test)
-    )
-    return train_split, test_split, classes
+    label_of = {name: label for label, name in enumerate(train)}
+    listed = []
+    for images in (train, test):
+        paths = [path for of_class in images.values() for path in of_class]
+        listed.append((paths, torch.tensor([label_of[name] for name in images for _ in images[name]])))
+    size = image_size or _common_side(data_dir, [path for paths, _ in listed for path in paths])
+    train_split, test_split = (FolderSplit(paths, labels, size) for paths, labels in listed)
+    return train_split, test_split, tuple(train)
 
 
 def decode_square(path: Path, size: int) -> Tensor:
@@ -105,6 +104,34 @@ def decode_square(path: Path, size: int) -> Tensor:
         DataError: an image that :func:`decode` refuses.
     """
     return as_tensor(central_square(decode(path).image.convert("RGB"), size), 3)
+
+
+def _common_side(data_dir: Path, paths: list[Path]) -> int:
+    """Return the shorter side that all images have, and warn that it is taken; refuse where there is none, or much."""
+    advice = "say with image_size (--image-size) which side the squares are to have"
+    side = _shorter_side(paths[0])
+    if side > LARGEST_UNASKED:
+        raise DataError(
+            f"{paths[0]}: its shorter side has {side} pixels: sizes above {LARGEST_UNASKED} are not taken unasked; "
+            f"{advice}"
+        )
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for start in range(0, len(paths), LOOKED_AT):  # or a million tasks would wait where the second path decides
+            part = paths[start : start + LOOKED_AT]
+            for path, other in zip(part, pool.map(_shorter_side, part)):
+                if other != side:
+                    raise DataError(f"{path}: its shorter side has {other} pixels, that of {paths[0]} {side}: {advice}")
+    warnings.warn(
+        f"{data_dir}: images are taken as squares of {side}x{side} pixels, as the shorter side of each has {side}; "
+        "another size is chosen with image_size, or --image-size",
+        stacklevel=3,
+    )
+    return side
+
+
+def _shorter_side(path: Path) -> int:
+    with opened(path) as image:
+        return min(image.size)
 
 
 def _list_classes(split_dir: Path, skipped: Listing) -> dict[str, list[Path]]:

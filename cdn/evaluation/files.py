@@ -1,7 +1,9 @@
 """Read image files into what a model takes, and write images back."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,6 +67,8 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> tupl
         note = f"{path} is grey: repeated in 3 channels, as the model takes colour"
     elif not decoded.grey and channels == 1:
         note = f"{path} is in colour: converted to grey, as the model takes 1 channel"
+    elif decoded.mode == "CMYK":
+        note = f"{path} is CMYK: converted to RGB, without regard to a colour profile"
     image = decoded.image.convert(MODES[channels])
     if size is not None:
         image = central_square(image, size)
@@ -91,15 +95,21 @@ def check_writable(path: str | Path, source: str | Path) -> None:
         raise CDNError(f"{path}: output and input are the same file, expected another name for the output")
 
 
-def write_image(path: str | Path, image: Tensor) -> None:
+def kind_of(path: str | Path) -> str:
+    """Return Pillow's name of the format that the suffix of a writable path stands for."""
+    return WRITABLE[Path(path).suffix.lower()][0]
+
+
+def write_image(path: str | Path, image: Tensor, metadata: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Clip an image to [0, 1], round it to 8 bits and write it atomically.
 
     Args:
         path: its suffix picks the format; JPEG loses a little, all others keep every value.
         image: [1, C, H, W], C = 1 or 3.
+        metadata: further options of Pillow's ``save``, such as :func:`cdn.evaluation.metadata.carry_over` finds.
     """
     pixels = image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     kind, options = WRITABLE[Path(path).suffix.lower()]
     data = BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(data, kind, **options)
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(data, kind, **options, **metadata)
     write_atomically(path, data.getvalue())

@@ -73,6 +73,8 @@ def train(
             stack.enter_context(locked(run))
         dataset = _load(settings, run, resume, download)
         found = fingerprint(dataset)
+        if settings.data == "imagefolder":
+            settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
         if settings.train_images is not None:
             chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
             dataset = replace(dataset, train=Subset(dataset.train, chosen))

@@ -54,15 +54,6 @@ def test_test_stands_in_for_val_and_val_comes_first(folder):
     assert load(folder).test.labels.tolist() == [0]
 
 
-def test_the_default_size_is_the_first_images_shorter_side(tmp_path):
-    save(tmp_path / "train/a/0.png", width=9, height=5)
-    save(tmp_path / "train/a/1.jpg", width=20, height=30)
-    save(tmp_path / "val/a/0.jpeg", width=3, height=4)
-    data = load(tmp_path)
-    assert data.shape == (3, 5, 5)
-    assert everything(data.train)[0].shape == (2, 3, 5, 5) and everything(data.test)[0].shape == (1, 3, 5, 5)
-
-
 def test_a_square_cut_at_its_own_size_keeps_its_pixels(tmp_path):
     path = save(tmp_path / "a.png", width=11, height=5)
     expected = np.asarray(Image.open(path))[:, 3:8].transpose(2, 0, 1)
