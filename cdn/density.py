@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from cdn.finite import require_finite
 from cdn.model.abilities import has_density
 from cdn.model.baselines import DirectDenoiser
 from cdn.model.gradresnet import GradResNet
@@ -190,18 +191,24 @@ def calibrate(model: GradResNet, x: Tensor, noise: Noise, batch_size: int = 256)
         x: clean images [N, C, H, W] in [0, 1]; a few hundred are enough.
         noise: a :class:`cdn.Noise` key.
         batch_size: images per forward and backward.
+
+    Raises:
+        NotFiniteError: the score of an image is not finite.
     """
     if transformed():
         raise RuntimeError(
             "calibrate fills buffers of the model, which torch.func transforms and forward-mode differentiation cannot "
             "follow: call it outside"
         )
+    curve = torch.zeros_like(model.calibration_mean_square)
     for k, sigma in enumerate(model.calibration_sigma):
         total = 0.0
         for part in x.split(batch_size):
             y, _ = ops.sample_noise(part, sigma, noise)
             total += float(score(model, y).double().square().flatten(1).mean(1).sum())
-        model.calibration_mean_square[k] = total / len(x)
+        curve[k] = total / len(x)
+    require_finite(curve, "calibrate: the score of some images is nan or infinite; the curve stays as it was")
+    model.calibration_mean_square.copy_(curve)
 
 
 def _one_class_each(logits: Tensor) -> Iterator[Tensor]:

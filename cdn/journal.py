@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn.errors import CDNError
+from cdn.finite import json_text
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Journal:
         self.rows.append(row)
         try:
             with open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json_text(row) + "\n")
         except OSError as error:
             raise CDNError(f"could not write {self.path}: {error.strerror}") from None
 

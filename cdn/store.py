@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cdn.errors import CDNError, CheckpointError
+from cdn.finite import json_text
 from cdn.model import Network, build
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
@@ -44,15 +44,6 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
         raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
 
 
-def finite(value: Any) -> Any:
-    """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def save_model(path: str | Path, model: Network, classes: Sequence[str] = ()) -> None:
     """Write the weights of a model as safetensors, with what it takes to build it again.
 
@@ -62,7 +53,7 @@ def save_model(path: str | Path, model: Network, classes: Sequence[str] = ()) ->
         classes: names of the classes.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = dict(format=FORMAT, model=json.dumps(model.config), classes=json.dumps(list(classes)))
+    metadata = dict(format=FORMAT, model=json_text(model.config), classes=json_text(list(classes)))
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -74,15 +65,20 @@ def read_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict
         expected: what to say was expected if there is none.
 
     Raises:
-        CheckpointError: the file is missing or torn.
+        CheckpointError: the file is missing or torn, or holds a tensor that is not finite.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected {expected}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - the file itself is no iterable
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself is no iterable
+            metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds nan or infinity, of which no result can come")
+    return tensors, metadata
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
@@ -96,7 +92,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         The model; ``model.classes`` holds the names of the classes.
 
     Raises:
-        CheckpointError: the file is missing, torn, or not a model of this package.
+        CheckpointError: the file is missing, torn, or not a model of this package, or its weights are not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -152,7 +148,7 @@ def load_config(run: str | Path) -> dict[str, Any]:
 
 def save_config(run: str | Path, config: dict[str, Any]) -> None:
     """Write ``config.json`` of a run folder."""
-    write_atomically(Path(run) / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(Path(run) / CONFIG, (json_text(config, indent=2) + "\n").encode())
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdn.data.formats import FORMATS, SUFFIXES
 from cdn.errors import CDNError, DataError
+from cdn.finite import require_finite
 from cdn.store import write_atomically
 
 # Pillow's name of the format that a suffix stands for, and how it is written.
@@ -115,7 +116,11 @@ def write_image(path: str | Path, image: Tensor) -> None:
     Args:
         path: its suffix picks the format; JPEG loses a little, all others keep every value.
         image: [1, C, H, W], C = 1 or 3.
+
+    Raises:
+        NotFiniteError: values that are not finite, which would be written as black.
     """
+    require_finite(image, f"{path}: not written, as values of the image are nan or infinite")
     pixels = image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     kind, options = WRITABLE[Path(path).suffix.lower()]
     data = BytesIO()

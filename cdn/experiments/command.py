@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import math
 import shlex
 import sys
@@ -19,8 +18,9 @@ from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
+from cdn.finite import json_text
 from cdn.runs import Run, by_name, open_run
-from cdn.store import finite, write_atomically
+from cdn.store import write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -231,10 +231,10 @@ def write_report(
         machine=machine.describe(device),
         date=datetime.date.today().isoformat(),
         seconds=round(time.perf_counter() - start, 1),
-        results=finite(results),
+        results=results,
     )
     # Options may hold paths, one or many.
-    write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
+    write_atomically(folder / REPORT, (json_text(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
 
 

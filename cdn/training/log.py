@@ -1,8 +1,6 @@
 """The rows of ``metrics.jsonl`` and the progress bar."""
 
 import datetime
-import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.errors import CDNError, CheckpointError
+from cdn.finite import json_text
 from cdn.store import METRICS
 
 
@@ -43,9 +42,8 @@ class MetricsFile:
 
     def write(self, **row: object) -> None:
         """Append a row and hand it to the operating system."""
-        row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         try:
-            self.file.write((json.dumps(row) + "\n").encode())
+            self.file.write((json_text(row) + "\n").encode())
             self.file.flush()
         except OSError as error:
             raise CDNError(f"could not write {self.path}: {error.strerror}") from None
