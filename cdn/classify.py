@@ -1,7 +1,6 @@
 """Classify image files with a trained model."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from cdn.cli import pick_device, positive_int, run_command
 from cdn.density import estimate_sigma, log_prob
-from cdn.errors import CDNError, CheckpointError, DataError
+from cdn.errors import CDNError, CheckpointError, DataError, NotFiniteError
 from cdn.evaluation.files import read_image
 from cdn.evaluation.memory import require_memory
+from cdn.finite import json_text, require_finite
 from cdn.model import Network
 from cdn.model.abilities import classifies, has_density, kind
 from cdn.store import image_side, load, load_config
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             y, note = read_image(path, model.config["in_channels"], side if args.resize else None)
             result = classify(model, y, path, args.top)
-        except DataError as error:
+        except (DataError, NotFiniteError) as error:
             failed = True
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         if note:
             print(f"note: {note}", file=sys.stderr)
-        print(json.dumps(result) if args.json else _describe(result))
+        print(json_text(result) if args.json else _describe(result))
     return int(failed)
 
 
@@ -76,6 +76,7 @@ def classify(model: Network, y: Tensor, path: str | Path, top: int) -> dict[str,
 
     Raises:
         DataError: the image is too large for the memory.
+        NotFiniteError: an output of the model is not finite.
     """
     device = next(model.parameters()).device
     y = y.to(device)
@@ -85,7 +86,9 @@ def classify(model: Network, y: Tensor, path: str | Path, top: int) -> dict[str,
     except CDNError as error:
         raise DataError(f"{path}: {error}") from None
     with torch.no_grad():
-        probabilities, index = model(y)[0].softmax(0).sort(descending=True)
+        logits = model(y)[0]
+        require_finite(logits, f"{path}: the logits of the model are nan or infinite: nothing can be said of it")
+        probabilities, index = logits.softmax(0).sort(descending=True)
     names = model.classes or tuple(map(str, range(len(index))))
     result: dict[str, Any] = dict(
         image=str(path),
@@ -94,7 +97,9 @@ def classify(model: Network, y: Tensor, path: str | Path, top: int) -> dict[str,
         ],
     )
     if has_density(model):
-        result |= dict(log_density=float(log_prob(model, y)), sigma=float(estimate_sigma(model, y)))
+        found = torch.cat([log_prob(model, y), estimate_sigma(model, y)])
+        require_finite(found, f"{path}: the log-density or the score of the model is nan or infinite")
+        result |= dict(zip(("log_density", "sigma"), found.tolist()))
     return result
 
 

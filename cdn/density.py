@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from cdn.finite import require_finite
 from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
 from cdn.model.head import square_floor
 from cdn_kernels import Noise
@@ -188,19 +189,25 @@ def calibrate(model: nn.Module, x: Tensor, noise: Noise, batch_size: int = 256) 
         x: clean images [N, C, H, W] in [0, 1]; a few hundred are enough.
         noise: a :class:`cdn.Noise` key.
         batch_size: images per forward and backward.
+
+    Raises:
+        NotFiniteError: the score of an image is not finite.
     """
     if transformed():
         raise RuntimeError(
             "calibrate fills buffers of the model, which torch.func transforms and forward-mode differentiation cannot "
             "follow: call it outside"
         )
-    curve = _density(model)
-    for k, sigma in enumerate(curve.calibration_sigma):
+    density = _density(model)
+    curve = torch.zeros_like(density.calibration_mean_square)
+    for k, sigma in enumerate(density.calibration_sigma):
         total = 0.0
         for part in x.split(batch_size):
             y, _ = ops.sample_noise(part, sigma, noise)
             total += float(ops.in_float64(score(model, y)).square().flatten(1).mean(1).sum())
-        curve.calibration_mean_square[k] = total / len(x)
+        curve[k] = total / len(x)
+    require_finite(curve, "calibrate: the score of some images is nan or infinite; the curve stays as it was")
+    density.calibration_mean_square.copy_(curve)
 
 
 def _one_class_each(logits: Tensor) -> Iterator[Tensor]:

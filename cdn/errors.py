@@ -13,5 +13,9 @@ class CheckpointError(CDNError):
     """A run folder or checkpoint that is missing, torn, or not one of ours."""
 
 
+class NotFiniteError(CDNError, ValueError):
+    """Numbers that a decision or a file would be made of are nan or infinite."""
+
+
 class DivergedError(CDNError):
     """Training met non-finite values too often to go on."""

@@ -1,7 +1,7 @@
 """Evaluate a trained run on the test split of its data."""
 
 import argparse
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 from cdn.cli import add_runtime_arguments, pick_device, positive_int, run_command
 from cdn.errors import CDNError
 from cdn.evaluation import evaluate, predict, reliability, reliability_picture
+from cdn.finite import json_text
 from cdn.runs import open_run
-from cdn.store import finite, write_atomically
+from cdn.store import write_atomically
 
 SIGMAS = (15, 25, 50)
 DESCRIPTION = """\
@@ -47,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
     print(table(report))
     content: dict[str, Any] = dict(report)
-    if report["accuracy"] is not None:
+    lost = [name for name, value in report.items() if value is not None and math.isnan(value)]
+    if lost:
+        print(
+            f"note: some outputs of the model are nan or infinite: not written are {', '.join(lost)}", file=sys.stderr
+        )
+    if report["ece"] is not None and math.isfinite(report["ece"]):
         probabilities, labels = predict(model, split, **options)
         picture = out.with_name("reliability.png")
         reliability_picture(probabilities[0], labels, picture)
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         content["reliability"] = {
             key: value.tolist() for key, value in reliability(probabilities[0], labels)._asdict().items()
         }
-    write_atomically(out, (json.dumps(finite(content), indent=2) + "\n").encode())
+    write_atomically(out, (json_text(content, indent=2) + "\n").encode())
     print(f"wrote {out}")
 
 

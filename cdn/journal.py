@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cdn.errors import CDNError
+from cdn.finite import json_text
 from cdn.store import append
 
 Row = dict[str, Any]
@@ -47,7 +48,7 @@ class Journal:
         Raises:
             CDNError: it cannot be written; the rows before it are intact.
         """
-        append(self.path, (json.dumps(row) + "\n").encode())
+        append(self.path, (json_text(row) + "\n").encode())
         self.rows.append(row)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
+from cdn.finite import decided
 from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
@@ -153,7 +154,7 @@ class _Objective:
             loss = ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
             terms.append(classification_weight * loss)
             self.parts["classification"] = loss.detach()
-            self.parts["accuracy"] = (output.detach().argmax(1) == self.labels).float().mean()
+            self.parts["accuracy"] = (decided(output.detach()) == self.labels).float().mean()
         if _computed(denoising_weight):
             if score is None:
                 noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count

@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import json
-import math
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn.errors import CDNError, CheckpointError
+from cdn.finite import json_text
 from cdn.model import Network, build
 from cdn.model.abilities import unwrapped
 
@@ -148,15 +148,6 @@ def _replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
 
 
-def finite(value: Any) -> Any:
-    """Return nested dicts and lists with None for numbers that are not finite: JSON knows no infinity and no nan."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), objective: str | None = None) -> None:
     """Write the weights of a model as safetensors, with what it takes to build it again.
 
@@ -174,7 +165,7 @@ def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), 
     if not isinstance(inner, Network):
         raise CDNError(f"save_model: expected a model of cdn, got a {type(inner).__name__}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
-    metadata = dict(format=FORMAT, model=json.dumps(inner.config), classes=json.dumps(list(classes)))
+    metadata = dict(format=FORMAT, model=json_text(inner.config), classes=json_text(list(classes)))
     if objective is not None:
         metadata["objective"] = objective
     write_atomically(path, safetensors.torch.save(tensors, metadata))
@@ -188,15 +179,20 @@ def read_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict
         expected: what to say was expected if there is none.
 
     Raises:
-        CheckpointError: the file is missing or torn.
+        CheckpointError: the file is missing or torn, or holds a tensor that is not finite.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected {expected}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - the file itself is no iterable
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself is no iterable
+            metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} holds nan or infinity, of which no result can come")
+    return tensors, metadata
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
@@ -211,7 +207,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         model that was trained to classify alone, :func:`cdn.score` and the like are refused.
 
     Raises:
-        CheckpointError: the file is missing, torn, or not a model of this package.
+        CheckpointError: the file is missing, torn, or not a model of this package, or its weights are not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -284,7 +280,7 @@ def image_side(config: dict[str, Any]) -> int | None:
 
 def save_config(run: str | Path, config: dict[str, Any]) -> None:
     """Write ``config.json`` of a run folder."""
-    write_atomically(Path(run) / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(Path(run) / CONFIG, (json_text(config, indent=2) + "\n").encode())
 
 
 def _first_line(error: Exception) -> str:

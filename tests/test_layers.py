@@ -10,28 +10,30 @@ import grimp
 import pytest
 
 ARROWS = {
-    "analysis": "density errors evaluation model modes",
-    "certification": "density evaluation model modes",
+    "analysis": "density errors evaluation finite model modes",
+    "certification": "density evaluation finite model modes",
     "certify": "certification cli experiments journal store",
-    "classify": "cli density errors evaluation model store",
+    "classify": "cli density errors evaluation finite model store",
     "cli": "errors",
     "data": "errors",
     "denoise": "cli density errors evaluation model store",
-    "density": "model",
+    "density": "finite model",
     "distance": "density quadrature",
-    "evaluate": "cli errors evaluation runs store",
-    "evaluation": "data density errors model modes store",
-    "experiments": "analysis certification cli data denoise density errors evaluation journal model modes objective "
-    "prior quadrature reconstruction robustness runs store train training",
-    "journal": "errors store",
+    "evaluate": "cli errors evaluation finite runs store",
+    "evaluation": "data density errors finite model modes store",
+    "experiments": "analysis certification cli data denoise density errors evaluation finite journal model modes "
+    "objective prior quadrature reconstruction robustness runs store train training",
+    "finite": "errors",
+    "journal": "errors finite store",
     "modes": "cli errors",
-    "objective": "model",
+    "objective": "finite model",
     "prior": "density model",
-    "reconstruction": "analysis density errors evaluation model quadrature robustness store",
+    "reconstruction": "analysis density errors evaluation finite model quadrature robustness store",
+    "robustness": "finite",
     "runs": "data errors model store",
-    "store": "errors model",
+    "store": "errors finite model",
     "train": "cli errors model store training",
-    "training": "data density errors evaluation model objective store",
+    "training": "data density errors evaluation finite model objective store",
 }
 
 

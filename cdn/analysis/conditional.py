@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cdn.density import denoise
 from cdn.evaluation.metrics import psnr
+from cdn.finite import UNDECIDED, decided
 from cdn.modes import evaluating
 from cdn_kernels import cross_entropy
 from cdn_kernels import score as gradient
@@ -25,7 +26,8 @@ class Denoised(NamedTuple):
         unconditional: D(y).
         true: D(y, c) for the true class.
         wrong: D(y, c) for the most probable of the wrong classes.
-        wrong_label: that class, int64 [B].
+        wrong_label: that class, int64 [B]; -1 for an image whose logits are not
+            finite, and ``wrong`` is nan.
         posterior: p(c | y), [B, classes].
     """
 
@@ -55,11 +57,12 @@ def denoise_with_classes(model: nn.Module, y: Tensor, sigma: float | Tensor, lab
         logits = model(y)
     if logits.shape[1] < 2:
         raise ValueError(f"model must know at least two classes to be wrong about one, got {logits.shape[1]}")
-    wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+    wrong = torch.where(decided(logits) < 0, UNDECIDED, decided(logits.scatter(1, labels[:, None], -torch.inf)))
+    of_wrong = denoise(model, y, sigma, wrong.clamp(min=0))
     return Denoised(
         denoise(model, y, sigma),
         denoise(model, y, sigma, labels),
-        denoise(model, y, sigma, wrong),
+        torch.where((wrong < 0).view(-1, 1, 1, 1), torch.nan, of_wrong),
         wrong,
         logits.softmax(1),
     )
@@ -126,7 +129,7 @@ def class_gains(
                 square(found.unconditional, clean),
                 square(found.true, clean),
                 square(found.true, found.unconditional),
-                found.posterior.argmax(1) == label,
+                decided(found.posterior) == label,
             )
             parts.append([values.cpu() for values in part])
             if bar is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.density import denoise, log_prob
+from cdn.finite import require_finite
 from cdn.model import abilities
 from cdn_kernels.replaced import replaced
 
@@ -138,6 +139,7 @@ class LevelVote(nn.Module):
         self.levels = nn.ModuleList(Protected(classifier, model, sigma) for sigma in sigmas)
         with torch.no_grad():
             values = torch.stack([log_prob(model, y) for _, y in self._noisy(reference, noise)])
+        require_finite(values, "reference: expected images of finite log p, got nan or infinity for some")
         self.register_buffer("mean", values.mean(1))
         self.register_buffer("deviation", values.std(1))
 

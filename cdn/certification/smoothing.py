@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 import cdn_kernels
 from cdn.certification.binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
+from cdn.finite import UNDECIDED, decided
 from cdn.model import abilities
 from cdn.modes import evaluating
 from cdn_kernels import Noise
 from cdn_kernels.transforms import transformed
 
-ABSTAIN = -1
+ABSTAIN = UNDECIDED
 # Noise is drawn for this many samples at a time, so that sample j of image i is the same whatever the batch size.
 CHUNK = 256
 # Where the noise of certificates starts: far from that of training (0) and of evaluations (1 << 62).
@@ -74,6 +75,8 @@ def certify(
     all n draws would have given, so the guarantee stands. Nothing else stops it: a radius taken as soon as it looks
     large enough would need a bound that holds at all times at once.
 
+    A draw whose logits are not finite votes for no class: an image for which they win has no certificate.
+
     Args:
         model: a module that gives logits [B, classes] for images [B, C, H, W]: a :class:`cdn.GradResNet`, any other
             classifier, or :class:`cdn.Protected`. The certificate is one of its smoothed version, at its precision.
@@ -120,7 +123,7 @@ def certify(
     ):
         for index, image in enumerate(x, first):
             votes = lambda count, part: _votes(model, image, sigma, count, _key(seed, index, part), batch_size, bar)
-            guess = int(_tally(votes(n0, _SELECTION)).argmax())
+            guess = int(_tally(votes(n0, _SELECTION)).argmax()) + UNDECIDED
             rows.append(_estimate(votes(n, _ESTIMATION), guess, n, needed, alpha, sigma, n0))
             bar.update(n0 + n - rows[-1][-1])  # what was not needed
     kinds = (torch.int64, torch.float64, torch.float64, torch.int64)
@@ -143,7 +146,7 @@ def predict_smoothed(
 
     PREDICT of Cohen et al. (2019), after Hung & Fithian: the top class is returned where an exact two-sided test
     rejects equal odds of the two top classes; it is another than that of the smoothed classifier with probability alpha
-    at most.
+    at most. As for :func:`certify`, a draw whose logits are not finite votes for no class.
 
     Args, raises: as for :func:`certify`, with draws of its own.
     """
@@ -152,8 +155,8 @@ def predict_smoothed(
     with torch.no_grad(), evaluating(model, precision):
         for index, image in enumerate(x, first):
             counts = _tally(_votes(model, image, sigma, n, _key(seed, index, _SELECTION), batch_size))
-            (top, second), classes = torch.cat([counts, counts.new_zeros(1)]).topk(2)
-            labels.append(int(classes[0]) if differs_from_fair(int(top), int(second), alpha) else ABSTAIN)
+            (top, second), bins = counts.topk(2)
+            labels.append(int(bins[0]) + UNDECIDED if differs_from_fair(int(top), int(second), alpha) else ABSTAIN)
     return torch.tensor(labels, dtype=torch.int64)
 
 
@@ -167,8 +170,10 @@ def _estimate(
 ) -> tuple[int, float, float, int]:
     """Return the fields of one image's :class:`Certificate`."""
     hits = draws = 0
+    if guess == UNDECIDED:
+        return ABSTAIN, 0.0, 0.0, n0
     for counts in votes:
-        hits, draws = hits + int(counts[guess]), draws + int(counts.sum())
+        hits, draws = hits + int(counts[guess - UNDECIDED]), draws + int(counts.sum())
         if needed is None or hits + n - draws < needed:
             return ABSTAIN, 0.0, 0.0, n0 + draws
     lower = lower_bound(hits, n, alpha)
@@ -178,7 +183,7 @@ def _estimate(
 def _votes(
     model: nn.Module, image: Tensor, sigma: float, count: int, key: Noise, batch_size: int, bar: tqdm | None = None
 ) -> Iterator[Tensor]:
-    """Yield how often each class wins, int64 [classes], batch by batch, under count draws of noise."""
+    """Yield how often nothing is decided and how often each class wins, int64 [1 + classes], under draws of noise."""
     for chunk, start in enumerate(range(0, count, CHUNK)):
         # Convolutions are fastest in this layout; the values of the noise do not depend on it.
         copies = image.expand(min(CHUNK, count - start), *image.shape).contiguous(memory_format=torch.channels_last)
@@ -187,11 +192,11 @@ def _votes(
             logits = model(part)
             if bar is not None:
                 bar.update(len(part))
-            yield torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+            yield torch.bincount(decided(logits) - UNDECIDED, minlength=logits.shape[1] + 1).cpu()
 
 
 def _tally(votes: Iterator[Tensor]) -> Tensor:
-    """Return how often each class wins in all batches together, int64 [classes]."""
+    """Return the sum of all batches of votes, int64 [1 + classes]."""
     return torch.stack(list(votes)).sum(0)
 
 

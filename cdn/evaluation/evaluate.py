@@ -1,5 +1,6 @@
 """Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
+from cdn.finite import decided
 from cdn.model import abilities
 from cdn.modes import evaluating
 from cdn_kernels import reference as ops
@@ -64,7 +66,9 @@ def evaluate(
         in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked for, and ``denoising_loss``, the mean of
         ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot give is None: all denoising figures of a
         :class:`cdn.model.ResNet`, all others of a :class:`cdn.model.DirectDenoiser`; so are figures of a task that the
-        objective leaves out, which would only mislead, and denoising figures on a split without exact images.
+        objective leaves out, which would only mislead, and denoising figures on a split without exact
+        images. An image whose logits are not finite is classified wrongly; calibration and denoising figures that it
+        has a part in are nan.
 
     Raises:
         CDNError: a limit, batch size or precision out of range.
@@ -128,9 +132,9 @@ def predict(
 
 
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, batch_size: int) -> float:
-    """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say."""
+    """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say, logits of nan as none."""
     with torch.no_grad():
-        predicted = torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+        predicted = torch.cat([decided(model(part)) for part in x.split(batch_size)])
     return float((predicted == labels).double().mean())
 
 
@@ -140,10 +144,10 @@ def _classification(
     probabilities, labels = predict(
         model, split, sigmas=(0, None, *sigmas), levels=levels, limit=len(indices), **options
     )
-    right = {sigma: float((p.argmax(1) == labels).double().mean()) for sigma, p in probabilities.items()}
-    report = dict(
-        accuracy=right.pop(0), accuracy_noisy=right.pop(None), ece=calibration_error(probabilities[0], labels)
-    )
+    right = {sigma: float((decided(p) == labels).double().mean()) for sigma, p in probabilities.items()}
+    told = bool(probabilities[0].isfinite().all())
+    ece = calibration_error(probabilities[0], labels) if told else math.nan
+    report = dict(accuracy=right.pop(0), accuracy_noisy=right.pop(None), ece=ece)
     return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
 
 

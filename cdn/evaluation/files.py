@@ -13,6 +13,7 @@ from torch import Tensor
 from cdn.data.decoder import MODES, SUFFIXES, as_tensor, central_square, decode
 from cdn.data.listing import list_folder, say_skipped
 from cdn.errors import CDNError, DataError
+from cdn.finite import require_finite
 from cdn.store import write_atomically
 
 # Pillow's name of the format that a suffix stands for, and how it is written.
@@ -107,7 +108,11 @@ def write_image(path: str | Path, image: Tensor, metadata: Mapping[str, Any] = M
         path: its suffix picks the format; JPEG loses a little, all others keep every value.
         image: [1, C, H, W], C = 1 or 3.
         metadata: further options of Pillow's ``save``, such as :func:`cdn.evaluation.metadata.carry_over` finds.
+
+    Raises:
+        NotFiniteError: values that are not finite, which would be written as black.
     """
+    require_finite(image, f"{path}: not written, as values of the image are nan or infinite")
     pixels = image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     kind, options = WRITABLE[Path(path).suffix.lower()]
     data = BytesIO()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cdn.finite import require_finite
+
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 
@@ -84,7 +86,11 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Reliab
 
     Returns:
         :class:`Reliability`.
+
+    Raises:
+        NotFiniteError: probabilities that are not finite, which belong into no bin.
     """
+    require_finite(probabilities, "probabilities: expected finite ones, got nan or infinity for some images")
     confidence, predicted = probabilities.double().max(1)
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     count = torch.bincount(index, minlength=bins)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cdn.density import denoise, estimate_sigma
 from cdn.evaluation.tiles import in_tiles, split_tiles
+from cdn.finite import require_finite
 from cdn.model.abilities import is_direct_denoiser
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
@@ -54,7 +55,13 @@ def denoise_photograph(model: nn.Module, x: Tensor, sigma: float, noise: Noise, 
 
 
 def blind_sigma(model: nn.Module, y: Tensor, size: int) -> float:
-    """Estimate the noise level of one image: the median over its tiles of a given side, a float."""
+    """Estimate the noise level of one image: the median over its tiles of a given side, a float.
+
+    Raises:
+        NotFiniteError: an estimate that is not finite.
+    """
     _, _, height, width = y.shape
     tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(height, width, size)]
-    return float(torch.stack([estimate_sigma(model, tile) for tile in tiles]).median())
+    levels = torch.stack([estimate_sigma(model, tile) for tile in tiles])
+    require_finite(levels, "the noise level cannot be estimated: the score of the model is nan or infinite")
+    return float(levels.median())

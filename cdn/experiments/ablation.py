@@ -10,7 +10,6 @@ processes with different ``--seeds`` can share the work. ``--table`` prints the 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 from cdn.cli import run_command
 from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
+from cdn.finite import decided, json_text
 from cdn.journal import Journal
 from cdn.model import DirectDenoiser, GradResNet
 from cdn.model.head import DEEP_ENERGY
@@ -169,7 +169,7 @@ def measure(model: nn.Module, data: Dataset, options: Options) -> dict[str, floa
     if options["classification_weight"]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             for name, y in (("accuracy_clean", x), ("accuracy_noisy", noisy)):
-                hits = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(y.split(500), labels.split(500)))
+                hits = sum(int((decided(model(a)) == b).sum()) for a, b in zip(y.split(500), labels.split(500)))
                 result[name] = 100 * hits / len(x)
     if options["denoising_weight"]:
         x = x[data.test.exact][:1024]
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 **measure(model, data, options),
             )
             journal.append(row)
-            print(json.dumps(row), flush=True)
+            print(json_text(row), flush=True)
 
 
 if __name__ == "__main__":

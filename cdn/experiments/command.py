@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import math
 import shlex
 import sys
@@ -19,9 +18,10 @@ from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
+from cdn.finite import json_text
 from cdn.model.abilities import kind
 from cdn.runs import Run, by_name, open_run
-from cdn.store import finite, make_folder, write_atomically
+from cdn.store import make_folder, write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -232,10 +232,10 @@ def write_report(
         machine=machine.describe(device),
         date=datetime.date.today().isoformat(),
         seconds=round(time.perf_counter() - start, 1),
-        results=finite(results),
+        results=results,
     )
     # Options may hold paths, one or many.
-    write_atomically(folder / REPORT, (json.dumps(report, indent=2, default=str) + "\n").encode())
+    write_atomically(folder / REPORT, (json_text(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
 
 

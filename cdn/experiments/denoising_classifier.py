@@ -32,6 +32,7 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.protect import REFERENCE, attack
+from cdn.finite import decided
 from cdn.modes import evaluating
 from cdn.quadrature import level_nodes
 from cdn.reconstruction.denoising import DenoisingErrorClassifier, Weight, integrate, noisy_copies
@@ -83,7 +84,7 @@ def is_right(judge: NoisyClassifier, images: Tensor, labels: Tensor, args: argpa
     with torch.no_grad():
         predicted = torch.cat(
             [
-                judge(part, Noise(args.seed, EVALUATION + number * STRIDE)).argmax(1)
+                decided(judge(part, Noise(args.seed, EVALUATION + number * STRIDE)))
                 for number, part in enumerate(images.split(args.batch_size))
             ]
         )
@@ -112,7 +113,7 @@ def levels_and_draws(experiment: Experiment, x: Tensor, labels: Tensor) -> tuple
                 ).unflatten(0, error_parts[-1].shape[:2])
             )
     errors, votes = torch.cat(error_parts, 2), torch.cat(vote_parts, 2)
-    right = lambda logits: logits.argmax(-1) == labels
+    right = lambda logits: decided(logits) == labels
     share = lambda logits: right(logits).double().mean(-1).tolist()
     counts = sorted({*(2**k for k in range(args.draws.bit_length())), args.draws})
     by_draws = [-integrate(errors[:, :n], run.levels, _weight(args)) for n in counts]

@@ -24,6 +24,7 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
+from cdn.finite import decided
 from cdn.modes import evaluating
 from cdn.reconstruction import (
     ClassGenerators,
@@ -137,7 +138,7 @@ def measure(
     args = experiment.args
     with tqdm(x.split(args.batch_size), unit="batch", leave=False, disable=not experiment.progress) as parts:
         found = Inference(*map(torch.cat, zip(*map(classifier.infer, parts))))
-    right = found.bound.argmax(1) == labels
+    right = decided(found.bound) == labels
     own_clean = accuracy(own, x, labels, args.batch_size)
     bounds = lower_bounds(found, labels, classifier.generators.sigma.detach())
     x, labels, bounds = (values[: args.attack_images] for values in (x, labels, bounds))
@@ -194,10 +195,10 @@ def picture(
     """Draw images and what each class makes of them, each above its attacked self; captions are the bounds."""
     pairs = torch.stack([x, attacked], 1).flatten(0, 1)
     found = classifier.infer(pairs)
-    chosen = found.bound.argmax(1)
+    chosen = decided(found.bound)
     lengths = distance("l2", x, attacked).tolist()
     captions = [text for length in lengths for text in ("clean", f"changed by {length:.2f}")]
-    columns = [("image", pairs, [f"{text}: {classes[c][:8]}" for text, c in zip(captions, chosen)])]
+    columns = [("image", pairs, [f"{text}: {classes[c][:8] if c >= 0 else '?'}" for text, c in zip(captions, chosen)])]
     marks = lambda c: [f"{'▸ ' if c == best else ''}{value:.0f} nats" for value, best in zip(found.bound[:, c], chosen)]
     made = [(classes[c], found.reconstructions[:, c], marks(c)) for c in range(min(len(classes), CLASSES_SHOWN))]
     names = [name for label in labels for name in (classes[label], "attacked")]

@@ -31,6 +31,7 @@ from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
 from cdn.experiments.command import Experiment, make_parser, text_table
+from cdn.finite import decided
 from cdn.modes import evaluating
 from cdn.reconstruction import ClassGenerators, Inference, fit, infer
 from cdn.reconstruction.similarities import (
@@ -119,26 +120,22 @@ def measure(
     # What a similarity is in nats is read from training images and the reconstructions of their own classes.
     own = infer(generators, training[chosen], **_search(args)).reconstructions[range(len(chosen)), labels[chosen]]
     shares: Shares = {way: {} for way in (JUDGED, SEARCHED, NEIGHBOUR)}
-    right = lambda decided: float((decided == truth).double().mean())
+    right = lambda values: float((decided(values) == truth).double().mean())
     with torch.no_grad(), tqdm(similarities.items(), leave=False, disable=not experiment.progress) as bar:
         for name, similarity in bar:
             bar.set_description(name)
             shares[JUDGED][name] = {
-                kind: right(_in_parts(similarity, images, found[kind].reconstructions, args.batch_size).argmin(1))
+                kind: right(-_in_parts(similarity, images, found[kind].reconstructions, args.batch_size))
                 for kind, images in kinds.items()
             }
             shares[NEIGHBOUR][name] = {
-                kind: right(
-                    nearest_class(similarity, images, training[chosen], labels[chosen], generators.classes).argmin(1)
-                )
+                kind: right(-nearest_class(similarity, images, training[chosen], labels[chosen], generators.classes))
                 for kind, images in kinds.items()
             }
             if name in args.search:
                 distance = in_nats(similarity, training[chosen], own, sigma)
                 shares[SEARCHED][name] = {
-                    kind: right(
-                        infer(generators, images, distance, batch_size=args.batch_size, **_search(args)).bound.argmax(1)
-                    )
+                    kind: right(infer(generators, images, distance, batch_size=args.batch_size, **_search(args)).bound)
                     for kind, images in kinds.items()
                 }
     return shares, draw_reconstructions(kinds, found, truth, run.dataset.classes)

@@ -72,10 +72,11 @@ def nearest_images(
         chunk: images of the split in memory at a time.
 
     Returns:
-        (nearest, distance): [N, C, H, W], and the root mean square difference per value [N].
+        (nearest, distance): [N, C, H, W], and the root mean square difference per value [N]; nan for images
+        that are not finite, to which none is near.
     """
     best = torch.full((len(images),), torch.inf, device=images.device)
-    nearest = torch.zeros_like(images)
+    nearest = torch.full_like(images, torch.nan)
     for indices in torch.arange(len(split)).split(chunk):
         part = split.load(indices)[0].to(images.device).float().div(255)
         for candidates in (part, part.flip(3))[: 1 + mirrored]:
@@ -83,7 +84,7 @@ def nearest_images(
             closer = distance < best
             best = torch.where(closer, distance, best)
             nearest[closer] = candidates[index[closer]]
-    return nearest, best / images[0].numel() ** 0.5
+    return nearest, torch.where(best.isinf(), torch.nan, best) / images[0].numel() ** 0.5
 
 
 def _square_root(matrix: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdn.finite import require_finite
 from cdn.reconstruction.generators import ClassGenerators
 from cdn.reconstruction.inference import Distance, Inference, bound_of, infer, pixel_distance
 
@@ -73,8 +74,12 @@ class ReconstructionClassifier(nn.Module):
 
         Returns:
             The cross-entropy reached, in nats.
+
+        Raises:
+            NotFiniteError: bounds that are not finite.
         """
         bound = self.infer(x).bound.double()
+        require_finite(bound, "calibrate: expected images that every class can explain, got bounds of nan or infinity")
         # Started where logits of the best two classes differ by about 1, and where eta does not count.
         gap = bound.topk(2, dim=1).values.diff(dim=1).abs().median().clamp(min=1e-6)
         log_scale, log_eta = -gap.log(), bound.amax(1).min() / gap - 2

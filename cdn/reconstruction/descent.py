@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cdn.finite import require_finite
 from cdn.reconstruction.classifier import ReconstructionClassifier
+from cdn.reconstruction.inference import Inference
 from cdn.robustness import Adversarial
+from cdn.robustness.pursuit import UNTOLD
 
 HALVINGS = 10
 
@@ -40,6 +43,7 @@ def latent_descent(
 
     Raises:
         ValueError: a share or a number of steps out of range.
+        NotFiniteError: bounds that are not finite.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
@@ -51,7 +55,7 @@ def latent_descent(
             rows = (~found).nonzero()[:, 0]
             if not len(rows):
                 break
-            made = classifier.infer(y[rows])
+            made = _infer(classifier, y[rows])
             found[rows] = made.bound.argmax(1) != labels[rows]
             left = ~found[rows]
             if step < steps:
@@ -63,11 +67,17 @@ def latent_descent(
     return Adversarial(found, y)
 
 
+def _infer(classifier: ReconstructionClassifier, y: Tensor) -> Inference:
+    made = classifier.infer(y)
+    require_finite(made.bound, UNTOLD)
+    return made
+
+
 def _draw_back(classifier: ReconstructionClassifier, x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
     """Return of the line from x to the adversarial y the first adversarial point that bisection finds."""
     low, high = torch.zeros_like(x[:, :1, :1, :1]), torch.ones_like(x[:, :1, :1, :1])
     for _ in range(HALVINGS if len(x) else 0):
         middle = (low + high) / 2
-        fooled = (classifier.infer(torch.lerp(x, y, middle)).bound.argmax(1) != labels).view(-1, 1, 1, 1)
+        fooled = (_infer(classifier, torch.lerp(x, y, middle)).bound.argmax(1) != labels).view(-1, 1, 1, 1)
         low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
     return torch.lerp(x, y, high)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
+from cdn.finite import json_text
 from cdn.store import fitting, read_safetensors, write_atomically
 
 FORMAT = "cdn-generators-1"
@@ -132,7 +133,7 @@ def save_generators(path: str | Path, generators: ClassGenerators, settings: dic
         settings: a dict of what JSON can hold: how they were trained, which :func:`load_generators` gives back.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generators.state_dict().items()}
-    metadata = dict(format=FORMAT, config=json.dumps(generators.config), settings=json.dumps(dict(settings)))
+    metadata = dict(format=FORMAT, config=json_text(generators.config), settings=json_text(dict(settings)))
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 

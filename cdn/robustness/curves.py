@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cdn.finite import require_finite
 from cdn.robustness import attacks, losses
 from cdn.robustness.ball import Ball
-from cdn.robustness.pursuit import Classifier, Pursuit
+from cdn.robustness.pursuit import UNTOLD, Classifier, Pursuit
 
 # Name: the search and the loss that it climbs.
 ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
@@ -177,8 +178,7 @@ def sweep(
 def _logits(model: Classifier, x: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
         logits = torch.cat([model(part) for part in x.split(batch_size)])
-    if not logits.isfinite().all():
-        raise ValueError("model: expected finite logits of the images, got infinite ones or nan")
+    require_finite(logits, UNTOLD)
     return logits
 
 

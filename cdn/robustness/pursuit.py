@@ -6,11 +6,13 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from cdn.finite import require_finite
 from cdn.robustness.losses import Loss
 from cdn_kernels.reference import score
 
 # From images [B, C, H, W] to logits [B, classes].
 Classifier = Callable[[Tensor], Tensor]
+UNTOLD = "model: expected finite logits, got infinite ones or nan: nothing can be said of its robustness"
 
 
 class Pursuit:
@@ -66,7 +68,7 @@ class Pursuit:
             (loss [N], gradient [N, C, H, W] or None): images left alone keep their best loss, with gradient 0.
 
         Raises:
-            ValueError: logits that are not finite.
+            NotFiniteError: logits that are not finite.
         """
         chased = (~self.found if self.stop else torch.ones_like(self.found)).nonzero()[:, 0]
         loss, gradients = self.best_loss.clone(), torch.zeros_like(y) if gradient else None
@@ -99,10 +101,7 @@ class Pursuit:
         else:
             with torch.no_grad():
                 objective(y)
-        if not logits.isfinite().all():
-            raise ValueError(
-                "model: expected finite logits, got infinite ones or nan: nothing can be said of its robustness"
-            )
+        require_finite(logits, UNTOLD)
         predicted = logits.argmax(1)
         fooled = predicted != self.labels[rows] if self.targets is None else predicted == self.targets[rows]
         return loss.detach().to(self.best_loss), fooled, slope

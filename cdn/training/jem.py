@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 import cdn_kernels
 from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
+from cdn.finite import decided
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
@@ -117,7 +118,7 @@ def contrastive_loss(
     parts = dict(
         classification=classification.detach(),
         contrastive=contrastive.detach(),
-        accuracy=(logits.detach().argmax(1) == labels).float().mean(),
+        accuracy=(decided(logits.detach()) == labels).float().mean(),
     )
     return classification + contrastive, parts
 

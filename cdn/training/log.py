@@ -1,7 +1,6 @@
 """The rows of ``metrics.jsonl`` and the progress bar."""
 
 import datetime
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.errors import CDNError, CheckpointError
-from cdn.store import METRICS, append, finite
+from cdn.finite import json_text
+from cdn.store import METRICS, append
 
 
 class MetricsFile:
@@ -46,7 +46,7 @@ class MetricsFile:
 
     def write(self, **row: object) -> None:
         """Append a row and hand it to the operating system."""
-        self.size = append(self.path, (json.dumps(finite(row)) + "\n").encode())
+        self.size = append(self.path, (json_text(row) + "\n").encode())
 
     def sync(self) -> int:
         """Wait until the rows are on disk and return the size of the file."""

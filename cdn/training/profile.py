@@ -1,7 +1,6 @@
 """Where the time of a training step goes, and how many bytes its operations touch."""
 
 import copy
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cdn.finite import json_text
 from cdn.store import write_atomically
 from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
@@ -54,7 +54,7 @@ def profile_steps(
         for name in (*PHASES, "other", "step")
         if name in times
     ]
-    write_atomically(path, (json.dumps(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
+    write_atomically(path, (json_text(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
     say(f"{'phase':<10} {'ms':>9} {'share':>7} {'MB touched':>11}")
     for row in rows:
         say(f"{row['phase']:<10} {row['milliseconds']:9.2f} {row['share']:7.1%} {row['bytes'] / 1e6:11.1f}")
