@@ -139,6 +139,8 @@ class _Objective:
                 f"joint_loss: labels must be one class per image, [{len(x)}], "
                 f"got {None if labels is None else list(labels.shape)}"
             )
+        if _computed(classification_weight) and is_direct_denoiser(model):
+            raise ValueError("joint_loss: a direct denoiser knows no classes, expected classification_weight = 0")
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)

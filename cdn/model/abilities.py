@@ -77,7 +77,7 @@ def kind(model: nn.Module, objective: str | None = None) -> str:
     if isinstance(inner, ResNet):
         return f"{name}, which only classifies"
     if isinstance(inner, DirectDenoiser):
-        return "a direct denoiser, which knows no classes"
+        return f"{name}, which knows no classes"
     objective = _objective(model, objective)
     return f"{name} trained on {objective} only" if objective in ("classification", "denoising") else name
 

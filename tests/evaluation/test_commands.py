@@ -158,7 +158,7 @@ def test_classify_speaks_of_other_sizes_once(make_run, picture, capsys):
 
 
 def test_classify_refuses_what_it_cannot_do(make_run, picture, tmp_path):
-    with pytest.raises(CDNError, match="got a direct denoiser"):
+    with pytest.raises(CDNError, match="got a DirectDenoiser"):
         run(classify.main, make_run("denoiser"), picture())
     folder = make_run()
     (folder / "config.json").unlink()
