@@ -218,5 +218,6 @@ def _one_class_each(logits: Tensor) -> Iterator[Tensor]:
 
 def _density(model: nn.Module) -> LogDensity:
     if not has_density(model):
-        raise ValueError(f"{kind(model)} models no density: it has no log-probability and no score")
+        name = kind(model).partition(",")[0]
+        raise ValueError(f"{name} models no density: it has no log-probability and no score")
     return cast(LogDensity, model if unwrapped(model) is model else Opened(model))

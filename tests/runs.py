@@ -68,5 +68,6 @@ def weights(run):
 
 
 def contents(folder):
-    """Return when each file below a folder was written."""
-    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """Return when each file below a folder was written, but for locks and probes, which begin with a dot."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in files}

@@ -24,7 +24,7 @@ def fail(error):
         (
             lambda: fail(torch.OutOfMemoryError("CUDA out of memory.\nTried to")),
             1,
-            "error: out of memory: CUDA out of memory. Try a smaller batch or image.\n",
+            "error: out of memory (CUDA out of memory.): try a smaller batch or image\n",
         ),
         (lambda: fail(KeyboardInterrupt()), 130, "interrupted\n"),
     ],

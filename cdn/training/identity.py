@@ -6,6 +6,7 @@ from typing import Any
 
 from cdn.data import Fingerprint, differences
 from cdn.errors import CheckpointError, DataError
+from cdn.finite import json_text
 from cdn.store import load_config, save_config, write_atomically
 
 DATA = "data.json"
@@ -13,7 +14,7 @@ DATA = "data.json"
 
 def write_fingerprint(run: Path, found: Fingerprint) -> None:
     """Note in a run folder which data the run is trained on."""
-    write_atomically(run / DATA, (json.dumps(found) + "\n").encode())
+    write_atomically(run / DATA, (json_text(found) + "\n").encode())
 
 
 def require_same_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:

@@ -74,11 +74,11 @@ def test_what_was_taken_is_recorded(folder, tmp_path, recwarn):
     assert sum("squares of 8x8" in str(warning.message) for warning in recwarn.list) == 1
     config = json.loads((run / "config.json").read_text())
     assert config["data"]["image_size"] == config["training"]["image_size"] == 8
+    recwarn.clear()
+    train.main(["--resume", str(run)])
     other = data_dir / "val" / "any" / "0.png"
     Image.new("RGB", (20, 16), (1, 2, 3)).save(other)
-    recwarn.clear()
     assert open_run(run).dataset.shape == (3, 8, 8)
-    train.main(["--resume", str(run)])
     assert not [warning for warning in recwarn.list if "squares" in str(warning.message)]
 
 

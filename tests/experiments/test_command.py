@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdn.errors import CDNError
-from cdn.experiments.command import REPORT, Experiment, finite, make_parser, text_table
+from cdn.experiments.command import REPORT, Experiment, make_parser, text_table
 
 
 def experiment(run, *options):
@@ -57,4 +57,3 @@ def test_tables():
         "| a         | 0.1235 |",
         "| long name |      - |",
     ]
-    assert finite(float("-inf")) is None

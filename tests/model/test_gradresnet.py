@@ -270,10 +270,7 @@ def test_an_image_that_is_the_mean_has_finite_logits(options):
     assert model(mean=0.25, **options)(is_the_mean()).isfinite().all()
 
 
-NAN = pytest.mark.xfail(strict=True, reason="the derivative of p / rms(p) at p = 0 is nan")
-
-
-@pytest.mark.parametrize("head", [pytest.param(head, marks=NAN if head != "linear" else ()) for head in HEADS])
+@pytest.mark.parametrize("head", HEADS)
 def test_an_image_that_is_the_mean_has_no_score(head):
     assert not cdn.score(model(mean=0.25, head=head), is_the_mean()).any()
 
