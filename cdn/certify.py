@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cdn import certification
 from cdn.certification.curves import certified_accuracy, curves_figure
-from cdn.cli import nonnegative_float, positive_float, positive_int, probability, run_command
+from cdn.cli import noise_level, nonnegative_float, positive_int, probability, run_command
 from cdn.experiments.command import Experiment, add_against, make_parser, text_table
 from cdn.journal import Journal, Row
 from cdn.store import WEIGHTS
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sigmas",
         metavar="S",
-        type=positive_float,
+        type=noise_level,
         nargs="+",
         default=[0.12, 0.25, 0.5, 1.0],
         help="noise levels, for images in [0, 1] (default: 0.12 0.25 0.5 1)",

@@ -13,6 +13,7 @@ import torch
 
 from cdn.errors import CDNError
 from cdn_kernels.console import run_steadily
+from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
 PRECISIONS = ("float32", "bf16")
 
@@ -109,6 +110,29 @@ def whole_number(text: str) -> int:
     return _number(text, int, lambda v: v >= 0, "a whole number of at least 0")
 
 
+def seed_number(text: str) -> int:
+    """Parse what :class:`cdn.Noise` takes as a seed."""
+    return _number(text, int, lambda v: 0 <= v < SEEDS, "a whole number of at least 0 and below 2^64")
+
+
+def noise_level(text: str) -> float:
+    """Parse a noise level in the units of images in [0, 1], as 0.1 or 25/255."""
+    level = _number(text, _ratio, lambda v: 0 < v < float("inf"), "a number above 0, such as 0.1 or 25/255")
+    if level > HIGHEST_LEVEL:
+        raise argparse.ArgumentTypeError(f"expected the noise level of images in [0, 1], got {text!r}; {grey(level)}")
+    return level
+
+
+def grey(level: float) -> str:
+    """Say how a noise level that looks like grey levels is written in the units of images in [0, 1]."""
+    return f"{level:g} grey levels are {level:g}/255"
+
+
+def _ratio(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
 def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
@@ -132,7 +156,7 @@ def probability(text: str) -> float:
 def _number(text: str, kind: Callable[[str], Number], valid: Callable[[Number], bool], expected: str) -> Number:
     try:
         value: Number | None = kind(text)
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         value = None
     if value is None or not valid(value):
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")

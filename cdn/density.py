@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cdn.finite import require_finite
 from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
 from cdn.model.head import square_floor
+from cdn.model.inputs import check_floating
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
@@ -23,6 +24,8 @@ from cdn_kernels.transforms import can_be_read, recorded_if, transformed
 
 # A class: one for all images, or one per image [B].
 Label = int | Tensor
+# From here on a noise level is looked at twice: images in [0, 1] would be gone.
+SUSPICIOUS_LEVEL = 5.0
 
 
 class LogDensity(Protocol):
@@ -47,7 +50,7 @@ def log_prob(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tens
     Returns:
         [B]. Not a calibrated likelihood: score matching says little about the relative weight of distant modes.
     """
-    density = _density(model)
+    density = _density(model, y)
     with recorded_if(create_graph):
         return ops.logsumexp(density(ops.recordable(y)))
 
@@ -67,7 +70,7 @@ def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_gra
     Raises:
         ValueError: a label out of range, or a model that is no density (a plain classifier or denoiser).
     """
-    density = _density(model)
+    density = _density(model, y)
     if label is None:
         return ops.score(lambda y: ops.logsumexp(density(y)), y, create_graph=create_graph)
     classes = density.config["num_classes"]
@@ -97,7 +100,7 @@ def class_scores(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> 
     Raises:
         ValueError: a model that is no density (a plain classifier or denoiser).
     """
-    density = _density(model)
+    density = _density(model, y)
     with torch.inference_mode(False), torch.enable_grad():
         if transformed():
             logits, pull = cast("tuple[Tensor, ops.Pullback]", torch.func.vjp(density, y))
@@ -128,12 +131,19 @@ def denoise(
 
     Returns:
         Denoised images, the shape of y, not clipped to [0, 1].
+
+    Raises:
+        ValueError: what :func:`score` refuses; a noise level below 0, or one of 5 or more of images without such noise,
+            which is a number of grey levels.
     """
     if is_direct_denoiser(model) and label is not None:
         raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
+    check_floating(y, "denoise")
     with recorded_if(create_graph):
         y = ops.recordable(y)
-        level = ops.expand(ops.recordable(ops.per_image(sigma, y, "sigma")), y)
+        level = ops.recordable(ops.per_image(sigma, y, "sigma"))
+        _check_level(level, y)
+        level = ops.expand(level, y)
         if is_direct_denoiser(model):
             return y - model(y)
         return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
@@ -170,9 +180,12 @@ def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     blank = mean_square.detach() <= floor
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
     # A weak model saturates at small sigma, where the curve turns back: the branch of the larger levels is kept.
-    x, knots = -torch.where(blank, 1.0, mean_square).log(), -density.calibration_mean_square.clamp(min=floor).log()
+    x, knots = (
+        -torch.where(blank, 1.0, mean_square).log(),
+        -density.calibration_mean_square.to(mean_square.dtype).clamp(min=floor).log(),
+    )
     knots = knots.flip(0).cummin(0).values.flip(0)
-    values = density.calibration_sigma.log()
+    values = density.calibration_sigma.to(mean_square.dtype).log()
     right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
     low, high = knots[right - 1], knots[right]
     part = ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
@@ -198,6 +211,9 @@ def calibrate(model: nn.Module, x: Tensor, noise: Noise, batch_size: int = 256) 
             "calibrate fills buffers of the model, which torch.func transforms and forward-mode differentiation cannot "
             "follow: call it outside"
         )
+    check_floating(x, "calibrate")
+    if not len(x):
+        raise ValueError("calibrate: expected images [N, C, H, W], one or more, got none")
     density = _density(model)
     curve = torch.zeros_like(density.calibration_mean_square)
     for k, sigma in enumerate(density.calibration_sigma):
@@ -216,8 +232,28 @@ def _one_class_each(logits: Tensor) -> Iterator[Tensor]:
         yield torch.zeros_like(logits).index_fill(1, torch.tensor(c, device=logits.device), 1.0)
 
 
-def _density(model: nn.Module) -> LogDensity:
+def _density(model: nn.Module, y: Tensor | None = None) -> LogDensity:
+    """Return a model that has a density, and check images that it is to be asked of."""
     if not has_density(model):
         name = kind(model).partition(",")[0]
         raise ValueError(f"{name} models no density: it has no log-probability and no score")
+    if y is not None:
+        check_floating(y, type(unwrapped(model)).__name__)
     return cast(LogDensity, model if unwrapped(model) is model else Opened(model))
+
+
+def _check_level(level: Tensor, y: Tensor) -> None:
+    """Raise ValueError if a noise level [B] is negative, or much larger than anything in the images it is said of.
+
+    Where noise of deviation sigma is, no 64 values stay below sigma / 3: that happens once in 10^38 times.
+    """
+    if not level.numel() or not can_be_read(level) or not can_be_read(y):
+        return
+    lowest, highest = (float(value) for value in level.detach().aminmax())
+    if lowest < 0:
+        raise ValueError(f"sigma must be a noise level of at least 0, got {lowest}")
+    if highest >= SUSPICIOUS_LEVEL and y.numel() >= 64 and float(y.detach().abs().max()) < highest / 3:
+        raise ValueError(
+            f"sigma = {highest:g} is not the noise of these images, which are in [0, 1] and sigma in the same units: "
+            f"{highest:g} grey levels are {highest:g} / 255"
+        )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cdn.density import denoise
+from cdn.model.inputs import check_floating
 from cdn.quadrature import level_nodes
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
@@ -100,6 +101,8 @@ def information_estimation_distance(
             "similarity: expected two batches of images [B, C, H, W] of one shape, "
             f"got {list(a.shape)} and {list(b.shape)}"
         )
+    for images in (a, b):
+        check_floating(images, "similarity")
     for name, value in (("nodes", nodes), ("draws", draws)):
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")

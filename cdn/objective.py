@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import cdn_kernels
 from cdn.finite import decided
 from cdn.model.abilities import is_direct_denoiser
+from cdn.model.inputs import check_floating
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Sigma
@@ -141,6 +142,9 @@ class _Objective:
             )
         if _computed(classification_weight) and is_direct_denoiser(model):
             raise ValueError("joint_loss: a direct denoiser knows no classes, expected classification_weight = 0")
+        check_floating(x, "joint_loss")
+        if not len(x):
+            raise ValueError("joint_loss: expected images [B, C, H, W], one or more, got none")
         self.labels, self.noise = labels, noise
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)

@@ -1,12 +1,13 @@
 """What a run leaves on disk, and how it is written so that a crash cannot tear it."""
 
 import contextlib
+import functools
 import glob
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         device: where to put it.
 
     Returns:
-        The model; ``model.classes`` holds the names of the classes, ``model.objective`` what it was trained on. Of a
-        model that was trained to classify alone, :func:`cdn.score` and the like are refused.
+        The model, in the precision of the file; ``model.classes`` holds the names of the classes, ``model.objective``
+        what it was trained on. Of a model that was trained to classify alone, :func:`cdn.score` and the like are
+        refused.
 
     Raises:
         CheckpointError: the file is missing, torn, or not a model of this package, or its weights are not finite.
@@ -217,7 +219,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
     # Parameters that are made in inference mode could never be differentiated by, nor the score be computed outside.
     with torch.inference_mode(False), fitting(path):
-        model = build(json.loads(metadata["model"]))
+        model = build(json.loads(metadata["model"])).to(_precision(tensors.values()))
         model.load_state_dict(tensors)
         model.classes = tuple(json.loads(metadata["classes"]))
         model.objective = metadata.get("objective") or _objective_beside(path)
@@ -281,6 +283,11 @@ def image_side(config: dict[str, Any]) -> int | None:
 def save_config(run: str | Path, config: dict[str, Any]) -> None:
     """Write ``config.json`` of a run folder."""
     write_atomically(Path(run) / CONFIG, (json_text(config, indent=2) + "\n").encode())
+
+
+def _precision(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Return the dtype that holds all floating-point tensors, float32 or more, whatever torch's default is."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,11 +16,13 @@ import cdn_kernels
 from cdn.cli import (
     PRECISIONS,
     fraction,
+    grey,
     nonnegative_float,
     pick_device,
     positive_float,
     positive_int,
     run_command,
+    seed_number,
     whole_number,
 )
 from cdn.errors import CDNError
@@ -30,6 +32,7 @@ from cdn.store import image_side, load_config
 from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
 from cdn.training.settings import BLOCKS, FREE, JEM, KERNELS, OBJECTIVES, RECIPES, Settings
+from cdn_kernels.noise import HIGHEST_LEVEL
 
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
@@ -78,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     option(run, "impl", "whose kernels --fused runs; auto: the fastest", choices=KERNELS)
     option(run, "device", "auto, cpu, cuda or cuda:N")
     option(run, "precision", "bf16: convolutions in bfloat16, everything delicate in float32", choices=PRECISIONS)
-    option(run, "seed", "of weights, batches, augmentation and noise", type=whole_number)
+    option(run, "seed", "of weights, batches, augmentation and noise", type=seed_number)
     option(run, "log_every", "steps between rows of metrics.jsonl", type=positive_int)
     option(run, "evaluations", "evaluations over the run", type=positive_int)
     option(run, "checkpoint_seconds", "longest time between checkpoints", type=nonnegative_float)
@@ -210,6 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         settings = _resumed_settings(run, arguments)
     else:
         settings = Settings(**arguments)
+    high = settings.sigma_high
+    if high > HIGHEST_LEVEL:
+        print(f"note: --sigma-high {high:g} is in the units of images in [0, 1]; {grey(high)}")
     device = pick_device(settings.device)
     if settings.fused:
         _announce_fused(settings, device)

@@ -4,14 +4,50 @@ Nothing here draws anything: these are the small values that every backend takes
 configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from cdn_kernels.transforms import can_be_read
+
+# Far above any noise under which something is left of an image in [0, 1].
+HIGHEST_LEVEL = 10.0
+SEEDS = 1 << 64  # how many seeds there are
 LAWS = ("log-uniform", "uniform", "fixed")
 
 Sigma = float | Tensor  # one noise level, or one per image, [B]
+
+
+def check_level(value: Sigma, name: str) -> None:
+    """Raise unless a noise level is a finite number of at least 0, or a tensor without values below 0.
+
+    A value of nan in a tensor passes, for the noise level of one image is no business of the others, whose results it
+    does not touch. Tensors on other devices than the CPU are not looked at, which would wait for them.
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+        ValueError: a number out of range.
+    """
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and can_be_read(value) and bool((value < 0).any()):
+            raise ValueError(f"{name} must be a noise level of at least 0, got {float(value.min())}")
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+    elif isinstance(value, str) or not hasattr(value, "__len__"):
+        raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
+
+
+def seeded(seed: int, position: int = 0) -> torch.Generator:
+    """Return a generator of the CPU that draws the same for the same seed, at each of its positions something else.
+
+    Raises:
+        ValueError: a seed that :class:`Noise` does not take either.
+    """
+    return torch.Generator().manual_seed((Noise(seed).seed + position) % SEEDS)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.types import Device
 
-from cdn_kernels.noise import Noise, NoiseLevels, Sigma
+from cdn_kernels.noise import Noise, NoiseLevels, Sigma, check_level
 from cdn_kernels.transforms import transformed
 
 Output = TypeVar("Output")
@@ -197,8 +197,11 @@ def score(log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: b
         forward-mode differentiation s is differentiated with all else, whatever ``create_graph``.
 
     Raises:
+        TypeError: y is no tensor of floats.
         ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
     """
+    if not y.is_floating_point():
+        raise TypeError(f"score: y must be a tensor of floats, got {y.dtype}")
     with torch.inference_mode(False), torch.enable_grad():
         if transformed():
             return transformed_score("score", lambda y: (log_density(y), y), y)[0]
@@ -408,8 +411,13 @@ def in_float64(values: Tensor) -> Tensor:
 
 
 def per_image(value: Sigma, x: Tensor, name: str) -> Tensor:
-    """Return a float, 0-d or [B] tensor as a [B] tensor in the computing dtype and device of x [B, ...]."""
+    """Return a float, 0-d or [B] tensor as a [B] tensor in the computing dtype and device of x [B, ...].
+
+    Raises:
+        TypeError, ValueError: something else, or what :func:`cdn_kernels.noise.check_level` refuses.
+    """
     real = compute_dtype(x.dtype)
+    check_level(value, name)
     if isinstance(value, (int, float)):
         value = torch.full((), value, dtype=real, device=x.device)  # by a kernel: a copy would wait for the device
     elif isinstance(value, Tensor) and value.dim() and value.device != x.device:

@@ -18,7 +18,7 @@ ARROWS = {
     "data": "errors",
     "denoise": "cli density errors evaluation model store",
     "density": "finite model",
-    "distance": "density quadrature",
+    "distance": "density model quadrature",
     "evaluate": "cli errors evaluation finite runs store",
     "evaluation": "data density errors finite model modes store",
     "experiments": "analysis certification cli data denoise density errors evaluation finite journal model modes "

@@ -9,6 +9,7 @@ from torch import Tensor
 from cdn.analysis.letters import letters
 from cdn.errors import DataError
 from cdn.evaluation.files import find_images, read_image
+from cdn_kernels.noise import seeded
 
 BLOCKS = 4  # to a side, where an image has as many pixels
 
@@ -26,7 +27,7 @@ def synthetic_outliers(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
         "mirrored" is a control: photographs remain photographs, so that nothing should tell them apart.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     uniform = torch.rand(images.shape, generator=generator)
     sets = {
         "Gaussian noise": 0.5 + 0.25 * torch.randn(images.shape, generator=generator),

@@ -16,6 +16,7 @@ import cdn_kernels
 from cdn.density import denoise, log_prob
 from cdn.finite import require_finite
 from cdn.model import abilities
+from cdn.model.inputs import check_floating, check_sigma
 from cdn_kernels.replaced import replaced
 
 
@@ -46,8 +47,7 @@ class Protected(nn.Module):
             raise ValueError(f"model: expected one that denoises, got {abilities.kind(model)}")
         if not abilities.classifies(classifier):
             raise ValueError(f"classifier: expected one that classifies, got {abilities.kind(classifier)}")
-        if not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma must be a number above 0, got {sigma}")
+        check_sigma(sigma)
         self.classifier, self.model, self.sigma = classifier.eval(), model, sigma
         self.steps = _at_least_one("steps", steps)
 
@@ -156,6 +156,7 @@ class LevelVote(nn.Module):
 
     def _noisy(self, x: Tensor, noise: cdn_kernels.Noise) -> Iterator[tuple[Protected, Tensor]]:
         """Yield each level and x with its noise, independent from level to level."""
+        check_floating(x, "LevelVote")
         for k, level in enumerate(cast(Iterable[Protected], self.levels)):
             key = cdn_kernels.Noise(noise.seed, noise.offset + k)
             yield level, cdn_kernels.sample_noise(x, level.sigma, key)[0]

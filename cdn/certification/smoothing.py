@@ -21,6 +21,7 @@ import cdn_kernels
 from cdn.certification.binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
 from cdn.finite import UNDECIDED, decided
 from cdn.model import abilities
+from cdn.model.inputs import check_floating, check_sigma
 from cdn.modes import evaluating
 from cdn_kernels import Noise
 from cdn_kernels.transforms import transformed
@@ -209,8 +210,8 @@ def _check(model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, batc
         raise ValueError(f"model: expected one that classifies, got {abilities.kind(model)}")
     if x.dim() != 4:
         raise ValueError(f"x must be images [B, C, H, W], got {list(x.shape)}")
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma must be a number above 0, got {sigma}")
+    check_floating(x, "x")
+    check_sigma(sigma)
     for name, value in (("n", n), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdn.cli import run_command
+from cdn.cli import run_command, seed_number
 from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
 from cdn.finite import decided, json_text
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="variants to run (default: all); "
         + " ".join(f"{study}: {'; '.join(variants)}." for study, (_, variants) in STUDIES.items()),
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0, 1])
     parser.add_argument(
         "--steps",
         type=int,

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive_int, whole_number
+from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive_int, seed_number
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.evaluation.style import save
@@ -65,11 +65,7 @@ def make_parser(name: str, doc: str | None, *, limit: int, batch_size: int = 256
         help="images per forward (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=whole_number,
-        default=0,
-        help="of all that is drawn at random (default: %(default)s)",
+        "--seed", metavar="N", type=seed_number, default=0, help="of all that is drawn at random (default: %(default)s)"
     )
     add_runtime_arguments(parser)
     return parser

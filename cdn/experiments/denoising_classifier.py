@@ -26,7 +26,7 @@ from tqdm import tqdm
 import cdn_kernels
 from cdn.certification import LevelVote
 from cdn.certification.randomized import NoisyClassifier, Randomized
-from cdn.cli import nonnegative_float, positive_float, positive_int, run_command
+from cdn.cli import noise_level, nonnegative_float, positive_int, run_command
 from cdn.denoise import parse_sigma
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
@@ -38,6 +38,7 @@ from cdn.quadrature import level_nodes
 from cdn.reconstruction.denoising import DenoisingErrorClassifier, Weight, integrate, noisy_copies
 from cdn.robustness.ball import NORMS, Ball
 from cdn_kernels import Noise
+from cdn_kernels.noise import SEEDS
 
 SOFTMAX, VOTE, ERROR = "softmax", "vote", "denoising error"
 TRANSFERRED, ATTACKED, EITHER = "transferred", "attacked", "either attack"
@@ -188,7 +189,7 @@ def _classifiers(experiment: Experiment) -> dict[str, tuple[NoisyClassifier, nn.
     """Return by name what judges, a function of images and a key, and what is attacked, a module."""
     args, run = experiment.args, experiment.run
     reference, _ = experiment.images(run.dataset.train, REFERENCE)
-    vote = LevelVote(run.model, run.model, args.levels, reference, Noise(args.seed + 2))
+    vote = LevelVote(run.model, run.model, args.levels, reference, Noise((args.seed + 2) % SEEDS))
     error = lambda nodes, draws: DenoisingErrorClassifier(
         run.model, run.levels, nodes=nodes, draws=draws, weight=_weight(args)
     )
@@ -239,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--levels",
         metavar="S",
-        type=positive_float,
+        type=noise_level,
         nargs="+",
         default=[0.12, 0.25, 0.5],
         help="noise levels of the vote (default: 0.12 0.25 0.5)",

@@ -35,6 +35,7 @@ from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_p
 from cdn.model.abilities import is_direct_denoiser, kind
 from cdn.modes import evaluating
 from cdn_kernels import Noise, standard_normal
+from cdn_kernels.noise import seeded
 
 # Probes have keys of their own, far from those of the images' noise.
 PROBES = EVALUATION + (1 << 32)
@@ -170,13 +171,7 @@ def spectrum(
         denoised = denoise(model, y, sigma)
         if not is_direct_denoiser(model):
             pairs = eigenpairs(
-                model,
-                y[0],
-                sigma,
-                args.largest,
-                args.smallest,
-                generator=torch.Generator().manual_seed(args.seed),
-                limit=args.krylov,
+                model, y[0], sigma, args.largest, args.smallest, generator=seeded(args.seed), limit=args.krylov
             )
             values = pairs.values.tolist()
             found.update(

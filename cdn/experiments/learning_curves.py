@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cdn import train as train_command
-from cdn.cli import pick_device, positive_int, run_command, whole_number
+from cdn.cli import pick_device, positive_int, run_command, seed_number
 from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, fit_bound
@@ -258,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds",
         nargs="+",
-        type=whole_number,
+        type=seed_number,
         metavar="SEED",
         default=[0, 1],
         help="of the choice of images, weights and noise; one run each (default: 0 1)",

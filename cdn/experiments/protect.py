@@ -24,7 +24,7 @@ import cdn_kernels
 from cdn.certification import LevelVote, Protected, certify, largest_radius
 from cdn.certification.curves import certified_accuracy
 from cdn.certification.randomized import Randomized
-from cdn.cli import nonnegative_float, positive_float, positive_int, probability, run_command
+from cdn.cli import noise_level, nonnegative_float, positive_int, probability, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
@@ -36,6 +36,7 @@ from cdn.robustness.ball import NORMS, Ball
 from cdn.robustness.losses import cross_entropy
 from cdn.robustness.pursuit import Classifier, Pursuit
 from cdn.runs import Run
+from cdn_kernels.noise import SEEDS, seeded
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
 # Clean training images that tell the vote what is typical, and rows of images.png.
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def attack(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, args: argparse.Namespace) -> Tensor:
     """Return images of the ball around x [N, C, H, W] that projected gradient descent found to fool a model most."""
     pursuit = Pursuit(model, x, labels, cross_entropy, batch_size=args.batch_size, stop=False)
-    pgd(pursuit, x, ball, args.attack_steps, torch.Generator().manual_seed(args.seed))
+    pgd(pursuit, x, ball, args.attack_steps, seeded(args.seed))
     return pursuit.best
 
 
@@ -114,7 +115,7 @@ def _systems(experiment: Experiment, classifier: nn.Module, args: argparse.Names
     noisy = lambda module: lambda x, key: module(cdn_kernels.sample_noise(x, args.sigma, key)[0])
     randomized = lambda classify: (
         Randomized(classify, args.eot, args.seed),
-        Randomized(classify, args.draws, args.seed + 1),
+        Randomized(classify, args.draws, (args.seed + 1) % SEEDS),
     )
     systems = {
         ALONE: (classifier, classifier, classifier),
@@ -123,7 +124,7 @@ def _systems(experiment: Experiment, classifier: nn.Module, args: argparse.Names
     }
     if experiment.run.has_density:
         reference, _ = experiment.images(experiment.run.dataset.train, REFERENCE)
-        vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise(args.seed + 2))
+        vote = LevelVote(classifier, model, args.levels, reference, cdn_kernels.Noise((args.seed + 2) % SEEDS))
         systems[VOTE] = (*randomized(vote), None)
     if experiment.run.has_density and experiment.run.has_classes:
         systems[ITSELF] = (model, model, model)
@@ -205,12 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--classifier", metavar="RUN2", type=Path, required=True, help="the run whose model is protected, frozen")
     add("--systems", choices=SYSTEMS, nargs="+", help="measure only these (default: all that RUN allows)")
-    add("--sigma", metavar="S", type=positive_float, default=0.25, help="noise level (default: %(default)s)")
+    add("--sigma", metavar="S", type=noise_level, default=0.25, help="noise level (default: %(default)s)")
     add("--steps", metavar="N", type=positive_int, default=3, help="of purification (default: %(default)s)")
     add(
         "--levels",
         metavar="S",
-        type=positive_float,
+        type=noise_level,
         nargs="+",
         default=[0.12, 0.25, 0.5],
         help="noise levels that vote (default: 0.12 0.25 0.5)",

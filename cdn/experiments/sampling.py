@@ -31,6 +31,7 @@ from cdn.prior.langevin import langevin, noise_ladder
 from cdn.prior.likeness import frechet_distance, nearest_images, pooled_features
 from cdn.prior.residual import blind_residual, noisy_start
 from cdn_kernels import Noise
+from cdn_kernels.noise import seeded
 
 METHODS = ("ascent", "langevin")
 PER_CLASS, SHOWN = 5, 8
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[method + suffix] = dict(
             steps=steps, seconds=time.perf_counter() - start, agreement=_agreement(judge, args, images, label)
         )
-    noise = torch.rand(test.shape, generator=torch.Generator().manual_seed(args.seed)).to(experiment.device)
+    noise = torch.rand(test.shape, generator=seeded(args.seed)).to(experiment.device)
     sets = samples | {"test images": test, "uniform noise": noise}
     nearest = measure(experiment, judge, sets, rows)
     print(

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdn.model.gradresnet import Filters, Mean, Trunk, check_images, per_channel
+from cdn.model.gradresnet import Filters, Mean, Trunk, per_channel
+from cdn.model.inputs import check_images
 from cdn.model.network import Network
 
 
@@ -45,7 +46,7 @@ class ResNet(Network):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits [B, num_classes] of images [B, in_channels, H, W]."""
-        check_images(y, self.config["in_channels"], "ResNet")
+        check_images(y, self.config["in_channels"], "ResNet", self.logits.weight)
         return self.logits(self.trunk(y - self.mean).mean((2, 3)))
 
 
@@ -84,7 +85,7 @@ class DirectDenoiser(Network):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the residual ``y - D(y)``, the shape of y."""
-        check_images(y, self.config["in_channels"], "DirectDenoiser")
+        check_images(y, self.config["in_channels"], "DirectDenoiser", self.out.weight)
         features: list[Tensor] = self.trunk(y - self.mean)
         h = features.pop()
         for up, merge in zip(self.ups, cast("Iterable[Filters]", self.merges)):
@@ -93,7 +94,7 @@ class DirectDenoiser(Network):
         if h.shape[2:] != y.shape[2:]:
             h = F.interpolate(h, y.shape[2:])
         with torch.autocast(h.device.type, enabled=False):
-            return self.out(h.to(y.dtype))
+            return self.out(h.to(self.out.weight.dtype)).to(y.dtype)
 
 
 class _ResidualBlock(nn.Module):

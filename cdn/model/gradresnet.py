@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.model.head import Head, square_floor
+from cdn.model.inputs import check_images
 from cdn.model.network import Network
 
 GROUP_SIZE = 8
@@ -206,7 +207,7 @@ class GradResNet(Network):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits [B, num_classes] of images [B, in_channels, H, W]."""
-        check_images(y, self.config["in_channels"], "GradResNet")
+        check_images(y, self.config["in_channels"], "GradResNet", self.head.classes.weight, half=False)
         h = y - self.mean
         log_scale: float | Tensor = 0.0
         if self.homogeneous:
@@ -218,16 +219,8 @@ class GradResNet(Network):
 
 
 def per_channel(value: Mean, channels: int) -> Tensor:
-    """Return one value, or one per channel, as float32 [1, channels, 1, 1], which broadcasts over images."""
-    return torch.as_tensor(value, dtype=torch.float32).expand(channels).clone().view(1, -1, 1, 1)
-
-
-def check_images(y: Tensor, channels: int, name: str) -> None:
-    """Raise ValueError unless y is a batch of float images [B, channels, H, W], one or more, of a pixel or more."""
-    if y.dim() != 4 or y.shape[1] != channels or 0 in y.shape:
-        raise ValueError(f"{name}: expected images [B, {channels}, H, W], got {list(y.shape)}")
-    if not y.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point images in [0, 1], got {y.dtype}")
+    """Return one value, or one per channel, as [1, channels, 1, 1] in the default dtype, which weights have too."""
+    return torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(channels).clone().view(1, -1, 1, 1)
 
 
 def gradresnet18(num_classes: int = 10, in_channels: int = 3, **options: Any) -> GradResNet:

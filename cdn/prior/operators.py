@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from cdn_kernels.noise import seeded
+
 
 class Operator(ABC):
     """Measure images: ``m = A x``.
@@ -145,7 +147,7 @@ class MissingPixels(_Pixels):
         _, height, width = shape
         count = _share("ratio", ratio, height * width)
         kept = torch.zeros(height * width, dtype=torch.bool)
-        kept[torch.randperm(height * width, generator=torch.Generator().manual_seed(seed))[:count]] = True
+        kept[torch.randperm(height * width, generator=seeded(seed))[:count]] = True
         super().__init__(shape, kept)
 
 
@@ -261,7 +263,7 @@ class CompressiveSensing(Operator):
         super().__init__(shape)
         values = math.prod(self.shape)
         count = _share("ratio", ratio, values)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         self.flipped = torch.randint(2, self.shape, generator=generator).bool()
         self.rows = torch.randperm(values, generator=generator)[:count]
 

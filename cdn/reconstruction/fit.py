@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.reconstruction.generators import ClassGenerators
+from cdn_kernels.noise import seeded
 
 
 def fit(
@@ -46,7 +47,7 @@ def fit(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     members = _members(labels, generators.classes)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     trained = [parameter for parameter in generators.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

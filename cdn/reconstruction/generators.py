@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cdn.errors import CheckpointError
 from cdn.finite import json_text
 from cdn.store import fitting, read_safetensors, write_atomically
+from cdn_kernels.noise import seeded
 
 FORMAT = "cdn-generators-1"
 # Pixel deviation at which learning it starts.
@@ -64,7 +65,7 @@ class ClassGenerators(nn.Module):
             classes=classes, shape=list(shape), latents=latents, width=width, sigma=sigma, seed=seed
         )
         self.classes, self.shape, self.latents = classes, tuple(shape), latents
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         pixels, inner = math.prod(shape), (width + 1) // 2
         layers = lambda *sizes: nn.ModuleList(
             ClassLinear(classes, *ends, generator) for ends in itertools.pairwise(sizes)

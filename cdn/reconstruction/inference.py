@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cdn_kernels.noise import seeded
+
 # Values that one comparison of images with reconstructions of draws may hold at once.
 CHUNK = 1 << 23
 # Adam's averages of gradients and of their squares, and what keeps it from dividing by 0.
@@ -122,7 +124,7 @@ def infer(
         raise ValueError(f"starts: expected the encoder and at most {draws} draws, so 1 to {draws + 1}, got {starts}")
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         distance = distance or pixel_distance(generators.sigma.detach())
-        drawn = torch.randn(draws, generators.latents, generator=torch.Generator().manual_seed(seed)).to(x)
+        drawn = torch.randn(draws, generators.latents, generator=seeded(seed)).to(x)
         drawn = drawn[:, None].expand(-1, generators.classes, -1)
         # Copies, as a tensor made in inference mode cannot be part of a graph.
         found = [

@@ -12,6 +12,7 @@ from cdn.finite import require_finite
 from cdn.robustness import attacks, losses
 from cdn.robustness.ball import Ball
 from cdn.robustness.pursuit import UNTOLD, Classifier, Pursuit
+from cdn_kernels.noise import seeded
 
 # Name: the search and the loss that it climbs.
 ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
@@ -99,7 +100,7 @@ def attack(
     _check(x, labels, [name], steps, restarts=1)
     if targets is not None:
         _check_classes("targets", targets, x)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + restart)
+    generator = seeded(seed, seed * 1_000_002 + restart)
     search, loss = ATTACKS[name]
     pursuit = Pursuit(model, x, labels, loss, targets=targets, batch_size=batch_size)
     if len(x):

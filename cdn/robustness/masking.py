@@ -16,6 +16,7 @@ from cdn.robustness import attacks, losses
 from cdn.robustness.ball import Ball, diameter
 from cdn.robustness.curves import attack
 from cdn.robustness.pursuit import Classifier, Pursuit
+from cdn_kernels.noise import seeded
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01
@@ -114,7 +115,7 @@ def _rise(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, steps: int, 
     means = []
     for count in counts:
         pursuit = Pursuit(model, x, labels, losses.cross_entropy, batch_size=batch_size, stop=False)
-        attacks.pgd(pursuit, x, ball, count, torch.Generator().manual_seed(seed))
+        attacks.pgd(pursuit, x, ball, count, seeded(seed))
         means.append(float(pursuit.last_loss.double().mean()))
     drop = max(max(means[: k + 1]) - mean for k, mean in enumerate(means))
     rise = means[-1] - means[0]

@@ -28,6 +28,7 @@ def score(
         s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.
 
     Raises:
+        TypeError: y is no tensor of floats.
         ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
         RuntimeError: the chosen impl cannot run here.
     """

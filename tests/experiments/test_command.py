@@ -8,6 +8,7 @@ import torch
 
 from cdn.errors import CDNError
 from cdn.experiments.command import REPORT, Experiment, make_parser, text_table
+from cdn.finite import json_text
 
 
 def experiment(run, *options):
@@ -57,3 +58,4 @@ def test_tables():
         "| a         | 0.1235 |",
         "| long name |      - |",
     ]
+    assert json_text(float("-inf")) == "null"
