@@ -7,6 +7,7 @@ Where several files have the same case, the last one counts.
 """
 
 import argparse
+import shlex
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def main(argv=None):
     merged = merge([read(path) for path in args.runs])
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     pictures = scaling_plots(merged.of, args.out / "images")
-    text = page(merged, pictures, f"python -m benchmarks.page {' '.join(map(str, args.runs))}")
+    text = page(merged, pictures, shlex.join(["python", "-m", "benchmarks.page", *map(str, args.runs)]))
     (args.out / "performance.md").write_text(text)
     print(f"{args.out / 'performance.md'}: {len(merged.results)} cases, {len(pictures)} plots")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cdn.cli import add_runtime_arguments, pick_device, positive_int, run_command
-from cdn.errors import CDNError
 from cdn.evaluation import evaluate, predict, reliability, reliability_picture
+from cdn.evaluation.style import attempt
 from cdn.finite import json_text
 from cdn.runs import open_run
-from cdn.store import write_atomically
+from cdn.store import require_writable, write_atomically
 
 SIGMAS = (15, 25, 50)
 DESCRIPTION = """\
@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     out = args.out or args.run / "evaluation.json"
     run = open_run(args.run, pick_device(args.device), args.data_dir)
-    if not out.absolute().parent.is_dir():
-        raise CDNError(f"{out}: its folder does not exist")
+    require_writable(out)
     model, split, objective = run.model, run.dataset.test, run.objective
     options: dict[str, Any] = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
     report = evaluate(
@@ -56,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if report["ece"] is not None and math.isfinite(report["ece"]):
         probabilities, labels = predict(model, split, **options)
         picture = out.with_name("reliability.png")
-        reliability_picture(probabilities[0], labels, picture)
-        print(f"wrote {picture}")
+        if attempt(lambda: reliability_picture(probabilities[0], labels, picture), picture):
+            print(f"wrote {picture}")
         content["reliability"] = {
             key: value.tolist() for key, value in reliability(probabilities[0], labels)._asdict().items()
         }

@@ -84,11 +84,17 @@ def make_folder(path: Path) -> None:
     Raises:
         CDNError: it cannot be made, or not be written into.
     """
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
-    _try_writing(path, path)
+    try:
+        _try_writing(path, path)
+    except CDNError:
+        if new:
+            path.rmdir()
+        raise
 
 
 def require_writable(path: Path) -> None:
@@ -180,20 +186,23 @@ def read_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict
         expected: what to say was expected if there is none.
 
     Raises:
-        CheckpointError: the file is missing or torn, or holds a tensor that is not finite.
+        CheckpointError: the file is missing, cannot be read, is torn, or holds a tensor that is not finite.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected {expected}")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file itself is no iterable
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+        data = path.read_bytes()  # safetensors opens no path that is not UTF-8
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} holds nan or infinity, of which no result can come")
-    return tensors, metadata
+    return tensors, header.get("__metadata__", {})
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
@@ -236,9 +245,13 @@ def _objective_beside(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def fitting(path: str | Path) -> Iterator[None]:
-    """Raise CheckpointError where what a file holds does not fit what its metadata says that it is."""
+    """Raise CheckpointError where what a file holds does not fit what its metadata says that it is.
+
+    What is built within can be differentiated later, in inference mode too.
+    """
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
 

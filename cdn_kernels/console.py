@@ -25,22 +25,28 @@ def run_steadily(main: Callable[[], int | None], *, to_the_end: bool = True) -> 
     before = sys.stdout, sys.stderr
     out = _Steady(before[0], to_the_end)
     sys.stdout, sys.stderr = out, _Steady(before[1], True)
+    status = 0
     try:
-        status = main() or 0
-        out.flush()
-    except SystemExit as stop:
-        if not isinstance(stop.code, int):
-            raise
-        status = stop.code
+        status = _status(main)
         out.flush()
     except _EndOfOutput:
-        status = 1
+        pass
     finally:
         sys.stdout, sys.stderr = before
-    if out.error is not None and out.error.errno not in GONE and status == 0:
+    if status or out.error is None or (to_the_end and out.error.errno in GONE):
+        return status
+    if out.error.errno not in GONE:
         print(f"error: the output could not be written: {out.error.strerror}", file=sys.stderr)
-        status = 1
-    return status
+    return 1
+
+
+def _status(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            raise
+        return int(stop.code or 0)
 
 
 class _EndOfOutput(BaseException):

@@ -37,13 +37,34 @@ def describe(device: str) -> dict[str, str | int | None]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this checkout, "-dirty" if it was changed since; None without git or history."""
+    """Return the commit of this checkout, "-dirty" if it was changed since.
+
+    None without git or history, and where the package was installed: a repository around it is of something else.
+    """
+    return commit_of(Path(__file__))
+
+
+def commit_of(file: Path) -> str | None:
+    """Return the commit of the repository that has a file in the folder in which the file's package lies; else None."""
+    root = file.parents[1]
+    # That root is the top of its repository, and that it knows the file, is asked first.
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != root.resolve() or not _git(root, "ls-files", "--", str(file.relative_to(root))):
+        return None
+    return _git(root, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Return what git prints in a folder, whatever repository the environment names; None where it fails."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", *words],
             capture_output=True,
             text=True,
-            cwd=Path(__file__).parent,
+            errors="surrogateescape",
+            cwd=folder,
+            env=environment,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
 """Whoever runs out of memory, the command ends in one sentence."""
 
 import ast
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,11 @@ import cdn
 from cdn.cli import run_command
 
 PACKAGE = Path(cdn.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _warnings_as_before(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which commands change for good
 
 
 def nothing_left():

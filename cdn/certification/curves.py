@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from cdn.evaluation.style import SEQUENCE, tidy
+from cdn.evaluation.style import SEQUENCE, named, tidy
 
 # Noise levels go from blue to red; the first colour of the sequence is that of clean images.
 COLORS = SEQUENCE[1:]
@@ -60,7 +60,7 @@ def curves_figure(results: Sequence[dict[str, Any]], title: str) -> Figure:
         panel.legend(frameon=False, fontsize=8)
     for number, run in enumerate(runs if panels > len(runs) else ()):
         best = np.max([curve(result) for result in results if result["run"] == run], axis=0)
-        axes[-1].plot(grid, best, label=run, color=f"C{number}", linewidth=1.5)
+        axes[-1].plot(grid, best, label=named(run), color=f"C{number}", linewidth=1.5)
         tidy(axes[-1], title="best σ at each radius", xlabel="radius (L2, images in [0, 1])")
         axes[-1].legend(frameon=False, fontsize=8)
     axes[0].set(ylabel="certified accuracy (%)", ylim=(0, 101), xlim=(0, end))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cdn.data.cifar10_download import ARCHIVE, FOLDER, URL, download_cifar10
+from cdn.data.cifar10_download import FOLDER, URL, download_cifar10, unpacking
 from cdn.data.cifar10_pickle import read_pickled_batch, read_pickled_names
 from cdn.data.cifar10_strips import NAMES, check_labels, has_strips, read_integers, read_strips
 from cdn.data.split import MemorySplit
@@ -40,7 +40,7 @@ def load_cifar10(data_dir: Path, download: bool = False) -> tuple[MemorySplit, M
         raise DataError(
             f"{data_dir}: expected CIFAR-10 (such as {FOLDER}/test_batch.bin), found none: "
             f"fetch it with --download, or put {URL} there "
-            f"and run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}"
+            f"and run: {unpacking(data_dir)}"
         )
     folder, suffix = found
     if suffix == STRIPS:

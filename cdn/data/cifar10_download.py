@@ -1,6 +1,7 @@
 """Fetch CIFAR-10 from its authors: all of it, or nothing."""
 
 import hashlib
+import shlex
 import tarfile
 import tempfile
 import urllib.request
@@ -72,8 +73,10 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise tarfile.TarError(f"{ARCHIVE} lacks {', '.join(sorted(missing))}")
 
 
+def unpacking(data_dir: Path) -> str:
+    """Return the command that unpacks the archive where it lies."""
+    return shlex.join(["tar", "-xzf", str(data_dir / ARCHIVE), "-C", str(data_dir)])
+
+
 def _by_hand(data_dir: Path) -> str:
-    return (
-        f"fetch {ARCHIVE} by hand into {data_dir}, run: tar -xzf {data_dir / ARCHIVE} -C {data_dir}, "
-        "then repeat your command"
-    )
+    return f"fetch {ARCHIVE} by hand into {data_dir}, run: {unpacking(data_dir)}, then repeat your command"

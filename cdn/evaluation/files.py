@@ -14,7 +14,7 @@ from cdn.data.decoder import MODES, SUFFIXES, as_tensor, central_square, decode
 from cdn.data.listing import list_folder, say_skipped
 from cdn.errors import CDNError, DataError
 from cdn.finite import require_finite
-from cdn.store import write_atomically
+from cdn.store import require_writable, write_atomically
 
 # Pillow's name of the format that a suffix stands for, and how it is written.
 WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,10 +88,7 @@ def check_writable(path: str | Path, source: str | Path) -> None:
         raise CDNError(
             f"{path}: expected an output ending in {', '.join(WRITABLE)}, got {path.suffix or 'no suffix'!r}"
         )
-    if path.is_dir():
-        raise CDNError(f"{path}: expected a file to write, got a folder")
-    if not path.absolute().parent.is_dir():
-        raise CDNError(f"{path}: its folder does not exist")
+    require_writable(path)
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise CDNError(f"{path}: output and input are the same file, expected another name for the output")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import Reliability, reliability
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, save, tidy
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, named, save, tidy
 
 # Width of the smoothing window, as a share of the run.
 SMOOTHING = 0.02
@@ -126,7 +126,7 @@ def reliability_comparison(runs: Mapping[str, Reliability], path: str | Path) ->
             color=color,
             markersize=3.5,
             linewidth=1.3,
-            label=label,
+            label=named(label),
         )
         share = data.count.numpy() / max(int(data.count.sum()), 1)
         below.stairs(share, np.linspace(0, 1, len(share) + 1), color=color, linewidth=1.3)
@@ -190,13 +190,13 @@ def _draw_losses(axes: Axes, lines: Sequence[Line]) -> None:
     for series, color, label in lines:
         width = max(1, round(SMOOTHING * len(series)))
         axes.plot(*series.T, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(series[:, 0], _smooth(series[:, 1], width), color=color, linewidth=1.8, label=label)
+        axes.plot(series[:, 0], _smooth(series[:, 1], width), color=color, linewidth=1.8, label=named(label))
     axes.set_yscale("log")
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     for series, color, label in lines:
-        axes.plot(*series.T, "o-", color=color, markersize=3, linewidth=1.5, label=label)
+        axes.plot(*series.T, "o-", color=color, markersize=3, linewidth=1.5, label=named(label))
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from cdn.cli import nonnegative_float, positive_float, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, crossing
-from cdn.evaluation.style import BLACK, COLORS, save, tidy
-from cdn.experiments.command import text_table, write_report
+from cdn.evaluation.style import BLACK, COLORS, named, tidy
+from cdn.experiments.command import save_figure, text_table, write_report
 from cdn.store import make_folder
 
 # Two bounds by name, the n at which they cross, and the error there.
@@ -42,7 +42,7 @@ def draw(curves: dict[str, Bound], points: Iterable[Crossing], low: float, high:
     figure = Figure(figsize=(6.2, 4), layout="constrained")
     axes = figure.subplots()
     for color, (name, bound) in zip(np.resize(COLORS, len(curves)), curves.items()):
-        axes.plot(n, bound(n), color=color, label=f"{name}: {bound.bias:g} + {bound.variance:g}/n")
+        axes.plot(n, bound(n), color=color, label=named(f"{name}: {bound.bias:g} + {bound.variance:g}/n"))
         axes.axhline(bound.bias, color=color, linewidth=0.8, linestyle=":")
     for _, _, crossed, error in points:
         if low <= crossed <= high:
@@ -70,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(text_table(["equal for", "at n*", "error there"], [[f"{a}, {b}", n, error] for a, b, n, error in points]))
     else:
         print("no two of them cross at any n > 0")
-    save(draw(curves, points, low, high), args.out / "picture.png")
-    print(f"wrote {args.out / 'picture.png'}")
+    save_figure(draw(curves, points, low, high), args.out / "picture.png")
     write_report(
         args.out,
         args,

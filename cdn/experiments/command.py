@@ -17,7 +17,7 @@ from torch import Tensor
 from cdn.cli import add_runtime_arguments, pick_device, positive_float, positive_int, seed_number
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
-from cdn.evaluation.style import save
+from cdn.evaluation.style import attempt, save
 from cdn.finite import json_text
 from cdn.model.abilities import kind
 from cdn.runs import Run, by_name, open_run
@@ -182,8 +182,7 @@ class Experiment:
 
     def save_figure(self, figure: Figure, name: str = "picture.png") -> None:
         """Write a matplotlib figure into the output folder."""
-        save(figure, self.out / name)
-        print(f"wrote {self.out / name}")
+        save_figure(figure, self.out / name)
 
     def write(self, results: Results | list[Results]) -> None:
         """Write ``report.json``: the results, and all it takes to repeat them.
@@ -200,6 +199,12 @@ class Experiment:
             model=self.run.config["model"],
             data=self.run.dataset.name,
         )
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure, and say so; or say that it could not be drawn, and go on."""
+    if attempt(lambda: save(figure, path), path):
+        print(f"wrote {path}")
 
 
 def write_report(

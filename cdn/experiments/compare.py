@@ -20,7 +20,7 @@ from cdn.cli import run_command
 from cdn.errors import CDNError
 from cdn.evaluation import reliability_comparison
 from cdn.evaluation.metrics import Reliability
-from cdn.evaluation.style import save, tidy
+from cdn.evaluation.style import attempt, named, save, tidy
 from cdn.store import METRICS, load_config, make_folder, write_atomically
 
 JEM_REMARK = (
@@ -56,14 +56,15 @@ def read_run(path: Path) -> Finished:
         CDNError: the run has no evaluation yet.
     """
     config = load_config(path)
+    file = path / METRICS
     try:
-        rows = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
         evaluation = [row for row in rows if row["kind"] == "evaluation"][-1]
-        fuller = path / "evaluation.json"
-        if fuller.exists():
-            evaluation = evaluation | json.loads(fuller.read_text())
-    except (OSError, ValueError, LookupError) as error:
-        raise CDNError(f"{path} has no evaluation to compare: {error}") from None
+        file = path / "evaluation.json"
+        if file.exists():
+            evaluation = evaluation | json.loads(file.read_text())
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CDNError(f"{file} has no evaluation to compare: {error}") from None
     return dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
 
 
@@ -111,7 +112,7 @@ def picture(runs: Sequence[Finished], path: Path) -> None:
             points = [(r["step"], factor * r[key]) for r in run["rows"] if r["kind"] == kind and r.get(key) is not None]
             if points:
                 steps, values = zip(*_thin(points))
-                axes.plot(steps, values, label=run["name"], color=f"C{number}", linewidth=1.2)
+                axes.plot(steps, values, label=named(run["name"]), color=f"C{number}", linewidth=1.2)
         axes.set_title(title, fontsize=9)
         if kind == "train":
             axes.set_yscale("log")  # the first steps are far off and would flatten all others
@@ -160,10 +161,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = [read_run(path) for path in args.runs]
     make_folder(args.out)
-    write_atomically(args.out / "comparison.md", table(runs).encode())
-    picture(runs, args.out / "comparison.png")
+    # A name of a folder need not be UTF-8.
+    write_atomically(args.out / "comparison.md", table(runs).encode(errors="backslashreplace"))
+    curves, diagram = args.out / "comparison.png", args.out / "reliability.png"
+    attempt(lambda: picture(runs, curves), curves)
     if found := reliabilities(runs):
-        reliability_comparison(found, args.out / "reliability.png")
+        attempt(lambda: reliability_comparison(found, diagram), diagram)
     print(table(runs))
 
 

@@ -33,7 +33,7 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid, with_psnr
 from cdn.evaluation.metrics import psnr
-from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
+from cdn.evaluation.style import BLUE, GREY, ORANGE, named, tidy
 from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
 from cdn.model.abilities import kind
 from cdn.modes import evaluating
@@ -252,7 +252,7 @@ def gains_picture(levels: Results) -> Figure:
             markersize=4,
             linewidth=1.4,
             capsize=3,
-            label=label,
+            label=named(label),
         )
     axes.set_xscale("log")
     axes.set_xticks(greys, [f"{grey:g}" for grey in greys])

@@ -29,7 +29,7 @@ from cdn.certification.randomized import NoisyClassifier, Randomized
 from cdn.cli import noise_level, nonnegative_float, positive_int, run_command
 from cdn.denoise import parse_sigma
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.protect import REFERENCE, attack
 from cdn.finite import decided
@@ -161,7 +161,7 @@ def picture(results: Results, args: argparse.Namespace) -> Figure:
             [100 * shares[kind] for kind in kinds],
             0.25,
             color=colors[name],
-            label=name,
+            label=named(name),
         )
         bars.bar_label(drawn, fmt="%.0f", fontsize=7)
     bars.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
@@ -169,11 +169,11 @@ def picture(results: Results, args: argparse.Namespace) -> Figure:
     bars.set_ylim(0, 119)
     bars.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     for name, color, label in ((ERROR, ORANGE, ERROR), (SOFTMAX, SEQUENCE[0], "softmax of the same noisy images")):
-        levels.plot(results["sigma"], results["by_level"][name], "o-", color=color, markersize=4, label=label)
+        levels.plot(results["sigma"], results["by_level"][name], "o-", color=color, markersize=4, label=named(label))
     levels.set_xscale("log")
     tidy(levels, title=f"each noise level by itself, {args.draws} draws", xlabel="σ (images in [0, 1])")
     found, clean = results["by_draws"], results["accuracy"][SOFTMAX]["clean"]
-    draws.plot(found["draws"], found["accuracy"], "o-", color=ORANGE, markersize=4, label=ERROR)
+    draws.plot(found["draws"], found["accuracy"], "o-", color=ORANGE, markersize=4, label=named(ERROR))
     draws.axhline(clean, color=SEQUENCE[0], linewidth=1, linestyle="--", label="softmax of clean images")
     draws.set_xscale("log", base=2)
     draws.set_xticks(found["draws"], found["draws"])

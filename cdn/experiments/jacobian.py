@@ -334,7 +334,7 @@ def _draw_dimension(axes: Axes, results: Results, size: int) -> None:
         capsize=3,
         label="trace (± 2 standard errors)",
     )
-    axes.plot(greys, loss, "s--", color=ORANGE, markersize=4, label="$|D(y) - x|^2 / σ^2$, equal if exact")
+    axes.plot(greys, loss, "s--", color=ORANGE, markersize=4, label="|D(y) − x|² / σ², equal if exact")
     axes.set(xscale="log", ylim=(0, None))
     axes.set_xticks(greys, [f"{grey:g}" for grey in greys])
     axes.xaxis.set_minor_locator(NullLocator())

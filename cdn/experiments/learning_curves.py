@@ -26,9 +26,9 @@ from cdn.cli import pick_device, positive_int, run_command, seed_number
 from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.evaluation.bounds import Bound, fit_bound
-from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, save, tidy
+from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, named, tidy
 from cdn.experiments.bounds import crossings
-from cdn.experiments.command import Results, text_table, write_report
+from cdn.experiments.command import Results, save_figure, text_table, write_report
 from cdn.journal import Journal
 from cdn.store import CONFIG, load_config, make_folder
 from cdn.training.loop import train
@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     if not points:
         print("no two fits of the same measure cross")
-    save(draw(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps"), args.out / "picture.png")
-    print(f"wrote {args.out / 'picture.png'}")
+    save_figure(draw(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps"), args.out / "picture.png")
     write_report(args.out, args, dict(runs=rows, fits=fits, crossings=points), start, training=first.as_dict())
     return None
 
@@ -129,7 +128,7 @@ def draw(curves: dict[str, Curves], fits: dict[str, Fits], sizes: Sequence[int],
                 color=color,
                 markersize=4,
                 linewidth=1.5,
-                label=objective,
+                label=named(objective),
             )
             fit = fits[measure].get(objective)
             if fit:

@@ -30,7 +30,7 @@ from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.metrics import psnr
-from cdn.evaluation.style import GREY, SEQUENCE, tidy
+from cdn.evaluation.style import GREY, SEQUENCE, named, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.outliers import add_outliers, read_sets
 from cdn.modes import evaluating
@@ -214,7 +214,7 @@ def picture(results: Results) -> Figure:
             [found[name]["psnr"] for name in sets],
             0.25,
             color=SEQUENCE[k],
-            label=search,
+            label=named(search),
         )
     left.set_yticks(range(len(sets)), sets)
     tidy(left, title="PSNR of reconstructions, by the density of the latent", xlabel="dB")
@@ -229,7 +229,7 @@ def picture(results: Results) -> Figure:
             zorder=3,
             color=(*SEQUENCE, GREY)[k],
             marker="os^Dv*"[k],
-            label=label,
+            label=named(label),
         )
     right.axvline(0.5, color=GREY, linewidth=1, linestyle="--")
     right.set_yticks(range(len(outside)), outside)

@@ -28,7 +28,7 @@ from cdn.denoise import parse_sigma
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, SEQUENCE, tidy
+from cdn.evaluation.style import BLUE, GREY, SEQUENCE, named, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
 from cdn_kernels import Noise, sample_noise
@@ -135,10 +135,10 @@ def read_sets(experiment: Experiment, taken: Collection[str], limit: int) -> Set
         CDNError: a name that is taken, or a set that cannot be read.
     """
     sets: Sets = {}
-    for named in experiment.args.outliers:
-        name, _, folder = named.partition("=")
+    for given in experiment.args.outliers:
+        name, _, folder = given.partition("=")
         if name in (*taken, *sets):
-            raise CDNError(f"--outliers {named}: expected a name of its own, as {name!r} is taken")
+            raise CDNError(f"--outliers {given}: expected a name of its own, as {name!r} is taken")
         sets[name] = read_outliers(folder, experiment.run.dataset.shape, limit).to(experiment.device)
     return sets
 
@@ -244,7 +244,7 @@ def draw_roc(ratings: Ratings, results: Results) -> Figure:
                 inliers, outliers = rated[INLIERS][detector], rated[name][detector]
                 inside = torch.cat([torch.ones(len(inliers)), torch.zeros(len(outliers))])
                 false, true, _ = roc_curve(inside, torch.cat([inliers, outliers]))
-                axes.plot(false, true, style, color=color, linewidth=1.3, label=f"{detector}, {level}")
+                axes.plot(false, true, style, color=color, linewidth=1.3, label=named(f"{detector}, {level}"))
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         tidy(axes, title=name)
     for axes in panels[: len(sets)][-columns:]:

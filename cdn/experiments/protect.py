@@ -28,7 +28,7 @@ from cdn.cli import noise_level, nonnegative_float, positive_int, probability, r
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
+from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
 from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.modes import evaluating
 from cdn.robustness.attacks import pgd
@@ -164,7 +164,7 @@ def _picture(results: Results, args: argparse.Namespace) -> Figure:
             [100 * result[key] for result in results.values()],
             0.25,
             color=color,
-            label=label,
+            label=named(label),
         )
         left.bar_label(bars, fmt="%.0f", fontsize=7)
     left.set_xticks(range(len(results)), list(results))
@@ -175,7 +175,7 @@ def _picture(results: Results, args: argparse.Namespace) -> Figure:
         shares = results.get(name, {}).get("certified") or {}
         points = [(float(radius), 100 * share) for radius, share in shares.items() if share is not None]
         if points:
-            right.plot(*zip(*points), "o-", color=color, label=name, markersize=4)
+            right.plot(*zip(*points), "o-", color=color, label=named(name), markersize=4)
             right.legend(frameon=False, fontsize=8)
     tidy(right, title=f"certified accuracy (%), σ = {args.sigma:g}", xlabel="radius (L2, images in [0, 1])")
     right.set_ylim(0, 101)

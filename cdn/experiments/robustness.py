@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cdn.cli import positive_float, positive_int, run_command, whole_number
 from cdn.errors import CDNError
-from cdn.evaluation.style import COLORS, tidy
+from cdn.evaluation.style import COLORS, named, tidy
 from cdn.experiments.command import Experiment, Results, add_against, make_parser, text_table
 from cdn.modes import evaluating
 from cdn.robustness import ATTACKS, NORMS, masking_checks, sweep
@@ -91,7 +91,7 @@ def picture(results: Results, norms: Sequence[str], title: str) -> Figure:
             accuracy = torch.tensor([run[norm]["clean"], *run[norm]["robust"]])
             error = (accuracy * (1 - accuracy) / results["images"]).sqrt()
             color = COLORS[number % len(COLORS)]
-            axes.plot(radius, accuracy, "o-", color=color, markersize=3.5, linewidth=1.5, label=name)
+            axes.plot(radius, accuracy, "o-", color=color, markersize=3.5, linewidth=1.5, label=named(name))
             axes.fill_between(radius, accuracy - error, accuracy + error, color=color, alpha=0.15, linewidth=0)
         unit = "grey levels of 255" if UNITS[norm] == 255 else "white is 1"
         tidy(axes, title=TITLES[norm], xlabel=f"radius ({unit})", ylabel="robust accuracy")

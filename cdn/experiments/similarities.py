@@ -29,7 +29,7 @@ from cdn.denoise import parse_sigma
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
 from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, ORANGE, tidy
+from cdn.evaluation.style import BLUE, GREY, ORANGE, named, tidy
 from cdn.experiments.command import Experiment, make_parser, text_table
 from cdn.finite import decided
 from cdn.modes import evaluating
@@ -173,7 +173,7 @@ def picture(shares: Shares, count: int) -> Figure:
                 [100 * shares[way][name][kind] for name in NAMES if name in shares[way]],
                 0.25,
                 color=color,
-                label=kind,
+                label=named(kind),
             )
             axes.bar_label(drawn, fmt="%.0f", fontsize=7)
         axes.set_xticks(range(len(NAMES)), NAMES)

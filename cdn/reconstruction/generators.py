@@ -153,8 +153,7 @@ def load_generators(path: str | Path, device: str | torch.device = "cpu") -> tup
     with fitting(Path(path)):
         generators = ClassGenerators(**json.loads(metadata["config"]))
         generators.load_state_dict(tensors)
-        settings = json.loads(metadata["settings"])
-    return generators.to(device), settings
+        return generators.to(device), json.loads(metadata["settings"])
 
 
 def _pass(layers: nn.ModuleList, values: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Health:
         skipped = int(self.counters[0])
         if not skipped:
             return None
-        return f"{skipped:,} of {steps:,} steps changed nothing, as they were not finite: {self._blame()}"
+        return f"{skipped:,} of {steps:,} steps were skipped, as they were not finite: {self._blame()}"
 
     def _blame(self) -> str:
         terms = self.counters[3:].tolist()

@@ -17,30 +17,33 @@ def write_fingerprint(run: Path, found: Fingerprint) -> None:
     write_atomically(run / DATA, (json_text(found) + "\n").encode())
 
 
-def require_same_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
-    """See that a run goes on with the data of its start, and note where that is now.
+def require_same_data(run: Path, found: Fingerprint) -> None:
+    """See that a run goes on with the data of its start.
 
-    What is left of a run, its order of images and its schedule, belongs to these images. A run of a version that noted
-    no fingerprint is asked for what its configuration says, and gets one.
+    What is left of it, its order of images and its schedule, belongs to these images. A run of a version that noted no
+    fingerprint is asked for what its configuration says.
 
     Args:
         run: the run folder.
-        data_dir: where the data is.
-        found: its fingerprint.
+        found: the fingerprint of the data at hand.
 
     Raises:
         DataError: it is other data.
         CheckpointError: a damaged run.
     """
-    config = load_config(run)
-    noted = (run / DATA).exists()
-    if changes := differences(_read_fingerprint(run) if noted else _known_of(config), found):
+    before = _read_fingerprint(run) if (run / DATA).exists() else _known_of(load_config(run))
+    if changes := differences(before, found):
         raise DataError(
             f"{run}: the data is not that of its start: {'; '.join(changes)}. "
             "Name the folder of the same data with --data-dir, or start a new run"
         )
-    if not noted:
+
+
+def note_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
+    """Note in the folder of a run that goes on where its data is now and, if nobody did, which it is."""
+    if not (run / DATA).exists():
         write_fingerprint(run, found)
+    config = load_config(run)
     if config.get("training", {}).get("data_dir") != data_dir:
         for part in ("training", "data"):
             config[part] = config.get(part, {}) | dict(data_dir=data_dir)

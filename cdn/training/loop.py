@@ -19,11 +19,12 @@ from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
 from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from cdn.evaluation.evaluate import Report
+from cdn.evaluation.style import attempt
 from cdn.model import Network
 from cdn.model.abilities import has_density
 from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
 from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
-from cdn.training.identity import DATA, require_same_data, write_fingerprint
+from cdn.training.identity import DATA, note_data, require_same_data, write_fingerprint
 from cdn.training.lock import locked
 from cdn.training.log import Averages, MetricsFile, Progress
 from cdn.training.profile import profile_steps
@@ -73,6 +74,8 @@ def train(
             stack.enter_context(locked(run))
         dataset = _load(settings, run, resume, download)
         found = fingerprint(dataset)
+        if resume:
+            require_same_data(run, found)
         if settings.data == "imagefolder":
             settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
         if settings.train_images is not None:
@@ -83,11 +86,11 @@ def train(
         trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
         state = None
         if resume:
-            require_same_data(run, settings.data_dir, found)
             # A run that was killed before its first checkpoint resumes from its beginning.
             state = load_state(run, device) if has_state(run) else None
             if state:
                 _restore(trainer, state, run)
+            note_data(run, settings.data_dir, found)
         else:
             make_folder(run)
             stack.enter_context(locked(run))
@@ -221,18 +224,19 @@ class _Training:
             calibrate(trainer.average, images, Noise(settings.seed), self.batch_size)
         self._save()
         result = self._measure(FINAL)
-        if denoises:
-            denoising_picture(
-                trainer.average,
-                self.dataset.test,
-                self.run / "denoising.png",
-                classes=self.dataset.classes,
-                precision=settings.precision,
-            )
-        if trainer.jem:
-            chains_picture(trainer.jem.chains, self.run / "chains.png")
-        curves_picture(self.run / METRICS, self.run / "curves.png")
+        self._draw(denoises)
         return result
+
+    def _draw(self, denoises: bool) -> None:
+        """Draw the pictures, those that can be drawn."""
+        say, model, jem = self.progress.say, self.trainer.average, self.trainer.jem
+        denoising, chains, curves = (self.run / name for name in PICTURES)
+        if denoises:
+            options: dict[str, Any] = dict(classes=self.dataset.classes, precision=self.settings.precision)
+            attempt(lambda: denoising_picture(model, self.dataset.test, denoising, **options), denoising, say)
+        if jem:
+            attempt(lambda: chains_picture(jem.chains, chains), chains, say)
+        attempt(lambda: curves_picture(self.run / METRICS, curves), curves, say)
 
 
 def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Dataset:

@@ -22,6 +22,7 @@ from cdn.errors import CDNError
 from cdn.model import abilities
 from cdn.prior.residual import blind_residual
 from cdn.reconstruction.denoising import DenoisingErrorClassifier
+from cdn.reconstruction.generators import ClassGenerators, load_generators, save_generators
 from cdn.store import load, save_model
 from cdn_kernels import Noise, NoiseLevels
 
@@ -224,3 +225,8 @@ def test_a_model_loaded_in_inference_mode_works_outside(tmp_path):
     assert torch.equal(cdn.denoise(model, Y, 0.2), inside)
     assert torch.equal(step(model)[0], step(FIXED)[0])
     assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+    made = ClassGenerators(2, (1, 4, 4), latents=1, width=4)
+    save_generators(tmp_path / "generators.safetensors", made, {})
+    with torch.inference_mode():
+        generators, _ = load_generators(tmp_path / "generators.safetensors")
+    assert not any(tensor.is_inference() for tensor in generators.state_dict().values())

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from cdn import train
+from cdn import evaluate, train
 from cdn.errors import CDNError
 from cdn.training.lock import LOCK, locked
 from tests.faults import contents, failing, read_only
@@ -118,6 +118,18 @@ def test_a_training_is_refused_before_it_touches_the_run(tmp_path, holder):
     with pytest.raises(CDNError, match=TAKEN):
         train.main(["--out", str(run), *freeze.TINY])
     assert contents(run) == before
+
+
+def test_a_run_can_be_evaluated_while_it_is_trained(tmp_path, holder, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in (freeze.FOLDER / "0.1.0" / "resnet").iterdir():
+        (run / path.name).write_bytes(path.read_bytes())
+    holder(run)
+    assert evaluate.main([str(run), "--limit", "2"]) is None
+    assert (run / "evaluation.json").exists()
+    with pytest.raises(CDNError, match=TAKEN):
+        take(run)
 
 
 def test_a_read_only_run_is_refused_before_it_is_trained(tmp_path):
