@@ -19,7 +19,7 @@ ARROWS = {
     "denoise": "cli density errors evaluation model store",
     "density": "finite model",
     "distance": "density model quadrature",
-    "evaluate": "cli errors evaluation finite runs store",
+    "evaluate": "cli evaluation finite runs store",
     "evaluation": "data density errors finite model modes store",
     "experiments": "analysis certification cli data denoise density errors evaluation finite journal model modes "
     "objective prior quadrature reconstruction robustness runs store train training",

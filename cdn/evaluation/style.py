@@ -124,7 +124,7 @@ def _numbers(axis: "Axis") -> "list[Text]":
     ticks = [*axis.get_minor_ticks(), *axis.get_major_ticks()]
     if isinstance(names, (FixedFormatter, FuncFormatter, StrCategoryFormatter)):
         families = _families()
-        axis.set_major_formatter(FuncFormatter(lambda x, position: _letters(names(x, position), families)))
+        axis.set_major_formatter(FuncFormatter(lambda x, position: _letters(str(names(x, position)), families)))
         ticks = axis.get_minor_ticks()
     return [axis.offsetText, *(label for tick in ticks for label in (tick.label1, tick.label2))]
 

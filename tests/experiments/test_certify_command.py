@@ -132,7 +132,7 @@ def test_bad_input_gets_a_sentence(digits_run, denoiser_run, tmp_path, capsys):
         run(digits_run, tmp_path / "out")
     for option, value, sentence in (
         ("--alpha", "1", "expected a number between 0 and 1, got '1'"),
-        ("--sigmas", "0", "expected a number above 0, got '0'"),
+        ("--sigmas", "0", "expected a number above 0, such as 0.1 or 25/255, got '0'"),
         ("--radii", "-1", "expected"),
     ):
         with pytest.raises(SystemExit):
