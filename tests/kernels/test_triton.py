@@ -163,6 +163,8 @@ def test_kernels_compile_to_what_they_should(triton_compile, case, capability):
 def test_a_training_step_passes_through_tritons_own_launches(monkeypatch, triton_compile, batch, precision):
     monkeypatch.setitem(dispatch._CAN_USE, "triton", lambda device, dtype: None)
     monkeypatch.setattr(convolution_choice, "CHOICE", "own")
+    # What no kernel wrote is not to be looked at, as the memory of a GPU is not.
+    monkeypatch.setattr("cdn_kernels.noise.can_be_read", lambda x: False)
     model = cdn.gradresnet_small(10, 1, width=16).to(memory_format=torch.channels_last)
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with triton_compile.launched_to_nowhere(90) as launches, half:
