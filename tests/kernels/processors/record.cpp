@@ -78,19 +78,23 @@ struct Recorder {
         Reals level(kBatch), errors(kBatch);
         const Reals factors = reals(kBatch, 7);
         check(cdn_add_noise(x.data(), sigma.data(), y.data(), type, kBatch, kImage, channels, kSeed, kOffset, kThreads,
-                            capability), "add_noise");
+                            capability),
+              "add_noise");
         put("add_noise" + layout, noisy, y);
         for (int law = CDN_LOG_UNIFORM; law <= CDN_FIXED; ++law) {
             check(cdn_sample_noise(x.data(), level.data(), y.data(), type, kBatch, kImage, channels, law, 0.01, 0.7,
-                                   0.25, kSeed, kOffset, kThreads, capability), "sample_noise");
+                                   0.25, kSeed, kOffset, kThreads, capability),
+                  "sample_noise");
             put("sample_noise" + layout, noisy, y);
             put_wide("levels", noisy, level);
         }
         check(cdn_denoising(x.data(), sigma.data(), nullptr, errors.data(), nullptr, type, kBatch, kImage, channels,
-                            kSeed, kOffset, kThreads, capability), "denoising");
+                            kSeed, kOffset, kThreads, capability),
+              "denoising");
         put_wide("errors" + layout, noisy, errors);
         check(cdn_denoising(x.data(), sigma.data(), factors.data(), nullptr, gradient.data(), type, kBatch, kImage,
-                            channels, kSeed, kOffset, kThreads, capability), "denoising");
+                            channels, kSeed, kOffset, kThreads, capability),
+              "denoising");
         put("residual" + layout, noisy, gradient);
     }
 
@@ -100,7 +104,8 @@ struct Recorder {
         for (int sweep = CDN_FORWARD; sweep <= CDN_TANGENT; ++sweep) {
             Elements out(kSize), tangent(kSize);
             check(cdn_gelu(sweep, u.data(), grad.data(), other.data(), out.data(), tangent.data(), type, kSize,
-                           kThreads, capability), "gelu");
+                           kThreads, capability),
+                  "gelu");
             put("gelu", "close", out);
             if (sweep == CDN_TANGENT) put("gelu_tangent", "close", tangent);
         }
@@ -117,7 +122,8 @@ struct Recorder {
             check(cdn_gelu_norm(number, values, residual.data(), gain.data(), grad.data(), residual.data(),
                                 tangent.data(), statistics.data(), sum.data(), out.data(), tangent_out.data(),
                                 gains.data(), type, kBatch, kChannels, kPixels, kGroups, 1e-3, scale_preserving,
-                                channels_last, kThreads, capability), "gelu_norm");
+                                channels_last, kThreads, capability),
+                  "gelu_norm");
             put("norm", "close", out);
         };
         sweep(CDN_FORWARD, x.data());
@@ -135,7 +141,8 @@ struct Recorder {
             Reals values = reals(kBatch * kChannels, 33);
             Elements out(kSize);
             check(cdn_pool(kind, a.data(), b.data(), values.data(), out.data(), type, kBatch, kChannels, kPixels,
-                           channels_last, kThreads, capability), "pool");
+                           channels_last, kThreads, capability),
+                  "pool");
             put("pool", "close", out);
             put_wide("pooled", "close", values);
         }
@@ -165,7 +172,8 @@ void convolutions() {
                 std::vector<std::uint16_t> out(like->size()), activation(like->size());
                 check(cdn_conv2d(kind, first->data(), second->data(), out.data(),
                                  kind == CDN_CONV_FORWARD ? activation.data() : nullptr, kBatch, kHeight, kWidth,
-                                 kChannels, kOutputs, kFilter, stride, kThreads, engine), "conv2d");
+                                 kChannels, kOutputs, kFilter, stride, kThreads, engine),
+                      "conv2d");
                 print<Bfloat16>("conv2d", "exact", "bfloat16", out);
                 print<Bfloat16>("conv2d_gelu", "close", "bfloat16", activation);
             }
