@@ -6,17 +6,12 @@ import sys
 import torch
 
 from cdn_kernels import __version__
-from cdn_kernels.backends import cpu, cuda, measured, triton
+from cdn_kernels.backends import cpu, cpu_engines, cuda, measured, triton
 from cdn_kernels.backends.convolution_choice import chosen
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic, check_impl, why_not, why_not_automatic
 from cdn_kernels.console import run_steadily
 
 _CPU = torch.device("cpu")
-CONVOLUTIONS = {
-    None: "those of torch; our own need AVX-512 BF16 or AMX",
-    "avx512_bf16": "bfloat16 on AVX-512 BF16 (no AMX, or Linux does not permit it), else those of torch",
-    "amx": "bfloat16 on AMX, else those of torch",
-}
 
 
 def describe(impl: str = "auto", device: torch.device = _CPU) -> list[tuple[str, str]]:
@@ -72,7 +67,7 @@ def main() -> None:
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
         print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
         print(f"              threads: {cpu.why_not_automatic() or cpu.THREADS or 'one'}")
-        print(f"              convolutions: {CONVOLUTIONS[cpu.ENGINE]}")
+        print(f"              convolutions: {cpu_engines.describe(cpu.ENGINE, cpu.CAPABILITY)}")
     print(f"  triton      {_triton()}")
     print(f"  cuda        {_cuda()}")
     print(f'  impl="auto" on a GPU: {measured.describe()}\n')

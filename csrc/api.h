@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 9
+#define CDN_INTERFACE 10
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -16,8 +16,20 @@ enum cdn_law { CDN_LOG_UNIFORM, CDN_UNIFORM, CDN_FIXED };
 enum cdn_sweep { CDN_FORWARD, CDN_BACKWARD, CDN_TANGENT };
 enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
-// What multiplies bfloat16: plain C++ and imitated AMX tiles are for tests, CDN_NO_ENGINE is none that is fast.
-enum cdn_engine { CDN_NO_ENGINE = -1, CDN_PORTABLE, CDN_AMX_EMULATED, CDN_AVX512_BF16, CDN_AMX };
+// What runs convolutions. Direct engines multiply bfloat16: plain C++ and imitated AMX tiles are for tests,
+// CDN_NO_ENGINE is none that is fast. Those of minimal filtering, one for each capability, take filters of 3x3 with
+// stride 1, of all types.
+enum cdn_engine {
+    CDN_NO_ENGINE = -1,
+    CDN_PORTABLE,
+    CDN_AMX_EMULATED,
+    CDN_AVX512_BF16,
+    CDN_AMX,
+    CDN_WINOGRAD_SCALAR,
+    CDN_WINOGRAD_AVX2,
+    CDN_WINOGRAD_AVX512,
+    CDN_WINOGRAD_AVX512_BF16
+};
 // Scalar is what every processor of a platform runs: four lanes of SSE2 on x86-64, of NEON on 64-bit ARM.
 enum cdn_capability { CDN_SCALAR, CDN_AVX2, CDN_AVX512, CDN_AVX512_BFLOAT16 };
 
@@ -27,7 +39,8 @@ CDN_API int cdn_interface();
 // The best capability of this processor, or the lower one that the environment's CDN_CPU_CAPABILITY names.
 CDN_API int cdn_capability();
 
-// The fastest engine for convolutions of this processor, or what the environment's CDN_CPU_CAPABILITY leaves of it.
+// The fastest direct engine for convolutions of this processor, or what the environment's CDN_CPU_CAPABILITY leaves of
+// it.
 CDN_API int cdn_conv_engine();
 
 // Lend the library the threads of an OpenMP runtime: its functions GOMP_parallel, omp_get_thread_num and
@@ -94,13 +107,17 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
 CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,
                      std::int64_t channels, std::int64_t pixels, int channels_last, int threads, int capability);
 
-// A convolution without bias, with zero padding of size / 2, of bfloat16 images stored channels last, [batch, height,
-// width, inputs], with filters [outputs, size, size, inputs], size odd and at most 7, to images [batch, ceil(height /
-// stride), ceil(width / stride), outputs]. Products are summed in float and rounded once.
+// A convolution without bias, with zero padding of size / 2, of images stored channels last, [batch, height, width,
+// inputs], with filters [outputs, size, size, inputs], size odd and at most 7, to images [batch, ceil(height / stride),
+// ceil(width / stride), outputs]. Products are summed in float, or double for CDN_FLOAT64, and rounded once.
 //   forward: first = x, second = w give out = y and, unless null, activation = phi(y); out may be null beside it
-//   input:   first = the gradient of y, second = w give out = the gradient of x
+//   input:   first = the gradient of y, second = w give out = p, the gradient of x; of what is not null, product = p
+//   and
+//            out = phi'(u) p + added
 //   weight:  first = x, second = the gradient of y give out = the gradient of w
+// Direct engines take CDN_BFLOAT16, without u, added and product.
 // Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
-CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, std::int64_t batch,
-                       std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs,
-                       std::int64_t size, std::int64_t stride, int threads, int engine);
+CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,
+                       const void* added, void* product, int type, std::int64_t batch, std::int64_t height,
+                       std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
+                       std::int64_t stride, int threads, int engine);

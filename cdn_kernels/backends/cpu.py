@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from cdn_kernels.backends import openmp, shared_library
-from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES, ConvolutionShape
+from cdn_kernels.backends.cpu_engines import ENGINES, engine_for
+from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address
 from cdn_kernels.noise import LAWS
 
-INTERFACE = 9  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 10  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
-ENGINES = ("portable", "amx_emulated", "avx512_bf16", "amx")  # for convolutions; the first two are for tests
-LARGEST_FILTER = 7
 
 _SIGNATURES: Signatures = {
     "cdn_interface": (),
@@ -64,7 +63,7 @@ _SIGNATURES: Signatures = {
         c_int,
     ),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
-    "cdn_conv2d": (c_int, *[c_void_p] * 4, *[c_int64] * 7, c_int, c_int),
+    "cdn_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
 
@@ -92,7 +91,7 @@ if _FUNCTIONS:
     LIBRARY.cdn_use_openmp(*_FUNCTIONS)
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
 USABLE = CAPABILITIES[: CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
-ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None
+ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None  # the fastest direct one
 
 
 def can_use_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -366,21 +365,28 @@ def conv2d(
     stride: int,
     *,
     activation: Tensor | None = None,
+    u: Tensor | None = None,
+    added: Tensor | None = None,
+    product: Tensor | None = None,
     threads: int | None = None,
     engine: str | None = None,
 ) -> None:
     """Run one of the three maps of a convolution, see cdn_conv2d in csrc/api.h.
 
     Args:
-        first, second, out, activation: bfloat16, channels last.
+        first, second, out, activation, u, added, product: of one dtype that the engine takes, channels last.
         shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
-        engine: one of ENGINES; the fastest one if None.
+        engine: one of ENGINES; the fastest one for the shape if None.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
+    if engine is None:
+        follows = activation is not None or u is not None
+        engine = engine_for(kind, first.dtype, shape, stride, follows, ENGINE, CAPABILITY) or ENGINE
     _check(
         LIBRARY.cdn_conv2d(
             kind,
-            *map(address, (first, second, out, activation)),
+            *map(address, (first, second, out, activation, u, added, product)),
+            TYPES[first.dtype],
             batch,
             height,
             width,
@@ -389,7 +395,7 @@ def conv2d(
             size,
             stride,
             threads or torch.get_num_threads(),
-            ENGINES.index(engine or ENGINE),
+            ENGINES.index(engine) if engine else -1,
         )
     )
 
@@ -400,16 +406,9 @@ def conv2d_is_faster(kind: int, x: Tensor, shape: ConvolutionShape, stride: int,
     Args:
         kind, shape, stride: as for :func:`conv2d`.
         x: any tensor of the dtype of the convolution.
-        activation: whether GELU follows, or its derivative a gradient, which our own has no epilogue for.
+        activation: whether GELU follows, or its derivative a gradient.
     """
-    (_, inputs, _, _), (outputs, _, size, _) = shape
-    if ENGINE is None or (kind == CONV_INPUT and activation) or x.dtype != torch.bfloat16 or size > LARGEST_FILTER:
-        return False
-    return {
-        CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
-        CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
-        CONV_WEIGHT: size > 1 and inputs > 16,
-    }[kind]
+    return engine_for(kind, x.dtype, shape, stride, activation, ENGINE, CAPABILITY) is not None
 
 
 def random_words(

@@ -31,26 +31,21 @@ private:
 
 }  // namespace
 
-int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, std::int64_t batch,
-               std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
-               std::int64_t stride, int threads, int engine) {
+int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,
+               const void* added, void* product, int type, std::int64_t batch, std::int64_t height, std::int64_t width,
+               std::int64_t inputs, std::int64_t outputs, std::int64_t size, std::int64_t stride, int threads,
+               int engine) {
     const ConvolutionKernels* kernels = find_engine(engine);
     if (!kernels || kind < CDN_CONV_FORWARD || kind > CDN_CONV_WEIGHT || threads < 1) return 1;
+    if (type < CDN_FLOAT32 || type > CDN_FLOAT16) return 1;
     if (batch < 1 || height < 1 || width < 1 || inputs < 1 || outputs < 1 || stride < 1) return 1;
     if (size < 1 || size > kLargestFilter || size % 2 == 0) return 1;
-    if (!out && (kind != CDN_CONV_FORWARD || !activation)) return 1;
-    const ConvolutionJob job{kind,
-                             static_cast<const std::uint16_t*>(first),
-                             static_cast<const std::uint16_t*>(second),
-                             static_cast<std::uint16_t*>(out),
-                             static_cast<std::uint16_t*>(activation),
-                             batch,
-                             height,
-                             width,
-                             inputs,
-                             outputs,
-                             size,
-                             stride};
+    if (kind != CDN_CONV_FORWARD && (activation || !out)) return 1;
+    if (kind != CDN_CONV_INPUT && (u || added || product)) return 1;
+    if (!out && !activation) return 1;
+    const ConvolutionJob job{kind,    type,  first,  second, out,    activation, u,    added,
+                             product, batch, height, width,  inputs, outputs,    size, stride};
+    if (!kernels->takes(job)) return 1;
     // Below this many products, waking a second thread costs more than it saves.
     constexpr std::int64_t kSerial = 1 << 22;
     if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kSerial) threads = 1;

@@ -1,4 +1,5 @@
-// Bias-free convolutions of bfloat16 images stored channels last, on the processor's matrix or dot-product units.
+// Bias-free convolutions of images stored channels last: direct ones of bfloat16, on the processor's matrix or
+// dot-product units, and those by minimal filtering.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,12 @@ constexpr std::int64_t kLargestFilter = 7;
 // y = w * x, [batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs], with
 // zero padding of size / 2; filters are [outputs, size, size, inputs]. See cdn_conv2d.
 struct ConvolutionJob {
-    int kind;
-    const std::uint16_t *first, *second;  // forward: x, w; input: the gradient of y, w; weight: x, the gradient of y
-    std::uint16_t* out;                   // y; the gradient of x; the gradient of w
-    std::uint16_t* activation;            // forward: null, or where phi(y) goes; then out may be null
+    int kind, type;
+    const void *first, *second;  // forward: x, w; input: the gradient of y, w; weight: x, the gradient of y
+    void* out;                   // y; the gradient of x; the gradient of w
+    void* activation;            // forward: null, or where phi(y) goes; then out may be null
+    const void *u, *added;       // input: null, or what makes phi'(u) p + added of the gradient p of x
+    void* product;               // input: null, or where p goes
     std::int64_t batch, height, width, inputs, outputs, size, stride;
 
     std::int64_t padding() const { return size / 2; }
@@ -37,6 +40,7 @@ struct ConvolutionPlan {
 };
 
 struct ConvolutionKernels {
+    bool (*takes)(const ConvolutionJob&);
     ConvolutionPlan (*plan)(const ConvolutionJob&, int threads);
     // Run units first .. last of stage 0, 1 or 2.
     void (*run)(const ConvolutionJob&, int threads, int stage, void* shared, void* scratch, std::int64_t first,
@@ -47,5 +51,9 @@ namespace portable { extern const ConvolutionKernels convolution; }
 namespace avx512bf16 { extern const ConvolutionKernels convolution; }
 namespace amx { extern const ConvolutionKernels convolution; }
 namespace amx_emulated { extern const ConvolutionKernels convolution; }
+namespace scalar { extern const ConvolutionKernels winograd; }
+namespace avx2 { extern const ConvolutionKernels winograd; }
+namespace avx512 { extern const ConvolutionKernels winograd; }
+namespace avx512bf16 { extern const ConvolutionKernels winograd; }
 
 }  // namespace cdn

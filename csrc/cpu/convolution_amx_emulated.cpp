@@ -47,6 +47,7 @@ using Engine = TileEngine<Tiles>;
 
 }  // namespace
 
-extern const ConvolutionKernels convolution{Convolution<Engine>::plan, Convolution<Engine>::run};
+extern const ConvolutionKernels convolution{Convolution<Engine>::takes, Convolution<Engine>::plan,
+                                            Convolution<Engine>::run};
 
 }  // namespace cdn::amx_emulated

@@ -58,7 +58,7 @@ public:
         Pair* to = panels + block * panel_;
         if (count < kColumns || 2 * pairs_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
         for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
-            const std::uint16_t* from = job_.second + tap * job_.inputs;
+            const std::uint16_t* from = static_cast<const std::uint16_t*>(job_.second) + tap * job_.inputs;
             Pair* tile = to + tap * pairs_ * kColumns;
             if (job_.kind == CDN_CONV_FORWARD) pack_filters(tile, from + start * filter, filter, count);
             else pack_gradients(tile, from + start, filter, count);
@@ -108,7 +108,8 @@ private:
             for (std::int64_t y = 0; y < padded_height_; ++y) {
                 const bool inside = y >= padding && y < padding + in_height_;
                 const std::int64_t line = (start + n) * in_height_ + y - padding;
-                const std::uint16_t* row = job_.first + line * in_width_ * in_channels_;
+                const std::uint16_t* row =
+                    static_cast<const std::uint16_t*>(job_.first) + line * in_width_ * in_channels_;
                 Pair* to = scratch + n * sample_step() + y * padded_width_ * place_step();
                 if (!inside || !whole) clear(to, padded_width_);
                 if (!inside) continue;
@@ -171,14 +172,15 @@ private:
         for (int row = 0; row < rows; ++row, tile += kColumns, place += distance) {
             std::uint16_t rounded[kColumns];
             Engine::round(tile, rounded);
-            if (job_.out) std::memcpy(job_.out + place, rounded, columns * sizeof(*rounded));
+            if (job_.out)
+                std::memcpy(static_cast<std::uint16_t*>(job_.out) + place, rounded, columns * sizeof(*rounded));
             if (!job_.activation) continue;
             // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
             std::uint16_t active[kColumns];
             float values[kColumns];
             for (std::int64_t i = 0; i < kColumns; ++i) values[i] = gelu<true>(Bfloat16::load(rounded[i])).value;
             Engine::round(values, active);
-            std::memcpy(job_.activation + place, active, columns * sizeof(*active));
+            std::memcpy(static_cast<std::uint16_t*>(job_.activation) + place, active, columns * sizeof(*active));
         }
     }
 

@@ -33,6 +33,7 @@ struct Engine {
 
 }  // namespace
 
-extern const ConvolutionKernels convolution{Convolution<Engine>::plan, Convolution<Engine>::run};
+extern const ConvolutionKernels convolution{Convolution<Engine>::takes, Convolution<Engine>::plan,
+                                            Convolution<Engine>::run};
 
 }  // namespace cdn::portable

@@ -68,7 +68,8 @@ public:
             const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
             for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
                 const float* from = sums + part * sum_ + (output * job_.taps() + tap) * part_;
-                std::uint16_t* to = job_.out + (output * job_.taps() + tap) * job_.inputs + part * part_;
+                std::uint16_t* to =
+                    static_cast<std::uint16_t*>(job_.out) + (output * job_.taps() + tap) * job_.inputs + part * part_;
                 float total[kPart];
                 for (std::int64_t i = 0; i < channels; ++i) total[i] = from[i];
                 for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
@@ -147,9 +148,10 @@ private:
     struct Samples {
         const std::uint16_t *even, *odd;
     };
-    Samples samples(const std::uint16_t* tensor, std::int64_t size, std::int64_t first) const {
-        return {first < job_.batch ? tensor + first * size : nullptr,
-                first + 1 < job_.batch ? tensor + (first + 1) * size : nullptr};
+    Samples samples(const void* tensor, std::int64_t size, std::int64_t first) const {
+        const auto* samples = static_cast<const std::uint16_t*>(tensor);
+        return {first < job_.batch ? samples + first * size : nullptr,
+                first + 1 < job_.batch ? samples + (first + 1) * size : nullptr};
     }
 
     // Write pairs of the values of two samples, and zeros for samples and channels that are missing.
@@ -213,6 +215,10 @@ private:
 // The entry points of an engine.
 template <typename Engine>
 struct Convolution {
+    static bool takes(const ConvolutionJob& job) {
+        return job.type == CDN_BFLOAT16 && !job.u && !job.added && !job.product;
+    }
+
     static ConvolutionPlan plan(const ConvolutionJob& job, int threads) {
         return job.kind == CDN_CONV_WEIGHT ? WeightGradient<Engine>(job).plan()
                                            : ImageConvolution<Engine>(job, threads).plan();

@@ -74,7 +74,11 @@ bool has_engine(int engine) {
     static const Bfloat16Units units;
     switch (engine) {
         case CDN_PORTABLE:
-        case CDN_AMX_EMULATED: return true;
+        case CDN_AMX_EMULATED:
+        case CDN_WINOGRAD_SCALAR: return true;
+        case CDN_WINOGRAD_AVX2: return best >= CDN_AVX2;
+        case CDN_WINOGRAD_AVX512: return best >= CDN_AVX512;
+        case CDN_WINOGRAD_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AMX: {
             static const bool usable = units.amx_tile && units.amx && best >= CDN_AVX512 && permitted_tiles();
@@ -124,7 +128,11 @@ const ConvolutionKernels* cdn::find_engine(int engine) {
     switch (engine) {
         case CDN_PORTABLE: return &portable::convolution;
         case CDN_AMX_EMULATED: return &amx_emulated::convolution;
+        case CDN_WINOGRAD_SCALAR: return &scalar::winograd;
 #ifdef CDN_X86
+        case CDN_WINOGRAD_AVX2: return &avx2::winograd;
+        case CDN_WINOGRAD_AVX512: return &avx512::winograd;
+        case CDN_WINOGRAD_AVX512_BF16: return &avx512bf16::winograd;
         case CDN_AVX512_BF16: return &avx512bf16::convolution;
         case CDN_AMX: return &amx::convolution;
 #endif

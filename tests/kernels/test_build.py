@@ -89,14 +89,14 @@ def test_the_environment_lowers_the_capability(wanted, expected):
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 @pytest.mark.parametrize("wanted", cpu.CAPABILITIES)
-def test_a_capability_that_is_asked_for_excludes_our_own_convolutions(wanted):
+def test_a_capability_that_is_asked_for_excludes_direct_convolutions(wanted):
     code = (
         "import torch; from cdn_kernels.backends import cpu; from cdn_kernels import conv2d_gelu, info; "
         "x = torch.ones(1, 32, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last); "
         "conv2d_gelu(x, torch.ones(32, 32, 3, 3).bfloat16(), impl='cpu'); info.main(); print(cpu.ENGINE)"
     )
     printed = printed_by(code, CDN_CPU_CAPABILITY=wanted)
-    assert "convolutions: those of torch" in printed and printed.strip().endswith("None")
+    assert "those of torch" in printed and "AMX, else" not in printed and printed.strip().endswith("None")
 
 
 def test_a_library_that_is_missing_or_foreign_is_explained(tmp_path):

@@ -1,0 +1,105 @@
+"""Which engine runs a map of a convolution on a CPU: a direct one, minimal filtering, or torch's convolution.
+
+The choice depends on the type and the shape, never on the number of threads, so that results do not. The environment
+variable CDN_CPU_CONVOLUTIONS decides: "measured", the default, takes minimal filtering where it was measured to be
+faster (benchmarks/test_convolutions.py), "winograd" wherever it can run, also in float64, and "direct" nowhere.
+
+In float32, minimal filtering errs some three times as much as direct sums, and an outlier within a tile of 4x4 pixels,
+infinity and nan included, touches all of the tile.
+"""
+
+import os
+
+import torch
+
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
+
+# Direct ones, of which the first two are for tests, and those by minimal filtering, one for each capability.
+ENGINES = (
+    "portable",
+    "amx_emulated",
+    "avx512_bf16",
+    "amx",
+    "winograd_scalar",
+    "winograd_avx2",
+    "winograd_avx512",
+    "winograd_avx512_bf16",
+)
+LARGEST_FILTER = 7
+CHOICES = ("measured", "direct", "winograd")
+CHOICE = os.environ.get("CDN_CPU_CONVOLUTIONS", "measured")
+if CHOICE not in CHOICES:
+    raise ValueError(f"the environment variable CDN_CPU_CONVOLUTIONS must be one of {', '.join(CHOICES)}, got {CHOICE}")
+_TILE = 4  # side of the results that minimal filtering computes together
+_FEWEST_CHANNELS = 16
+_FEWEST_TILES = 8
+
+
+def engine_for(
+    kind: int,
+    dtype: torch.dtype,
+    shape: ConvolutionShape,
+    stride: int,
+    activation: bool,
+    direct: str | None,
+    capability: str | None,
+) -> str | None:
+    """Return the engine that runs a map of a convolution, or None where torch's is faster.
+
+    Args:
+        kind: CONV_FORWARD, CONV_INPUT or CONV_WEIGHT.
+        dtype: of images and filters.
+        shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
+        stride: 1 or more.
+        activation: whether GELU follows, or its derivative a gradient by the input.
+        direct: the direct engine of this processor, None if it has none that is fast.
+        capability: one of cpu.CAPABILITIES, None without a library.
+    """
+    if _filters_minimally(dtype, shape, stride, direct, capability):
+        return f"winograd_{capability}"
+    return direct if _direct_is_faster(kind, dtype, shape, stride, activation, direct) else None
+
+
+def _filters_minimally(
+    dtype: torch.dtype, shape: ConvolutionShape, stride: int, direct: str | None, capability: str | None
+) -> bool:
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    if CHOICE == "direct" or capability is None or size != 3 or stride != 1:
+        return False
+    if CHOICE == "winograd":
+        return True
+    if capability == "scalar" or dtype == torch.float64 or (dtype == torch.bfloat16 and direct == "amx"):
+        return False
+    tiles = batch * -(-height // _TILE) * -(-width // _TILE)
+    return min(inputs, outputs) >= _FEWEST_CHANNELS and min(height, width) > 1 and tiles >= _FEWEST_TILES
+
+
+def _direct_is_faster(
+    kind: int, dtype: torch.dtype, shape: ConvolutionShape, stride: int, activation: bool, direct: str | None
+) -> bool:
+    (_, inputs, _, _), (outputs, _, size, _) = shape
+    # A direct engine has no epilogue for a gradient.
+    if direct is None or (kind == CONV_INPUT and activation) or dtype != torch.bfloat16 or size > LARGEST_FILTER:
+        return False
+    return {
+        CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
+        CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
+        CONV_WEIGHT: size > 1 and inputs > 16,
+    }[kind]
+
+
+def describe(direct: str | None, capability: str | None) -> str:
+    """Say in words which convolutions run on this CPU."""
+    named = {
+        None: "those of torch",
+        "avx512_bf16": "bfloat16 on AVX-512 BF16 (no AMX, or Linux does not permit it), else those of torch",
+        "amx": "bfloat16 on AMX, else those of torch",
+    }[direct]
+    if CHOICE == "direct":
+        return f"{named}, as CDN_CPU_CONVOLUTIONS says"
+    if CHOICE == "winograd":
+        return f"3x3 with stride 1 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
+    if capability == "scalar":
+        return f"{named}; our own need AVX2"
+    types = "float32 and float16" if direct == "amx" else "float32, bfloat16 and float16"
+    return f"3x3 with stride 1 in {types} by minimal filtering where that is faster, others: {named}"

@@ -1,0 +1,2 @@
+#define CDN_VARIANT avx2
+#include "winograd_weight.h"

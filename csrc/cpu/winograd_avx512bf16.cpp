@@ -1,0 +1,2 @@
+#define CDN_VARIANT avx512bf16
+#include "winograd_weight.h"

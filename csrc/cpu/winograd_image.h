@@ -1,0 +1,271 @@
+// Forward convolutions and gradients by the input with minimal filtering.
+//
+// Filters are transformed first, for all threads. A unit is a block of tiles: its patches are transformed, multiplied
+// by the filters frequency by frequency, and transformed back into results, on which the pass that follows is computed
+// before they leave the registers. The products of a frequency take the place of the transformed patches of the one
+// before, so that a block stays in the second-level cache.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "convolution.h"
+#include "winograd_product.h"
+
+namespace cdn::CDN_VARIANT {
+namespace {
+
+// A tile of results: its sample, its first row and column, and how many rows and columns lie in the image.
+struct Tile {
+    std::int64_t sample, y, x, rows, columns;
+};
+
+// The tiles of all samples, in the order of their pixels.
+class Tiles {
+public:
+    explicit Tiles(const ConvolutionJob& job)
+        : height_(job.height), width_(job.width), down_(divide_up(job.height, kTile)),
+          across_(divide_up(job.width, kTile)), count_(job.batch * down_ * across_) {}
+
+    std::int64_t count() const { return count_; }
+
+    Tile operator[](std::int64_t number) const {
+        const std::int64_t row = number / across_, y = row % down_ * kTile, x = number % across_ * kTile;
+        return {row / down_, y, x, std::min(kTile, height_ - y), std::min(kTile, width_ - x)};
+    }
+
+    // The pixels of the rows that a range of tiles touches: first and end.
+    std::pair<std::int64_t, std::int64_t> pixels(std::int64_t first, std::int64_t last) const {
+        if (first >= last) return {0, 0};
+        const Tile begin = (*this)[first], end = (*this)[last - 1];
+        return {(begin.sample * height_ + begin.y) * width_, (end.sample * height_ + end.y + end.rows) * width_};
+    }
+
+    // Read a patch of vectors that begins at a pixel, which lies outside the image in part; 0 is outside.
+    template <typename Storage, int size>
+    void read_patch(const typename Storage::Element* image, const Tile& tile, std::int64_t before,
+                    std::int64_t channels, std::int64_t channel, Wide<typename Storage::Real>* patch) const {
+        const std::int64_t first_y = tile.y - before, first_x = tile.x - before, count = channels - channel;
+        const auto* corner = image + ((tile.sample * height_ + first_y) * width_ + first_x) * channels + channel;
+        const bool inside = first_y >= 0 && first_x >= 0 && first_y + size <= height_ && first_x + size <= width_;
+        if (inside && count >= kWide<typename Storage::Real>) {
+#pragma GCC unroll 6
+            for (int i = 0; i < size; ++i)
+#pragma GCC unroll 6
+                for (int j = 0; j < size; ++j)
+                    patch[i * size + j] =
+                        load<Storage>(corner + (i * width_ + j) * channels, kWide<typename Storage::Real>);
+            return;
+        }
+        for (int i = 0; i < size; ++i)
+            for (int j = 0; j < size; ++j) {
+                const std::int64_t y = first_y + i, x = first_x + j;
+                const bool here = y >= 0 && y < height_ && x >= 0 && x < width_;
+                patch[i * size + j] =
+                    here ? load<Storage>(corner + (i * width_ + j) * channels, count) : Wide<typename Storage::Real>{};
+            }
+    }
+
+private:
+    std::int64_t height_, width_, down_, across_, count_;
+};
+
+// Vectors of 36 frequencies, a fixed distance apart that is no multiple of a power of two: 36 streams of writes would
+// else meet in the same lines of the first-level cache.
+static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_t bytes) {
+    const std::int64_t lines = divide_up(elements * bytes, 64);
+    return (lines | 1) * 64 / bytes;
+}
+
+// Write vectors of all frequencies, or read them.
+template <typename Real>
+CDN_HOST_DEVICE void scatter(const Wide<Real>* values, Real* to, std::int64_t distance) {
+#pragma GCC unroll 36
+    for (int f = 0; f < kFrequencies; ++f) write(to + f * distance, values[f]);
+}
+template <typename Real>
+CDN_HOST_DEVICE void gather(Wide<Real>* values, const Real* from, std::int64_t distance) {
+#pragma GCC unroll 36
+    for (int f = 0; f < kFrequencies; ++f) values[f] = read<Wide<Real>>(from + f * distance);
+}
+
+constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
+constexpr std::int64_t kFewestTiles = 11 * kRows;  // of a block: the filters are read once for each
+
+template <typename Storage>
+class WinogradImage {
+    using Real = typename Storage::Real;
+    using Element = typename Storage::Element;
+    static constexpr std::int64_t kFilters = kWide<Real>;  // output channels whose filters are packed together
+
+public:
+    WinogradImage(const ConvolutionJob& job, int threads) : job_(job), tiles_(job) {
+        const bool forward = job.kind == CDN_CONV_FORWARD;
+        inner_ = forward ? job.inputs : job.outputs;
+        outer_ = forward ? job.outputs : job.inputs;
+        row_ = round_up(inner_, kWide<Real>);
+        columns_ = round_up(outer_, kWide<Real>);
+        panels_ = divide_up(columns_, kPanel<Real>);
+        const std::int64_t widest = std::max(row_, columns_);
+        const std::int64_t bytes = (kFrequencies + 1) * widest * std::int64_t{sizeof(Real)};
+        const std::int64_t most = std::max(kFewestTiles, kBlockBytes / bytes / kRows * kRows);
+        // The same number of blocks for every thread, or one for a few, which then share its panels.
+        std::int64_t blocks = divide_up(tiles_.count(), most);
+        if (blocks >= threads) blocks = round_up(blocks, threads);
+        block_ = divide_up(tiles_.count(), blocks);
+        blocks_ = divide_up(tiles_.count(), block_);
+        share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
+        distance_ = frequency_distance(block_ * widest, sizeof(Real));
+        filters_ = frequency_distance(panels_ * inner_ * kPanel<Real>, sizeof(Real));
+    }
+
+    ConvolutionPlan plan() const {
+        const std::int64_t bytes = sizeof(Real);
+        return {divide_up(outer_, kFilters), blocks_ * divide_up(panels_, share_), 0, kFrequencies * filters_ * bytes,
+                (kFrequencies + 1) * distance_ * bytes};
+    }
+
+    // Transform the filters of a vector of output channels to [frequency, panel, input channel, output channel].
+    void pack(Real* filters, std::int64_t unit) const {
+        const std::int64_t first = unit * kFilters, count = std::min(kFilters, outer_ - first);
+        Real* to = filters + first / kPanel<Real> * inner_ * kPanel<Real> + first % kPanel<Real>;
+        const auto* from = static_cast<const Element*>(job_.second);
+        constexpr std::int64_t kTogether = 16;
+        Wide<Real> taps[kTogether][kTaps * kTaps], transformed[kFrequencies];
+        for (std::int64_t start = 0; start < inner_; start += kTogether) {
+            const std::int64_t together = std::min(kTogether, inner_ - start);
+            if (job_.kind == CDN_CONV_FORWARD) turn(from, first, count, start, together, taps);
+            else rotate(from, first, count, start, together, taps);
+            for (std::int64_t k = 0; k < together; ++k) {
+                transform_taps<Real>(taps[k], transformed);
+                scatter<Real>(transformed, to + (start + k) * kPanel<Real>, filters_);
+            }
+        }
+    }
+
+    void multiply_tiles(const Real* filters, Real* scratch, std::int64_t unit) const {
+        const std::int64_t first = unit % blocks_ * block_, last = std::min(first + block_, tiles_.count());
+        const std::int64_t start = unit / blocks_ * share_, end = std::min(start + share_, panels_);
+        Real* patches = scratch + distance_;
+        Wide<Real> patch[kFrequencies], transformed[kFrequencies];
+        for (std::int64_t t = first; t < last; ++t) {
+            const Tile tile = tiles_[t];
+            for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
+                tiles_.template read_patch<Storage, kPatch>(static_cast<const Element*>(job_.first), tile, 1, inner_,
+                                                            channel, patch);
+                transform_patch<Real>(patch, transformed);
+                scatter<Real>(transformed, patches + (t - first) * row_ + channel, distance_);
+            }
+        }
+        const Distances distances{row_, 1, kPanel<Real>, columns_};
+        const std::int64_t steps = kFrequencies * (end - start) * divide_up(last - first, kRows);
+        const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, tiles_.count()));
+        const auto [own, own_end] = tiles_.pixels(first, last);
+        const auto* images = static_cast<const Element*>(job_.first);
+        auto* results = static_cast<Element*>(job_.out ? job_.out : job_.activation);
+        Ahead ahead[] = {{images + next * inner_, images + next_end * inner_, steps},
+                         {results + own * outer_, results + own_end * outer_, steps}};
+        for (int f = 0; f < kFrequencies; ++f)
+            for (std::int64_t panel = start; panel < end; ++panel)
+                multiply<Real>(patches + f * distance_, filters + f * filters_ + panel * inner_ * kPanel<Real>,
+                               scratch + f * distance_ + panel * kPanel<Real>, last - first, inner_,
+                               columns_ - panel * kPanel<Real>, distances, false, ahead);
+        for (std::int64_t t = first; t < last; ++t) {
+            const Tile tile = tiles_[t];
+            for (std::int64_t channel = start * kPanel<Real>; channel < std::min(end * kPanel<Real>, outer_);
+                 channel += kWide<Real>) {
+                gather<Real>(transformed, scratch + (t - first) * columns_ + channel, distance_);
+                inverse_tile<Real>(transformed, patch);
+                finish(patch, tile, channel);
+            }
+        }
+    }
+
+private:
+    // Filters [output, tap, input]: the lanes of a vector are outputs.
+    void turn(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
+              Wide<Real> (*taps)[kTaps * kTaps]) const {
+        for (std::int64_t lane = 0; lane < kFilters; ++lane)
+            for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+                const Element* row = from + ((first + lane) * kTaps * kTaps + tap) * inner_ + start;
+                for (std::int64_t k = 0; k < together; ++k)
+                    reinterpret_cast<Real*>(&taps[k][tap])[lane] = lane < count ? Storage::load(row[k]) : Real(0);
+            }
+    }
+
+    // The gradient by the input is a convolution by filters turned by 180 degrees, whose inputs are the outputs.
+    void rotate(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
+                Wide<Real> (*taps)[kTaps * kTaps]) const {
+        for (std::int64_t k = 0; k < together; ++k)
+            for (int tap = 0; tap < kTaps * kTaps; ++tap)
+                taps[k][kTaps * kTaps - 1 - tap] =
+                    load<Storage>(from + ((start + k) * kTaps * kTaps + tap) * outer_ + first, count);
+    }
+
+    // Round a tile of results, and what follows it.
+    void finish(Wide<Real>* results, const Tile& tile, std::int64_t channel) const {
+        const std::int64_t corner = ((tile.sample * job_.height + tile.y) * job_.width + tile.x) * outer_ + channel;
+        const std::int64_t count = std::min(outer_ - channel, kWide<Real>);
+        const auto each = [&](auto f) {
+            for (std::int64_t i = 0; i < tile.rows; ++i)
+                for (std::int64_t j = 0; j < tile.columns; ++j)
+                    f(results[i * kTile + j], corner + (i * job_.width + j) * outer_);
+        };
+        if (job_.product) each([&](auto& v, std::int64_t at) { put(job_.product, at, v, count); });
+        if (job_.u) {
+            Wide<Real> slopes[kTile * kTile] = {};
+            each([&](auto& v, std::int64_t at) { slopes[&v - results] = get(job_.u, at, count); });
+            apply_gelu<Storage::brief, true>(slopes);
+            for (int i = 0; i < kTile * kTile; ++i) results[i] *= slopes[i];
+        }
+        if (job_.added) each([&](auto& v, std::int64_t at) { v += get(job_.added, at, count); });
+        if (job_.out) each([&](auto& v, std::int64_t at) { put(job_.out, at, v, count); });
+        if (!job_.activation) return;
+        // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
+        for (int i = 0; i < kTile * kTile; ++i) {
+            Element rounded[kWide<Real>];
+            store<Storage>(rounded, results[i], kWide<Real>);
+            results[i] = load<Storage>(rounded, kWide<Real>);
+        }
+        apply_gelu<Storage::brief, false>(results);
+        each([&](auto& v, std::int64_t at) { put(job_.activation, at, v, count); });
+    }
+
+    static Wide<Real> get(const void* image, std::int64_t at, std::int64_t count) {
+        return load<Storage>(static_cast<const Element*>(image) + at, count);
+    }
+    static void put(void* image, std::int64_t at, Wide<Real> v, std::int64_t count) {
+        store<Storage>(static_cast<Element*>(image) + at, v, count);
+    }
+
+    // Replace a tile by GELU of it, or by the derivative of that.
+    template <bool brief, bool slope>
+    static void apply_gelu(Wide<Real>* values) {
+        if constexpr (std::is_same_v<Real, float>) {
+            static_assert(kTile * kTile % kParts == 0);
+            for (int i = 0; i < kTile * kTile; i += kParts) {
+                Pack pack;
+                for (int part = 0; part < kParts; ++part) pack.part[part] = values[i + part];
+                const auto phi = gelu<brief>(pack);
+                for (int part = 0; part < kParts; ++part)
+                    values[i + part] = slope ? phi.first.part[part] : phi.value.part[part];
+            }
+        } else {
+            for (int i = 0; i < kTile * kTile; ++i)
+                for (int lane = 0; lane < kWide<Real>; ++lane) {
+                    const auto phi = gelu<brief>(values[i][lane]);
+                    values[i][lane] = slope ? phi.first : phi.value;
+                }
+        }
+    }
+
+    const ConvolutionJob& job_;
+    const Tiles tiles_;
+    std::int64_t inner_, outer_;  // channels that are summed over, and of results
+    std::int64_t row_, columns_, panels_;  // of a transformed patch; of products, which panels divide
+    std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit
+    std::int64_t distance_, filters_;  // from a frequency to the next, in patches and in filters
+};
+
+}  // namespace
+}  // namespace cdn::CDN_VARIANT

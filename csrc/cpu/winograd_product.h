@@ -1,0 +1,110 @@
+// The products of minimal filtering, one matrix product for each frequency.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "winograd_transform.h"
+
+namespace cdn::CDN_VARIANT {
+namespace {
+
+// A block of results that fills the registers: 24 of 32 with AVX-512, 12 of 16 else, beside a few operands.
+constexpr int kRows = 6;
+#if defined(__AVX512F__)
+constexpr int kVectors = 4;
+#else
+constexpr int kVectors = 2;
+#endif
+template <typename Real>
+constexpr std::int64_t kPanel = kVectors * kWide<Real>;  // columns of a block
+
+// Where the elements of c += a b lie, as distances between neighbours; neighbouring columns have distance 1.
+struct Distances {
+    std::int64_t a_row, a_inner, b_inner, c_row;
+};
+
+// Memory that is wanted next, fetched little by little while products leave the memory idle.
+class Ahead {
+public:
+    Ahead() = default;
+    // Elements between two places, to be written or only read, in so many steps.
+    template <typename Element>
+    Ahead(Element* first, Element* last, std::int64_t steps)
+        : next_(reinterpret_cast<const char*>(first)), end_(reinterpret_cast<const char*>(last)),
+          step_((end_ - next_) / 64 / steps * 64 + 64), to_write_(!std::is_const_v<Element>) {}
+
+    void fetch() {
+        const char* stop = std::min(next_ + step_, end_);
+        if (to_write_)
+            for (; next_ < stop; next_ += 64) __builtin_prefetch(next_, 1, 3);
+        else
+            for (; next_ < stop; next_ += 64) __builtin_prefetch(next_, 0, 2);
+    }
+
+private:
+    const char *next_ = nullptr, *end_ = nullptr;
+    std::int64_t step_ = 0;
+    bool to_write_ = false;
+};
+
+template <typename Real, int rows, int vectors>
+CDN_HOST_DEVICE void multiply_block(const Real* a, const Real* b, Real* c, std::int64_t inner, Distances d, bool add) {
+    Wide<Real> sums[rows][vectors];
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v)
+            sums[i][v] = add ? read<Wide<Real>>(c + i * d.c_row + v * kWide<Real>) : Wide<Real>{};
+    for (std::int64_t k = 0; k < inner; ++k, a += d.a_inner, b += d.b_inner) {
+        Wide<Real> right[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) right[v] = read<Wide<Real>>(b + v * kWide<Real>);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; ++i) {
+            const Wide<Real> left = all(a[i * d.a_row]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sums[i][v] = multiply_add(left, right[v], sums[i][v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) write(c + i * d.c_row + v * kWide<Real>, sums[i][v]);
+}
+
+// c[rows, columns] = a[rows, inner] b[inner, columns], or added to it, for any number of rows and at most a panel of
+// columns; c and b have whole vectors of columns.
+template <typename Real, int vectors>
+void multiply_rows(const Real* a, const Real* b, Real* c, std::int64_t rows, std::int64_t inner, Distances d, bool add,
+                   Ahead (&ahead)[2]) {
+    for (; rows >= kRows; rows -= kRows, a += kRows * d.a_row, c += kRows * d.c_row) {
+        for (Ahead& one : ahead) one.fetch();
+        if (add)  // sums of many rows come from farther away
+            for (int i = 0; i < kRows; ++i)
+                for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + (kRows + i) * d.c_row + v * kWide<Real>, 1, 3);
+        multiply_block<Real, kRows, vectors>(a, b, c, inner, d, add);
+    }
+    switch (rows) {
+        case 1: return multiply_block<Real, 1, vectors>(a, b, c, inner, d, add);
+        case 2: return multiply_block<Real, 2, vectors>(a, b, c, inner, d, add);
+        case 3: return multiply_block<Real, 3, vectors>(a, b, c, inner, d, add);
+        case 4: return multiply_block<Real, 4, vectors>(a, b, c, inner, d, add);
+        case 5: return multiply_block<Real, 5, vectors>(a, b, c, inner, d, add);
+    }
+}
+
+template <typename Real>
+void multiply(const Real* a, const Real* b, Real* c, std::int64_t rows, std::int64_t inner, std::int64_t columns,
+              Distances d, bool add, Ahead (&ahead)[2]) {
+    static_assert(kVectors == 2 || kVectors == 4);
+    switch ((columns + kWide<Real> - 1) / kWide<Real>) {
+        case 1: return multiply_rows<Real, 1>(a, b, c, rows, inner, d, add, ahead);
+        case 2: return multiply_rows<Real, 2>(a, b, c, rows, inner, d, add, ahead);
+        case 3: return multiply_rows<Real, kVectors == 4 ? 3 : 2>(a, b, c, rows, inner, d, add, ahead);
+        default: return multiply_rows<Real, kVectors>(a, b, c, rows, inner, d, add, ahead);
+    }
+}
+
+}  // namespace
+}  // namespace cdn::CDN_VARIANT

@@ -1,0 +1,2 @@
+#define CDN_VARIANT scalar
+#include "winograd_weight.h"

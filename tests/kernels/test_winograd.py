@@ -1,0 +1,319 @@
+"""Convolutions by minimal filtering: every capability and type, against float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import cdn_kernels
+from cdn_kernels import reference
+from cdn_kernels.backends import cpu, cpu_engines
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, TYPES
+from tests.kernels import convolutions
+from tests.kernels.convolutions import MAPS, exact, intact, nhwc, problem
+from tests.kernels.fresh import printed_by
+from tests.kernels.minimal_filtering import TILE, allowed_error, filtered, transforms
+from tests.kernels.oracle import assert_as_exact_as_eager
+
+pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+
+ENGINES = [f"winograd_{capability}" for capability in cpu.USABLE]
+engines = pytest.mark.parametrize("engine", ENGINES)
+kinds = pytest.mark.parametrize("kind", MAPS)
+dtypes = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype)[6:])
+# (B, I, O, H, W): single channels and pixels, channels that fill no vector or more than a panel, images within a tile,
+# sides that tiles do not divide, more tiles than a block, and so many that sums are cut into chunks.
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 33, 7, 5),
+    (1, 72, 1, 13, 31),
+    (5, 33, 72, 2, 1),
+    (3, 70, 130, 4, 4),
+    (2, 16, 20, 31, 31),
+    (70, 18, 8, 5, 9),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def run(kind, shape, dtype, **options):
+    return convolutions.run(cpu.conv2d, kind, *problem(shape, 3, 1, dtype=dtype), 1, **options)
+
+
+@kinds
+def test_the_matrices_of_the_oracle_are_those_of_a_convolution(kind):
+    operands, _ = problem((2, 3, 4, 6, 9), 3, 1, dtype=torch.float64)
+    torch.testing.assert_close(filtered(kind, operands, transforms()), exact(kind, operands, 3, 1)[0])
+
+
+@engines
+@shapes
+@dtypes
+@kinds
+def test_errors_are_those_of_the_transforms(engine, shape, dtype, kind):
+    out = run(kind, shape, dtype, engine=engine)
+    operands, _ = problem(shape, 3, 1, dtype=dtype)
+    truth, _ = exact(kind, operands, 3, 1)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
+
+
+@pytest.mark.parametrize("channels", [32, 64])
+@kinds
+def test_errors_in_float32_stay_near_those_of_direct_sums(channels, kind):
+    shape = (4, channels, channels, 16, 16)
+    operands, _ = problem(shape, 3, 1, dtype=torch.float32)
+    truth, _ = exact(kind, operands, 3, 1)
+    own = run(kind, shape, torch.float32, engine=ENGINES[-1])
+    errors = [t.double() - truth for t in (own, eager_map(kind, operands))]
+    own, others = (float(e.square().mean().sqrt()) for e in errors)
+    assert own <= 8 * others
+    largest, largest_of_others = (float(e.abs().max()) for e in errors)
+    assert largest <= 4 * (largest_of_others + torch.finfo(torch.float32).eps * float(truth.abs().max()))
+
+
+def eager_map(kind, operands):
+    """Return a map of a 3x3 convolution by torch in the dtype of the operands."""
+    first, second, like = operands[kind]
+    if kind == CONV_FORWARD:
+        return torch.nn.functional.conv2d(first, second, padding=1)
+    x, weight, g = (like, second, first) if kind == CONV_INPUT else (first, like, second)
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = torch.nn.functional.conv2d(torch.zeros_like(x) + x, weight, padding=1)
+    return torch.autograd.grad(y, x if kind == CONV_INPUT else weight, g)[0]
+
+
+@engines
+@shapes
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_threads_do_not_change_the_result(engine, shape, dtype, kind):
+    one, two, three = (run(kind, shape, dtype, engine=engine, threads=n) for n in (1, 2, 3))
+    assert torch.equal(one, two) and torch.equal(one, three)
+
+
+@engines
+@dtypes
+def test_activation_is_that_of_the_rounded_preactivation(engine, dtype):
+    operands, sizes = problem((3, 20, 40, 6, 7), 3, 1, dtype=dtype)
+    x, weight, like = operands[CONV_FORWARD]
+    (u, _), (activation, buffer), (alone, _) = (nhwc(*like.shape, dtype=dtype) for _ in range(3))
+    cpu.conv2d(CONV_FORWARD, x, weight, u, sizes, 1, activation=activation, engine=engine)
+    cpu.conv2d(CONV_FORWARD, x, weight, None, sizes, 1, activation=alone, engine=engine)
+    assert torch.equal(u, run(CONV_FORWARD, (3, 20, 40, 6, 7), dtype, engine=engine))
+    assert torch.equal(alone, activation) and intact(buffer)
+    torch.testing.assert_close(activation, torch.ops.cdn_kernels.gelu(u, "cpu"), rtol=2e-7, atol=1e-7)
+
+
+@engines
+@dtypes
+def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype):
+    shape = (3, 40, 20, 6, 7)
+    operands, sizes = problem(shape, 3, 1, dtype=dtype)
+    g, weight, like = operands[CONV_INPUT]
+    draw = lambda: nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0]
+    u, added = draw(), draw()
+    plain = run(CONV_INPUT, shape, dtype, engine=engine)
+    truth, _ = exact(CONV_INPUT, operands, 3, 1)
+    allowed = allowed_error(CONV_INPUT, operands, dtype)
+    slope = u.double().requires_grad_()
+    (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
+    for source in (None, added):
+        (product, kept), (out, buffer) = (nhwc(*like.shape, dtype=dtype) for _ in range(2))
+        cpu.conv2d(CONV_INPUT, g, weight, out, sizes, 1, u=u, added=source, product=product, engine=engine)
+        assert torch.equal(product, plain) and intact(kept) and intact(buffer)
+        expected = slope * truth + (0 if source is None else source.double())
+        # |phi'| is less than 1.2, and errs by 2^-20 of that where a type has 16 bits.
+        brief = 2.0**-20 * truth.abs() if torch.finfo(dtype).bits == 16 else 1e-6 * truth.abs()
+        assert (
+            (out.double() - expected).abs() <= 1.2 * allowed + brief + torch.finfo(dtype).eps * expected.abs()
+        ).all()
+        again, _ = nhwc(*like.shape, dtype=dtype)
+        cpu.conv2d(CONV_INPUT, g, weight, again, sizes, 1, u=u, added=source, engine=engine)
+        assert torch.equal(again, out)
+
+
+@engines
+@kinds
+def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
+    shape = (5, 6, 10, 7, 9)
+    clean = run(kind, shape, torch.float32, engine=engine)
+    for other in ((40, 70, 40, 12, 12), (4, 200, 90, 4, 4)):
+        operands, sizes = problem(other, 3, 1, dtype=torch.float32)
+        for poisoned in MAPS:
+            first, second, like = operands[poisoned]
+            out, _ = nhwc(*like.shape, dtype=torch.float32)
+            cpu.conv2d(poisoned, torch.full_like(first, float("nan")), second, out, sizes, 1, engine=engine)
+    assert torch.equal(run(kind, shape, torch.float32, engine=engine), clean)
+
+
+@engines
+@kinds
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their_tiles(engine, kind, value):
+    operands, sizes = problem((3, 6, 10, 9, 13), 3, 1, dtype=torch.float32)
+    row, column = 4, 7
+    operands[kind][0][1, 2, row, column] = value
+    out = convolutions.run(cpu.conv2d, kind, operands, sizes, 1, engine=engine)
+    needed, possible = (torch.zeros_like(out, dtype=torch.bool) for _ in range(2))
+    if kind == CONV_WEIGHT:
+        needed[:, 2] = possible[:, 2] = True
+    else:
+        needed[1, :, row - 1 : row + 2, column - 1 : column + 2] = True
+        tiles = [slice((at - 1) // TILE * TILE, (at + 1) // TILE * TILE + TILE) for at in (row, column)]
+        possible[1, :, tiles[0], tiles[1]] = True
+    strange = ~out.isfinite()
+    assert strange[needed].all() and not strange[~possible].any()
+
+
+@engines
+@kinds
+def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind):
+    """One pixel in ten a thousand times as large as the rest: the weak spot of minimal filtering."""
+    operands, sizes = problem((2, 32, 32, 16, 16), 3, 1, dtype=torch.float32)
+    first = operands[kind][0]
+    first[:, :, ::5, ::2] *= 1000
+    out = convolutions.run(cpu.conv2d, kind, operands, sizes, 1, engine=engine)
+    truth, _ = exact(kind, operands, 3, 1)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, torch.float32)).all()
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    batch=st.integers(1, 40),
+    inputs=st.integers(1, 80),
+    outputs=st.integers(1, 80),
+    height=st.integers(1, 14),
+    width=st.integers(1, 20),
+    kind=st.sampled_from(MAPS),
+    dtype=st.sampled_from(list(TYPES)),
+    engine=st.sampled_from(ENGINES or ["none"]),
+    threads=st.integers(1, 5),
+)
+def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, kind, dtype, engine, threads):
+    batch = min(batch, 1 + 20000 // (inputs * height * width))
+    shape = batch, inputs, outputs, height, width
+    out = run(kind, shape, dtype, engine=engine, threads=threads)
+    operands, _ = problem(shape, 3, 1, dtype=dtype)
+    truth, _ = exact(kind, operands, 3, 1)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Let minimal filtering run every convolution that it can."""
+    monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
+
+
+def images_and_filters(*shape, dtype=torch.float64):
+    batch, inputs, outputs, height, width = shape
+    x, weight = torch.randn(batch, inputs, height, width), torch.randn(outputs, inputs, 3, 3) / 3
+    return [t.to(dtype, memory_format=torch.channels_last).requires_grad_() for t in (x, weight)]
+
+
+def functions():
+    pair = lambda x, weight: cdn_kernels.conv2d_gelu_conv2d(x, weight, weight.transpose(0, 1), impl="cpu")
+    one = lambda op: lambda x, weight: op(x, weight, impl="cpu")
+    return {"conv2d": one(cdn_kernels.conv2d), "conv2d_gelu": one(cdn_kernels.conv2d_gelu), "pair": pair}
+
+
+@pytest.mark.parametrize("name", functions())
+def test_operations_pass_numerical_checks(always, monkeypatch, name):
+    calls = convolutions.maps_that_run(monkeypatch, cpu)
+    inputs = images_and_filters(2, 3, 2, 5, 3)
+    assert gradcheck(functions()[name], inputs) and gradgradcheck(functions()[name], inputs)
+    assert {kind for kind, *_ in calls} == set(MAPS)
+
+
+@pytest.mark.parametrize("name", functions())
+def test_operations_equal_the_reference_at_every_order_in_float64(always, name):
+    inputs = images_and_filters(3, 20, 17, 9, 6)
+    eager = {
+        "conv2d": reference.conv2d,
+        "conv2d_gelu": reference.conv2d_gelu,
+        "pair": lambda x, w: reference.conv2d(reference.conv2d_gelu(x, w), w.transpose(0, 1)),
+    }[name]
+    assert_as_exact_as_eager(functions()[name], eager, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_gelu"])
+def test_operations_of_sixteen_bits_are_as_exact_as_eager(name, dtype):
+    x, weight = images_and_filters(2, 32, 32, 16, 12)
+    inputs = [(x / 4).to(dtype), (weight / 32**0.5).to(dtype)]
+    assert_as_exact_as_eager(functions()[name], getattr(reference, name), inputs)
+
+
+def test_registered_operations_keep_their_promises(always):
+    x, weight = images_and_filters(2, 3, 2, 5, 3)
+    torch.library.opcheck(torch.ops.cdn_kernels.conv2d.default, (x, weight, 1, "cpu"))
+    torch.library.opcheck(torch.ops.cdn_kernels.conv2d_gelu.default, (x, weight, 1, True, "cpu"))
+
+
+def test_steps_stay_within_rounding_of_direct_ones(monkeypatch):
+    """Twenty steps of gradient descent on a gradient penalty, whose filters part by no more than rounding."""
+
+    def trained(choice):
+        monkeypatch.setattr(cpu_engines, "CHOICE", choice)
+        torch.manual_seed(0)
+        filters = [torch.randn(32, 32, 3, 3).div_(17).requires_grad_() for _ in range(2)]
+        y = torch.randn(4, 32, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(20):
+            value = cdn_kernels.conv2d_gelu_conv2d(y, *filters, impl="cpu").square().mean((1, 2, 3))
+            (score,) = torch.autograd.grad(value.sum(), y, create_graph=True)
+            gradients = torch.autograd.grad(value.mean() + 10 * score.square().sum((1, 2, 3)).mean(), filters)
+            with torch.no_grad():
+                for weight, gradient in zip(filters, gradients):
+                    weight -= 0.05 * gradient
+        return torch.cat([weight.detach().flatten() for weight in filters])
+
+    direct, minimal = trained("direct"), trained("winograd")
+    assert not torch.equal(direct, minimal)
+    assert float((minimal - direct).norm() / direct.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
+def test_the_choice_follows_type_and_shape(monkeypatch, dtype):
+    chosen = lambda shape, stride=1, capability="avx2", direct=None: cpu_engines.engine_for(
+        CONV_FORWARD, dtype, shape, stride, False, direct, capability
+    )
+    large = (64, 64, 32, 32), (64, 64, 3, 3)
+    monkeypatch.setattr(cpu_engines, "CHOICE", "measured")
+    assert chosen(large) == "winograd_avx2"
+    assert chosen(large, capability="avx512") == "winograd_avx512"
+    for other in (
+        dict(shape=large, stride=2),
+        dict(shape=((64, 64, 32, 32), (64, 64, 1, 1))),
+        dict(shape=((64, 3, 32, 32), (64, 3, 3, 3))),
+        dict(shape=((1, 64, 4, 4), (64, 64, 3, 3))),
+        dict(shape=large, capability="scalar"),
+        dict(shape=large, capability=None),
+    ):
+        assert chosen(**other) is None
+    assert chosen(large, direct="amx") == ("amx" if dtype == torch.bfloat16 else "winograd_avx2")
+    monkeypatch.setattr(cpu_engines, "CHOICE", "direct")
+    assert chosen(large) is None
+    monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
+    assert chosen(((1, 1, 1, 1), (1, 1, 3, 3)), capability="scalar") == "winograd_scalar"
+
+
+def test_the_environment_chooses_and_info_says_so():
+    code = "from cdn_kernels import info; info.main()"
+    assert "as CDN_CPU_CONVOLUTIONS says" in printed_by(code, CDN_CPU_CONVOLUTIONS="direct")
+    assert "by minimal filtering, as CDN_CPU_CONVOLUTIONS says" in printed_by(code, CDN_CPU_CONVOLUTIONS="winograd")
+    with pytest.raises(ValueError, match="must be one of measured, direct, winograd, got fast"):
+        printed_by(code, CDN_CPU_CONVOLUTIONS="fast")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(size=5), dict(stride=2), dict(kind=CONV_WEIGHT, u=True), dict(kind=CONV_INPUT, activation=True)],
+    ids=str,
+)
+def test_the_library_refuses_what_it_has_no_code_for(options):
+    size, stride = options.pop("size", 3), options.pop("stride", 1)
+    kind = options.pop("kind", CONV_FORWARD)
+    operands, sizes = problem((1, 2, 3, 4, 4), size, stride, dtype=torch.float32)
+    first, second, like = operands[kind]
+    more = {name: like.clone() for name in options}
+    with pytest.raises(RuntimeError, match="refused its arguments"):
+        cpu.conv2d(kind, first, second, like.clone(), sizes, stride, engine="winograd_scalar", **more)
