@@ -42,8 +42,9 @@ def score_matching_step(
     frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
     operations compute no weight gradients, and no sweep uses convolutions of higher order.
 
-    Convolutions of torch inside the network run through their own vjp and jvp (as any block can be made to with
-    :func:`cdn_kernels.foreign`), which a warning says once; the network is not touched for that. Linear layers,
+    Convolutions of torch inside the network run in the library's kernels where these are faster, and else through their
+    own vjp and jvp (as any block can be made to with :func:`cdn_kernels.foreign`), which a warning says once; the
+    network is not touched for that. Linear layers,
     pointwise functions, norms and attention are left to torch's double backward. Limitation: torch.utils.checkpoint
     around torch's convolutions needs impl="reference", since it runs them again after the forward.
 

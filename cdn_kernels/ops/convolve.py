@@ -74,6 +74,12 @@ def by_weight(x: Tensor, grad: Tensor, size: int, stride: int, backend: str) -> 
     return _backward(grad, x, weight, stride, by_filters=True)
 
 
+def all_run_here(x: Tensor, weight: Tensor, stride: int, backend: str) -> bool:
+    """Tell whether all three maps of a convolution of x run in a backend's own kernels."""
+    shapes = x.shape, weight.shape
+    return all(_runs_here(kind, x, weight, shapes, stride, backend) for kind in (CONV_FORWARD, CONV_INPUT, CONV_WEIGHT))
+
+
 def empty_forward(x: Tensor, weight: Tensor, stride: int, backend: str) -> Tensor:
     """Return an empty result of :func:`forward`."""
     batch, _, height, width = x.shape

@@ -1,7 +1,8 @@
 """Run torch's own convolutions through their first derivatives, wherever a network calls them.
 
 A convolution is linear in each of its arguments, so its tangent needs no second forward: six units of convolution a
-step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, dilations and transposed ones.
+step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, dilations and transposed ones. Those of
+two dimensions for which the library has faster kernels run in these, their bias is added afterwards.
 """
 
 import sys
@@ -15,6 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from cdn_kernels import reference
+from cdn_kernels.backends.interface import TYPES
+from cdn_kernels.ops import convolve
+from cdn_kernels.ops.common import resolve_untransformed
+from cdn_kernels.ops.conv import as_autocast
 from cdn_kernels.ops.foreign import by_first_derivatives
 from cdn_kernels.transforms import transformed
 
@@ -31,7 +36,7 @@ class FirstOrderFunctions(TorchFunctionMode):
     for the backward pass of the fused ones cannot be differentiated.
 
     Attributes:
-        filters: of the convolutions that ran this way, in order, as they were given.
+        filters: of the convolutions that ran through vjp and jvp of torch's, in order, as they were given.
     """
 
     def __init__(self) -> None:
@@ -65,11 +70,55 @@ class FirstOrderFunctions(TorchFunctionMode):
         tensors = [input, weight] if bias is None else [input, weight, bias]
         if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return func(input, weight, bias, *options, **named)
+        if func is torch.conv2d:
+            own = _of_our_own(input, weight, bias, *options, **named)
+            if own is not None:
+                return own
         self.filters.append(weight)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
         return by_first_derivatives(_Convolution(func, options, named), tensors)
+
+
+def _of_our_own(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Run conv2d by the library's operation where all its maps have kernels that are faster, else return None."""
+    size, steps = weight.shape[-1], _same(stride)
+    if x.dim() != 4 or groups != 1 or _same(dilation) != 1 or steps is None:
+        return None
+    if size % 2 == 0 or weight.shape[-2] != size or x.dtype not in TYPES:
+        return None
+    if x.device != weight.device or x.shape[1] != weight.shape[1]:  # for torch to explain
+        return None
+    if _same(padding) != size // 2 and not (padding == "same" and steps == 1):
+        return None
+    backend = resolve_untransformed("conv2d", "auto", x)
+    if backend == "reference":
+        return None
+    x, weight = as_autocast(x, weight=weight)
+    if not convolve.all_run_here(x, weight, steps, backend):
+        return None
+    # Filters in this layout decide for gradients and tangents, which come in any.
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    u = torch.ops.cdn_kernels.conv2d(x, weight, steps, backend)
+    return u if bias is None else u.add_(bias.to(u.dtype).view(1, -1, 1, 1))
+
+
+def _same(numbers: object) -> int | None:
+    """Return the number that holds for both dimensions, None where there is no such."""
+    if isinstance(numbers, int):
+        return numbers
+    if isinstance(numbers, (tuple, list)) and len(numbers) in (1, 2) and numbers[0] == numbers[-1]:
+        return numbers[0]
+    return None
 
 
 class _Convolution:

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cdn_kernels
 from cdn_kernels import step as step_file
-from cdn_kernels.backends import cpu
+from cdn_kernels.backends import cpu, cpu_engines
+from tests.kernels import convolutions
 
 IMPLS = ["reference", pytest.param("auto", marks=pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING)))]
 pytestmark = pytest.mark.filterwarnings("ignore:score_matching_step runs")
@@ -266,6 +267,35 @@ def test_six_convolutions_a_layer_and_none_of_the_size_of_images(network, frozen
     with Convolutions() as plain:
         by_hand(conv_net(), samples(torch.float32, 12), penalty)
     assert max(plain.sides) > 3
+
+
+@pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeypatch, bias):
+    monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
+    calls = convolutions.maps_that_run(monkeypatch, cpu)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding="same", bias=bias),
+        nn.SiLU(inplace=True),
+        nn.Conv2d(5, 5, (3, 3), padding=(1, 1), bias=bias),
+        nn.GELU(),
+        nn.Conv2d(5, 4, 3, 2, padding=1, bias=bias),  # no kernel takes its stride
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ).double()
+    y = samples(size=7).contiguous(memory_format=torch.channels_last)
+    step_file._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="runs Conv2d '4' through"):
+        cdn_kernels.score_matching_step(network, y, joint)
+    # Six of the second layer, five of the first, whose images have no adjoint.
+    kinds = [kind for kind, *_ in calls]
+    assert [kinds.count(kind) for kind in convolutions.MAPS] == [4, 3, 4]
+    mine = gradients(network)
+    network.zero_grad()
+    by_hand(network, y, joint)
+    assert_equal(mine, gradients(network))
+    with pytest.raises(RuntimeError, match="expected input.* to have 3 channels"):
+        cdn_kernels.score_matching_step(network, y.repeat(1, 2, 1, 1), joint)
 
 
 def test_foreign_convolutions_are_named_once():
