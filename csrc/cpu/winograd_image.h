@@ -41,29 +41,25 @@ public:
         return {(begin.sample * height_ + begin.y) * width_, (end.sample * height_ + end.y + end.rows) * width_};
     }
 
-    // Read a patch of vectors that begins at a pixel, which lies outside the image in part; 0 is outside.
-    template <typename Storage, int size>
-    void read_patch(const typename Storage::Element* image, const Tile& tile, std::int64_t before,
-                    std::int64_t channels, std::int64_t channel, Wide<typename Storage::Real>* patch) const {
+    // Call use(read), where read(i, j) gives vectors of a patch that begins `before` pixels ahead of a tile; 0 is
+    // outside.
+    template <typename Storage, int size, typename Use>
+    CDN_INLINE void patch(const void* image, const Tile& tile, std::int64_t before, std::int64_t channels,
+                          std::int64_t channel, Use use) const {
+        using Real = typename Storage::Real;
         const std::int64_t first_y = tile.y - before, first_x = tile.x - before, count = channels - channel;
-        const auto* corner = image + ((tile.sample * height_ + first_y) * width_ + first_x) * channels + channel;
+        const auto* corner = static_cast<const typename Storage::Element*>(image)
+            + ((tile.sample * height_ + first_y) * width_ + first_x) * channels + channel;
+        const std::int64_t down = width_ * channels;
         const bool inside = first_y >= 0 && first_x >= 0 && first_y + size <= height_ && first_x + size <= width_;
-        if (inside && count >= kWide<typename Storage::Real>) {
-#pragma GCC unroll 6
-            for (int i = 0; i < size; ++i)
-#pragma GCC unroll 6
-                for (int j = 0; j < size; ++j)
-                    patch[i * size + j] =
-                        load<Storage>(corner + (i * width_ + j) * channels, kWide<typename Storage::Real>);
-            return;
-        }
-        for (int i = 0; i < size; ++i)
-            for (int j = 0; j < size; ++j) {
-                const std::int64_t y = first_y + i, x = first_x + j;
-                const bool here = y >= 0 && y < height_ && x >= 0 && x < width_;
-                patch[i * size + j] =
-                    here ? load<Storage>(corner + (i * width_ + j) * channels, count) : Wide<typename Storage::Real>{};
-            }
+        if (inside && count >= kWide<Real>)
+            return use([=](int i, int j)
+                           CDN_INLINE { return load<Storage>(corner + i * down + j * channels, kWide<Real>); });
+        use([=, this](int i, int j) CDN_INLINE {
+            const std::int64_t y = first_y + i, x = first_x + j;
+            const bool here = y >= 0 && y < height_ && x >= 0 && x < width_;
+            return here ? load<Storage>(corner + i * down + j * channels, count) : Wide<Real>{};
+        });
     }
 
 private:
@@ -75,18 +71,6 @@ private:
 static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_t bytes) {
     const std::int64_t lines = divide_up(elements * bytes, 64);
     return (lines | 1) * 64 / bytes;
-}
-
-// Write vectors of all frequencies, or read them.
-template <typename Real>
-CDN_HOST_DEVICE void scatter(const Wide<Real>* values, Real* to, std::int64_t distance) {
-#pragma GCC unroll 36
-    for (int f = 0; f < kFrequencies; ++f) write(to + f * distance, values[f]);
-}
-template <typename Real>
-CDN_HOST_DEVICE void gather(Wide<Real>* values, const Real* from, std::int64_t distance) {
-#pragma GCC unroll 36
-    for (int f = 0; f < kFrequencies; ++f) values[f] = read<Wide<Real>>(from + f * distance);
 }
 
 constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
@@ -109,54 +93,38 @@ public:
         const std::int64_t widest = std::max(row_, columns_);
         const std::int64_t bytes = (kFrequencies + 1) * widest * std::int64_t{sizeof(Real)};
         const std::int64_t most = std::max(kFewestTiles, kBlockBytes / bytes / kRows * kRows);
-        // The same number of blocks for every thread, or one for a few, which then share its panels.
+        // The same number of blocks for every thread; where there are fewer, threads share the panels of one.
         std::int64_t blocks = divide_up(tiles_.count(), most);
         if (blocks >= threads) blocks = round_up(blocks, threads);
+        blocks = std::max(blocks, divide_up(threads, panels_));
         block_ = divide_up(tiles_.count(), blocks);
         blocks_ = divide_up(tiles_.count(), block_);
         share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
         distance_ = frequency_distance(block_ * widest, sizeof(Real));
-        filters_ = frequency_distance(panels_ * inner_ * kPanel<Real>, sizeof(Real));
+        own_ = blocks_ == 1;
+        filters_ = frequency_distance((own_ ? 1 : panels_) * inner_ * kPanel<Real>, sizeof(Real));
+        products_ = own_ ? frequency_distance(block_ * kPanel<Real>, sizeof(Real)) : distance_;
     }
 
     ConvolutionPlan plan() const {
-        const std::int64_t bytes = sizeof(Real);
-        return {divide_up(outer_, kFilters), blocks_ * divide_up(panels_, share_), 0, kFrequencies * filters_ * bytes,
-                (kFrequencies + 1) * distance_ * bytes};
+        const std::int64_t bytes = kFrequencies * std::int64_t{sizeof(Real)};
+        const std::int64_t units = blocks_ * divide_up(panels_, share_);
+        if (own_) return {0, units, 0, 0, (distance_ + filters_ + products_) * bytes};
+        return {divide_up(outer_, kFilters), units, 0, filters_ * bytes, distance_ * (bytes + bytes / kFrequencies)};
     }
 
-    // Transform the filters of a vector of output channels to [frequency, panel, input channel, output channel].
-    void pack(Real* filters, std::int64_t unit) const {
-        const std::int64_t first = unit * kFilters, count = std::min(kFilters, outer_ - first);
-        Real* to = filters + first / kPanel<Real> * inner_ * kPanel<Real> + first % kPanel<Real>;
-        const auto* from = static_cast<const Element*>(job_.second);
-        constexpr std::int64_t kTogether = 16;
-        Wide<Real> taps[kTogether][kTaps * kTaps], transformed[kFrequencies];
-        for (std::int64_t start = 0; start < inner_; start += kTogether) {
-            const std::int64_t together = std::min(kTogether, inner_ - start);
-            if (job_.kind == CDN_CONV_FORWARD) turn(from, first, count, start, together, taps);
-            else rotate(from, first, count, start, together, taps);
-            for (std::int64_t k = 0; k < together; ++k) {
-                transform_taps<Real>(taps[k], transformed);
-                scatter<Real>(transformed, to + (start + k) * kPanel<Real>, filters_);
-            }
-        }
+    void pack_shared(Real* filters, std::int64_t unit) const {
+        const std::int64_t first = unit * kFilters;
+        pack(filters + first / kPanel<Real> * inner_ * kPanel<Real> + first % kPanel<Real>, first);
     }
 
+    // Compute the results of a block of tiles in a range of panels.
     void multiply_tiles(const Real* filters, Real* scratch, std::int64_t unit) const {
         const std::int64_t first = unit % blocks_ * block_, last = std::min(first + block_, tiles_.count());
         const std::int64_t start = unit / blocks_ * share_, end = std::min(start + share_, panels_);
+        if (own_) return multiply_own(scratch, start, end);
         Real* patches = scratch + distance_;
-        Wide<Real> patch[kFrequencies], transformed[kFrequencies];
-        for (std::int64_t t = first; t < last; ++t) {
-            const Tile tile = tiles_[t];
-            for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
-                tiles_.template read_patch<Storage, kPatch>(static_cast<const Element*>(job_.first), tile, 1, inner_,
-                                                            channel, patch);
-                transform_patch<Real>(patch, transformed);
-                scatter<Real>(transformed, patches + (t - first) * row_ + channel, distance_);
-            }
-        }
+        transform_tiles(patches, first, last);
         const Distances distances{row_, 1, kPanel<Real>, columns_};
         const std::int64_t steps = kFrequencies * (end - start) * divide_up(last - first, kRows);
         const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, tiles_.count()));
@@ -170,18 +138,70 @@ public:
                 multiply<Real>(patches + f * distance_, filters + f * filters_ + panel * inner_ * kPanel<Real>,
                                scratch + f * distance_ + panel * kPanel<Real>, last - first, inner_,
                                columns_ - panel * kPanel<Real>, distances, false, ahead);
+        finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
+    }
+
+private:
+    // The same where no other block needs the filters: they are transformed here, a panel at a time, and stay near.
+    void multiply_own(Real* scratch, std::int64_t start, std::int64_t end) const {
+        Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
+        transform_tiles(scratch, 0, block_);
+        const Distances distances{row_, 1, kPanel<Real>, kPanel<Real>};
+        Ahead nothing[2];
+        for (std::int64_t panel = start; panel < end; ++panel) {
+            const std::int64_t first = panel * kPanel<Real>, last = first + kPanel<Real>;
+            for (std::int64_t channel = first; channel < std::min(last, outer_); channel += kFilters)
+                pack(filters + channel - first, channel);
+            for (int f = 0; f < kFrequencies; ++f)
+                multiply<Real>(scratch + f * distance_, filters + f * filters_, products + f * products_, block_,
+                               inner_, columns_ - first, distances, false, nothing);
+            finish_tiles(products - first, kPanel<Real>, 0, block_, first, last);
+        }
+    }
+
+    void transform_tiles(Real* patches, std::int64_t first, std::int64_t last) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile tile = tiles_[t];
-            for (std::int64_t channel = start * kPanel<Real>; channel < std::min(end * kPanel<Real>, outer_);
-                 channel += kWide<Real>) {
-                gather<Real>(transformed, scratch + (t - first) * columns_ + channel, distance_);
-                inverse_tile<Real>(transformed, patch);
-                finish(patch, tile, channel);
+            for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
+                const Frequencies<Real> to{patches + (t - first) * row_ + channel, distance_};
+                tiles_.template patch<Storage, kPatch>(job_.first, tile, 1, inner_, channel, [=](auto read) CDN_INLINE {
+                    transform<Real, OfData>(read, to);
+                });
             }
         }
     }
 
-private:
+    // Transform products [frequency, tile, row of channels] back, those of a range of channels.
+    void finish_tiles(Real* products, std::int64_t row, std::int64_t first, std::int64_t last, std::int64_t channel,
+                      std::int64_t end) const {
+        for (std::int64_t t = first; t < last; ++t) {
+            const Tile tile = tiles_[t];
+            const bool inside = tile.rows == kTile && tile.columns == kTile;
+            for (std::int64_t c = channel; c < std::min(end, outer_); c += kWide<Real>) {
+                const Frequencies<Real> from{products + (t - first) * row + c, products_};
+                inside&& c + kWide<Real> <= outer_ ? finish<true>(from, tile, c) : finish<false>(from, tile, c);
+            }
+        }
+    }
+
+    // Transform the filters of a vector of output channels to [frequency, input channel, panel].
+    void pack(Real* to, std::int64_t first) const {
+        const std::int64_t count = std::min(kFilters, outer_ - first);
+        const auto* from = static_cast<const Element*>(job_.second);
+        constexpr std::int64_t kTogether = 16;
+        Wide<Real> taps[kTogether][kTaps * kTaps];
+        for (std::int64_t start = 0; start < inner_; start += kTogether) {
+            const std::int64_t together = std::min(kTogether, inner_ - start);
+            if (job_.kind == CDN_CONV_FORWARD) turn(from, first, count, start, together, taps);
+            else rotate(from, first, count, start, together, taps);
+            for (std::int64_t k = 0; k < together; ++k) {
+                const Wide<Real>* filter = taps[k];
+                transform<Real, OfFilter>([=](int i, int j) CDN_INLINE { return filter[i * kTaps + j]; },
+                                          Frequencies<Real>{to + (start + k) * kPanel<Real>, filters_});
+            }
+        }
+    }
+
     // Filters [output, tap, input]: the lanes of a vector are outputs.
     void turn(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
               Wide<Real> (*taps)[kTaps * kTaps]) const {
@@ -202,14 +222,24 @@ private:
                     load<Storage>(from + ((start + k) * kTaps * kTaps + tap) * outer_ + first, count);
     }
 
-    // Round a tile of results, and what follows it.
-    void finish(Wide<Real>* results, const Tile& tile, std::int64_t channel) const {
+    // Transform products back to a tile of results, round them, and what follows them.
+    template <bool whole>
+    void finish(const Frequencies<Real>& products, const Tile& tile, std::int64_t channel) const {
         const std::int64_t corner = ((tile.sample * job_.height + tile.y) * job_.width + tile.x) * outer_ + channel;
-        const std::int64_t count = std::min(outer_ - channel, kWide<Real>);
+        const std::int64_t count = whole ? kWide<Real> : std::min(outer_ - channel, kWide<Real>);
+        const std::int64_t rows = whole ? kTile : tile.rows, columns = whole ? kTile : tile.columns;
+        const std::int64_t down = job_.width * outer_, across = outer_;
+        if (!job_.product && !job_.u && !job_.added && !job_.activation) {
+            auto* out = static_cast<Element*>(job_.out) + corner;
+            return transform<Real, ToData>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
+                if (whole || (i < rows && j < columns)) store<Storage>(out + i * down + j * across, v, count);
+            });
+        }
+        Wide<Real> results[kTile * kTile];
+        transform<Real, ToData>(products, [&](int i, int j, Wide<Real> v) CDN_INLINE { results[i * kTile + j] = v; });
         const auto each = [&](auto f) {
-            for (std::int64_t i = 0; i < tile.rows; ++i)
-                for (std::int64_t j = 0; j < tile.columns; ++j)
-                    f(results[i * kTile + j], corner + (i * job_.width + j) * outer_);
+            for (std::int64_t i = 0; i < rows; ++i)
+                for (std::int64_t j = 0; j < columns; ++j) f(results[i * kTile + j], corner + i * down + j * across);
         };
         if (job_.product) each([&](auto& v, std::int64_t at) { put(job_.product, at, v, count); });
         if (job_.u) {
@@ -264,7 +294,8 @@ private:
     std::int64_t inner_, outer_;  // channels that are summed over, and of results
     std::int64_t row_, columns_, panels_;  // of a transformed patch; of products, which panels divide
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit
-    std::int64_t distance_, filters_;  // from a frequency to the next, in patches and in filters
+    std::int64_t distance_, filters_, products_;  // from a frequency to the next: of patches, filters and products
+    bool own_;  // whether every unit transforms the filters of its panels
 };
 
 }  // namespace

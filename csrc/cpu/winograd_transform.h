@@ -74,88 +74,119 @@ constexpr double kA2 = 0.5, kB2 = 2, kA3 = kA2 * kA, kB3 = kB2 * kB;
 // By what the products at +-a and +-b are divided, the derivative of x (x^2 - a^2) (x^2 - b^2) there.
 constexpr double kOverA = 1 / (2 * kA2 * (kA2 - kB2)), kOverB = 1 / (2 * kB2 * (kB2 - kA2));
 
-// Each of these maps `from[i * from_step]` to `to[i * to_step]` in one dimension.
+// Each of these maps in one dimension.
 
 // B': of neighbours.
 template <typename Real>
-CDN_HOST_DEVICE void transform_data(const Wide<Real>* from, int step, Wide<Real>* to, int to_step) {
-    const Wide<Real> d0 = from[0], d1 = from[step], d2 = from[2 * step], d3 = from[3 * step], d4 = from[4 * step];
-    const Wide<Real> d5 = from[5 * step];
-    const Wide<Real> even_a = times<Real>(-kB2, d2, d4), odd_a = times<Real>(-kB2, d1, d3);
-    const Wide<Real> even_b = times<Real>(-kA2, d2, d4), odd_b = times<Real>(-kA2, d1, d3);
-    to[0] = times<Real>(-(kA2 + kB2), d2, d0 + d4);
-    to[to_step] = times<Real>(kA, odd_a, even_a);
-    to[2 * to_step] = times<Real>(-kA, odd_a, even_a);
-    to[3 * to_step] = times<Real>(kB, odd_b, even_b);
-    to[4 * to_step] = times<Real>(-kB, odd_b, even_b);
-    to[5 * to_step] = times<Real>(-(kA2 + kB2), d3, d1 + d5);
-}
+struct OfData {
+    static constexpr int from = kPatch, to = kPatch;
+    CDN_HOST_DEVICE void map(const Wide<Real>* d, Wide<Real>* out) {
+        const Wide<Real> even_a = times<Real>(-kB2, d[2], d[4]), odd_a = times<Real>(-kB2, d[1], d[3]);
+        const Wide<Real> even_b = times<Real>(-kA2, d[2], d[4]), odd_b = times<Real>(-kA2, d[1], d[3]);
+        out[0] = times<Real>(-(kA2 + kB2), d[2], d[0] + d[4]);
+        out[1] = times<Real>(kA, odd_a, even_a);
+        out[2] = times<Real>(-kA, odd_a, even_a);
+        out[3] = times<Real>(kB, odd_b, even_b);
+        out[4] = times<Real>(-kB, odd_b, even_b);
+        out[5] = times<Real>(-(kA2 + kB2), d[3], d[1] + d[5]);
+    }
+};
 
 // G: of the taps of a filter.
 template <typename Real>
-CDN_HOST_DEVICE void transform_filter(const Wide<Real>* from, int step, Wide<Real>* to, int to_step) {
-    const Wide<Real> g0 = from[0], g1 = from[step], g2 = from[2 * step];
-    const Wide<Real> even_a = times<Real>(kOverA, times<Real>(kA2, g2, g0));
-    const Wide<Real> even_b = times<Real>(kOverB, times<Real>(kB2, g2, g0));
-    to[0] = g0;
-    to[to_step] = times<Real>(kA * kOverA, g1, even_a);
-    to[2 * to_step] = times<Real>(-kA * kOverA, g1, even_a);
-    to[3 * to_step] = times<Real>(kB * kOverB, g1, even_b);
-    to[4 * to_step] = times<Real>(-kB * kOverB, g1, even_b);
-    to[5 * to_step] = g2;
-}
+struct OfFilter {
+    static constexpr int from = kTaps, to = kPatch;
+    CDN_HOST_DEVICE void map(const Wide<Real>* g, Wide<Real>* out) {
+        const Wide<Real> even_a = times<Real>(kOverA, times<Real>(kA2, g[2], g[0]));
+        const Wide<Real> even_b = times<Real>(kOverB, times<Real>(kB2, g[2], g[0]));
+        out[0] = g[0];
+        out[1] = times<Real>(kA * kOverA, g[1], even_a);
+        out[2] = times<Real>(-kA * kOverA, g[1], even_a);
+        out[3] = times<Real>(kB * kOverB, g[1], even_b);
+        out[4] = times<Real>(-kB * kOverB, g[1], even_b);
+        out[5] = g[2];
+    }
+};
 
 // A': results from products.
 template <typename Real>
-CDN_HOST_DEVICE void inverse_data(const Wide<Real>* from, int step, Wide<Real>* to, int to_step) {
-    const Wide<Real> sum_a = from[step] + from[2 * step], difference_a = from[step] - from[2 * step];
-    const Wide<Real> sum_b = from[3 * step] + from[4 * step], difference_b = from[3 * step] - from[4 * step];
-    to[0] = from[0] + sum_a + sum_b;
-    to[to_step] = times<Real>(kA, difference_a, times<Real>(kB, difference_b));
-    to[2 * to_step] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b));
-    to[3 * to_step] = times<Real>(kA3, difference_a, times<Real>(kB3, difference_b, from[5 * step]));
-}
+struct ToData {
+    static constexpr int from = kPatch, to = kTile;
+    CDN_HOST_DEVICE void map(const Wide<Real>* m, Wide<Real>* out) {
+        const Wide<Real> sum_a = m[1] + m[2], difference_a = m[1] - m[2];
+        const Wide<Real> sum_b = m[3] + m[4], difference_b = m[3] - m[4];
+        out[0] = m[0] + sum_a + sum_b;
+        out[1] = times<Real>(kA, difference_a, times<Real>(kB, difference_b));
+        out[2] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b));
+        out[3] = times<Real>(kA3, difference_a, times<Real>(kB3, difference_b, m[5]));
+    }
+};
 
 // A: of the gradient by results.
 template <typename Real>
-CDN_HOST_DEVICE void transform_gradient(const Wide<Real>* from, int step, Wide<Real>* to, int to_step) {
-    const Wide<Real> y0 = from[0], y1 = from[step], y2 = from[2 * step], y3 = from[3 * step];
-    const Wide<Real> even_a = times<Real>(kA2, y2, y0), odd_a = times<Real>(kA2, y3, y1);
-    const Wide<Real> even_b = times<Real>(kB2, y2, y0), odd_b = times<Real>(kB2, y3, y1);
-    to[0] = y0;
-    to[to_step] = times<Real>(kA, odd_a, even_a);
-    to[2 * to_step] = times<Real>(-kA, odd_a, even_a);
-    to[3 * to_step] = times<Real>(kB, odd_b, even_b);
-    to[4 * to_step] = times<Real>(-kB, odd_b, even_b);
-    to[5 * to_step] = y3;
-}
+struct OfGradient {
+    static constexpr int from = kTile, to = kPatch;
+    CDN_HOST_DEVICE void map(const Wide<Real>* y, Wide<Real>* out) {
+        const Wide<Real> even_a = times<Real>(kA2, y[2], y[0]), odd_a = times<Real>(kA2, y[3], y[1]);
+        const Wide<Real> even_b = times<Real>(kB2, y[2], y[0]), odd_b = times<Real>(kB2, y[3], y[1]);
+        out[0] = y[0];
+        out[1] = times<Real>(kA, odd_a, even_a);
+        out[2] = times<Real>(-kA, odd_a, even_a);
+        out[3] = times<Real>(kB, odd_b, even_b);
+        out[4] = times<Real>(-kB, odd_b, even_b);
+        out[5] = y[3];
+    }
+};
 
 // G': the gradient by a filter from sums of products.
 template <typename Real>
-CDN_HOST_DEVICE void inverse_filter(const Wide<Real>* from, int step, Wide<Real>* to, int to_step) {
-    const Wide<Real> sum_a = times<Real>(kOverA, from[step] + from[2 * step]);
-    const Wide<Real> sum_b = times<Real>(kOverB, from[3 * step] + from[4 * step]);
-    const Wide<Real> difference_a = from[step] - from[2 * step], difference_b = from[3 * step] - from[4 * step];
-    to[0] = from[0] + sum_a + sum_b;
-    to[to_step] = times<Real>(kA * kOverA, difference_a, times<Real>(kB * kOverB, difference_b));
-    to[2 * to_step] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b, from[5 * step]));
+struct ToFilter {
+    static constexpr int from = kPatch, to = kTaps;
+    CDN_HOST_DEVICE void map(const Wide<Real>* s, Wide<Real>* out) {
+        const Wide<Real> sum_a = times<Real>(kOverA, s[1] + s[2]), sum_b = times<Real>(kOverB, s[3] + s[4]);
+        const Wide<Real> difference_a = s[1] - s[2], difference_b = s[3] - s[4];
+        out[0] = s[0] + sum_a + sum_b;
+        out[1] = times<Real>(kA * kOverA, difference_a, times<Real>(kB * kOverB, difference_b));
+        out[2] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b, s[5]));
+    }
+};
+
+// Apply a transform along rows and columns of vectors that read(i, j) gives, and call write(i, j, vector).
+template <typename Real, template <typename> class Transform, typename Read, typename Write>
+CDN_HOST_DEVICE void transform(Read read, Write write) {
+    constexpr int from = Transform<Real>::from, to = Transform<Real>::to;
+    Wide<Real> rows[from * to];
+#pragma GCC unroll 6
+    for (int i = 0; i < from; ++i) {
+        Wide<Real> in[from];
+#pragma GCC unroll 6
+        for (int j = 0; j < from; ++j) in[j] = read(i, j);
+        Transform<Real>::map(in, rows + i * to);
+    }
+#pragma GCC unroll 6
+    for (int j = 0; j < to; ++j) {
+        Wide<Real> in[from], out[to];
+#pragma GCC unroll 6
+        for (int i = 0; i < from; ++i) in[i] = rows[i * to + j];
+        Transform<Real>::map(in, out);
+#pragma GCC unroll 6
+        for (int i = 0; i < to; ++i) write(i, j, out[i]);
+    }
 }
 
-// Apply a transform of vectors [from][from] to [to][to] along rows and then along columns. Constant bounds, unrolled.
-#define CDN_IN_TWO_DIMENSIONS(name, map, from_size, to_size)                                                     \
-    template <typename Real>                                                                                     \
-    CDN_HOST_DEVICE void name(const Wide<Real>* from, Wide<Real>* to) {                                          \
-        Wide<Real> rows[from_size * to_size];                                                                    \
-        _Pragma("GCC unroll 6") for (int i = 0; i < from_size; ++i)                                              \
-            map<Real>(from + i * from_size, 1, rows + i * to_size, 1);                                           \
-        _Pragma("GCC unroll 6") for (int j = 0; j < to_size; ++j) map<Real>(rows + j, to_size, to + j, to_size); \
+#define CDN_INLINE __attribute__((always_inline))
+
+// Vectors of 36 frequencies in memory, a fixed distance apart, as what `transform` reads and writes.
+template <typename Real>
+struct Frequencies {
+    Real* first;
+    std::int64_t distance;
+
+    CDN_INLINE Wide<Real> operator()(int i, int j) const {
+        return read<Wide<Real>>(first + (i * kPatch + j) * distance);
     }
-CDN_IN_TWO_DIMENSIONS(transform_patch, transform_data, kPatch, kPatch)
-CDN_IN_TWO_DIMENSIONS(transform_taps, transform_filter, kTaps, kPatch)
-CDN_IN_TWO_DIMENSIONS(transform_gradients, transform_gradient, kTile, kPatch)
-CDN_IN_TWO_DIMENSIONS(inverse_tile, inverse_data, kPatch, kTile)
-CDN_IN_TWO_DIMENSIONS(inverse_taps, inverse_filter, kPatch, kTaps)
-#undef CDN_IN_TWO_DIMENSIONS
+    CDN_INLINE void operator()(int i, int j, Wide<Real> v) const { write(first + (i * kPatch + j) * distance, v); }
+};
 
 }  // namespace
 }  // namespace cdn::CDN_VARIANT

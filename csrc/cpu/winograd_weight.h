@@ -50,7 +50,7 @@ public:
         const std::int64_t start = chunk * chunk_, end = std::min(start + chunk_, tiles_.count());
         Real *patches = scratch, *gradients = scratch + kFrequencies * patches_;
         if (whole_) {
-            transform(patches, gradients, start, end, output, outputs);
+            transform_tiles(patches, gradients, start, end, output, outputs);
             return multiply_whole(patches, gradients, gradients + kFrequencies * gradients_, output, outputs);
         }
         const auto* images = static_cast<const Element*>(job_.first);
@@ -60,7 +60,7 @@ public:
         const std::int64_t steps = kFrequencies * divide_up(columns_, kPanel<Real>) * divide_up(outputs, kRows);
         for (std::int64_t first = start; first < end; first += block_) {
             const std::int64_t last = std::min(first + block_, end);
-            transform(patches, gradients, first, last, output, outputs);
+            transform_tiles(patches, gradients, first, last, output, outputs);
             const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, end));
             Ahead ahead[] = {{images + next * job_.inputs, images + next_end * job_.inputs, steps},
                              {results + next * job_.outputs, results + next_end * job_.outputs, steps}};
@@ -74,35 +74,35 @@ public:
 
     // Add up the chunks for one output channel, transform back, and round.
     void add(const Real* sums, std::int64_t output) const {
-        Wide<Real> total[kFrequencies], more[kFrequencies];
         for (std::int64_t input = 0; input < job_.inputs; input += kWide<Real>) {
             const Real* from = sums + output * columns_ + input;
-            gather<Real>(total, from, sums_);
-            for (std::int64_t chunk = 1; chunk < chunks_; ++chunk) {
-                gather<Real>(more, from + chunk * kFrequencies * sums_, sums_);
-                for (int f = 0; f < kFrequencies; ++f) total[f] += more[f];
-            }
+            const auto total = [=, this](int i, int j) CDN_INLINE {
+                const Real* place = from + (i * kPatch + j) * sums_;
+                Wide<Real> sum = read<Wide<Real>>(place);
+                for (std::int64_t chunk = 1; chunk < chunks_; ++chunk)
+                    sum += read<Wide<Real>>(place + chunk * kFrequencies * sums_);
+                return sum;
+            };
             finish(total, output, input);
         }
     }
 
 private:
-    void transform(Real* patches, Real* gradients, std::int64_t first, std::int64_t last, std::int64_t output,
-                   std::int64_t outputs) const {
-        Wide<Real> patch[kFrequencies], transformed[kFrequencies];
+    void transform_tiles(Real* patches, Real* gradients, std::int64_t first, std::int64_t last, std::int64_t output,
+                         std::int64_t outputs) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile tile = tiles_[t];
             for (std::int64_t channel = 0; channel < job_.inputs; channel += kWide<Real>) {
-                tiles_.template read_patch<Storage, kPatch>(static_cast<const Element*>(job_.first), tile, 1,
-                                                            job_.inputs, channel, patch);
-                transform_patch<Real>(patch, transformed);
-                scatter<Real>(transformed, patches + (t - first) * columns_ + channel, patches_);
+                const Frequencies<Real> to{patches + (t - first) * columns_ + channel, patches_};
+                tiles_.template patch<Storage, kPatch>(job_.first, tile, 1, job_.inputs, channel,
+                                                       [=](auto read)
+                                                           CDN_INLINE { transform<Real, OfData>(read, to); });
             }
             for (std::int64_t channel = 0; channel < outputs; channel += kWide<Real>) {
-                tiles_.template read_patch<Storage, kTile>(static_cast<const Element*>(job_.second), tile, 0,
-                                                           job_.outputs, output + channel, patch);
-                transform_gradients<Real>(patch, transformed);
-                scatter<Real>(transformed, gradients + (t - first) * rows_ + channel, gradients_);
+                const Frequencies<Real> to{gradients + (t - first) * rows_ + channel, gradients_};
+                tiles_.template patch<Storage, kTile>(job_.second, tile, 0, job_.outputs, output + channel,
+                                                      [=](auto read)
+                                                          CDN_INLINE { transform<Real, OfGradient>(read, to); });
             }
         }
     }
@@ -111,7 +111,6 @@ private:
     void multiply_whole(const Real* patches, const Real* gradients, Real* sums, std::int64_t output,
                         std::int64_t outputs) const {
         const Distances distances{1, rows_, columns_, kPanel<Real>};
-        Wide<Real> total[kFrequencies];
         Ahead nothing[2];
         for (std::int64_t row = 0; row < outputs; row += kPanel<Real>)
             for (std::int64_t column = 0; column < columns_; column += kPanel<Real>) {
@@ -121,20 +120,19 @@ private:
                                    rows, tiles_.count(), columns_ - column, distances, false, nothing);
                 const std::int64_t end = std::min(column + kPanel<Real>, job_.inputs);
                 for (std::int64_t o = 0; o < rows; ++o)
-                    for (std::int64_t input = column; input < end; input += kWide<Real>) {
-                        gather<Real>(total, sums + o * kPanel<Real> + input - column, sums_);
-                        finish(total, output + row + o, input);
-                    }
+                    for (std::int64_t input = column; input < end; input += kWide<Real>)
+                        finish(Frequencies<Real>{sums + o * kPanel<Real> + input - column, sums_}, output + row + o,
+                               input);
             }
     }
 
-    // Transform a vector of sums back to the filters of an output channel, and round.
-    void finish(const Wide<Real>* total, std::int64_t output, std::int64_t input) const {
+    // Transform a vector of sums, which total(i, j) gives, back to the filters of an output channel, and round.
+    template <typename Total>
+    void finish(Total total, std::int64_t output, std::int64_t input) const {
         auto* out = static_cast<Element*>(job_.out) + output * kTaps * kTaps * job_.inputs + input;
-        Wide<Real> taps[kTaps * kTaps];
-        inverse_taps<Real>(total, taps);
-        for (int tap = 0; tap < kTaps * kTaps; ++tap)
-            store<Storage>(out + tap * job_.inputs, taps[tap], job_.inputs - input);
+        transform<Real, ToFilter>(total, [=, this](int i, int j, Wide<Real> v) CDN_INLINE {
+            store<Storage>(out + (i * kTaps + j) * job_.inputs, v, job_.inputs - input);
+        });
     }
 
     const ConvolutionJob& job_;
@@ -171,7 +169,7 @@ static void run(const ConvolutionJob& job, int threads, int stage, void* shared,
         } else {
             const WinogradImage<Storage> image(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
-                stage == 0 ? image.pack(common, unit) : image.multiply_tiles(common, own, unit);
+                stage == 0 ? image.pack_shared(common, unit) : image.multiply_tiles(common, own, unit);
         }
     });
 }
