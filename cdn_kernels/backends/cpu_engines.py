@@ -31,8 +31,6 @@ CHOICE = os.environ.get("CDN_CPU_CONVOLUTIONS", "measured")
 if CHOICE not in CHOICES:
     raise ValueError(f"the environment variable CDN_CPU_CONVOLUTIONS must be one of {', '.join(CHOICES)}, got {CHOICE}")
 _TILE = 4  # side of the results that minimal filtering computes together
-_FEWEST_CHANNELS = 16
-_FEWEST_TILES = 8
 
 
 def engine_for(
@@ -55,14 +53,22 @@ def engine_for(
         direct: the direct engine of this processor, None if it has none that is fast.
         capability: one of cpu.CAPABILITIES, None without a library.
     """
-    if _filters_minimally(dtype, shape, stride, direct, capability):
+    rival = direct if _direct_is_faster(kind, dtype, shape, stride, activation, direct) else None
+    if _filters_minimally(kind, dtype, shape, stride, direct, rival, capability):
         return f"winograd_{capability}"
-    return direct if _direct_is_faster(kind, dtype, shape, stride, activation, direct) else None
+    return rival
 
 
 def _filters_minimally(
-    dtype: torch.dtype, shape: ConvolutionShape, stride: int, direct: str | None, capability: str | None
+    kind: int,
+    dtype: torch.dtype,
+    shape: ConvolutionShape,
+    stride: int,
+    direct: str | None,
+    rival: str | None,
+    capability: str | None,
 ) -> bool:
+    """Tell whether minimal filtering runs a map rather than its rival, a direct engine, or torch if None."""
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     if CHOICE == "direct" or capability is None or size != 3 or stride != 1:
         return False
@@ -70,8 +76,14 @@ def _filters_minimally(
         return True
     if capability == "scalar" or dtype == torch.float64 or (dtype == torch.bfloat16 and direct == "amx"):
         return False
-    tiles = batch * -(-height // _TILE) * -(-width // _TILE)
-    return min(inputs, outputs) >= _FEWEST_CHANNELS and min(height, width) > 1 and tiles >= _FEWEST_TILES
+    inner, outer = (outputs, inputs) if kind == CONV_INPUT else (inputs, outputs)
+    pixels = batch * height * width
+    if rival is None:
+        # torch's takes long to begin, so that small images gain with few channels, which leave vectors half empty.
+        return min(height, width) > 1 and pixels >= 64 and (inner >= 16 or pixels <= 1024)
+    tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
+    fewest = 32 if kind == CONV_WEIGHT else 16
+    return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
 
 
 def _direct_is_faster(

@@ -46,9 +46,7 @@ int cdn_conv2d(int kind, const void* first, const void* second, void* out, void*
     const ConvolutionJob job{kind,    type,  first,  second, out,    activation, u,    added,
                              product, batch, height, width,  inputs, outputs,    size, stride};
     if (!kernels->takes(job)) return 1;
-    // Below this many products, waking a second thread costs more than it saves.
-    constexpr std::int64_t kSerial = 1 << 22;
-    if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kSerial) threads = 1;
+    if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kernels->serial) threads = 1;
     const ConvolutionPlan plan = kernels->plan(job, threads);
     const std::int64_t shared = round_up(plan.shared, 64), scratch = round_up(plan.scratch, 64);
     static thread_local Workspace workspace;

@@ -40,6 +40,7 @@ struct ConvolutionPlan {
 };
 
 struct ConvolutionKernels {
+    std::int64_t serial;  // below so many products, waking a second thread costs more than it saves
     bool (*takes)(const ConvolutionJob&);
     ConvolutionPlan (*plan)(const ConvolutionJob&, int threads);
     // Run units first .. last of stage 0, 1 or 2.

@@ -47,7 +47,7 @@ using Engine = TileEngine<Tiles>;
 
 }  // namespace
 
-extern const ConvolutionKernels convolution{Convolution<Engine>::takes, Convolution<Engine>::plan,
+extern const ConvolutionKernels convolution{1 << 22, Convolution<Engine>::takes, Convolution<Engine>::plan,
                                             Convolution<Engine>::run};
 
 }  // namespace cdn::amx_emulated

@@ -61,7 +61,7 @@ struct Engine {
 
 }  // namespace
 
-extern const ConvolutionKernels convolution{Convolution<Engine>::takes, Convolution<Engine>::plan,
+extern const ConvolutionKernels convolution{1 << 22, Convolution<Engine>::takes, Convolution<Engine>::plan,
                                             Convolution<Engine>::run};
 
 }  // namespace cdn::avx512bf16

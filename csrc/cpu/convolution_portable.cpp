@@ -33,7 +33,7 @@ struct Engine {
 
 }  // namespace
 
-extern const ConvolutionKernels convolution{Convolution<Engine>::takes, Convolution<Engine>::plan,
+extern const ConvolutionKernels convolution{1 << 22, Convolution<Engine>::takes, Convolution<Engine>::plan,
                                             Convolution<Engine>::run};
 
 }  // namespace cdn::portable

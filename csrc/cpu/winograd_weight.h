@@ -176,6 +176,6 @@ static void run(const ConvolutionJob& job, int threads, int stage, void* shared,
 
 }  // namespace
 
-extern const ConvolutionKernels winograd{takes, plan, run};
+extern const ConvolutionKernels winograd{1 << 24, takes, plan, run};
 
 }  // namespace cdn::CDN_VARIANT

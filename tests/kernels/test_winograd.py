@@ -271,29 +271,57 @@ def test_steps_stay_within_rounding_of_direct_ones(monkeypatch):
     assert float((minimal - direct).norm() / direct.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
-def test_the_choice_follows_type_and_shape(monkeypatch, dtype):
-    chosen = lambda shape, stride=1, capability="avx2", direct=None: cpu_engines.engine_for(
-        CONV_FORWARD, dtype, shape, stride, False, direct, capability
-    )
-    large = (64, 64, 32, 32), (64, 64, 3, 3)
+LARGE = (64, 64, 32, 32), (64, 64, 3, 3)
+
+
+def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct=None, capability="avx2"):
+    return cpu_engines.engine_for(kind, dtype, shape, stride, False, direct, capability)
+
+
+@pytest.mark.parametrize(
+    "options, engine",
+    [
+        (dict(), "winograd_avx2"),
+        (dict(capability="avx512"), "winograd_avx512"),
+        (dict(capability="scalar"), None),
+        (dict(capability=None), None),
+        (dict(stride=2), None),
+        (dict(shape=((64, 64, 32, 32), (64, 64, 1, 1))), None),
+        (dict(dtype=torch.float64), None),
+        (dict(dtype=torch.bfloat16), "winograd_avx2"),
+        (dict(dtype=torch.bfloat16, direct="amx"), "amx"),
+        (dict(dtype=torch.float32, direct="amx"), "winograd_avx2"),
+        (dict(dtype=torch.bfloat16, direct="avx512_bf16"), "winograd_avx2"),
+        # Few channels: those that are summed over count, where there are many pixels.
+        (dict(shape=((64, 3, 32, 32), (64, 3, 3, 3))), None),
+        (dict(shape=((4, 3, 16, 16), (64, 3, 3, 3))), "winograd_avx2"),
+        (dict(shape=((64, 3, 32, 32), (64, 3, 3, 3)), kind=CONV_INPUT), "winograd_avx2"),
+        (dict(shape=((64, 24, 32, 32), (24, 24, 3, 3)), kind=CONV_WEIGHT), "winograd_avx2"),
+        (
+            dict(
+                shape=((64, 24, 32, 32), (24, 24, 3, 3)), kind=CONV_WEIGHT, dtype=torch.bfloat16, direct="avx512_bf16"
+            ),
+            "avx512_bf16",
+        ),
+        # Few pixels, or tiles that are not full.
+        (dict(shape=((1, 64, 4, 4), (64, 64, 3, 3))), None),
+        (dict(shape=((64, 64, 5, 5), (64, 64, 3, 3))), "winograd_avx2"),
+        (dict(shape=((64, 64, 5, 5), (64, 64, 3, 3)), dtype=torch.bfloat16, direct="avx512_bf16"), "avx512_bf16"),
+        (dict(shape=((3, 64, 8, 8), (64, 64, 3, 3)), dtype=torch.bfloat16, direct="avx512_bf16"), "avx512_bf16"),
+    ],
+    ids=str,
+)
+def test_the_choice_follows_type_and_shape(monkeypatch, options, engine):
     monkeypatch.setattr(cpu_engines, "CHOICE", "measured")
-    assert chosen(large) == "winograd_avx2"
-    assert chosen(large, capability="avx512") == "winograd_avx512"
-    for other in (
-        dict(shape=large, stride=2),
-        dict(shape=((64, 64, 32, 32), (64, 64, 1, 1))),
-        dict(shape=((64, 3, 32, 32), (64, 3, 3, 3))),
-        dict(shape=((1, 64, 4, 4), (64, 64, 3, 3))),
-        dict(shape=large, capability="scalar"),
-        dict(shape=large, capability=None),
-    ):
-        assert chosen(**other) is None
-    assert chosen(large, direct="amx") == ("amx" if dtype == torch.bfloat16 else "winograd_avx2")
+    assert chosen(**options) == engine
+
+
+def test_the_choice_can_be_overruled(monkeypatch):
     monkeypatch.setattr(cpu_engines, "CHOICE", "direct")
-    assert chosen(large) is None
+    assert chosen() is None
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
-    assert chosen(((1, 1, 1, 1), (1, 1, 3, 3)), capability="scalar") == "winograd_scalar"
+    assert chosen(shape=((1, 1, 1, 1), (1, 1, 3, 3)), capability="scalar") == "winograd_scalar"
+    assert chosen(stride=2) is None
 
 
 def test_the_environment_chooses_and_info_says_so():
