@@ -62,6 +62,11 @@ LAYERS = [
     (EVERY, FP32, (64, 3, 65, 32), 3, 1),
     (EVERY, FP64, (64, 64, 64, 32), 3, 2),
 ]
+# Divisions by a side that is no power of two take registers.
+ODD = [
+    *((maps, dtype, (*shape[:3], 15), size, stride) for maps, dtype, shape, size, stride in LAYERS),
+    (IMAGES, BF16, (512, 256, 256, 15), 3, 1),
+]
 TF32 = EVERY, FP32, (64, 64, 64, 32), 3, 1
 
 
@@ -106,7 +111,7 @@ def test_every_tile_is_compiled_below(triton_compile):
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("layer, precision", [*((layer, "ieee") for layer in LAYERS), (TF32, "tf32")], ids=str)
+@pytest.mark.parametrize("layer, precision", [*((layer, "ieee") for layer in LAYERS + ODD), (TF32, "tf32")], ids=str)
 def test_convolutions_compile_to_what_they_should(triton_compile, layer, precision, capability):
     _, dtype, (_, inputs, outputs, _), *_ = layer
     with float32_in(precision):

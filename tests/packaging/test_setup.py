@@ -9,7 +9,8 @@ import pytest
 import setuptools
 from setuptools.errors import CompileError
 
-ROOT = Path(__file__).parents[2]
+from tests.packaging.project import ROOT
+
 X86_ONLY = ("avx2", "avx512", "avx512bf16", "amx")
 
 

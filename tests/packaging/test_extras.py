@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # which pytest brings
+from tests.packaging.project import EXTRAS, PROJECT
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
 # What each torch with CUDA asks for, as its metadata says; and one that nobody has seen.
 INSTALLED = {"2.11.0": "3.6.0", "2.13.0": "3.7.1", "2.14.1": "3.8.0", "2.15.0": "3.9.0", "9.0.0": "9.0.0"}
 
