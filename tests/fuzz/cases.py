@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import json
+import pickle
 import re
 import runpy
 import sys
@@ -22,50 +24,30 @@ from tests.data import image_files
 from tests.fuzz.mutations import altered, altered_json, altered_rows, altered_words, damaged
 from tests.test_commands_table import COMMANDS, FROZEN
 
-# The files that a public function reads, and how it is called; commands are those of the table of all commands.
+# By suffix: Pillow's name of the format, and the modes of its seeds.
 IMAGES = {
-    "png": ("PNG", dict(modes=("L", "RGB", "P", "LA", "RGBA", "1", "I;16"))),
-    "jpg": ("JPEG", dict(modes=("L", "RGB", "CMYK"))),
-    "jpeg": ("JPEG", dict(modes=("RGB",))),
-    "webp": ("WEBP", dict(modes=("RGB", "RGBA"))),
-    "bmp": ("BMP", dict(modes=("L", "RGB", "P", "1"))),
-    "tif": ("TIFF", dict(modes=("L", "RGB", "CMYK", "1", "LAB"))),
-    "tiff": ("TIFF", dict(modes=("RGB",), compression="tiff_lzw")),
-    "ppm": ("PPM", dict(modes=("RGB",))),
-    "pgm": ("PPM", dict(modes=("L",))),
+    "png": ("PNG", ("L", "RGB", "P", "LA", "RGBA", "1")),
+    "jpg": ("JPEG", ("L", "RGB", "CMYK")),
+    "jpeg": ("JPEG", ("RGB",)),
+    "webp": ("WEBP", ("RGB", "RGBA")),
+    "bmp": ("BMP", ("L", "RGB", "P", "1")),
+    "tif": ("TIFF", ("L", "RGB", "CMYK", "1", "LAB")),
+    "tiff": ("TIFF", ("RGB",)),
+    "ppm": ("PPM", ("RGB",)),
+    "pgm": ("PPM", ("L",)),
 }
 # Options whose large values are no mistake, only a long wait.
-LONG = (
-    "--steps",
-    "--epochs",
-    "--warmup",
-    "--n",
-    "--n0",
-    "--jem-steps",
-    "--restarts",
-    "--draws",
-    "--iterations",
-    "--chains",
-)
+LONG = ("--steps", "--epochs", "--warmup", "--n", "--n0", "--jem-steps", "--restarts", "--draws", "--chains")
+SLOW = ("suite", "ablation")  # they start trainings of their own, for hours where their arguments allow it
+NAMES = [f"class{number}" for number in range(10)]
 
 
 @functools.cache
 def image_bytes(suffix):
     """Return the files of a suffix, one for each mode."""
-    kind, options = IMAGES[suffix]
-    found = []
-    for mode in options["modes"]:
-        compression = {"compression": options["compression"]} if "compression" in options else {}
-        found.append(
-            image_files.encoded(
-                image_files.picture().convert("RGB").convert("L" if mode == "I;16" else mode)
-                if mode not in ("LA", "RGBA")
-                else image_files.picture(mode),
-                kind,
-                **compression,
-            )
-        )
-    return found
+    kind, modes = IMAGES[suffix]
+    options = dict(compression="tiff_lzw") if suffix == "tiff" else {}
+    return [image_files.encoded(image_files.picture(mode), kind, **options) for mode in modes]
 
 
 @functools.cache
@@ -137,8 +119,6 @@ def batch_bytes(random, count=3):
 
 def pickled(random, count=2):
     """Return a batch as the authors' Python 2 would have pickled it: protocol 2, keys of bytes."""
-    import pickle
-
     content = {b"data": np.zeros((count, 3072), np.uint8), b"labels": [random.randrange(10) for _ in range(count)]}
     return pickle.dumps(content, protocol=2)
 
@@ -149,12 +129,10 @@ def archive(random, at):
     form = random.choice(("records", "pickles", "strips", "tar"))
     if form == "records":
         files = {name: batch_bytes(random) for name in ("data_batch_1.bin", "test_batch.bin")}
-        files["batches.meta.txt"] = "\n".join(freeze_names()).encode()
+        files["batches.meta.txt"] = "\n".join(NAMES).encode()
     elif form == "pickles":
-        import pickle
-
         files = {name: pickled(random) for name in ("data_batch_1", "test_batch")}
-        files["batches.meta"] = pickle.dumps({b"label_names": [name.encode() for name in freeze_names()]}, protocol=2)
+        files["batches.meta"] = pickle.dumps({b"label_names": [name.encode() for name in NAMES]}, protocol=2)
     elif form == "strips":
         files = {}
         for split in ("train", "test"):
@@ -173,20 +151,14 @@ def archive(random, at):
     return f"{form}: {name}", lambda: read_all(load_dataset("cifar10", folder))
 
 
-def freeze_names():
-    return [f"class{number}" for number in range(10)]
-
-
 def damaged_tar(random):
     """Return an archive of the authors' form with damage before or after its compression."""
-    import gzip
-
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name in sorted(cifar10_download.MEMBERS):
             member = tarfile.TarInfo(name)
             member.type = random.choice((tarfile.REGTYPE,) * 20 + (tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE))
-            data = batch_bytes(random, 1) if name.endswith(".bin") else b"\n".join(n.encode() for n in freeze_names())
+            data = batch_bytes(random, 1) if name.endswith(".bin") else b"\n".join(n.encode() for n in NAMES)
             member.size = len(data) if member.isreg() else 0
             tar.addfile(member, io.BytesIO(data))
     if random.random() < 0.5:
@@ -323,8 +295,6 @@ def arguments(random, at):
     words = altered_words(random, row.words(at), options_of(row.module))
     return f"{name}: {' '.join(words)}", functools.partial(execute, row.module, words)
 
-
-SLOW = ("suite", "ablation")  # they start trainings of their own, for hours where their arguments allow it
 
 # By name: what makes a case of a kind, and its share of all.
 KINDS = {
