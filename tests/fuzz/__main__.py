@@ -49,7 +49,9 @@ def main():
     parser.add_argument(
         "--only", type=int, nargs="+", metavar="NUMBER", help="run these cases, and show what they said"
     )
-    parser.add_argument("--seconds", type=float, default=60, help="after which a case hangs (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="of a processor after which a case hangs (default: %(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()

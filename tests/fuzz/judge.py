@@ -1,6 +1,7 @@
 """Run a case in a process of its own, and judge what it did."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from tests.faults import contents
 from tests.fuzz.cases import KINDS
 from tests.test_commands_table import make_place
 
+PATIENCE = 10
 MEMORY = 4 << 30  # bytes that a case may take beyond what the process has
 WELL, REFUSED, TRACEBACK, HANG, HALF = "well", "refused", "traceback", "hang", "half-written"
 FAULTS = (TRACEBACK, HANG, HALF)
@@ -45,7 +47,7 @@ def judge(kind, seed, number, folder, seconds):
         kind: one of KINDS.
         seed, number: what decides the case.
         folder: an empty folder, for it alone.
-        seconds: after which it hangs.
+        seconds: of a processor after which it hangs; or ten times as many by the clock, as other work may slow it down.
     """
     at = make_place(folder / "place")
     what, call = KINDS[kind](Random(f"{seed} {number} {kind}"), at)
@@ -57,7 +59,7 @@ def judge(kind, seed, number, folder, seconds):
     status = _run(call, here, said, seconds)
     text = said.read_text(errors="replace")
     verdict = lambda outcome, shown="": Verdict(number, kind, what, outcome, shown)
-    if status is None:
+    if status in (None, -signal.SIGXCPU):
         return verdict(HANG, f"more than {seconds:g} s: {text[-300:]}")
     # But for progress bars, and what libtiff writes past Python.
     errors = [line for line in text.splitlines() if line and "%|" not in line and not line.startswith("tempfile.tif")]
@@ -97,6 +99,7 @@ def _run(call, here, said, seconds):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds),) * 2)
             status = 3
             try:
                 run_command(call)
@@ -108,7 +111,7 @@ def _run(call, here, said, seconds):
             sys.stderr.flush()
         finally:
             os._exit(status if isinstance(status, int) else 3)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE * seconds
     while time.monotonic() < end:
         ended, code = os.waitpid(child, os.WNOHANG)
         if ended:
