@@ -99,7 +99,8 @@ def _run(call, here, said, seconds):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds),) * 2)
+            # By a signal of its own at the first of the two, and killed at the second.
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
             status = 3
             try:
                 run_command(call)
