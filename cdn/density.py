@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from cdn.finite import require_finite
 from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
-from cdn.model.head import square_floor
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
+from cdn_kernels.floors import square_floor
 from cdn_kernels.noise import Sigma
 from cdn_kernels.transforms import can_be_read, recorded_if, transformed
 
@@ -164,7 +164,7 @@ def estimate_sigma(model: nn.Module, y: Tensor, *, create_graph: bool = False) -
 
     Returns:
         sigma [B], at best as good as one image can tell; within the calibrated range, extrapolated beyond. 0, with
-        derivatives 0, for an image whose score is 0 (the root of its mean square is below 4e-10 in float32), as that of
+        derivatives 0, for an image whose score is 0 (the root of its mean square is below 8e-9 in float32), as that of
         an image that equals the mean of a :class:`cdn.GradResNet` is: it shows no noise.
     """
     with recorded_if(create_graph):

@@ -37,7 +37,7 @@ class Journal:
                 self.rows.append(_row(line))
         except OSError as error:
             raise CDNError(f"{self.path}: cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CDNError(
                 f"{self.path}: line {len(self.rows) + 1} is no row of results; move the file away to start anew"
             ) from None

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import glob
 import json
+import math
 import os
 import shutil
 import time
@@ -23,6 +24,17 @@ from cdn.model.abilities import unwrapped
 
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
+
+# What a configuration says where it says it; old versions say less.
+CONFIG_FORM = dict(
+    data=dict(
+        name=str, data_dir=str | None, image_size=int | None, train_images=int | None, test_images=int, shape=[int]
+    ),
+    classes=[str],
+    model=dict(kind=str),
+    training=dict(objective=str | None, sigma_law=str, sigma_low=float, sigma_high=float),
+)
+LARGEST_INTEGER = 2**64 - 1  # of seeds
 
 # How names of files that are being written end, and for how many seconds a writer may fall silent.
 TEMPORARY, STALE = ".tmp", 3600.0
@@ -135,7 +147,10 @@ def _try_writing(folder: Path, named: Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write what is to take the place of a file."""
+    """Yield where to write what is to take the place of a file, or of nothing."""
+    # Root could put a file in the place of /dev/null.
+    if path.exists() and not path.is_file():
+        raise CDNError(f"{path}: expected a file to write, got a {'folder' if path.is_dir() else 'device or pipe'}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         temporary.unlink(missing_ok=True)
@@ -197,7 +212,7 @@ def read_safetensors(path: Path, expected: str) -> tuple[dict[str, Tensor], dict
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is torn or not a safetensors file: {error}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -230,7 +245,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     with torch.inference_mode(False), fitting(path):
         model = build(json.loads(metadata["model"])).to(_precision(tensors.values()))
         model.load_state_dict(tensors)
-        model.classes = tuple(json.loads(metadata["classes"]))
+        classes = json.loads(metadata["classes"])
+        if wrong := misfit(classes, [str], "classes"):
+            raise ValueError(wrong)
+        model.classes = tuple(classes)
         model.objective = metadata.get("objective") or _objective_beside(path)
         return model.eval().to(device)
 
@@ -276,21 +294,79 @@ def load_config(run: str | Path) -> dict[str, Any]:
     """
     path = Path(run) / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except OSError as error:
         raise CheckpointError(f"{run} is no run folder: {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise CheckpointError(f"{path} is not the configuration of a run of this package")
+    if wrong := misfit(config, CONFIG_FORM):
+        raise CheckpointError(f"{path} is damaged: {wrong}")
     return config
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        CheckpointError: it holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def misfit(found: Any, form: Any, name: str = "", *, whole: bool = False) -> str | None:
+    """Return in words what of a value read from a file is not of the form that its reader expects; None if nothing is.
+
+    Args:
+        found: the value.
+        form: a type, or a union of types, where whole numbers count as floats and truth values as neither, and numbers
+            are finite; a dict of forms by key; a list with the form of every item; a tensor of the shape and dtype.
+        name: of the value.
+        whole: whether the keys of dicts are all there, and no others.
+    """
+    if isinstance(form, Tensor):
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (form.shape, form.dtype):
+            return f"{name} is {_said(found)}, expected {_said(form)}"
+        return None
+    if isinstance(form, dict):
+        if not isinstance(found, dict):
+            return f"{name} is {_said(found)}, expected names and values"
+        if whole and (different := form.keys() ^ found.keys()):
+            return f"{name} lacks or should not have {', '.join(map(repr, sorted(different, key=str)[:3]))}"
+        parts = [
+            (found[key], inner, f"{name}.{key}" if name else str(key)) for key, inner in form.items() if key in found
+        ]
+    elif isinstance(form, list):
+        if not isinstance(found, list):
+            return f"{name} is {_said(found)}, expected a list"
+        parts = [(item, form[0], f"{name}[{index}]") for index, item in enumerate(found)]
+    else:
+        return None if _is(found, form) else f"{name} is {_said(found)}, expected {getattr(form, '__name__', form)}"
+    return next(filter(None, (misfit(*part, whole=whole) for part in parts)), None)
+
+
+def _is(found: Any, form: Any) -> bool:
+    if isinstance(found, bool):
+        return isinstance(found, form) and not isinstance(0, form)
+    if isinstance(found, int):
+        return abs(found) <= LARGEST_INTEGER and (isinstance(found, form) or isinstance(0.0, form))
+    return isinstance(found, form) and (not isinstance(found, float) or math.isfinite(found))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    return f"{type(value).__name__} {value!r:.40}" if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def image_side(config: dict[str, Any]) -> int | None:
     """Return the side of the training images of a run, as its ``config.json`` says; None if nothing tells it."""
     data = config.get("data", {})
     # Only image folders have a size to choose; the shape (C, H, W) tells that of every dataset.
-    return data.get("shape", [data.get("image_size")])[-1]
+    return (data.get("shape") or [data.get("image_size")])[-1]
 
 
 def save_config(run: str | Path, config: dict[str, Any]) -> None:

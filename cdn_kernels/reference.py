@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.types import Device
 
+from cdn_kernels.floors import square_floor
 from cdn_kernels.noise import Noise, NoiseLevels, Sigma, check_level
 from cdn_kernels.transforms import transformed
 
@@ -66,7 +67,8 @@ def gelu_group_norm(
     norm is ``weight c / sqrt(V + eps)``. The scale-preserving one multiplies by the deviation common to the sample
     and takes eps relative to it: with ``T`` the mean of V over the groups of the sample, the result is
     ``weight c sqrt(T) / sqrt(V + eps T)``. As a function N of b it satisfies ``N(a b) = a N(b)`` for every a > 0, so
-    a network built from it still sees the noise level of its input. A sample with T = 0 gives 0.
+    a network built from it still sees the noise level of its input. A sample whose T is at its floor or below
+    (:func:`cdn_kernels.floors.square_floor`) gives 0, with derivatives 0 of every order.
 
     Args:
         x: [B, C, H, W], C divisible by groups.
@@ -90,7 +92,7 @@ def gelu_group_norm(
     centred = shifted - shifted.mean((2, 3, 4), keepdim=True)
     variance = centred.square().mean((2, 3, 4), keepdim=True)
     common = variance.mean(1, keepdim=True)
-    alive = common > 0
+    alive = common > square_floor(common.dtype)
     relative = variance / torch.where(alive, common, 1.0)
     scale = torch.where(alive, (relative + eps).rsqrt(), 0.0)
     return (centred * (scale * gain.view(1, groups, -1, 1, 1))).flatten(1, 2).to(v.dtype)

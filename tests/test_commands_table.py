@@ -5,7 +5,9 @@ A command without a row fails; a further input is one more line of FAULTS.
 
 import contextlib
 import json
+import math
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 import safetensors.torch
+import sklearn.datasets
+import sklearn.utils
 import torch
 from PIL import Image
 
@@ -138,6 +142,21 @@ def foreign_weights(at):
     safetensors.torch.save_file({"weight": torch.zeros(3)}, at.run / "model.safetensors")
 
 
+def weights_of_nan(at):
+    path = at.run / "model.safetensors"
+    weights, name = safetensors.torch.load_file(path), "head.classes.weight"
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(weights | {name: torch.full_like(weights[name], math.nan)}, path, metadata)
+
+
+def state_of_nan(at):
+    path = at.run / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["head.classes.weight"].fill_(math.nan)
+    torch.save(state, path)
+
+
 def other_weights(at):
     shutil.copy(FROZEN / "denoiser" / "config.json", at.run / "config.json")
     path = at.run / "model.safetensors"
@@ -179,6 +198,8 @@ FAULTS = {
         if (how, file) != ("no", "state")  # without one a run begins again
     },
     "config of something else": ("config", lambda at: (at.run / "config.json").write_text("[]"), "config.json"),
+    "weights of nan": ("weights", weights_of_nan, "head.classes.weight"),
+    "a state of nan": ("state", state_of_nan, "head.classes.weight"),
     "foreign weights": ("weights", foreign_weights, "model.safetensors"),
     "weights of another model": ("weights", other_weights, "model.safetensors"),
     "moved data": ("data", moved_data, "gone"),
@@ -310,10 +331,57 @@ def test_names_need_not_be_utf_8(tmp_path, name, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if "data" in command.reads])
+FAILING = [name for name, command in COMMANDS.items() if command.reads or command.writes]
+
+
+def let_fail(name, place):
+    """Take away what a command of FAILING reads, or what it writes into."""
+    if {"config", "weights"} & set(COMMANDS[name].reads.split()):
+        shutil.rmtree(place.run)
+    else:
+        place.out.parent.rmdir()
+        place.out.parent.write_text("?")
+
+
+@pytest.mark.parametrize("name", FAILING)
 def test_errors_name_what_is_not_utf_8(tmp_path, name, monkeypatch, capsys):
     place = make_place(tmp_path / os.fsdecode(b"caf\xe9"))
-    shutil.rmtree(place.run)
+    let_fail(name, place)
     assert run(COMMANDS[name].module, COMMANDS[name].words(place), monkeypatch) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "caf\\udce9" in printed
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_errors_are_told_without_a_reader_of_the_output(at, name, monkeypatch, capsys):
+    let_fail(name, at)
+    monkeypatch.setattr(sys, "stdout", closed_pipe())
+    assert run(COMMANDS[name].module, COMMANDS[name].words(at), monkeypatch) == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and printed.startswith("error: ")
+
+
+SEEING = [name for name, command in COMMANDS.items() if {"data", "image", "images"} & set(command.reads.split())]
+
+
+@pytest.mark.parametrize(
+    "name", [name if COMMANDS[name].quick else pytest.param(name, marks=pytest.mark.slow) for name in SEEING]
+)
+def test_blank_images_are_taken_or_refused_in_a_line(at, name, monkeypatch, capsys):
+    """Black images in files, and those of the digits in the place of the data that they are."""
+    for path in (at.image, at.images / "a.png"):
+        Image.new("L", (8, 8)).save(path)
+    digits = sklearn.datasets.load_digits()
+    monkeypatch.setattr(
+        sklearn.datasets, "load_digits", lambda: sklearn.utils.Bunch(**digits | dict(images=0 * digits.images))
+    )
+    command = COMMANDS[name]
+    limit = ["--limit", 4] if "data" in command.reads and "state" not in command.reads else []
+    status = run(command.module, [*command.words(at), *limit], monkeypatch)
+    printed = capsys.readouterr()
+    told = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+    assert (status == 0 and not told) or (status == 1 and len(told) == 1 and told[0].startswith("error: ")), told
+    assert status == 0 or not command.quick
+    assert not re.search(r"\bnan\b", printed.out), printed.out
+    for path in at.root.rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)

@@ -262,52 +262,6 @@ def command(name):
     return sys.modules[name].main
 
 
-PICTURE = ["in.png"]
-# What follows the run on the command line; or why it reads no weights.
-COMMANDS = {
-    "cdn.classify": PICTURE,
-    "cdn.denoise": [*PICTURE, "out.png"],
-    "cdn.evaluate": [],
-    "cdn.certify": [],
-    "cdn.experiments.denoisers": [],
-    "cdn.experiments.denoising_classifier": [],
-    "cdn.experiments.jacobian": [],
-    "cdn.experiments.out_of_domain": [],
-    "cdn.experiments.outliers": [],
-    "cdn.experiments.photographs": ["--images", "."],
-    "cdn.experiments.protect": ["--classifier", "good"],
-    "cdn.experiments.reconstruction": [],
-    "cdn.experiments.restoration": [],
-    "cdn.experiments.robustness": [],
-    "cdn.experiments.sampling": [],
-    "cdn.experiments.similarities": [],
-    "cdn.experiments.ablation": "trains models",
-    "cdn.experiments.bounds": "computes bounds of Gaussians",
-    "cdn.experiments.compare": "reads what others wrote",
-    "cdn.experiments.learning_curves": "trains models",
-    "cdn.experiments.suite": "runs the others",
-    "cdn.train": "skips steps that are not finite",
-}
-
-
-def test_every_command_has_a_row():
-    found = {
-        ".".join(("cdn", *path.relative_to(ROOT).with_suffix("").parts))
-        for path in ROOT.rglob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
-    }
-    assert found == set(COMMANDS)
-
-
-@pytest.mark.parametrize("name", [name for name, options in COMMANDS.items() if isinstance(options, list)])
-def test_no_command_takes_weights_of_nan(folder, monkeypatch, name):
-    monkeypatch.chdir(folder)
-    before = {path for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(CDNError, match=r"head.classes.weight holds nan or infinity, of which no result can come"):
-        command(name)(["nan", *COMMANDS[name], "--device", "cpu"])
-    assert {path for path in folder.rglob("*") if path.is_file()} == before
-
-
 def test_a_tile_of_nan_is_not_written_as_black(folder, monkeypatch, tmp_path):
     real, seen = cdn.density.denoise, []
 

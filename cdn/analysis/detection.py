@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
 from cdn.density import score
+from cdn.errors import NotFiniteError
 from cdn_kernels import reference as ops
 
 LOG_DENSITY, TYPICALITY, SCORE_NORM, SOFTMAX = "log density", "typicality", "score norm", "max softmax"
@@ -136,13 +137,14 @@ def separation(inliers: Tensor, outliers: Tensor) -> Separation:
         :class:`Separation`. Both average precisions depend on N and M: compare sets of one size.
 
     Raises:
-        ValueError: no ratings on one side, or ratings that are not finite.
+        ValueError: no ratings on one side.
+        NotFiniteError: ratings that are not finite, as where all images of the training are alike.
     """
     for name, ratings in (("inliers", inliers), ("outliers", outliers)):
-        if ratings.dim() != 1 or len(ratings) == 0 or not ratings.isfinite().all():
-            raise ValueError(
-                f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} "
-                f"with {int((~ratings.isfinite()).sum())} not finite"
+        lost = int((~ratings.isfinite()).sum())
+        if ratings.dim() != 1 or len(ratings) == 0 or lost:
+            raise (NotFiniteError if lost else ValueError)(
+                f"{name}: expected finite ratings [N], N > 0, got {list(ratings.shape)} with {lost} not finite"
             )
     rated = torch.cat([inliers, outliers]).cpu().numpy()
     inside = torch.cat([torch.ones(len(inliers)), torch.zeros(len(outliers))]).numpy()

@@ -1,5 +1,6 @@
 """Image files as pixels, by one rule wherever they are read: upright, opaque, 8 bits per channel, or an error."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cdn.errors import DataError
+
+# What Pillow logs of a damaged file is in its exception too.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Pillow's names of what the suffixes promise, so that no file can pick a more adventurous decoder (EPS runs

@@ -53,7 +53,7 @@ def read_run(path: Path) -> Finished:
     """Return the name, configuration, rows and evaluation of a run.
 
     Raises:
-        CDNError: the run has no evaluation yet.
+        CDNError: the run has no evaluation yet, or figures that cannot be shown.
     """
     config = load_config(path)
     file = path / METRICS
@@ -63,9 +63,15 @@ def read_run(path: Path) -> Finished:
         file = path / "evaluation.json"
         if file.exists():
             evaluation = evaluation | json.loads(file.read_text())
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CDNError(f"{file} has no evaluation to compare: {error}") from None
-    return dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
+    run: Finished = dict(name=path.name, config=config, rows=rows, evaluation=evaluation)
+    try:
+        table([run])
+        reliabilities([run])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, StopIteration) as error:
+        raise CDNError(f"{path}: its configuration or figures are damaged: {type(error).__name__}: {error}") from None
+    return run
 
 
 def table(runs: Sequence[Finished]) -> str:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.model.head import Head, square_floor
+from cdn.model.head import Head
 from cdn.model.inputs import check_images
 from cdn.model.network import Network
+from cdn_kernels.floors import square_floor
 
 GROUP_SIZE = 8
 NORMS = ("plain", "scale-preserving")

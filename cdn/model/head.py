@@ -8,18 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cdn_kernels
+from cdn_kernels.floors import square_floor
 
 HEADS = ("linear", "quadratic", "log-energy")
 DEEP_ENERGY = 0.1
-
-
-def square_floor(dtype: torch.dtype) -> float:
-    """Return below what a mean square of features counts as 0: 1e-19 in float32.
-
-    The derivatives of its root and its logarithm grow as its inverse, those of second order as the square of that,
-    which would leave the range of the dtype. A feature of 8-bit images is never that small, one of their mean is 0.
-    """
-    return math.sqrt(torch.finfo(dtype).tiny)
 
 
 class Head(nn.Module):
@@ -30,8 +22,9 @@ class Head(nn.Module):
     ``sqrt(d) / sigma``, which pooled features alone cannot give. The energy
     ``q(y) = sum_l mean_pixels |A_l h_l|^2`` is of degree 2 in scale-preserving features, so that
     ``-(d/2) log q`` has the gradient ``-r / sigma_hat^2`` of a blind denoiser with residual ``r = grad q`` up to
-    scale, and ``sigma_hat^2 = 2 q / d``. Where mean squares are at their floor (:func:`square_floor`), as those of an
-    image that equals the mean, they are constants: the log-energy has the score 0, and second derivatives 0.
+    scale, and ``sigma_hat^2 = 2 q / d``. Where mean squares are at their floor or below
+    (:func:`cdn_kernels.floors.square_floor`), as those of an image that equals the mean or nearly, they are constants:
+    the log-energy has the score 0, and second derivatives 0.
 
     Args:
         channels: of each stage.

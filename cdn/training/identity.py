@@ -1,15 +1,17 @@
 """The data that a run began with, and whether it goes on with the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cdn.data import Fingerprint, differences
 from cdn.errors import CheckpointError, DataError
 from cdn.finite import json_text
-from cdn.store import load_config, save_config, write_atomically
+from cdn.store import load_config, misfit, read_json, save_config, write_atomically
 
 DATA = "data.json"
+SPLITS = ("train", "test")
+_SPLIT = dict(images=int, labels=str, holds={})
+_FORM = dict(classes=[str], shape=[int], train=_SPLIT, test=_SPLIT)
 
 
 def write_fingerprint(run: Path, found: Fingerprint) -> None:
@@ -52,11 +54,16 @@ def note_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
 
 def _read_fingerprint(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / DATA).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run / DATA} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{run / DATA} is no fingerprint of a data set")
+        found = read_json(run / DATA)
+    except OSError as error:
+        raise CheckpointError(f"{run / DATA} cannot be read: {error.strerror}") from None
+    wrong = misfit(found, _FORM)
+    for split in () if wrong else SPLITS:
+        for name, held in found.get(split, {}).get("holds", {}).items():  # how many images, and what tells their files
+            if not isinstance(held, list) or not held:
+                wrong = f"{split}.holds.{name} is no list"
+    if wrong:
+        raise CheckpointError(f"{run / DATA} is damaged: {wrong}")
     return found
 
 

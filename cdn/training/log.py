@@ -25,17 +25,24 @@ class MetricsFile:
             it are dropped, because the run is going to write them again.
 
     Raises:
-        CheckpointError: the file is shorter than the checkpoint says.
-        CDNError: it cannot be written.
+        CheckpointError: the file is shorter than the checkpoint says, or has no end of a row there.
+        CDNError: it cannot be read or written.
     """
 
     def __init__(self, run: str | Path, size: int | None = None) -> None:
         self.path = Path(run) / METRICS
         if size is not None:
-            found = self.path.stat().st_size if self.path.exists() else 0
-            if found < size:
+            try:
+                data = self.path.read_bytes() if self.path.exists() else b""
+            except OSError as error:
+                raise CDNError(f"{self.path} cannot be read: {error.strerror}") from None
+            if len(data) < size:
                 raise CheckpointError(
-                    f"{self.path} has {found} bytes where the checkpoint saw {size}: it was changed since"
+                    f"{self.path} has {len(data)} bytes where the checkpoint saw {size}: it was changed since"
+                )
+            if size and data[size - 1 : size] != b"\n":
+                raise CheckpointError(
+                    f"{self.path} has no end of a row at byte {size}, as the checkpoint saw: it was changed since"
                 )
         try:
             with open(self.path, "ab") as file:

@@ -16,13 +16,13 @@ import torch
 import cdn_kernels
 from cdn.data import Dataset, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
 from cdn.density import calibrate
-from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
+from cdn.errors import CDNError, CheckpointError, DataError, DivergedError, NotFiniteError
 from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
 from cdn.evaluation.evaluate import Report
 from cdn.evaluation.style import attempt
 from cdn.model import Network
 from cdn.model.abilities import has_density
-from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
+from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, misfit, save_config, save_model, sweep
 from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
 from cdn.training.identity import DATA, note_data, require_same_data, write_fingerprint
 from cdn.training.lock import locked
@@ -37,6 +37,7 @@ QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
 BATCH_SIZE = 256
 PICTURES = ("denoising.png", "chains.png", "curves.png")
+_PROGRESS = dict(metrics_bytes=int, seconds=float)  # what a checkpoint holds beside the state of the trainer
 
 
 def train(
@@ -253,8 +254,10 @@ def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Datase
 
 def _restore(trainer: Trainer, state: dict[str, Any], run: Path) -> None:
     try:
+        if wrong := misfit({name: state[name] for name in _PROGRESS}, _PROGRESS):
+            raise ValueError(wrong)
         trainer.restore(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, NotFiniteError) as error:
         cause = " ".join(str(error).split())[:200]
         raise CheckpointError(f"the checkpoint in {run} does not fit its {CONFIG}: {cause}") from None
 

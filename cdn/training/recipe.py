@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cdn.store import misfit
 from cdn.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")
@@ -55,9 +56,26 @@ class Optimizers:
         return [member.state_dict() for member in self.members]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Take over a state; ValueError if it is that of more or fewer members."""
+        """Take over what the members keep of each parameter; the settings of a run make all else anew.
+
+        Raises:
+            TypeError, ValueError: it is that of other members or parameters.
+        """
         for member, state in zip(self.members, states, strict=True):
-            member.load_state_dict(state)
+            groups, name = member.state_dict()["param_groups"], type(member).__name__
+            parameters = [p for group in member.param_groups for p in group["params"]]
+            # A parameter that never had a gradient has no entry.
+            form = dict(
+                state={index: _kept(member, p) for index, p in enumerate(parameters) if index in state["state"]}
+            )
+            if wrong := misfit(dict(state=state["state"]), form, name, whole=True):
+                raise ValueError(wrong)
+            member.load_state_dict(dict(state=state["state"], param_groups=groups))
+
+
+def _kept(member: Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Return the form of what an optimizer keeps of a parameter."""
+    return dict(momentum_buffer=p) if isinstance(member, Muon) else dict(step=torch.zeros(()), exp_avg=p, exp_avg_sq=p)
 
 
 def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> Optimizers:

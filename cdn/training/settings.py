@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 from torch import Tensor
 
 from cdn.errors import CDNError
 from cdn.model import DirectDenoiser, GradResNet, Network, ResNet
 from cdn.model.gradresnet import Mean
+from cdn.store import misfit
 from cdn_kernels import NoiseLevels
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
 
@@ -224,6 +225,17 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Return the settings of a ``config.json``, ignoring what is not a setting."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        """Return the settings of a ``config.json``, ignoring what is not a setting.
+
+        Raises:
+            CDNError: a value of another type, or options that contradict each other.
+        """
+        # None is what stands for a recipe's value, in settings that have one.
+        form = {
+            field.name: hint if field.default is not None else hint | None
+            for field in fields(cls)
+            for hint in [get_type_hints(cls)[field.name]]
+        }
+        if wrong := misfit(dict(values), form, "training"):
+            raise CDNError(wrong)
+        return cls(**{name: value for name, value in values.items() if name in form})

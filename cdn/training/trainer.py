@@ -10,7 +10,9 @@ from torch import Tensor
 
 import cdn_kernels
 from cdn.data import Augmentation, Batches, Dataset, channel_mean
+from cdn.finite import require_finite
 from cdn.objective import Parts, joint_step
+from cdn.store import misfit
 from cdn.training.health import Health
 from cdn.training.jem import MOMENT_IMAGES, JointEnergy
 from cdn.training.recipe import learning_rate, make_optimizer
@@ -151,7 +153,20 @@ class Trainer:
         return state | dict(chains=self.jem.chains) if self.jem else state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state, so that the next step is the one that would have followed."""
+        """Take over a state, so that the next step is the one that would have followed.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: it is that of another run, or damaged.
+        """
+        # The optimizer looks at its part itself; an empty one knows no parameter before its first step.
+        form = self.state() | dict(step=int, optimizer=list)
+        if wrong := misfit({name: state[name] for name in form}, form, whole=True):
+            raise ValueError(wrong)
+        if not 0 <= state["step"] <= self.steps:
+            raise ValueError(f"step is {state['step']} of {self.steps}")
+        for part in ("model", "average"):
+            for name, tensor in state[part].items():
+                require_finite(tensor, f"{part}.{name} holds nan or infinity")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

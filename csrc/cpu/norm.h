@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../floor.h"
 #include "../gelu.h"
 #include "rows.h"
 #include "storage.h"
@@ -40,7 +41,7 @@ struct Norm {
     struct Statistics {
         // Per group: mean b = pivot + mean, in two parts so that a large mean keeps its digits; k = V r^2.
         Real *pivot, *mean, *r, *k;
-        Real* s;             // per sample; 0 if all of b is constant within its groups, and so is z
+        Real* s;             // per sample; 0 if T is at its floor, as where all groups are constant, and so is z
     };
     Statistics statistics(std::int64_t sample) const {
         Real* start = static_cast<Real*>(job.statistics) + sample * (4 * job.groups + 1);
@@ -127,13 +128,13 @@ struct Norm {
         const Real eps = static_cast<Real>(job.eps);
         const Real common = mean_over_groups([&](auto g) { return variance[g]; });
         const Real floor = job.scale_preserving ? eps * common : eps;
-        st.s[0] = job.scale_preserving ? square_root(common) : Real(1);
+        const bool dead = job.scale_preserving && common <= kSquareFloor<Real>;  // not where it is NaN, which stays NaN
+        st.s[0] = dead ? Real(0) : job.scale_preserving ? square_root(common) : Real(1);
         for (std::int64_t g = 0; g < job.groups; ++g) {
             const Real inverse = Real(1) / (variance[g] + floor);
             st.mean[g] = means[g];
-            // A dead sample, and only that, has nothing to normalize; NaN stays NaN.
-            st.r[g] = st.s[0] == 0 ? Real(0) : square_root(inverse);
-            st.k[g] = st.s[0] == 0 ? Real(0) : variance[g] * inverse;
+            st.r[g] = dead ? Real(0) : square_root(inverse);
+            st.k[g] = dead ? Real(0) : variance[g] * inverse;
         }
         const Row scale = spread([&](auto c, auto g) { return gain[c] * st.s[0] * st.r[g]; });
         rows.template each<Storage>([&](auto at) { at.store(z, at.of(scale) * (at.kept(values) - at.of(mean))); });

@@ -3,6 +3,7 @@
 
 #include <cuda_pipeline.h>
 
+#include "../floor.h"
 #include "../gelu.h"
 #include "norm_plan.h"
 #include "storage.h"
@@ -21,7 +22,7 @@ struct NormPass {
 };
 
 // The statistics of a sample: per group mean b = pivot + mean, in two parts so that a large mean keeps its digits, r,
-// and k = V r^2; per sample s, which is 0 if all of b is constant within its groups, and so is z.
+// and k = V r^2; per sample s, which is 0 if T is at its floor, as where all groups are constant, and so is z.
 template <typename Real>
 struct NormStatistics {
     Real *pivot, *mean, *r, *k, *s;

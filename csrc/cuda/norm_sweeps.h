@@ -100,17 +100,17 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward(const NormPass p
     });
     const Real eps = static_cast<Real>(pass.eps);
     const Real common = cut.coupled ? block.over_groups([&](int g) { return block.scalar(kVariance, g); }) : Real(1);
-    const Real s = cut.coupled ? square_root(common) : Real(1);
+    const bool dead = cut.coupled && common <= kSquareFloor<Real>;  // not where it is NaN, which stays NaN
+    const Real s = dead ? Real(0) : cut.coupled ? square_root(common) : Real(1);
     block.each_group([&](int g) {
-        // A dead sample, and only that, has nothing to normalize; NaN stays NaN.
         const Real variance = block.scalar(kVariance, g), inverse = Real(1) / (variance + eps * common);
-        const Real r = s == 0 ? Real(0) : square_root(inverse);
+        const Real r = dead ? Real(0) : square_root(inverse);
         block.scalar(kR, g) = r;
         if (!block.leads()) return;
         statistics.pivot[g] = block.scalar(kPivot, g);
         statistics.mean[g] = block.scalar(kGroupMean, g);
         statistics.r[g] = r;
-        statistics.k[g] = s == 0 ? Real(0) : variance * inverse;
+        statistics.k[g] = dead ? Real(0) : variance * inverse;
         if (block.first_group + g == 0) *statistics.s = s;
     });
 

@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu, interface
+from cdn_kernels.floors import square_floor
 from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -97,6 +98,44 @@ def assert_samples_of_constant_groups_are_dead(impl, layout, dtype=torch.float32
     x = torch.full((2, channels, 3, 3), 0.3, dtype=dtype).contiguous(memory_format=layout)
     for result in derivatives(norm(impl, 2, True, residual=False), (x, torch.ones(channels))):
         assert torch.equal(result, torch.zeros_like(result))
+
+
+def amplitudes(dtype, step=1.0):
+    """Return amplitudes from 1 down to where nothing is left in a dtype, step decades apart."""
+    lowest = 323 if dtype == torch.float64 else 45
+    return [10.0 ** -(k * step) for k in range(int(lowest / step) + 1)]
+
+
+def assert_norm_is_blank_at_the_floor_and_finite_everywhere(
+    impl, dtype, layout=torch.channels_last, channels=4, step=1.0, eps=1e-3
+):
+    """Check the norm and its derivatives of samples of every amplitude, one after another in a batch.
+
+    At its floor or below a sample gives 0 and so do its derivatives, above it they are those of the reference.
+    """
+
+    def common(x):  # the mean variance of two groups, [B]
+        b = reference.gelu(x.to(reference.compute_dtype(dtype))).double().unflatten(1, (2, -1))
+        return (b - b.mean((2, 3, 4), keepdim=True)).square().mean((1, 2, 3, 4))
+
+    sample = torch.randn((1, channels, 3, 3), dtype=torch.float64)
+    sample[:, : channels // 2] *= 0.1  # groups of different variance
+    floor = square_floor(dtype)
+    at_floor = (floor / float(common(1e-5 * sample) * 1e10)) ** 0.5
+    x = torch.cat([a * sample for a in (*amplitudes(dtype, step), 0.99 * at_floor, 1.01 * at_floor)])
+    x = x.to(dtype).contiguous(memory_format=layout)
+    blank, alive = common(x) < 0.99 * floor, common(x) > 1.01 * floor
+    assert (blank | alive).all() and blank.any() and alive.any()
+    inputs = x, torch.ones(channels, dtype=reference.compute_dtype(dtype))
+    for of_kernel, of_reference in zip(
+        *(derivatives(norm(name, 2, True, eps, residual=False), inputs) for name in (impl, "reference")), strict=True
+    ):
+        assert of_kernel.isfinite().all()
+        if of_kernel.dim() == 4:
+            assert not of_kernel[blank].any()
+            largest = of_reference[alive].abs().amax((1, 2, 3), keepdim=True)
+            error = ((of_kernel - of_reference)[alive] / largest).abs().amax()
+            assert largest.all() and error <= torch.finfo(dtype).eps ** 0.5  # how exact they are is for other tests
 
 
 def assert_non_finite_samples_stay_alone(impl, layout=torch.contiguous_format):

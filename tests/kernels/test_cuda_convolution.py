@@ -158,6 +158,9 @@ def test_a_residual_block_is_as_exact_as_eager_and_multiplies_by_slopes(place, m
     x, *filters = *inputs_of(1, 7, 9), inputs_of(1, 1, 1)[1]
     block = lambda impl: lambda x, *filters: x + cdn_kernels.conv2d_gelu_conv2d(x, *filters, impl=impl)
     assert_as_exact_as_eager(block("cuda"), block("reference"), (x, *filters))
+    # The gradient of a square asks for its value again, so that second derivatives meet a backward pass on their way.
+    squared = lambda impl: lambda *tensors: block(impl)(*tensors).square()
+    assert_as_exact_as_eager(squared("cuda"), squared("reference"), (x, *filters))
     assert_slopes_are_part_of_the_maps(monkeypatch, cuda, block("cuda"), x, filters)
 
 

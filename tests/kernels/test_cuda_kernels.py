@@ -30,6 +30,7 @@ from tests.kernels.passes import (
     HARD,
     assert_non_finite_samples_stay_alone,
     assert_norm_is_as_exact_as_eager,
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere,
     assert_norm_survives,
     assert_samples_of_constant_groups_are_dead,
     norm,
@@ -103,6 +104,12 @@ def test_norm_survives_hard_inputs(place, keep, dtype, make):
 def test_samples_of_constant_groups_are_dead(place):
     for dtype in (F32, BF16):
         assert_samples_of_constant_groups_are_dead("cuda", torch.channels_last, dtype, channels=16)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
+def test_norm_is_blank_at_the_floor_and_finite_everywhere(place, dtype):
+    step = 3.0 if dtype == F64 else 0.5
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere("cuda", dtype, channels=16, step=step)
 
 
 def test_non_finite_samples_stay_alone(place):

@@ -16,6 +16,7 @@ from tests.kernels.passes import (
     assert_gelu_passes_numerical_checks,
     assert_non_finite_samples_stay_alone,
     assert_norm_is_as_exact_as_eager,
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere,
     assert_norm_survives,
     assert_samples_of_constant_groups_are_dead,
     norm,
@@ -93,6 +94,14 @@ def test_norm_survives_hard_inputs(keep, layout, dtype, make):
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_samples_of_constant_groups_are_dead(layout, impl):
     assert_samples_of_constant_groups_are_dead(impl, layout)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_norm_is_blank_at_the_floor_and_finite_everywhere(layout, dtype, impl):
+    for eps in (1e-3, 1e-6):
+        assert_norm_is_blank_at_the_floor_and_finite_everywhere(impl, dtype, layout, step=0.25, eps=eps)
 
 
 def test_non_finite_samples_stay_alone():

@@ -36,6 +36,7 @@ from tests.kernels.passes import (
     assert_gelu_passes_numerical_checks,
     assert_non_finite_samples_stay_alone,
     assert_norm_is_as_exact_as_eager,
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere,
     assert_norm_survives,
     assert_samples_of_constant_groups_are_dead,
     norm,
@@ -138,6 +139,16 @@ def test_norm_survives_hard_inputs(keep, dtype, make):
 @layouts
 def test_samples_of_constant_groups_are_dead(layout):
     assert_samples_of_constant_groups_are_dead("triton", layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_norm_is_blank_at_the_floor_and_finite_everywhere(dtype):
+    step = 9.0 if dtype == torch.float64 else 1.0
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere("triton", dtype, step=step)
+
+
+def test_norm_of_large_samples_is_blank_at_the_floor_and_finite_everywhere(cut):
+    assert_norm_is_blank_at_the_floor_and_finite_everywhere("triton", torch.float32, step=2.0)
 
 
 def test_non_finite_samples_stay_alone():

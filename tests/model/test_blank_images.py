@@ -20,6 +20,7 @@ from cdn.data import load_dataset
 from cdn.training.jem import STARTS, JointEnergy
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
+from cdn_kernels.floors import square_floor
 
 HEADS = [("linear", False), ("quadratic", False), ("log-energy", False), ("log-energy", True)]
 RUNS = [("float32", "reference"), ("float32", "cpu"), ("bf16", "cpu"), ("float64", "cpu")]
@@ -113,6 +114,50 @@ def test_steps_on_blank_images_have_finite_gradients(options, precision, impl):
         assert_gradients_are_finite(model)
 
 
+# Amplitudes of images about the mean, half a decade apart: from ordinary ones to those that float32 has no room for.
+AMPLITUDES = [10.0 ** (-k / 2) for k in range(91)]
+
+
+def faint(model, mean):
+    """Return images [91, 1, 6, 6] of all AMPLITUDES about a mean, and which of them are below the floors of all."""
+    one = torch.rand(1, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) - 0.5
+    y = torch.cat([mean + a * one for a in AMPLITUDES]).to(next(model.parameters()))
+    # In float64 these amplitudes are not faint: their squares are a twelfth, and its floor is 1e-132.
+    return y, torch.tensor(AMPLITUDES) ** 2 < square_floor(y.dtype) / 1e3
+
+
+@pytest.mark.parametrize("options, precision, impl", list(cases()))
+def test_images_of_every_amplitude_have_finite_densities_and_steps(options, precision, impl):
+    model = build(options, precision)
+    y, below = faint(model, options["mean"])
+    classes = torch.arange(len(y)) % 2
+    with cdn_kernels.using(impl), under(precision):
+        found = of_densities(model, y)
+        for name, values in found.items():
+            finite = values.flatten(1).isfinite().all(1) if values.dim() > 1 else values.isfinite()
+            assert finite.all(), (name, [a for a, good in zip(AMPLITUDES, finite) if not good])
+        if options["head"] == "log-energy" or options["norm"] == "scale-preserving":
+            assert not found["score"][below].any() and not found["class_scores"][below].any()
+            assert torch.equal(found["denoised"][below], y[below]) and not found["sigma"][below].any()
+    with under(precision):
+        for sigma, weights in ((0.2 * (classes == 0).to(y), dict()), (0.0, dict(denoising_weight=0.0))):
+            cdn.joint_step(model, y, classes, sigma, KEY, impl=impl, **weights)
+            assert_gradients_are_finite(model)
+        for loss in (lambda logits, score: score.square().mean(), lambda logits, score: score.mean()):
+            cdn_kernels.score_matching_step(model, y, loss, impl=impl)
+            assert_gradients_are_finite(model)
+
+
+@pytest.mark.parametrize("options", [dict(head="log-energy"), dict(head="log-energy", homogeneous=True)], ids=str)
+def test_images_below_the_floor_add_nothing_of_second_order(options):
+    model = build(dict(mean=0.0, **options), "float32")
+    y, below = faint(model, 0.0)
+    assert below.any()
+    result = cdn_kernels.score_matching_step(model, y[below], lambda logits, score: (score + 1).square().sum())
+    assert float(result.loss) == y[below].numel()  # the score itself is 0
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_the_distance_of_blank_images_is_finite():
     model, y = build(dict(head="log-energy"), "float32"), batch(0.5, 6)
     found = cdn.similarity(model, y, y.roll(3, 0), nodes=2)
@@ -143,6 +188,21 @@ def test_clean_blank_images_add_nothing_to_the_denoising_loss():
         cdn.joint_step(model, y[rows], None, sigma, eps[rows], classification_weight=0)
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("norm", ["plain", "scale-preserving"])
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_baselines_take_images_of_every_amplitude(norm, impl):
+    classifier = cdn.ResNet(2, 1, width=8, blocks=(1, 1), mean=0.0)
+    denoiser = cdn.DirectDenoiser(1, width=8, blocks=(1, 1), norm=norm, mean=0.0)
+    torch.nn.init.normal_(denoiser.out.weight)
+    y, _ = faint(classifier, 0.0)
+    classes = torch.arange(len(y)) % 2
+    for model, weights in ((classifier, dict(denoising_weight=0.0)), (denoiser, dict(classification_weight=0.0))):
+        sigma = 0.2 * (classes == 0).to(y) if model is denoiser else 0.0
+        cdn.joint_step(model, y, classes if model is classifier else None, sigma, KEY, impl=impl, **weights)
+        assert_gradients_are_finite(model)
+    assert cdn.denoise(denoiser, y, 0.2).isfinite().all()
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

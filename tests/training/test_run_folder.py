@@ -132,6 +132,15 @@ def test_what_killed_writers_left_goes_with_the_next_of_the_file(tmp_path):
     assert set(contents(tmp_path)) == {Path("file"), Path(fresh.name), Path(other.name)}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_files_are_replaced(tmp_path):
+    """Root could put a file in the place of /dev/null."""
+    os.mkfifo(tmp_path / "written")
+    with pytest.raises(CDNError, match="written: expected a file to write, got a device or pipe"):
+        write_atomically(tmp_path / "written", b"new")
+    assert stat.S_ISFIFO((tmp_path / "written").stat().st_mode) and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_stop_in_the_middle_leaves_no_temporary_file(tmp_path, monkeypatch):
     def interrupted(descriptor):
         raise KeyboardInterrupt

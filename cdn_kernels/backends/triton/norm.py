@@ -9,6 +9,7 @@ from cdn_kernels.backends.interface import BACKWARD, FORWARD
 from cdn_kernels.backends.triton import norm_sweeps
 from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch, power_of_two
 from cdn_kernels.backends.triton.tiles import shape_of_tiles
+from cdn_kernels.floors import square_floor
 
 BUNDLED = 64  # channels side by side, at least, where groups do not depend on each other: full sectors of memory
 MOST_CHANNELS = 4096  # of a bundle
@@ -54,6 +55,7 @@ def gelu_norm(
 
     if sweep == FORWARD:
         kernel = norm_sweeps.forward
+        constants["FLOOR"] = square_floor(x.dtype)
         arguments = (x, residual, gain, statistics, x if residual is None else sum, out, buffer(chunks, 2, channels))
     elif sweep == BACKWARD:
         kernel = norm_sweeps.backward

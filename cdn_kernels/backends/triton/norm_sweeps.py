@@ -182,6 +182,7 @@ def forward(
     LAST: tl.constexpr,
     KEEP: tl.constexpr,
     EPS: tl.constexpr,
+    FLOOR: tl.constexpr,
     REAL: tl.constexpr,
 ):
     """Write v = x + residual, the statistics, and z; v is x if there is no residual."""
@@ -229,10 +230,10 @@ def forward(
         variance = of_groups(squares, BUNDLE, LANES) / (WIDTH * PIXELS)
         if KEEP:
             common = _over_groups(variance, exists, GROUPS)
-            s = tl.sqrt(common)
-            # A dead sample, and only that, has nothing to normalize; NaN stays NaN.
-            inverse = 1.0 / tl.where(s == 0, 1.0, variance + EPS * common)
-            r = tl.where(s == 0, 0.0, tl.sqrt(inverse))
+            dead = common <= FLOOR  # not where it is NaN, which stays NaN
+            s = tl.where(dead, 0.0, tl.sqrt(common))
+            inverse = tl.where(dead, 0.0, 1.0 / tl.where(dead, 1.0, variance + EPS * common))
+            r = tl.sqrt(inverse)
         else:
             s = tl.full([], 1.0, REAL)
             inverse = 1.0 / (variance + EPS)
