@@ -10,6 +10,7 @@ import cdn_kernels
 from benchmarks.harness.agreement import agreement
 from benchmarks.harness.ceilings import Work
 from benchmarks.harness.workers import refusing
+from benchmarks.steps import DTYPES
 from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from cdn_kernels.ops import convolve
@@ -35,6 +36,7 @@ LAYERS = [
     (128, 256, 16, 1, 2),
     (256, 512, 8, 1, 2),
 ]
+TOLERANCE = {"float32": 1e-4, "bf16": 0.01}  # of the norm
 BATCH = {"cpu": 64, "cuda": 512}
 NHWC = dict(memory_format=torch.channels_last)
 
@@ -50,20 +52,22 @@ NHWC = dict(memory_format=torch.channels_last)
         for layer in LAYERS
     ],
 )
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("float32", marks=full)])
 @pytest.mark.parametrize("name", MAPS)
-def test_convolution(paired, settings, name, layer):
-    if settings.library == "cpu" and cpu.ENGINE is None:
-        pytest.skip("the library's own convolutions need a CPU with AVX-512 BF16 or AMX")
-    if settings.library == "cpu" and name == "by the input, GELU":
-        pytest.skip("on CPUs the derivative of GELU is a pass of its own")
+def test_convolution(paired, settings, name, precision, layer):
     inputs, outputs, side, size, stride = layer
-    draw = lambda *shape: torch.randn(shape, device=settings.device).bfloat16().contiguous(**NHWC)
+    dtype = DTYPES[precision]
+    draw = lambda *shape: torch.randn(shape, device=settings.device).to(dtype).contiguous(**NHWC)
     x = draw(*settings.shape((BATCH[settings.device], inputs, side, side)))
+    if settings.library == "cpu":
+        shape = x.shape, (outputs, inputs, size, size)
+        if not cpu.conv2d_is_faster(MAPS[name], x, shape, stride, "GELU" in name):
+            pytest.skip("torch runs this convolution, or the library's has no epilogue for it")
     weight = draw(outputs, inputs, size, size) / size / inputs**0.5
     g = torch.randn_like(convolve.empty_forward(x, weight, stride, settings.library))
     options = [stride] * 2, [size // 2] * 2, [1, 1], False, [0, 0], 1
 
-    def own(backend=settings.library):
+    def own(backend=settings.library, **chosen):
         kind = MAPS[name]
         first, second, like = {CONV_FORWARD: (x, weight, g), CONV_INPUT: (g, weight, x), CONV_WEIGHT: (x, g, weight)}[
             kind
@@ -71,7 +75,7 @@ def test_convolution(paired, settings, name, layer):
         out, more = torch.empty_like(like), {}
         if "GELU" in name:
             more = dict(activation=torch.empty_like(like)) if kind == CONV_FORWARD else dict(u=x)
-        dispatch.kernels(backend).conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more)
+        dispatch.kernels(backend).conv2d(kind, first, second, out, (x.shape, weight.shape), stride, **more, **chosen)
         return [out, *(more.values() if kind == CONV_FORWARD else ())]
 
     def torchs():
@@ -83,18 +87,23 @@ def test_convolution(paired, settings, name, layer):
         return [torch.ops.cdn_kernels.gelu_backward(x, found, None, settings.library) if "GELU" in name else found]
 
     peers = {"PyTorch": torchs, **{backend: refusing(functools.partial(own, backend)) for backend in settings.others}}
-    work = Work(2 * g.numel() * weight[0].numel(), dtype=torch.bfloat16)
+    work = Work(2 * g.numel() * weight[0].numel(), dtype=dtype)
+    if settings.library == "cpu" and size == 3 and stride == 1:
+        # What minimal filtering leaves of the products, which it computes in float32.
+        work = Work(work.flops // 4, dtype=torch.float32)
+        if cpu.ENGINE and precision == "bf16" and name != "by the input, GELU":
+            peers["direct"] = functools.partial(own, engine=cpu.ENGINE)
     paired(
-        f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, bf16",
+        f"convolution {name}: {tuple(x.shape)}, {outputs} filters of {size}x{size}, stride {stride}, {precision}",
         ("this library", own),
         peers,
         work,
-        agreement(own, 0.01),
+        agreement(own, TOLERANCE[precision]),
         operation="convolution",
         map=name,
         layer=layer,
         batch=len(x),
-        dtype="bf16",
+        dtype=precision,
         backend=settings.library,
     )
 
