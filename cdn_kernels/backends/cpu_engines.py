@@ -86,6 +86,19 @@ def _filters_minimally(
     return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
 
 
+def worth_copying(dtype: torch.dtype, shape: ConvolutionShape) -> bool:
+    """Tell whether minimal filtering was measured to be faster also where it has to copy images to channels last.
+
+    Args:
+        dtype, shape: as for :func:`engine_for`.
+    """
+    (batch, inputs, height, width), (outputs, *_) = shape
+    if CHOICE != "measured":
+        return CHOICE == "winograd"
+    enough = min(inputs, outputs) >= 32 and min(height, width) >= 4 and batch * height * width >= 256
+    return enough and dtype == torch.float32
+
+
 def _direct_is_faster(
     kind: int, dtype: torch.dtype, shape: ConvolutionShape, stride: int, activation: bool, direct: str | None
 ) -> bool:

@@ -1,7 +1,7 @@
 """The three maps of a convolution on tensors: by our own kernels where they are faster, else by torch's.
 
 Our own take images stored channels last. Where they are faster was measured, and every backend knows it
-(conv2d_is_faster).
+(conv2d_is_faster). Others are copied and their results copied back where that is faster still.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cdn_kernels.backends import cpu_engines
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
 from cdn_kernels.ops.common import in_layout
@@ -105,19 +106,22 @@ def _runs_here(
     backend: str,
     activation: bool = False,
 ) -> bool:
-    return (
-        _channels_last(first, second)
-        and 0 not in (*first.shape, *second.shape)
-        and kernels(backend).conv2d_is_faster(kind, first, shapes, stride, activation)
+    if not _channels_last(first, second):
+        # On GPUs that was not measured.
+        if backend != "cpu" or not cpu_engines.worth_copying(first.dtype, shapes):
+            return False
+    return 0 not in (*first.shape, *second.shape) and kernels(backend).conv2d_is_faster(
+        kind, first, shapes, stride, activation
     )
 
 
 def _channels_last(x: Tensor, other: Tensor) -> bool:
     # As torch does it: a tensor that came as contiguous out of some view does not turn the network around.
-    return _asks_for_channels_last(x) or _asks_for_channels_last(other)
+    return asks_for_channels_last(x) or asks_for_channels_last(other)
 
 
-def _asks_for_channels_last(x: Tensor) -> bool:
+def asks_for_channels_last(x: Tensor) -> bool:
+    """Tell whether results for images or filters x are to be stored channels last."""
     # Of a single channel or pixel both layouts are one, and strides say which was meant.
     return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or _strides_ascend(x))
 
@@ -142,7 +146,21 @@ def _run(
     backend: str,
     **options: Tensor | None,
 ) -> Result:
-    kernels(backend).conv2d(kind, in_layout(first, True), in_layout(second, True), out, shapes, stride, **options)
+    """Run a map channels last; results that are asked for in the other layout are copied."""
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def writable(result: Tensor | None) -> Tensor | None:
+        if result is None or result.is_contiguous(memory_format=torch.channels_last):
+            return result
+        copies.append((result, torch.empty_like(result, memory_format=torch.channels_last)))
+        return copies[-1][1]
+
+    options |= {name: writable(options[name]) for name in ("activation", "product") if options.get(name) is not None}
+    kernels(backend).conv2d(
+        kind, in_layout(first, True), in_layout(second, True), writable(out), shapes, stride, **options
+    )
+    for result, written in copies:
+        result.copy_(written)
     return out
 
 

@@ -106,8 +106,8 @@ def _of_our_own(
     x, weight = as_autocast(x, weight=weight)
     if not convolve.all_run_here(x, weight, steps, backend):
         return None
-    # Filters in this layout decide for gradients and tangents, which come in any.
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    if convolve.asks_for_channels_last(x):  # gradients and tangents come in any layout, and filters decide for them
+        weight = weight.contiguous(memory_format=torch.channels_last)
     u = torch.ops.cdn_kernels.conv2d(x, weight, steps, backend)
     return u if bias is None else u.add_(bias.to(u.dtype).view(1, -1, 1, 1))
 

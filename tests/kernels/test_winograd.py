@@ -204,10 +204,10 @@ def always(monkeypatch):
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
 
 
-def images_and_filters(*shape, dtype=torch.float64):
+def images_and_filters(*shape, dtype=torch.float64, layout=torch.channels_last):
     batch, inputs, outputs, height, width = shape
     x, weight = torch.randn(batch, inputs, height, width), torch.randn(outputs, inputs, 3, 3) / 3
-    return [t.to(dtype, memory_format=torch.channels_last).requires_grad_() for t in (x, weight)]
+    return [t.to(dtype, memory_format=layout).requires_grad_() for t in (x, weight)]
 
 
 def functions():
@@ -216,17 +216,22 @@ def functions():
     return {"conv2d": one(cdn_kernels.conv2d), "conv2d_gelu": one(cdn_kernels.conv2d_gelu), "pair": pair}
 
 
+layouts = pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+
+
+@layouts
 @pytest.mark.parametrize("name", functions())
-def test_operations_pass_numerical_checks(always, monkeypatch, name):
+def test_operations_pass_numerical_checks(always, monkeypatch, name, layout):
     calls = convolutions.maps_that_run(monkeypatch, cpu)
-    inputs = images_and_filters(2, 3, 2, 5, 3)
+    inputs = images_and_filters(2, 3, 2, 5, 3, layout=layout)
     assert gradcheck(functions()[name], inputs) and gradgradcheck(functions()[name], inputs)
     assert {kind for kind, *_ in calls} == set(MAPS)
 
 
+@layouts
 @pytest.mark.parametrize("name", functions())
-def test_operations_equal_the_reference_at_every_order_in_float64(always, name):
-    inputs = images_and_filters(3, 20, 17, 9, 6)
+def test_operations_equal_the_reference_at_every_order_in_float64(always, name, layout):
+    inputs = images_and_filters(3, 20, 17, 9, 6, layout=layout)
     eager = {
         "conv2d": reference.conv2d,
         "conv2d_gelu": reference.conv2d_gelu,
@@ -243,8 +248,9 @@ def test_operations_of_sixteen_bits_are_as_exact_as_eager(name, dtype):
     assert_as_exact_as_eager(functions()[name], getattr(reference, name), inputs)
 
 
-def test_registered_operations_keep_their_promises(always):
-    x, weight = images_and_filters(2, 3, 2, 5, 3)
+@layouts
+def test_registered_operations_keep_their_promises(always, layout):
+    x, weight = images_and_filters(2, 3, 2, 5, 3, layout=layout)
     torch.library.opcheck(torch.ops.cdn_kernels.conv2d.default, (x, weight, 1, "cpu"))
     torch.library.opcheck(torch.ops.cdn_kernels.conv2d_gelu.default, (x, weight, 1, True, "cpu"))
 
@@ -314,6 +320,20 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
 def test_the_choice_follows_type_and_shape(monkeypatch, options, engine):
     monkeypatch.setattr(cpu_engines, "CHOICE", "measured")
     assert chosen(**options) == engine
+
+
+@pytest.mark.parametrize("channels, side, copied", [(32, 16, True), (16, 16, False), (32, 2, False)])
+def test_images_that_are_not_channels_last_are_copied_where_that_is_worth_it(monkeypatch, channels, side, copied):
+    calls = convolutions.maps_that_run(monkeypatch, cpu)
+    monkeypatch.setattr(cpu_engines, "CHOICE", "measured")
+    x, weight = torch.randn(2, channels, side, side), torch.randn(channels, channels, 3, 3)
+    y = cdn_kernels.conv2d_gelu(x, weight, impl="cpu")
+    assert len(calls) == copied and y.is_contiguous()
+    torch.testing.assert_close(y, reference.conv2d_gelu(x, weight), rtol=1e-5, atol=1e-4)
+    calls.clear()
+    monkeypatch.setattr(cpu_engines, "CHOICE", "direct")
+    cdn_kernels.conv2d_gelu(x, weight, impl="cpu")
+    assert not calls
 
 
 def test_the_choice_can_be_overruled(monkeypatch):
