@@ -25,6 +25,9 @@ enum cdn_engine {
     CDN_AMX_EMULATED,
     CDN_AVX512_BF16,
     CDN_AMX,
+    CDN_FLOAT32_SCALAR,
+    CDN_FLOAT32_AVX2,
+    CDN_FLOAT32_AVX512,
     CDN_WINOGRAD_SCALAR,
     CDN_WINOGRAD_AVX2,
     CDN_WINOGRAD_AVX512,
@@ -115,7 +118,7 @@ CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void*
 //   and
 //            out = phi'(u) p + added
 //   weight:  first = x, second = the gradient of y give out = the gradient of w
-// Direct engines take CDN_BFLOAT16, without u, added and product.
+// Direct engines take CDN_BFLOAT16 or CDN_FLOAT32, as their names say, without u, added and product.
 // Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
 CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,
                        const void* added, void* product, int type, std::int64_t batch, std::int64_t height,

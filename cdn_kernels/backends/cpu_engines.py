@@ -1,8 +1,9 @@
 """Which engine runs a map of a convolution on a CPU: a direct one, minimal filtering, or torch's convolution.
 
 The choice depends on the type and the shape, never on the number of threads, so that results do not. The environment
-variable CDN_CPU_CONVOLUTIONS decides: "measured", the default, takes minimal filtering where it was measured to be
-faster (benchmarks/test_convolutions.py), "winograd" wherever it can run, also in float64, and "direct" nowhere.
+variable CDN_CPU_CONVOLUTIONS decides: "measured", the default, takes what was measured to be faster
+(benchmarks/test_convolutions.py), "winograd" minimal filtering wherever it can run, also in float64, and "direct"
+torch's, and the direct engine for bfloat16.
 
 In float32, minimal filtering errs some three times as much as direct sums, and an outlier within a tile of 4x4 pixels,
 infinity and nan included, touches all of the tile.
@@ -20,6 +21,9 @@ ENGINES = (
     "amx_emulated",
     "avx512_bf16",
     "amx",
+    "float32_scalar",
+    "float32_avx2",
+    "float32_avx512",
     "winograd_scalar",
     "winograd_avx2",
     "winograd_avx512",
@@ -50,10 +54,10 @@ def engine_for(
         shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
         stride: 1 or more.
         activation: whether GELU follows, or its derivative a gradient by the input.
-        direct: the direct engine of this processor, None if it has none that is fast.
+        direct: the direct engine of this processor for bfloat16, None if it has none that is fast.
         capability: one of cpu.CAPABILITIES, None without a library.
     """
-    rival = direct if _direct_is_faster(kind, dtype, shape, stride, activation, direct) else None
+    rival = _direct_engine(kind, dtype, shape, stride, activation, direct, capability)
     if _filters_minimally(kind, dtype, shape, stride, direct, rival, capability):
         return f"winograd_{capability}"
     return rival
@@ -78,12 +82,14 @@ def _filters_minimally(
         return False
     inner, outer = (outputs, inputs) if kind == CONV_INPUT else (inputs, outputs)
     pixels = batch * height * width
-    if rival is None:
-        # torch's takes long to begin, so that small images gain with few channels, which leave vectors half empty.
-        return min(height, width) > 1 and pixels >= 64 and (inner >= 16 or pixels <= 1024)
-    tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
-    fewest = 32 if kind == CONV_WEIGHT else 16
-    return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
+    if dtype == torch.bfloat16 and rival is not None:
+        tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
+        fewest = 32 if kind == CONV_WEIGHT else 16
+        return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
+    if min(height, width) == 1 or pixels < 64:
+        return False
+    # torch's takes long to begin, so that small images gain with few channels, which leave vectors half empty.
+    return inner >= 16 or (rival is None and pixels <= 1024)
 
 
 def worth_copying(dtype: torch.dtype, shape: ConvolutionShape) -> bool:
@@ -99,17 +105,45 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape) -> bool:
     return enough and dtype == torch.float32
 
 
-def _direct_is_faster(
-    kind: int, dtype: torch.dtype, shape: ConvolutionShape, stride: int, activation: bool, direct: str | None
-) -> bool:
-    (_, inputs, _, _), (outputs, _, size, _) = shape
+def _direct_engine(
+    kind: int,
+    dtype: torch.dtype,
+    shape: ConvolutionShape,
+    stride: int,
+    activation: bool,
+    direct: str | None,
+    capability: str | None,
+) -> str | None:
+    """Return the direct engine that was measured to be faster than torch's convolution, None if there is none."""
+    (_, _, _, _), (_, _, size, _) = shape
     # A direct engine has no epilogue for a gradient.
-    if direct is None or (kind == CONV_INPUT and activation) or dtype != torch.bfloat16 or size > LARGEST_FILTER:
-        return False
+    if (kind == CONV_INPUT and activation) or size > LARGEST_FILTER:
+        return None
+    if dtype == torch.bfloat16 and direct is not None:
+        return direct if _bfloat16_is_faster(kind, shape, stride, activation) else None
+    if dtype == torch.float32 and capability in ("avx512", "avx512_bf16") and CHOICE == "measured":
+        return "float32_avx512" if _float32_is_faster(kind, shape, stride) else None
+    return None
+
+
+def _bfloat16_is_faster(kind: int, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
+    (_, inputs, _, _), (outputs, _, size, _) = shape
     return {
         CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
         CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
         CONV_WEIGHT: size > 1 and inputs > 16,
+    }[kind]
+
+
+def _float32_is_faster(kind: int, shape: ConvolutionShape, stride: int) -> bool:
+    """Small convolutions gain most; of larger ones, those with a stride, and gradients by filters of many inputs."""
+    (batch, inputs, height, width), (_, _, size, _) = shape
+    pixels = batch * -(-height // stride) * -(-width // stride)  # of the results
+    strided = stride > 1 and size > 1
+    return {
+        CONV_FORWARD: pixels >= 16 and (strided or pixels <= 1024),
+        CONV_INPUT: stride > 1 or 16 <= pixels <= 256,
+        CONV_WEIGHT: pixels >= 16 and ((strided and inputs >= 32) or (inputs >= 8 and pixels <= 256)),
     }[kind]
 
 
@@ -126,5 +160,6 @@ def describe(direct: str | None, capability: str | None) -> str:
         return f"3x3 with stride 1 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
     if capability == "scalar":
         return f"{named}; our own need AVX2"
+    strided = ", and some of float32 directly" if capability in ("avx512", "avx512_bf16") else ""
     types = "float32 and float16" if direct == "amx" else "float32, bfloat16 and float16"
-    return f"3x3 with stride 1 in {types} by minimal filtering where that is faster, others: {named}"
+    return f"3x3 with stride 1 in {types} by minimal filtering where that is faster{strided}, others: {named}"

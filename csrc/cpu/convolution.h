@@ -52,9 +52,9 @@ namespace portable { extern const ConvolutionKernels convolution; }
 namespace avx512bf16 { extern const ConvolutionKernels convolution; }
 namespace amx { extern const ConvolutionKernels convolution; }
 namespace amx_emulated { extern const ConvolutionKernels convolution; }
-namespace scalar { extern const ConvolutionKernels winograd; }
-namespace avx2 { extern const ConvolutionKernels winograd; }
-namespace avx512 { extern const ConvolutionKernels winograd; }
+namespace scalar { extern const ConvolutionKernels winograd, float32; }
+namespace avx2 { extern const ConvolutionKernels winograd, float32; }
+namespace avx512 { extern const ConvolutionKernels winograd, float32; }
 namespace avx512bf16 { extern const ConvolutionKernels winograd; }
 
 }  // namespace cdn

@@ -11,6 +11,8 @@ namespace {
 
 template <typename Tiles>
 struct TileEngine {
+    using Storage = Bfloat16;
+    static constexpr int kType = CDN_BFLOAT16;
     static constexpr int kRows = 32, kColumns = 32;
     static constexpr std::int64_t kPairs = 16;
     static constexpr bool kRowsOfPairs = true;

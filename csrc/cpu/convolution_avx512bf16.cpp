@@ -8,6 +8,8 @@ namespace cdn::avx512bf16 {
 namespace {
 
 struct Engine {
+    using Storage = Bfloat16;
+    static constexpr int kType = CDN_BFLOAT16;
     // 16 accumulators hide the latency of the instruction; eight broadcasts and two loads feed 16 of them.
     static constexpr int kRows = 8, kColumns = 32;
     static constexpr std::int64_t kPairs = 1;

@@ -21,7 +21,10 @@ constexpr std::int64_t kScratch = 384 << 10;  // bytes of packed samples that st
 
 template <typename Engine>
 class ImageConvolution {
+    using Storage = typename Engine::Storage;
+    using Element = typename Storage::Element;
     static constexpr std::int64_t kColumns = Engine::kColumns;
+    static constexpr std::int64_t kValues = sizeof(Pair) / sizeof(Element);  // of a word
 
 public:
     ImageConvolution(const ConvolutionJob& job, int threads) : job_(job) {
@@ -29,7 +32,7 @@ public:
             in_height_ = job.out_height(), in_width_ = job.out_width(), in_channels_ = job.outputs;
             out_height_ = job.height, out_width_ = job.width, out_channels_ = job.inputs;
         }
-        pairs_ = round_up(divide_up(in_channels_, 2), Engine::kPairs);
+        pairs_ = round_up(divide_up(in_channels_, kValues), Engine::kPairs);
         padded_height_ = in_height_ + 2 * job.padding();
         padded_width_ = in_width_ + 2 * job.padding();
         blocks_ = divide_up(out_channels_, kColumns);
@@ -56,9 +59,9 @@ public:
         const std::int64_t start = block * kColumns, count = std::min(kColumns, out_channels_ - start);
         const std::int64_t filter = job_.taps() * job_.inputs;
         Pair* to = panels + block * panel_;
-        if (count < kColumns || 2 * pairs_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
+        if (count < kColumns || kValues * pairs_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
         for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
-            const std::uint16_t* from = static_cast<const std::uint16_t*>(job_.second) + tap * job_.inputs;
+            const Element* from = static_cast<const Element*>(job_.second) + tap * job_.inputs;
             Pair* tile = to + tap * pairs_ * kColumns;
             if (job_.kind == CDN_CONV_FORWARD) pack_filters(tile, from + start * filter, filter, count);
             else pack_gradients(tile, from + start, filter, count);
@@ -75,21 +78,23 @@ public:
 
 private:
     // Columns are filters, in which pairs lie as they are wanted.
-    void pack_filters(Pair* to, const std::uint16_t* from, std::int64_t filter, std::int64_t count) const {
-        for (std::int64_t pair = 0; pair < in_channels_ / 2; ++pair)
+    void pack_filters(Pair* to, const Element* from, std::int64_t filter, std::int64_t count) const {
+        for (std::int64_t pair = 0; pair < in_channels_ / kValues; ++pair)
             for (std::int64_t column = 0; column < count; ++column)
-                std::memcpy(to + pair * kColumns + column, from + column * filter + 2 * pair, sizeof(Pair));
-        if (in_channels_ % 2)
+                std::memcpy(to + pair * kColumns + column, from + column * filter + kValues * pair, sizeof(Pair));
+        if (in_channels_ % kValues)
             for (std::int64_t column = 0; column < count; ++column)
-                to[in_channels_ / 2 * kColumns + column] = from[column * filter + in_channels_ - 1];
+                to[in_channels_ / kValues * kColumns + column] = word(from[column * filter + in_channels_ - 1]);
     }
 
     // Columns are the channels of filters, and pairs are made of two filters.
-    void pack_gradients(Pair* to, const std::uint16_t* from, std::int64_t filter, std::int64_t count) const {
-        for (std::int64_t channel = 0; channel < in_channels_; channel += 2, to += kColumns, from += 2 * filter) {
-            const bool both = channel + 1 < in_channels_;
+    void pack_gradients(Pair* to, const Element* from, std::int64_t filter, std::int64_t count) const {
+        for (std::int64_t channel = 0; channel < in_channels_; channel += kValues) {
+            const bool both = kValues > 1 && channel + 1 < in_channels_;
             for (std::int64_t column = 0; column < count; ++column)
-                to[column] = Pair{from[column]} | (both ? Pair{from[filter + column]} << 16 : 0);
+                to[column] = word(from[column]) | (both ? word(from[filter + column]) << 16 : 0);
+            to += kColumns;
+            from += kValues * filter;
         }
     }
 
@@ -103,23 +108,23 @@ private:
 
     void copy(Pair* scratch, std::int64_t start, std::int64_t count) const {
         const std::int64_t padding = job_.padding();
-        const bool whole = 2 * place_step() == in_channels_;  // rows have no gaps
+        const bool whole = kValues * place_step() == in_channels_;  // rows have no gaps
         for (std::int64_t n = 0; n < count; ++n)
             for (std::int64_t y = 0; y < padded_height_; ++y) {
                 const bool inside = y >= padding && y < padding + in_height_;
                 const std::int64_t line = (start + n) * in_height_ + y - padding;
-                const std::uint16_t* row =
-                    static_cast<const std::uint16_t*>(job_.first) + line * in_width_ * in_channels_;
+                const Element* row = static_cast<const Element*>(job_.first) + line * in_width_ * in_channels_;
                 Pair* to = scratch + n * sample_step() + y * padded_width_ * place_step();
                 if (!inside || !whole) clear(to, padded_width_);
                 if (!inside) continue;
                 if (whole) {
                     clear(to, padding);
                     clear(to + (padding + in_width_) * place_step(), padding);
-                    std::memcpy(to + padding * place_step(), row, in_width_ * in_channels_ * 2);
+                    std::memcpy(to + padding * place_step(), row, in_width_ * in_channels_ * sizeof(Element));
                 } else {
                     for (std::int64_t x = 0; x < in_width_; ++x)
-                        std::memcpy(to + (padding + x) * place_step(), row + x * in_channels_, in_channels_ * 2);
+                        std::memcpy(to + (padding + x) * place_step(), row + x * in_channels_,
+                                    in_channels_ * sizeof(Element));
                 }
             }
     }
@@ -170,17 +175,17 @@ private:
 
     void store(const float* tile, int rows, std::int64_t columns, std::int64_t place, std::int64_t distance) const {
         for (int row = 0; row < rows; ++row, tile += kColumns, place += distance) {
-            std::uint16_t rounded[kColumns];
+            Element rounded[kColumns];
             Engine::round(tile, rounded);
-            if (job_.out)
-                std::memcpy(static_cast<std::uint16_t*>(job_.out) + place, rounded, columns * sizeof(*rounded));
+            if (job_.out) std::memcpy(static_cast<Element*>(job_.out) + place, rounded, columns * sizeof(*rounded));
             if (!job_.activation) continue;
             // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
-            std::uint16_t active[kColumns];
+            Element active[kColumns];
             float values[kColumns];
-            for (std::int64_t i = 0; i < kColumns; ++i) values[i] = gelu<true>(Bfloat16::load(rounded[i])).value;
+            for (std::int64_t i = 0; i < kColumns; ++i)
+                values[i] = gelu<Storage::brief>(Storage::load(rounded[i])).value;
             Engine::round(values, active);
-            std::memcpy(static_cast<std::uint16_t*>(job_.activation) + place, active, columns * sizeof(*active));
+            std::memcpy(static_cast<Element*>(job_.activation) + place, active, columns * sizeof(*active));
         }
     }
 

@@ -6,6 +6,8 @@ namespace cdn::portable {
 namespace {
 
 struct Engine {
+    using Storage = Bfloat16;
+    static constexpr int kType = CDN_BFLOAT16;
     static constexpr int kRows = 8, kColumns = 32;
     static constexpr std::int64_t kPairs = 1;
     static constexpr bool kRowsOfPairs = false;

@@ -1,7 +1,7 @@
 // The one product that all convolutions are made of.
 //
-// Both operands hold pairs of values that are summed over, in 32 bits: the format of the dot-product instructions of
-// AVX-512 (vdpbf16ps) and AMX (tdpbf16ps).
+// Both operands hold words of 32 bits: pairs of bfloat16 that are summed over, the format of the dot-product
+// instructions of AVX-512 (vdpbf16ps) and AMX (tdpbf16ps), or one float32 each.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,11 @@
 
 namespace cdn {
 
-using Pair = std::uint32_t;  // two bfloat16
+using Pair = std::uint32_t;  // two bfloat16, or one float32
+
+// The word of one value, the first of a pair.
+static inline Pair word(std::uint16_t value) { return value; }
+static inline Pair word(float value) { return bit_cast<Pair>(value); }
 
 // Where a stretch of the sum begins in either operand.
 struct Stretch {

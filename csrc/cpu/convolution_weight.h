@@ -15,7 +15,10 @@ namespace {
 
 template <typename Engine>
 class WeightGradient {
+    using Storage = typename Engine::Storage;
+    using Element = typename Storage::Element;
     static constexpr std::int64_t kColumns = Engine::kColumns;
+    static constexpr std::int64_t kValues = sizeof(Pair) / sizeof(Element);  // of a word
     static constexpr std::int64_t kMostSamples = 32;  // of a chunk, and where there are few units:
     static constexpr std::int64_t kFewestSamples = std::max<std::int64_t>(8, 2 * Engine::kPairs);
     static constexpr std::int64_t kUnits = 4;  // to employ threads, however many there are: sums must not depend on it
@@ -29,7 +32,7 @@ public:
         part_ = std::min(kPart, round_up(job.inputs, kColumns));
         parts_ = divide_up(job.inputs, part_);
         while (chunk_ > kFewestSamples && parts_ * divide_up(job.batch, chunk_) < kUnits) chunk_ /= 2;
-        samples_ = round_up(divide_up(std::min(job.batch, chunk_), 2), Engine::kPairs);
+        samples_ = round_up(divide_up(std::min(job.batch, chunk_), kValues), Engine::kPairs);
         chunks_ = divide_up(job.batch, chunk_);
         // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
         separate_ = parts_ < kManyParts;
@@ -68,13 +71,13 @@ public:
             const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
             for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
                 const float* from = sums + part * sum_ + (output * job_.taps() + tap) * part_;
-                std::uint16_t* to =
-                    static_cast<std::uint16_t*>(job_.out) + (output * job_.taps() + tap) * job_.inputs + part * part_;
+                Element* to =
+                    static_cast<Element*>(job_.out) + (output * job_.taps() + tap) * job_.inputs + part * part_;
                 float total[kPart];
                 for (std::int64_t i = 0; i < channels; ++i) total[i] = from[i];
                 for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
                     for (std::int64_t i = 0; i < channels; ++i) total[i] += from[chunk * parts_ * sum_ + i];
-                for (std::int64_t i = 0; i < channels; ++i) to[i] = Bfloat16::store(total[i]);
+                for (std::int64_t i = 0; i < channels; ++i) to[i] = Storage::store(total[i]);
             }
         }
     }
@@ -109,7 +112,7 @@ private:
         to += row * width * outputs_ * samples_;
         for (std::int64_t x = 0; x < width; ++x)
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
-                const Samples from = samples(job_.second, size, chunk * chunk_ + 2 * pair);
+                const Samples from = samples(job_.second, size, chunk * chunk_ + kValues * pair);
                 for (std::int64_t output = 0; output < outputs_; output += tile) {
                     Pair* place = to + (x * outputs_ + output) * samples_;
                     const std::int64_t start = (y * width + x) * job_.outputs + output;
@@ -137,35 +140,35 @@ private:
             }
             const std::int64_t first = (y * width + x - padding) * inputs + part * part_;
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
-                const Samples from = samples(job_.first, job_.height * width * inputs, chunk * chunk_ + 2 * pair);
+                const Samples from = samples(job_.first, job_.height * width * inputs, chunk * chunk_ + kValues * pair);
                 for (std::int64_t i = 0; i < part_; i += kColumns)
                     interleave<kColumns>(place + pair * part_ + i, from, first + i, inputs - part * part_ - i);
             }
         }
     }
 
-    // Two neighbouring samples, null where the batch has ended.
+    // Two neighbouring samples of a pair, or one of a word; null where the batch has ended.
     struct Samples {
-        const std::uint16_t *even, *odd;
+        const Element *even, *odd;
     };
     Samples samples(const void* tensor, std::int64_t size, std::int64_t first) const {
-        const auto* samples = static_cast<const std::uint16_t*>(tensor);
+        const auto* samples = static_cast<const Element*>(tensor);
         return {first < job_.batch ? samples + first * size : nullptr,
-                first + 1 < job_.batch ? samples + (first + 1) * size : nullptr};
+                kValues > 1 && first + 1 < job_.batch ? samples + (first + 1) * size : nullptr};
     }
 
-    // Write pairs of the values of two samples, and zeros for samples and channels that are missing.
+    // Write words of the values of samples, and zeros for samples and channels that are missing.
     template <std::int64_t count>
     static void interleave(Pair* to, Samples from, std::int64_t start, std::int64_t channels) {
-        if (from.odd && channels >= count) {  // of fixed length, to be unrolled
-            const std::uint16_t *even = from.even + start, *odd = from.odd + start;
-            for (std::int64_t i = 0; i < count; ++i) to[i] = Pair{even[i]} | Pair{odd[i]} << 16;
+        if (channels >= count && from.even && (kValues == 1 || from.odd)) {  // of fixed length, to be unrolled
+            const Element *even = from.even + start, *odd = kValues > 1 ? from.odd + start : nullptr;
+            for (std::int64_t i = 0; i < count; ++i) to[i] = word(even[i]) | (kValues > 1 ? word(odd[i]) << 16 : 0);
             return;
         }
         for (std::int64_t i = 0; i < count; ++i) {
             const bool here = i < channels;
-            to[i] = (here && from.even ? Pair{from.even[start + i]} : 0)
-                | (here && from.odd ? Pair{from.odd[start + i]} << 16 : 0);
+            to[i] = (here && from.even ? word(from.even[start + i]) : 0)
+                | (here && from.odd ? word(from.odd[start + i]) << 16 : 0);
         }
     }
 
@@ -216,7 +219,7 @@ private:
 template <typename Engine>
 struct Convolution {
     static bool takes(const ConvolutionJob& job) {
-        return job.type == CDN_BFLOAT16 && !job.u && !job.added && !job.product;
+        return job.type == Engine::kType && !job.u && !job.added && !job.product;
     }
 
     static ConvolutionPlan plan(const ConvolutionJob& job, int threads) {

@@ -75,8 +75,11 @@ bool has_engine(int engine) {
     switch (engine) {
         case CDN_PORTABLE:
         case CDN_AMX_EMULATED:
+        case CDN_FLOAT32_SCALAR:
         case CDN_WINOGRAD_SCALAR: return true;
+        case CDN_FLOAT32_AVX2:
         case CDN_WINOGRAD_AVX2: return best >= CDN_AVX2;
+        case CDN_FLOAT32_AVX512:
         case CDN_WINOGRAD_AVX512: return best >= CDN_AVX512;
         case CDN_WINOGRAD_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
@@ -128,8 +131,11 @@ const ConvolutionKernels* cdn::find_engine(int engine) {
     switch (engine) {
         case CDN_PORTABLE: return &portable::convolution;
         case CDN_AMX_EMULATED: return &amx_emulated::convolution;
+        case CDN_FLOAT32_SCALAR: return &scalar::float32;
         case CDN_WINOGRAD_SCALAR: return &scalar::winograd;
 #ifdef CDN_X86
+        case CDN_FLOAT32_AVX2: return &avx2::float32;
+        case CDN_FLOAT32_AVX512: return &avx512::float32;
         case CDN_WINOGRAD_AVX2: return &avx2::winograd;
         case CDN_WINOGRAD_AVX512: return &avx512::winograd;
         case CDN_WINOGRAD_AVX512_BF16: return &avx512bf16::winograd;

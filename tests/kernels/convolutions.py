@@ -109,9 +109,9 @@ def assert_what_follows_a_map_is_exact(conv2d, kind, operands, shapes, size, str
     return out, activation
 
 
-def assert_nan_stays_where_it_belongs(conv2d, kind, shape, row, column, **options):
+def assert_nan_stays_where_it_belongs(conv2d, kind, shape, row, column, dtype=torch.bfloat16, **options):
     """Check that filters of 3x3 carry a NaN of the second sample to the pixels and taps that see it, no further."""
-    operands, shapes = problem(shape, 3, 1)
+    operands, shapes = problem(shape, 3, 1, dtype=dtype)
     operands[kind][0][1, 2, row, column] = float("nan")
     out = run(conv2d, kind, operands, shapes, 1, **options)
     mask = torch.zeros_like(out, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Our own direct convolutions of bfloat16: every engine of this processor, against float64."""
+"""Our own direct convolutions: every engine of this processor, against float64."""
 
 import itertools
 
@@ -28,9 +28,14 @@ from tests.kernels.convolutions import (
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
 
+def dtype_of(engine):
+    """Return the type of numbers that a direct engine multiplies."""
+    return torch.float32 if engine.startswith("float32") else torch.bfloat16
+
+
 def usable(engine):
     """Tell whether this processor has an engine: it refuses the others."""
-    one = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+    one = torch.zeros(1, 1, 1, 1, dtype=dtype_of(engine))
     try:
         cpu.conv2d(CONV_FORWARD, one, one, one.clone(), (one.shape, one.shape), 1, engine=engine)
     except RuntimeError:
@@ -60,8 +65,15 @@ CASES = [
 cases = pytest.mark.parametrize("shape, size, stride", CASES, ids=str)
 
 
-def run(kind, shape, size, stride, **options):
-    return convolutions.run(cpu.conv2d, kind, *problem(shape, size, stride), stride, **options)
+def run(kind, shape, size, stride, engine, **options):
+    operands, shapes = problem(shape, size, stride, dtype=dtype_of(engine))
+    return convolutions.run(cpu.conv2d, kind, operands, shapes, stride, engine=engine, **options)
+
+
+def assert_one_rounding(out, kind, shape, size, stride):
+    """Check a result, whose float32 sums of n terms of either sign err by about sqrt(n) roundings, at most n."""
+    truth, absolute = exact(kind, problem(shape, size, stride, dtype=out.dtype)[0], size, stride)
+    assert ((out.double() - truth).abs() <= torch.finfo(out.dtype).eps * truth.abs() + 2.0**-18 * absolute).all()
 
 
 @engines
@@ -69,10 +81,7 @@ def run(kind, shape, size, stride, **options):
 @pytest.mark.parametrize("kind", MAPS)
 def test_every_engine_is_as_exact_as_one_rounding(engine, shape, size, stride, kind):
     out = run(kind, shape, size, stride, engine=engine)
-    truth, absolute = exact(kind, problem(shape, size, stride)[0], size, stride)
-    # Float32 sums of n terms of either sign err by about sqrt(n) roundings of 2^-24, at most n; then one of 2^-9.
-    bound = 2.0**-8 * truth.abs() + 2.0**-18 * absolute
-    assert ((out.double() - truth).abs() <= bound).all()
+    assert_one_rounding(out, kind, shape, size, stride)
 
 
 @engines
@@ -86,19 +95,17 @@ def test_threads_do_not_change_the_result(engine, shape, size, stride, kind):
 @engines
 def test_activation_is_that_of_the_rounded_preactivation(engine):
     shape, size, stride = (3, 20, 40, 6, 7), 3, 1
-    (x, weight, like), shapes = problem(shape, size, stride)[0][CONV_FORWARD], problem(shape, size, stride)[1]
-    u, (activation, buffer), (alone, _) = (
-        run(CONV_FORWARD, shape, size, stride, engine=engine),
-        nhwc(*like.shape),
-        nhwc(*like.shape),
-    )
-    again, _ = nhwc(*like.shape)
+    operands, shapes = problem(shape, size, stride, dtype=dtype_of(engine))
+    x, weight, like = operands[CONV_FORWARD]
+    (again, _), (activation, buffer), (alone, _) = (nhwc(*like.shape, dtype=like.dtype) for _ in range(3))
+    u = run(CONV_FORWARD, shape, size, stride, engine=engine)
     cpu.conv2d(CONV_FORWARD, x, weight, again, shapes, stride, activation=activation, engine=engine)
     cpu.conv2d(CONV_FORWARD, x, weight, None, shapes, stride, activation=alone, engine=engine)
     assert torch.equal(again, u) and torch.equal(alone, activation)
     assert intact(buffer)
     truth = reference.gelu(u.double())
-    torch.testing.assert_close(activation.double(), truth, rtol=2.0**-8, atol=2.0**-15 * float(truth.abs().max()))
+    eps = torch.finfo(like.dtype).eps
+    torch.testing.assert_close(activation.double(), truth, rtol=eps, atol=2.0**-7 * eps * float(truth.abs().max()))
 
 
 @engines
@@ -108,18 +115,17 @@ def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
     clean = run(kind, shape, size, stride, engine=engine)
     for other in (((40, 70, 40, 12, 12), 3, 1), ((40, 33, 7, 8, 8), 1, 1)):
         for poisoned in MAPS:
-            operands, shapes = problem(*other)
+            operands, shapes = problem(*other, dtype=dtype_of(engine))
             first, second, like = operands[poisoned]
-            cpu.conv2d(
-                poisoned, first.fill_(float("nan")), second, nhwc(*like.shape)[0], shapes, other[2], engine=engine
-            )
+            out, _ = nhwc(*like.shape, dtype=like.dtype)
+            cpu.conv2d(poisoned, first.fill_(float("nan")), second, out, shapes, other[2], engine=engine)
     assert torch.equal(run(kind, shape, size, stride, engine=engine), clean)
 
 
 @engines
 @pytest.mark.parametrize("kind", MAPS)
 def test_infinity_and_nan_stay_where_they_belong(engine, kind):
-    assert_nan_stays_where_it_belongs(cpu.conv2d, kind, (3, 6, 10, 9, 9), 4, 4, engine=engine)
+    assert_nan_stays_where_it_belongs(cpu.conv2d, kind, (3, 6, 10, 9, 9), 4, 4, dtype_of(engine), engine=engine)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -139,8 +145,7 @@ def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, si
     batch = min(batch, 1 + 20000 // (inputs * height * width))  # imitations are slow
     shape = batch, inputs, outputs, height, width
     out = run(kind, shape, size, stride, engine=engine, threads=threads)
-    truth, absolute = exact(kind, problem(shape, size, stride)[0], size, stride)
-    assert ((out.double() - truth).abs() <= 2.0**-8 * truth.abs() + 2.0**-18 * absolute).all()
+    assert_one_rounding(out, kind, shape, size, stride)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

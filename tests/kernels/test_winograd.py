@@ -309,6 +309,13 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
             ),
             "avx512_bf16",
         ),
+        # Direct sums of float32, with AVX-512: what has a stride, and what is small.
+        (dict(stride=2, capability="avx512"), "float32_avx512"),
+        (dict(stride=2, capability="avx512", dtype=torch.float16), None),
+        (dict(shape=((64, 64, 32, 32), (64, 64, 1, 1)), capability="avx512"), None),
+        (dict(shape=((1, 64, 32, 32), (64, 64, 1, 1)), capability="avx512"), "float32_avx512"),
+        (dict(shape=((4, 3, 16, 16), (64, 3, 3, 3)), capability="avx512"), "float32_avx512"),
+        (dict(shape=((4, 16, 16, 16), (64, 16, 3, 3)), capability="avx512"), "winograd_avx512"),
         # Few pixels, or tiles that are not full.
         (dict(shape=((1, 64, 4, 4), (64, 64, 3, 3))), None),
         (dict(shape=((64, 64, 5, 5), (64, 64, 3, 3))), "winograd_avx2"),

@@ -1,0 +1,2 @@
+#define CDN_VARIANT avx2
+#include "convolution_float32.h"

@@ -1,0 +1,2 @@
+#define CDN_VARIANT avx512
+#include "convolution_float32.h"

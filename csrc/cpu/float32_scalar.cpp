@@ -1,0 +1,2 @@
+#define CDN_VARIANT scalar
+#include "convolution_float32.h"
