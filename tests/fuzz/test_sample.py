@@ -1,5 +1,6 @@
 """A small sample of the malformed inputs, and that what judges them sees faults."""
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,14 @@ def test_a_sample_has_no_faults():
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split()[:2] == ["all", "20"]
+
+
+def test_the_record_is_of_a_whole_run_without_faults():
+    record = json.loads((ROOT / "docs" / "records" / "fuzz.json").read_text())
+    assert record["kinds"].keys() == judge.KINDS.keys()
+    assert sum(sum(counts.values()) for counts in record["kinds"].values()) >= 1000
+    assert not any(counts[fault] for counts in record["kinds"].values() for fault in judge.FAULTS)
+    assert record["command"].startswith("python -m tests.fuzz") and "dirty" not in record["machine"]["commit"]
 
 
 def leave(name):
