@@ -1,5 +1,6 @@
 """A small sample of the malformed inputs, and that what judges them sees faults."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,22 @@ from cdn.errors import CDNError
 from tests.fuzz import judge
 from tests.fuzz.mutations import WORDS
 
+ROOT = Path(cdn.__file__).parents[1]
+
 
 def test_a_sample_has_no_faults():
     words = [sys.executable, "-m", "tests.fuzz", "--cases", "20", "--seed", "1", "--processes", "2"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(cdn.__file__).parents[1])
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].split()[:2] == ["all", "20"]
+
+
+def test_the_record_is_of_a_whole_run_without_faults():
+    record = json.loads((ROOT / "docs" / "records" / "fuzz.json").read_text())
+    assert record["kinds"].keys() == judge.KINDS.keys()
+    assert sum(sum(counts.values()) for counts in record["kinds"].values()) >= 1000
+    assert not any(counts[fault] for counts in record["kinds"].values() for fault in judge.FAULTS)
+    assert record["command"].startswith("python -m tests.fuzz") and record["machine"]["commit"]
 
 
 def leave(name):
@@ -35,7 +46,7 @@ CALLS = {
     judge.WELL: lambda: None,
     judge.REFUSED: lambda: fail(CDNError),
     "traceback": lambda: fail(ValueError),
-    "traceback, killed": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "traceback, killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "traceback, more lines": lambda: print("more", file=sys.stderr) or fail(CDNError),
     "hang": lambda: time.sleep(99),
     "half-written": lambda: leave("results.json"),
@@ -46,7 +57,7 @@ CALLS = {
 @pytest.mark.parametrize("expected", CALLS)
 def test_faults_are_seen(tmp_path, monkeypatch, expected):
     monkeypatch.setitem(judge.KINDS, "call", lambda random, at: ("", CALLS[expected]))
-    seconds = 0.5 if expected == "hang" else 60
+    seconds = 0.2 if expected == "hang" else 60
     assert judge.judge("call", 0, 0, tmp_path, seconds).outcome == expected.partition(",")[0]
 
 
