@@ -14,6 +14,7 @@ nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 
 # Every Python and every torch at least once: a build of torch with CUDA is gigabytes.
+# There is no Python 3.14, of which no interpreter was at hand.
 PAIRS = [
     ("3.10", "2.11.0"),
     ("3.11", "2.11.0"),

@@ -12,6 +12,8 @@ from cdn_kernels.torch_private import TorchDispatchMode
 
 LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+# By layers: the blocks of each stage. The shallow one has both kinds, with and without a stride.
+BLOCKS = {6: (1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 # By how much gradients of two implementations may differ, of their norm: what rounding does.
 TOLERANCE = {"float32": 1e-3, "bf16": 5e-2}
 
@@ -21,7 +23,7 @@ class Problem:
     """What is trained on: a GradResNet, a batch of random images and a precision.
 
     Attributes:
-        width, depth: of the network (18 or 34 layers).
+        width, depth: of the network (18 or 34 layers, or 6, which are one block of each kind).
         batch, side: images [batch, 3, side, side].
         precision: "float32", or "bf16" under autocast.
         yardstick: plain norm and linear head, which every framework has, instead of the defaults of cdn.train.
@@ -39,8 +41,8 @@ class Problem:
     def model(self):
         """Build the network, with the same weights at every call."""
         torch.manual_seed(0)
-        build = {18: cdn.gradresnet18, 34: cdn.gradresnet34}[self.depth]
-        return build(width=self.width, **dict(norm="plain", head="linear") if self.yardstick else {}).to(self.device)
+        options = dict(norm="plain", head="linear") if self.yardstick else {}
+        return cdn.GradResNet(width=self.width, blocks=BLOCKS[self.depth], **options).to(self.device)
 
     def data(self):
         """Draw images [B, 3, side, side] in [0, 1] and labels [B], the same at every call."""

@@ -160,8 +160,7 @@ of each row, one environment each, and adds to the records.""",
         '"Lowest" is the lowest version of each package that pyproject.toml asks for, "newest" what pip would install.',
     ]
     if missing:
-        names = ", ".join(f"Python {python}" for python in missing)
-        parts.append(f"Not run, since no interpreter was at hand: {names}.")
+        parts.append(f"Not run: {', '.join(f'Python {python}' for python in missing)}.")
     commands = "".join(f"\n    {command}" for command in dict.fromkeys(r["command"] for r in rows))
     if commands:
         parts.append("Run as:\n" + commands)

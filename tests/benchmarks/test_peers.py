@@ -19,6 +19,8 @@ TINY = {
     "float32": Problem(width=8, batch=2, side=8, precision="float32"),
     "bf16": Problem(width=8, batch=4, side=16, precision="bf16"),
 }
+# For what takes minutes to compile: every kind of layer, once.
+SHALLOW = 6
 # Of the loss: rounding, in the sum of some thousand values of half precision.
 LOSS = {"float32": 1e-5, "bf16": 5e-3}
 EAGER = ["forward over reverse", "finite difference"]
@@ -26,8 +28,8 @@ COMPILED = ["compiled plain step", "compiled", "unrolled", "finite difference, c
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
 
-def tiny(precision, yardstick):
-    return replace(TINY[precision], yardstick=yardstick)
+def tiny(precision, yardstick, depth=18):
+    return replace(TINY[precision], yardstick=yardstick, depth=depth)
 
 
 def gradient(step):
@@ -43,20 +45,19 @@ def error(a, b):
 
 
 @functools.cache
-def expected(precision, yardstick):
+def expected(problem):
     """Return (loss, gradient, how far eager double backward is from that), by float64."""
-    problem = tiny(precision, yardstick)
     loss, exact = gradient(Step(replace(problem, precision="float32")))
     eager = Step(problem)
     eager()
     return loss, exact.float(), error(eager.result(), exact.float())
 
 
-def check(name, precision, yardstick):
+def check(name, problem):
     """Compare with float64: a peer may err twice as much as eager double backward, or as it says."""
-    loss, exact, eager = expected(precision, yardstick)
-    peer = PEERS[name](tiny(precision, yardstick))
-    assert peer() == pytest.approx(loss, rel=LOSS[precision])
+    loss, exact, eager = expected(problem)
+    peer = PEERS[name](problem)
+    assert peer() == pytest.approx(loss, rel=LOSS[problem.precision])
     assert error(peer.result(), exact) <= getattr(peer, "tolerance", 2 * eager + 1e-5)
     first = peer.result()
     peer()
@@ -70,7 +71,7 @@ both = pytest.mark.parametrize("yardstick", [True, False], ids=["yardstick", "de
 @pytest.mark.parametrize("precision", TINY)
 @pytest.mark.parametrize("name", EAGER)
 def test_eager_peers(name, precision, yardstick):
-    check(name, precision, yardstick)
+    check(name, tiny(precision, yardstick))
 
 
 @both
@@ -87,7 +88,7 @@ def test_forward_over_reverse_is_exact(yardstick):
 @both
 @pytest.mark.parametrize("precision", TINY)
 def test_jax(precision, yardstick):
-    check("JAX", precision, yardstick)
+    check("JAX", tiny(precision, yardstick))
 
 
 @pytest.mark.skipif(HAS_JAX, reason="JAX is installed")
@@ -100,13 +101,13 @@ def test_jax_says_how_to_install_it():
 @pytest.mark.parametrize("precision, yardstick", [("float32", True), ("bf16", False)])
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_peers(name, precision, yardstick):
-    check(name, precision, yardstick)
+    check(name, tiny(precision, yardstick, SHALLOW))
 
 
 @pytest.mark.slow
 def test_pytorch_refuses_double_backward_through_a_compiled_network():
     with pytest.raises(RuntimeError, match="double backward"):
-        PEERS["compiled network"](tiny("float32", True))
+        PEERS["compiled network"](tiny("float32", True, SHALLOW))
 
 
 @pytest.mark.slow
@@ -114,7 +115,8 @@ def test_pytorch_refuses_double_backward_through_a_compiled_network():
     "peer, eager", [(CompiledScore, Score), (CompiledClassifier, lambda problem: Step(problem, denoising=0.0))]
 )
 def test_compiled_parts_of_a_step(peer, eager):
-    peer, eager = peer(TINY["float32"]), eager(TINY["float32"])
+    problem = tiny("float32", False, SHALLOW)
+    peer, eager = peer(problem), eager(problem)
     assert peer() == pytest.approx(eager(), rel=1e-4)
     assert error(peer.result(), eager.result()) <= 1e-4
 

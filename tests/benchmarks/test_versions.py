@@ -55,7 +55,7 @@ def test_the_last_run_of_each_pair_is_shown_in_order():
     assert [row.split(" | ")[5] for row in rows] == ["22", "33", "44"]
     assert "2.14.1, CUDA 13.0" in rows[0] and "2.13.0, CPU only" in rows[1] and "lowest" in rows[2]
     assert "tests.a::wrong" not in page and "* no GPU" in page
-    assert "no interpreter was at hand: Python 3.10, Python 3.11, Python 3.13, Python 3.14." in page
+    assert "Not run: Python 3.10, Python 3.11, Python 3.13, Python 3.14." in page
 
 
 def test_failures_are_named():

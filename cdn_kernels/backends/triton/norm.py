@@ -15,6 +15,8 @@ BUNDLED = 64  # channels side by side, at least, where groups do not depend on e
 MOST_CHANNELS = 4096  # of a bundle
 WHOLE = 1 << 18  # elements of a bundle, at most, for one program
 CHUNK = 1 << 16  # and of a chunk of pixels, if it has more
+# Of a multiprocessor. A program may take them all: left to itself, the compiler may keep to half, and spill the rest.
+REGISTERS = 1 << 16
 
 
 def gelu_norm(
@@ -104,6 +106,7 @@ def _plan(
     chunk = triton.cdiv(chunk, rows) * rows
     return triton.cdiv(groups, bundle), dict(
         num_warps=warps,
+        maxnreg=min(255, REGISTERS // (32 * warps)),
         PIXELS=pixels,
         CHUNKS=triton.cdiv(pixels, chunk),
         GROUPS=groups,

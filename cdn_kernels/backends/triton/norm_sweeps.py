@@ -342,8 +342,8 @@ def backward(
     if PHASE == FOLD:
         sum_g = _total(sums, 0, CHUNKS, 2, channel, used, CHANNELS)
         sum_gc = _total(sums, 1, CHUNKS, 2, channel, used, CHANNELS)
+    gains = tl.load(gain + channel, mask=used, other=0.0)  # not before, where registers are scarce
     if PHASE == WHOLE or PHASE == FOLD:
-        gains = tl.load(gain + channel, mask=used, other=0.0)  # not before, where registers are scarce
         mq, be, Q, constant, centred = _projections(
             gains, sum_g, sum_gc, r, k, s, WIDTH * PIXELS, exists, GROUPS, BUNDLE, LANES, KEEP
         )
@@ -356,11 +356,10 @@ def backward(
         constant = tl.load(scalars + group, mask=exists, other=0.0)
         centred = tl.load(scalars + GROUPS + group, mask=exists, other=0.0)
     if PHASE == WHOLE or PHASE == WRITE:
-        scale = s * of_places(r, BUNDLE, LANES)
+        of_grad = gains * s * of_places(r, BUNDLE, LANES)
         constant_c, centred_c = of_places(constant, BUNDLE, LANES), of_places(centred, BUNDLE, LANES)
         for step in range(0, CHUNK, ROWS):
             offsets, inside = tile(first + step, channel, used, PIXELS, CHANNELS, LAST, ROWS)
-            of_grad = tl.load(gain + channel, mask=used, other=0.0) * scale  # anew: kept, it would be spilled
             b, slope, bend = gelu(load(v, offsets, inside, REAL))
             c = b - pivot_c[None, :] - mean_c[None, :]
             g_b = of_grad[None, :] * load(grad, offsets, inside, REAL) + constant_c[None, :] + centred_c[None, :] * c
