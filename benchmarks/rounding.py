@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from cdn.cli import positive_int, run_command
+from cdn.cli.arguments import positive_int, run_command
 from cdn.errors import CDNError
-from cdn.experiments.command import text_table
+from cdn.experiments.runner import text_table
 from cdn.model import build
-from cdn.runs import open_run
+from cdn.run_folder.opened import open_run
 from cdn_kernels import Noise, cross_entropy, using
 from cdn_kernels import reference as ops
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from cdn.finite import require_finite
-from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
+from cdn.model.capabilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
+from cdn.model.finite import require_finite
 from cdn.model.head import square_floor
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise

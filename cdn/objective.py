@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.finite import decided
-from cdn.model.abilities import is_direct_denoiser
+from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.finite import decided
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops

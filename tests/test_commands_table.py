@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 import cdn
-import cdn.denoise  # commands run as __main__: what they share with the package is loaded before
-from cdn.training.lock import LOCK
+import cdn.commands.certify
+from cdn.run_folder.lock import LOCK
 from tests.faults import closed_pipe, contents, full_disk, read_only, unreadable
 from tests.frozen import freeze
 

@@ -7,7 +7,6 @@ import ast
 import importlib
 import json
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,22 +16,21 @@ from PIL import Image
 from torch import nn
 
 import cdn
-import cdn.denoise
-from cdn import classify, evaluate
-from cdn.certification import ABSTAIN, LevelVote, predict_smoothed
+from cdn.commands import classify, evaluate
 from cdn.data.split import MemorySplit
 from cdn.errors import CDNError, NotFiniteError
 from cdn.evaluation import evaluate as measure
 from cdn.evaluation.evaluate import accuracy
-from cdn.evaluation.files import write_image
 from cdn.evaluation.metrics import reliability
-from cdn.finite import decided, json_text
-from cdn.journal import Journal
-from cdn.prior.likeness import nearest_images
-from cdn.reconstruction import ClassGenerators, ReconstructionClassifier
-from cdn.reconstruction.descent import latent_descent
-from cdn.robustness import Ball, attack, sweep
-from cdn.store import load, save_model
+from cdn.images.files import write_image
+from cdn.methods.attacks import Ball, attack, sweep
+from cdn.methods.prior.likeness import nearest_images
+from cdn.methods.smoothing import ABSTAIN, LevelVote, predict_smoothed
+from cdn.methods.synthesis import ClassGenerators, ReconstructionClassifier
+from cdn.methods.synthesis.latent_descent import latent_descent
+from cdn.model.finite import decided, json_text
+from cdn.run_folder.journal import Journal
+from cdn.run_folder.weights import load, save_model
 from tests.surface import CALLS, OTHERS, REDUCE, Networks
 
 ROOT = Path(cdn.__file__).parent
@@ -203,7 +201,7 @@ def calls(names):
 
 
 def test_json_has_one_writer():
-    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.finite.json_text, which has no NaN"
+    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.model.finite.json_text, which has no NaN"
 
 
 def test_classes_are_decided_in_one_place():
@@ -216,7 +214,7 @@ def test_classes_are_decided_in_one_place():
         "reconstruction/inference.py": 1,  # between starts, whose result is nan where they are
         "robustness/curves.py": 1,  # after require_finite
         "robustness/pursuit.py": 1,  # after require_finite
-    }, "use cdn.finite.decided"
+    }, "use cdn.model.finite.decided"
 
 
 def test_json_is_strict():
@@ -258,8 +256,8 @@ def folder(tmp_path_factory):
 
 
 def command(name):
-    importlib.import_module(name)
-    return sys.modules[name].main
+    path = name if "experiments" in name else name.replace("cdn.", "cdn.commands.")
+    return importlib.import_module(path).main
 
 
 PICTURE = ["in.png"]

@@ -11,15 +11,15 @@ import torch
 
 import cdn
 import cdn_kernels
-from cdn.analysis.outliers import synthetic_outliers
-from cdn.cli import noise_level, seed_number
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import noise_level, seed_number
+from cdn.commands.denoise import parse_sigma
 from cdn.errors import CDNError
+from cdn.methods.attacks import Ball, attack
+from cdn.methods.detection.outlier_sets import synthetic_outliers
+from cdn.methods.prior.operators import CompressiveSensing, MissingPixels
+from cdn.methods.synthesis import ClassGenerators, infer
 from cdn.model.inputs import check_sigma
-from cdn.prior.operators import CompressiveSensing, MissingPixels
-from cdn.reconstruction import ClassGenerators, infer
-from cdn.robustness import Ball, attack
-from cdn.store import load, save_model
+from cdn.run_folder.weights import load, save_model
 from cdn_kernels.noise import SEEDS, seeded
 from tests.surface import CALLS, REDUCE, Networks
 

@@ -13,9 +13,9 @@ from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
-from cdn.finite import decided
-from cdn.model import abilities
-from cdn.modes import evaluating
+from cdn.model import capabilities
+from cdn.model.finite import decided
+from cdn.model.modes import evaluating
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels
 
@@ -78,8 +78,8 @@ def evaluate(
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = abilities.classifies(model, objective)
-    denoises = abilities.denoises(model, objective) and len(exact) > 0
+    classifies = capabilities.classifies(model, objective)
+    denoises = capabilities.denoises(model, objective) and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(
         total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress

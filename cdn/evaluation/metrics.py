@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdn.finite import require_finite
+from cdn.model.finite import require_finite
 
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03

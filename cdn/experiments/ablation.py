@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdn.cli import run_command, seed_number
+from cdn.cli.arguments import run_command, seed_number
 from cdn.data import Dataset, augment, batch_indices, channel_mean, load_dataset
 from cdn.density import denoise
-from cdn.finite import decided, json_text
-from cdn.journal import Journal
 from cdn.model import DirectDenoiser, GradResNet
+from cdn.model.finite import decided, json_text
 from cdn.model.head import DEEP_ENERGY
 from cdn.objective import joint_step
-from cdn.store import make_folder
+from cdn.run_folder.journal import Journal
+from cdn.run_folder.weights import make_folder
 from cdn.training.recipe import learning_rate, make_optimizer
 from cdn_kernels import reference as ops
 from cdn_kernels.noise import Noise, NoiseLevels

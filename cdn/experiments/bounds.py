@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cdn.cli import nonnegative_float, positive_float, run_command
+from cdn.cli.arguments import nonnegative_float, positive_float, run_command
 from cdn.errors import CDNError
-from cdn.evaluation.bounds import Bound, crossing
-from cdn.evaluation.style import BLACK, COLORS, named, tidy
-from cdn.experiments.command import save_figure, text_table, write_report
-from cdn.store import make_folder
+from cdn.experiments.runner import save_figure, text_table, write_report
+from cdn.methods.learning_bounds import Bound, crossing
+from cdn.pictures.style import BLACK, COLORS, named, tidy
+from cdn.run_folder.weights import make_folder
 
 # Two bounds by name, the n at which they cross, and the error there.
 Crossing = tuple[str, str, float, float]

@@ -16,12 +16,12 @@ from typing import Any, TypedDict
 import torch
 from matplotlib.figure import Figure
 
-from cdn.cli import run_command
+from cdn.cli.arguments import run_command
 from cdn.errors import CDNError
-from cdn.evaluation import reliability_comparison
 from cdn.evaluation.metrics import Reliability
-from cdn.evaluation.style import attempt, named, save, tidy
-from cdn.store import METRICS, load_config, make_folder, write_atomically
+from cdn.pictures.plots import reliability_comparison
+from cdn.pictures.style import attempt, named, save, tidy
+from cdn.run_folder.weights import METRICS, load_config, make_folder, write_atomically
 
 JEM_REMARK = (
     "A joint energy model (jem) learns the density of almost clean images: its figures of denoising are what "

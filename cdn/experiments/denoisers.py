@@ -20,7 +20,12 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.analysis.conditional import (
+from cdn.cli.arguments import positive_float, positive_int, run_command
+from cdn.errors import CDNError
+from cdn.evaluation.evaluate import EVALUATION
+from cdn.evaluation.metrics import psnr
+from cdn.experiments.runner import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
+from cdn.methods.class_conditional import (
     ClassGains,
     adversarial_gradient,
     class_gains,
@@ -28,15 +33,10 @@ from cdn.analysis.conditional import (
     difference_identity,
     mixture_identity,
 )
-from cdn.cli import positive_float, positive_int, run_command
-from cdn.errors import CDNError
-from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid, with_psnr
-from cdn.evaluation.metrics import psnr
-from cdn.evaluation.style import BLUE, GREY, ORANGE, named, tidy
-from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
-from cdn.model.abilities import kind
-from cdn.modes import evaluating
+from cdn.model.capabilities import kind
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid, with_psnr
+from cdn.pictures.style import BLUE, GREY, ORANGE, named, tidy
 from cdn_kernels import Noise, standard_normal
 
 # The identities cost a denoiser per class, in float64 too.

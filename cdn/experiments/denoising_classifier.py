@@ -24,19 +24,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import cdn_kernels
-from cdn.certification import LevelVote
-from cdn.certification.randomized import NoisyClassifier, Randomized
-from cdn.cli import noise_level, nonnegative_float, positive_int, run_command
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import noise_level, nonnegative_float, positive_int, run_command
+from cdn.commands.denoise import parse_sigma
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.protect import REFERENCE, attack
-from cdn.finite import decided
-from cdn.modes import evaluating
-from cdn.quadrature import level_nodes
-from cdn.reconstruction.denoising import DenoisingErrorClassifier, Weight, integrate, noisy_copies
-from cdn.robustness.ball import NORMS, Ball
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.attacks.ball import NORMS, Ball
+from cdn.methods.denoising_errors import DenoisingErrorClassifier, Weight, integrate, noisy_copies
+from cdn.methods.quadrature import level_nodes
+from cdn.methods.smoothing import LevelVote
+from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized
+from cdn.model.finite import decided
+from cdn.model.modes import evaluating
+from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
 from cdn_kernels import Noise
 from cdn_kernels.noise import SEEDS
 

@@ -22,18 +22,18 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.analysis.dimension import effective_dimension
-from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
-from cdn.analysis.lanczos import Eigenpairs
-from cdn.cli import positive_int, run_command, whole_number
+from cdn.cli.arguments import positive_int, run_command, whole_number
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from cdn.experiments.command import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
-from cdn.model.abilities import is_direct_denoiser, kind
-from cdn.modes import evaluating
+from cdn.experiments.runner import Experiment, Results, add_grey_sigmas, make_parser, mean_and_error, text_table
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.methods.spectrum.dimension import effective_dimension
+from cdn.methods.spectrum.lanczos import Eigenpairs
+from cdn.model.capabilities import is_direct_denoiser, kind
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
+from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.noise import seeded
 
@@ -106,7 +106,7 @@ def check_numbers(args: argparse.Namespace, size: int) -> None:
 
 
 def dimension(model: nn.Module, x: Tensor, sigma: float, args: argparse.Namespace, bar: tqdm | None = None) -> Results:
-    """Return means over images of what :func:`cdn.analysis.dimension.effective_dimension` found.
+    """Return means over images of what :func:`cdn.methods.spectrum.dimension.effective_dimension` found.
 
     A dict of [mean, standard error over images]: ``trace``, ``loss``, ``loss_minus_stein`` and ``loss_minus_trace`` (of
     the trace per dimension); ``probe_error``, the mean standard error of one image's trace; and the mean ``asymmetry``.
@@ -147,8 +147,8 @@ def spectrum(
     """Find the ends of the spectrum at one image y [1, C, H, W] and, if dense, all of it.
 
     Returns:
-        (results, D(y), :class:`cdn.analysis.lanczos.Eigenpairs` or None for a direct denoiser). The results are a dict
-        of ``largest`` and ``smallest`` eigenvalues, their largest ``residual``, the ``products`` it took, and
+        (results, D(y), :class:`cdn.methods.spectrum.lanczos.Eigenpairs` or None for a direct denoiser). The results are
+        a dict of ``largest`` and ``smallest`` eigenvalues, their largest ``residual``, the ``products`` it took, and
         ``cosine`` of the first eigenvector and y - D(y); ``values``, all eigenvalues (of a direct denoiser: singular
         values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
         and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.

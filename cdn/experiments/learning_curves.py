@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cdn import train as train_command
-from cdn.cli import pick_device, positive_int, run_command, seed_number
+from cdn.cli.arguments import pick_device, positive_int, run_command, seed_number
+from cdn.commands import train as train_command
 from cdn.data import load_dataset
 from cdn.errors import CDNError
-from cdn.evaluation.bounds import Bound, fit_bound
-from cdn.evaluation.style import BLUE, GREEN, GREY, ORANGE, named, tidy
 from cdn.experiments.bounds import crossings
-from cdn.experiments.command import Results, save_figure, text_table, write_report
-from cdn.journal import Journal
-from cdn.store import CONFIG, load_config, make_folder
+from cdn.experiments.runner import Results, save_figure, text_table, write_report
+from cdn.methods.learning_bounds import Bound, fit_bound
+from cdn.pictures.style import BLUE, GREEN, GREY, ORANGE, named, tidy
+from cdn.run_folder.journal import Journal
+from cdn.run_folder.weights import CONFIG, load_config, make_folder
 from cdn.training.loop import train
 from cdn.training.settings import Settings
 

@@ -22,21 +22,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from cdn.analysis.detection import separation
-from cdn.analysis.outliers import synthetic_outliers
-from cdn.cli import positive_float, positive_int, run_command
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import positive_float, positive_int, run_command
+from cdn.commands.denoise import parse_sigma
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.metrics import psnr
-from cdn.evaluation.style import GREY, SEQUENCE, named, tidy
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
 from cdn.experiments.outliers import add_outliers, read_sets
-from cdn.modes import evaluating
-from cdn.reconstruction import ClassGenerators, fit
-from cdn.reconstruction.inference import Generators
-from cdn.reconstruction.outside import Arbiter, StandardLatents, reconstruct, weakest
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.detection.detectors import separation
+from cdn.methods.detection.outlier_sets import synthetic_outliers
+from cdn.methods.synthesis import ClassGenerators, fit
+from cdn.methods.synthesis.inference import Generators
+from cdn.methods.synthesis.outside import Arbiter, StandardLatents, reconstruct, weakest
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
+from cdn.pictures.style import GREY, SEQUENCE, named, tidy
 from cdn_kernels import Noise
 
 INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"

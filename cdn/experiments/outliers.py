@@ -3,11 +3,11 @@
     python -m cdn.experiments.outliers runs/cifar10 --outliers CIFAR-100=data/cifar100
 
 Four detectors, each greater for what looks more like the training: the log-density log p(y), its typicality, the norm
-of the score and the maximum softmax (cdn/analysis/detection.py). Outliers are noise, constant images, distorted test
-images ("mirrored" ones are a control: photographs stay photographs), letters where images have no color, and the
-folders given with --outliers. All is measured on images as they are and again with Gaussian noise of --sigma on inliers
-and outliers alike, as the network models the densities of noisy images. Half of the images taken are inliers, the other
-half is what distorted outliers are made of.
+of the score and the maximum softmax (cdn/methods/detection/detectors.py). Outliers are noise, constant images,
+distorted test images ("mirrored" ones are a control: photographs stay photographs), letters where images have no color,
+and the folders given with --outliers. All is measured on images as they are and again with Gaussian noise of --sigma on
+inliers and outliers alike, as the network models the densities of noisy images. Half of the images taken are inliers,
+the other half is what distorted outliers are made of.
 
 A classifier without a density is measured by its maximum softmax alone. The figures hold for these outliers only.
 """
@@ -21,16 +21,16 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 from tqdm import tqdm
 
-from cdn.analysis.detection import Evidence, gather, rate, separation
-from cdn.analysis.outliers import read_outliers, synthetic_outliers
-from cdn.cli import run_command
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import run_command
+from cdn.commands.denoise import parse_sigma
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, SEQUENCE, named, tidy
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.modes import evaluating
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.detection.detectors import Evidence, gather, rate, separation
+from cdn.methods.detection.outlier_sets import read_outliers, synthetic_outliers
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
+from cdn.pictures.style import BLUE, GREY, SEQUENCE, named, tidy
 from cdn_kernels import Noise, sample_noise
 
 FIGURES = {"auroc": "AUROC", "aupr_in": "AUPR in", "aupr_out": "AUPR out", "fpr95": "FPR95"}
@@ -127,7 +127,7 @@ def read_sets(experiment: Experiment, taken: Collection[str], limit: int) -> Set
     """Return the sets of --outliers by name, on the device.
 
     Args:
-        experiment: a :class:`cdn.experiments.command.Experiment`.
+        experiment: a :class:`cdn.experiments.runner.Experiment`.
         taken: names of other sets.
         limit: how many images of a set to read at most.
 

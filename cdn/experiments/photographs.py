@@ -24,17 +24,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from cdn.cli import positive_int, run_command
-from cdn.denoise import parse_tile
+from cdn.cli.arguments import positive_int, run_command
+from cdn.commands.denoise import parse_tile
 from cdn.errors import CDNError
 from cdn.evaluation import psnr, ssim
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.files import find_images, read_image
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.memory import advise_tile, require_memory
-from cdn.evaluation.photographs import Denoised, denoise_photograph
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.modes import evaluating
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.images.files import find_images, read_image
+from cdn.images.memory import advise_tile, require_memory
+from cdn.methods.whole_images import Denoised, denoise_photograph
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
 from cdn_kernels import Noise
 
 SIGMAS = (15, 25, 50)
@@ -116,7 +116,7 @@ def picture(shown: Sequence[tuple[str, Tensor, dict[int, Denoised]]]) -> Figure:
 
     Args:
         shown: a list of (name, x [1, C, H, W], dict from noise levels in grey levels to
-            :class:`cdn.evaluation.photographs.Denoised`).
+            :class:`cdn.methods.whole_images.Denoised`).
     """
     boxes = [_busiest(x) for _, x, _ in shown]
     middle = SIGMAS[len(SIGMAS) // 2]

@@ -21,21 +21,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import cdn_kernels
-from cdn.certification import LevelVote, Protected, certify, largest_radius
-from cdn.certification.curves import certified_accuracy
-from cdn.certification.randomized import Randomized
-from cdn.cli import noise_level, nonnegative_float, positive_int, probability, run_command
+from cdn.cli.arguments import noise_level, nonnegative_float, positive_int, probability, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.modes import evaluating
-from cdn.robustness.attacks import pgd
-from cdn.robustness.ball import NORMS, Ball
-from cdn.robustness.losses import cross_entropy
-from cdn.robustness.pursuit import Classifier, Pursuit
-from cdn.runs import Run
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.attacks.ball import NORMS, Ball
+from cdn.methods.attacks.gradient import pgd
+from cdn.methods.attacks.losses import cross_entropy
+from cdn.methods.attacks.pursuit import Classifier, Pursuit
+from cdn.methods.smoothing import LevelVote, Protected, certify, largest_radius
+from cdn.methods.smoothing.certified_accuracy import certified_accuracy
+from cdn.methods.smoothing.randomized import Randomized
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
+from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, named, tidy
+from cdn.run_folder.opened import Run
 from cdn_kernels.noise import SEEDS, seeded
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"

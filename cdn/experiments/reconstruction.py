@@ -19,14 +19,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from cdn.cli import positive_float, positive_int, run_command, whole_number
+from cdn.cli.arguments import positive_float, positive_int, run_command, whole_number
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import accuracy
-from cdn.evaluation.grid import draw_grid
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.finite import decided
-from cdn.modes import evaluating
-from cdn.reconstruction import (
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.attacks import distance, sweep
+from cdn.methods.attacks.pursuit import Classifier
+from cdn.methods.synthesis import (
     ClassGenerators,
     Inference,
     ReconstructionClassifier,
@@ -36,9 +35,10 @@ from cdn.reconstruction import (
     lower_bounds,
     save_generators,
 )
-from cdn.reconstruction.enlarge import Enlargement
-from cdn.robustness import distance, sweep
-from cdn.robustness.pursuit import Classifier
+from cdn.methods.synthesis.enlarge import Enlargement
+from cdn.model.finite import decided
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
 
 GENERATORS = "generators.safetensors"
 # Training images kept to calibrate the classifier; images in the picture, and classes shown there; all at most.
@@ -79,8 +79,8 @@ def prepare(experiment: Experiment, size: Enlargement) -> tuple[ReconstructionCl
     """Return a calibrated classifier, with new generators or those that are there, and what JSON should hold of it.
 
     Args:
-        experiment: a :class:`cdn.experiments.command.Experiment`.
-        size: the :class:`cdn.reconstruction.enlarge.Enlargement` of its images.
+        experiment: a :class:`cdn.experiments.runner.Experiment`.
+        size: the :class:`cdn.methods.synthesis.enlarge.Enlargement` of its images.
     """
     args, dataset = experiment.args, experiment.run.dataset
     x, labels = experiment.images(dataset.train, args.train_images)
@@ -127,10 +127,10 @@ def measure(
     """Measure both classifiers, and attack them.
 
     Args:
-        classifier: the :class:`cdn.reconstruction.ReconstructionClassifier`.
+        classifier: the :class:`cdn.methods.synthesis.ReconstructionClassifier`.
         own: the classifier of the run, a function of the same images.
         x, labels: test images [N, C, H, W] and their classes [N].
-        experiment: the :class:`cdn.experiments.command.Experiment`.
+        experiment: the :class:`cdn.experiments.runner.Experiment`.
 
     Returns:
         What JSON should hold, and (x, attacked, labels) of images that the L2 attack has found, or None.

@@ -19,15 +19,22 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.cli import fraction, positive_float, positive_int, run_command
+from cdn.cli.arguments import fraction, positive_float, positive_int, run_command
 from cdn.errors import CDNError
-from cdn.evaluation.grid import draw_grid
 from cdn.evaluation.metrics import psnr, ssim
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.modes import evaluating
-from cdn.prior.operators import CompressiveSensing, Deblurring, Inpainting, MissingPixels, Operator, SuperResolution
-from cdn.prior.residual import blind_residual
-from cdn.prior.restoration import restore
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.prior.inverse_problems import restore
+from cdn.methods.prior.operators import (
+    CompressiveSensing,
+    Deblurring,
+    Inpainting,
+    MissingPixels,
+    Operator,
+    SuperResolution,
+)
+from cdn.methods.prior.residual import blind_residual
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
 from cdn_kernels import Noise
 
 PROBLEMS: dict[str, Callable[[Sequence[int], argparse.Namespace], Operator]] = {

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
-from cdn.cli import positive_float, positive_int, run_command, whole_number
+from cdn.cli.arguments import positive_float, positive_int, run_command, whole_number
 from cdn.errors import CDNError
-from cdn.evaluation.style import COLORS, named, tidy
-from cdn.experiments.command import Experiment, Results, add_against, make_parser, text_table
-from cdn.modes import evaluating
-from cdn.robustness import ATTACKS, NORMS, masking_checks, sweep
+from cdn.experiments.runner import Experiment, Results, add_against, make_parser, text_table
+from cdn.methods.attacks import ATTACKS, NORMS, masking_checks, sweep
+from cdn.model.modes import evaluating
+from cdn.pictures.style import COLORS, named, tidy
 
 TITLES = dict(linf="L-infinity", l2="L2")
 # Radii are given and shown in these parts of the range from black to white.

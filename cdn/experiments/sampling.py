@@ -19,17 +19,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cdn.cli import positive_float, positive_int, run_command
+from cdn.cli.arguments import positive_float, positive_int, run_command
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION, accuracy
-from cdn.evaluation.grid import draw_grid
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.model.abilities import classifies
-from cdn.modes import evaluating
-from cdn.prior.ascent import ascend
-from cdn.prior.langevin import langevin, noise_ladder
-from cdn.prior.likeness import frechet_distance, nearest_images, pooled_features
-from cdn.prior.residual import blind_residual, noisy_start
+from cdn.experiments.runner import Experiment, Results, make_parser, text_table
+from cdn.methods.prior.annealed import langevin, noise_ladder
+from cdn.methods.prior.ascent import ascend
+from cdn.methods.prior.likeness import frechet_distance, nearest_images, pooled_features
+from cdn.methods.prior.residual import blind_residual, noisy_start
+from cdn.model.capabilities import classifies
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
 from cdn_kernels import Noise
 from cdn_kernels.noise import seeded
 

@@ -24,17 +24,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.cli import positive_int, run_command, whole_number
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import positive_int, run_command, whole_number
+from cdn.commands.denoise import parse_sigma
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.style import BLUE, GREY, ORANGE, named, tidy
-from cdn.experiments.command import Experiment, make_parser, text_table
-from cdn.finite import decided
-from cdn.modes import evaluating
-from cdn.reconstruction import ClassGenerators, Inference, fit, infer
-from cdn.reconstruction.similarities import (
+from cdn.experiments.runner import Experiment, make_parser, text_table
+from cdn.methods.distances.dissimilarity import (
     FEATURES,
     INFORMATION,
     PIXELS,
@@ -47,7 +42,12 @@ from cdn.reconstruction.similarities import (
     nearest_class,
     pixels,
 )
-from cdn.runs import Run
+from cdn.methods.synthesis import ClassGenerators, Inference, fit, infer
+from cdn.model.finite import decided
+from cdn.model.modes import evaluating
+from cdn.pictures.grid import draw_grid
+from cdn.pictures.style import BLUE, GREY, ORANGE, named, tidy
+from cdn.run_folder.opened import Run
 from cdn_kernels import Noise, NoiseLevels, sample_noise
 
 NAMES = PIXELS, SSIM, FEATURES, INFORMATION

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cdn.cli import run_command, run_logged
+from cdn.cli.arguments import run_command, run_logged
 from cdn.data import DATASETS
 from cdn.errors import CDNError
-from cdn.experiments.command import REPORT, text_table
-from cdn.store import make_folder
+from cdn.experiments.runner import REPORT, text_table
+from cdn.run_folder.weights import make_folder
 
 # Options of training by budget, and what a joint energy model adds to them: shorter chains than its paper's, so that
 # its training takes two to three times as long as that of the others, and few enough that each of them moves often.

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 import cdn_kernels
 from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
-from cdn.finite import decided
+from cdn.model.finite import decided
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise

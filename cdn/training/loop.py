@@ -17,17 +17,19 @@ import cdn_kernels
 from cdn.data import Dataset, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
 from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError
-from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
+from cdn.evaluation import evaluate
 from cdn.evaluation.evaluate import Report
-from cdn.evaluation.style import attempt
 from cdn.model import Network
-from cdn.model.abilities import has_density
-from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
-from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
-from cdn.training.identity import DATA, note_data, require_same_data, write_fingerprint
-from cdn.training.lock import locked
-from cdn.training.log import Averages, MetricsFile, Progress
+from cdn.model.capabilities import has_density
+from cdn.pictures.denoising import chains_picture, denoising_picture
+from cdn.pictures.plots import curves_picture
+from cdn.pictures.style import attempt
+from cdn.run_folder.data_identity import DATA, note_data, require_same_data, write_fingerprint
+from cdn.run_folder.lock import locked
+from cdn.run_folder.state import PREVIOUS, STATE, has_state, load_state, save_state
+from cdn.run_folder.weights import CONFIG, METRICS, WEIGHTS, make_folder, save_config, save_model, sweep
 from cdn.training.profile import profile_steps
+from cdn.training.progress import Averages, MetricsFile, Progress
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise

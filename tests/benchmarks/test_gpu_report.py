@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import gpu_report
 from benchmarks.gpu_report import STAGES, Stage, choose
-from cdn.train import make_parser
+from cdn.commands.train import make_parser
 from cdn.training.settings import Settings
 
 

@@ -5,7 +5,7 @@ import pytest
 import cdn
 from benchmarks import rounding
 from cdn.errors import CDNError
-from cdn.store import save_config, save_model
+from cdn.run_folder.weights import save_config, save_model
 
 DIGITS = [str(digit) for digit in range(10)]
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 import cdn
-from cdn import runs
-from cdn.analysis.conditional import (
+from cdn.data import load_dataset
+from cdn.errors import CDNError
+from cdn.experiments import denoisers
+from cdn.experiments.runner import REPORT
+from cdn.methods.class_conditional import (
     adversarial_gradient,
     class_gains,
     denoise_with_classes,
     difference_identity,
     mixture_identity,
 )
-from cdn.data import load_dataset
-from cdn.errors import CDNError
-from cdn.experiments import denoisers
-from cdn.experiments.command import REPORT
+from cdn.run_folder import opened as runs
 
 SIGMA = 0.5
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cdn import evaluate
+from cdn.commands import evaluate
 from cdn.errors import CDNError
 from cdn.experiments import ablation, compare
 

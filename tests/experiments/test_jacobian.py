@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import cdn
-from cdn.analysis.dimension import effective_dimension
-from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.experiments import jacobian
-from cdn.experiments.command import REPORT
+from cdn.experiments.runner import REPORT
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.methods.spectrum.dimension import effective_dimension
 
 SIGMA = 50 / 255
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cdn.errors import CDNError, DataError
-from cdn.evaluation.bounds import Bound
 from cdn.experiments import bounds, learning_curves
+from cdn.methods.learning_bounds import Bound
 from cdn.training.settings import Settings
 
 

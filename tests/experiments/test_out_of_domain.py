@@ -5,9 +5,9 @@ import json
 import pytest
 
 from cdn.errors import CDNError
-from cdn.evaluation.files import write_image
 from cdn.experiments import out_of_domain
-from cdn.runs import open_run
+from cdn.images.files import write_image
+from cdn.run_folder.opened import open_run
 
 FAST = [
     "--device",

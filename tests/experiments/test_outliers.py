@@ -5,11 +5,11 @@ import json
 import pytest
 
 from cdn.errors import CDNError
-from cdn.evaluation.files import write_image
 from cdn.experiments import outliers
-from cdn.experiments.command import REPORT
-from cdn.runs import open_run
-from cdn.store import load_config, save_config
+from cdn.experiments.runner import REPORT
+from cdn.images.files import write_image
+from cdn.run_folder.opened import open_run
+from cdn.run_folder.weights import load_config, save_config
 
 
 def run(folder, out, *options):

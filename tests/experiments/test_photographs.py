@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 import cdn
-from cdn import train
+from cdn.commands import train
 from cdn.errors import CDNError, DataError
-from cdn.evaluation import memory, psnr
-from cdn.evaluation.files import find_images, read_image
-from cdn.evaluation.photographs import blind_sigma, denoise_photograph
+from cdn.evaluation import psnr
 from cdn.experiments import photographs
-from cdn.store import load
+from cdn.images import memory
+from cdn.images.files import find_images, read_image
+from cdn.methods.whole_images import blind_sigma, denoise_photograph
+from cdn.run_folder.weights import load
 from cdn_kernels import Noise, sample_noise
 
 

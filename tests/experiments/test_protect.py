@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.experiments import protect
+from cdn.methods.smoothing.randomized import Randomized
 
 FAST = [
     "--device",

@@ -6,7 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import reconstruction
-from cdn.reconstruction import load_generators
+from cdn.methods.synthesis import load_generators
 
 FAST = [
     "--device",

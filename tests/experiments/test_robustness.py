@@ -8,8 +8,8 @@ import torch
 from cdn.errors import CDNError
 from cdn.evaluation.evaluate import evaluating
 from cdn.experiments import robustness
-from cdn.robustness import NORMS, Ball, attack, distance, sweep
-from cdn.runs import open_run
+from cdn.methods.attacks import NORMS, Ball, attack, distance, sweep
+from cdn.run_folder.opened import open_run
 
 # Where about half of the images withstand.
 RADII = dict(linf=[0.04, 0.08, 0.12], l2=[0.3, 0.5, 0.7])

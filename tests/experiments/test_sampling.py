@@ -6,7 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import sampling
-from cdn.experiments.command import REPORT
+from cdn.experiments.runner import REPORT
 
 
 def run(folder, out, *options):

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from cdn import train
+from cdn.commands import train
 from cdn.errors import CDNError
 from cdn.experiments import learning_curves, suite
 from cdn.training.settings import Settings
 from cdn_kernels import Noise, sample_sigma
-from tests.commands import run_module
+from tests.in_process import run_module
 
 
 def rows(printed):
@@ -91,7 +91,7 @@ def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
 
 
 def run_here(command, log):
-    """What :func:`cdn.cli.run_logged` does, without a process for every command."""
+    """What :func:`cdn.cli.arguments.run_logged` does, without a process for every command."""
     assert command[:2] == [sys.executable, "-um"]
     status, out, err = run_module(*command[2:])
     print(out + err)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import cdn
-from cdn import train
+from cdn.commands import train
 from cdn.data import load_dataset
 from cdn.errors import CDNError, DivergedError
-from cdn.store import load
+from cdn.run_folder.weights import load
 from cdn.training.jem import CHAINS, Gaussian, JointEnergy, contrastive_loss, langevin
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer

@@ -1,0 +1,26 @@
+"""How a model is run to be measured, and how it is left afterwards."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from cdn.cli.arguments import PRECISIONS
+from cdn.errors import CDNError
+
+
+@contextmanager
+def evaluating(model: nn.Module, precision: str) -> Iterator[torch.device]:
+    """Put every module into evaluation mode, yield the device of the model, and restore the modes."""
+    if precision not in PRECISIONS:
+        raise CDNError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield device
+    finally:
+        for module, training in modes:
+            module.training = training

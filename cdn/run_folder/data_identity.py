@@ -1,0 +1,69 @@
+"""The data that a run began with, and whether it goes on with the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cdn.data import Fingerprint, differences
+from cdn.errors import CheckpointError, DataError
+from cdn.model.finite import json_text
+from cdn.run_folder.weights import load_config, save_config, write_atomically
+
+DATA = "data.json"
+
+
+def write_fingerprint(run: Path, found: Fingerprint) -> None:
+    """Note in a run folder which data the run is trained on."""
+    write_atomically(run / DATA, (json_text(found) + "\n").encode())
+
+
+def require_same_data(run: Path, found: Fingerprint) -> None:
+    """See that a run goes on with the data of its start.
+
+    What is left of it, its order of images and its schedule, belongs to these images. A run of a version that noted no
+    fingerprint is asked for what its configuration says.
+
+    Args:
+        run: the run folder.
+        found: the fingerprint of the data at hand.
+
+    Raises:
+        DataError: it is other data.
+        CheckpointError: a damaged run.
+    """
+    before = _read_fingerprint(run) if (run / DATA).exists() else _known_of(load_config(run))
+    if changes := differences(before, found):
+        raise DataError(
+            f"{run}: the data is not that of its start: {'; '.join(changes)}. "
+            "Name the folder of the same data with --data-dir, or start a new run"
+        )
+
+
+def note_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
+    """Note in the folder of a run that goes on where its data is now and, if nobody did, which it is."""
+    if not (run / DATA).exists():
+        write_fingerprint(run, found)
+    config = load_config(run)
+    if config.get("training", {}).get("data_dir") != data_dir:
+        for part in ("training", "data"):
+            config[part] = config.get(part, {}) | dict(data_dir=data_dir)
+        save_config(run, config)
+
+
+def _read_fingerprint(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / DATA).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run / DATA} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{run / DATA} is no fingerprint of a data set")
+    return found
+
+
+def _known_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a fingerprint the configuration of a run tells."""
+    data, whole = config.get("data", {}), config.get("training", {}).get("train_images") is None
+    counts = dict(train=data.get("train_images") if whole else None, test=data.get("test_images"))
+    known = dict(classes=config.get("classes"), shape=data.get("shape"))
+    known |= {split: dict(images=count) for split, count in counts.items() if count is not None}
+    return {key: value for key, value in known.items() if value is not None}

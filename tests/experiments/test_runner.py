@@ -1,0 +1,61 @@
+"""The frame of the experiments: options, reports, tables."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cdn.errors import CDNError
+from cdn.experiments.runner import REPORT, Experiment, make_parser, text_table
+from cdn.model.finite import json_text
+
+
+def experiment(run, *options):
+    parser = make_parser("trial", "Try the frame.", limit=20)
+    return Experiment(parser.parse_args([str(run), "--device", "cpu", *options]))
+
+
+def test_the_report_says_how_to_repeat_it(digits_run, tmp_path):
+    trial = experiment(digits_run, "--out", str(tmp_path / "a" / "b"), "--limit", "7")
+    images, labels = trial.test_images()
+    assert images.shape == (7, 1, 8, 8) and labels.shape == (7,) and 0 <= images.min() < images.max() <= 1
+    trial.write(dict(value=1.5, nothing=float("nan"), many=[1.0, float("inf")]))
+    report = json.loads((tmp_path / "a" / "b" / REPORT).read_text())
+    assert report["results"] == dict(value=1.5, nothing=None, many=[1.0, None])
+    assert report["options"]["limit"] == 7 and report["data"] == "digits" and report["seconds"] >= 0
+    assert {"torch", "threads", "device"} <= report["machine"].keys()
+
+
+def test_exact_images_only(digits_run):
+    trial = experiment(digits_run)
+    split = trial.run.dataset.test
+    split.exact[:3] = False
+    exact, _ = trial.test_images(5, exact=True)
+    every, _ = trial.test_images(8)
+    assert torch.equal(exact, every[3:])
+
+
+def test_further_runs_share_the_images_of_the_first(digits_run):
+    trial = experiment(digits_run)
+    assert trial.open(digits_run).config == trial.run.config
+    trial.run = replace(trial.run, dataset=replace(trial.run.dataset, name="letters"))
+    with pytest.raises(CDNError, match=r"trained on digits, 10 classes of images \[1, 8, 8\], but .* on letters, 10"):
+        trial.open(digits_run)
+
+
+def test_a_folder_that_cannot_be_made(digits_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CDNError, match="--out: .* cannot be made a folder"):
+        experiment(digits_run, "--out", str(tmp_path / "file" / "out"))
+
+
+def test_tables():
+    table = text_table(["name", "value"], [["a", 0.123456], ["long name", None]])
+    assert table.splitlines() == [
+        "| name      |  value |",
+        "|-----------|-------:|",
+        "| a         | 0.1235 |",
+        "| long name |      - |",
+    ]
+    assert json_text(float("-inf")) == "null"
