@@ -1,7 +1,6 @@
 """Classification-denoising networks: one network that classifies noisy images and, by its input gradient, denoises."""
 
-from cdn.denoiser import Denoiser
-from cdn.density import calibrate, denoise, estimate_sigma, log_prob, score
+from cdn.density import Denoiser, calibrate, denoise, estimate_sigma, log_prob, score
 from cdn.methods.distances.information import similarity
 from cdn.methods.smoothing import Certificate, Protected, certify
 from cdn.model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small

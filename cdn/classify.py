@@ -1,6 +1,6 @@
 """Run ``python -m cdn.classify``: the command is :mod:`cdn.commands.classify`."""
 
-from cdn.cli.arguments import run_command
+from cdn.cli.process import run_command
 from cdn.commands.classify import main
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 
 import cdn
-from cdn.cli.arguments import run_command
+from cdn.cli.process import run_command
 from cdn.commands.denoise import main
 
 if __name__ == "__main__":

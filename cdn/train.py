@@ -1,6 +1,6 @@
 """Run ``python -m cdn.train``: the command is :mod:`cdn.commands.train`."""
 
-from cdn.cli.arguments import run_command
+from cdn.cli.process import run_command
 from cdn.commands.train import main
 
 if __name__ == "__main__":

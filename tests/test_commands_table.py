@@ -21,7 +21,7 @@ from PIL import Image
 
 import cdn
 import cdn.commands.certify
-from cdn.run_folder.lock import LOCK
+from cdn.run_folder.names import LOCK
 from tests.faults import closed_pipe, contents, full_disk, read_only, unreadable
 from tests.frozen import freeze
 

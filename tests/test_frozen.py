@@ -11,7 +11,8 @@ import cdn
 import cdn_kernels
 from cdn.commands import train
 from cdn.methods.synthesis.generators import load_generators
-from cdn.run_folder.state import STATE, load_state
+from cdn.run_folder.names import STATE
+from cdn.run_folder.state import load_state
 from tests.frozen import freeze
 
 VERSIONS = sorted(path for path in freeze.FOLDER.iterdir() if (path / freeze.EXPECTED).exists())

@@ -22,13 +22,14 @@ from cdn.errors import CDNError, NotFiniteError
 from cdn.evaluation import evaluate as measure
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.metrics import reliability
+from cdn.files import json_text
 from cdn.images.files import write_image
 from cdn.methods.attacks import Ball, attack, sweep
 from cdn.methods.prior.likeness import nearest_images
 from cdn.methods.smoothing import ABSTAIN, LevelVote, predict_smoothed
 from cdn.methods.synthesis import ClassGenerators, ReconstructionClassifier
 from cdn.methods.synthesis.latent_descent import latent_descent
-from cdn.model.finite import decided, json_text
+from cdn.model.finite import decided
 from cdn.run_folder.journal import Journal
 from cdn.run_folder.weights import load, save_model
 from tests.surface import CALLS, OTHERS, REDUCE, Networks
@@ -201,7 +202,7 @@ def calls(names):
 
 
 def test_json_has_one_writer():
-    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.model.finite.json_text, which has no NaN"
+    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.files.json_text, which has no NaN"
 
 
 def test_classes_are_decided_in_one_place():

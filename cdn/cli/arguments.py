@@ -1,103 +1,19 @@
-"""What every command shares: argument types, devices, and errors a person can read."""
+"""Options of commands: their types, each with one sentence for what it does not take, and devices."""
 
 import argparse
-import re
-import subprocess
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from cdn.errors import CDNError
-from cdn_kernels.console import run_steadily
+from cdn.images.tiles import SMALLEST
+from cdn.model.inputs import sigma_text
+from cdn.model.modes import PRECISIONS
 from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
-PRECISIONS = ("float32", "bf16")
-
 Number = TypeVar("Number", int, float)
-
-
-def run_command(main: Callable[[], int | None], *, to_the_end: bool = True) -> NoReturn:
-    """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C.
-
-    Args:
-        main: the command.
-        to_the_end: whether it has results beside what it prints, and goes on when no one reads that any more.
-
-    Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command.
-    """
-    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
-    sys.exit(run_steadily(lambda: _status(main), to_the_end=to_the_end))
-
-
-def _status(main: Callable[[], int | None]) -> int:
-    try:
-        return main() or 0
-    except CDNError as error:
-        return _failed(error)
-    except OSError as error:
-        return _failed(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
-    except (MemoryError, RuntimeError) as error:
-        shortage = _shortage(error)
-        if shortage is None:
-            raise
-        return _failed(f"out of memory ({shortage}): try a smaller batch or image")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _failed(message: object) -> int:
-    print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
-    return 1
-
-
-def _shortage(error: Exception) -> str | None:
-    """Return what an error says of memory that ran out, or None if it is about something else."""
-    line = str(error).partition("\n")[0]
-    # torch raises plain RuntimeErrors on CPUs, and where a GPU's driver, not its own allocator, has no more.
-    found = re.search("DefaultCPUAllocator: (.*)|(CUDA error: out of memory)", line)
-    if found:
-        return found[1] or found[2]
-    return line or "no more is known" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else None
-
-
-def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:
-    """Run another command, showing what it prints and writing that to a file too; return its exit status.
-
-    Args:
-        command: its words.
-        log: path of the file.
-        prefix: what to show before every line.
-        options: for subprocess.Popen, such as cwd and env.
-
-    Raises:
-        CDNError: the file cannot be written; where that comes to light later, the command has run to its end.
-    """
-    lost = None
-    try:
-        file = log.open("wb", buffering=0)
-    except OSError as error:
-        raise CDNError(f"could not write {log}: {error.strerror}") from None
-    with (
-        file,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace", **options
-        ) as process,
-    ):
-        assert process.stdout is not None  # it is a pipe
-        for line in process.stdout:
-            print(f"{prefix}{line}", end="", flush=True)
-            try:
-                file.write(line.encode(errors="backslashreplace"))
-            except OSError as error:
-                lost = error
-    if lost is not None:
-        raise CDNError(f"could not write {log}: {lost.strerror}")
-    return process.returncode
 
 
 def positive_int(text: str) -> int:
@@ -116,7 +32,7 @@ def seed_number(text: str) -> int:
 
 
 def noise_level(text: str) -> float:
-    """Parse a noise level in the units of images in [0, 1], as 0.1 or 25/255."""
+    """Parse a noise level in the units of images in [0, 1], as 0.1 or 25/255: the one type of all commands."""
     level = _number(text, _ratio, lambda v: 0 < v < float("inf"), "a number above 0, such as 0.1 or 25/255")
     if level > HIGHEST_LEVEL:
         raise argparse.ArgumentTypeError(f"expected the noise level of images in [0, 1], got {text!r}; {grey(level)}")
@@ -163,6 +79,19 @@ def _number(text: str, kind: Callable[[str], Number], valid: Callable[[Number], 
     return value
 
 
+def tile_side(text: str) -> int:
+    """Parse the side of a tile."""
+    return _number(text, int, lambda v: v >= SMALLEST, f"a whole number of at least {SMALLEST}")
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    """Parse NAME=FOLDER, both not empty."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
 def pick_device(name: str) -> torch.device:
     """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
@@ -179,12 +108,90 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def add_runtime_arguments(parser: argparse.ArgumentParser, precision: str = "float32") -> None:
-    """Add ``--device`` and ``--precision``."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=precision,
-        help="bf16: convolutions in bfloat16, everything delicate in float32 (default: %(default)s)",
+class Option(NamedTuple):
+    """An option of a command.
+
+    Attributes:
+        flag: such as "--steps".
+        kind: the function that parses a value, the collection of values to choose from, or bool for a switch.
+        default: its value where it is not given; None for none.
+        text: what it is, for ``--help``, which the default is added to.
+        many: whether it takes one value or more.
+        required: whether it has to be given.
+    """
+
+    flag: str
+    kind: Any
+    default: Any
+    text: str
+    many: bool = False
+    required: bool = False
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Add the option to a parser, or to a group of one."""
+        if self.kind is bool:
+            parser.add_argument(self.flag, action="store_true", help=self.text)
+            return
+        shown = "" if self.default is None else f" (default: {self._text_of(self.default)})"
+        how: dict[str, Any] = (
+            dict(type=self.kind, metavar=METAVARS.get(self.kind, "TEXT")) if callable(self.kind) else {}
+        )
+        if not how:
+            how = dict(choices=self.kind, metavar="NAME" if self.many else None)
+        if self.many:
+            how["nargs"] = "+"
+        parser.add_argument(
+            self.flag, default=self.default, required=self.required, help=(self.text + shown).replace("%", "%%"), **how
+        )
+
+    def _text_of(self, value: Any) -> str:
+        one = sigma_text if self.kind is noise_level else str
+        return " ".join(map(one, value)) if self.many else one(value)
+
+
+# What stands for a value in ``--help``, by its type.
+METAVARS: dict[Any, str] = {
+    positive_int: "N",
+    whole_number: "N",
+    seed_number: "N",
+    tile_side: "N",
+    noise_level: "SIGMA",
+    fraction: "SHARE",
+    probability: "P",
+    named_folder: "NAME=FOLDER",
+    positive_float: "X",
+    nonnegative_float: "X",
+    Path: "PATH",
+}
+
+
+def make_parser(
+    prog: str, text: str | None, options: Iterable[Option] = (), groups: Mapping[str, Iterable[Option]] = {}, **how: Any
+) -> argparse.ArgumentParser:
+    """Return the parser of a command.
+
+    Args:
+        prog: the module that ``python -m`` runs.
+        text: what the command does, shown as it is.
+        options: its options.
+        groups: further ones under titles of their own.
+        how: for ``argparse.ArgumentParser``.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter, **how
     )
+    for option in options:
+        option.add_to(parser)
+    for title, members in groups.items():
+        group = parser.add_argument_group(title)
+        for option in members:
+            option.add_to(group)
+    return parser
+
+
+# The options of all commands that run a model.
+DEVICE = Option("--device", str, "auto", "auto, cpu, cuda or cuda:N")
+PRECISION = Option(
+    "--precision", PRECISIONS, "float32", "bf16: convolutions in bfloat16, everything delicate in float32"
+)
+DATA_DIR = Option("--data-dir", str, None, "folder of the data (default: that of the training)")

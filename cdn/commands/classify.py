@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn.cli.arguments import pick_device, positive_int
+from cdn.cli.arguments import DEVICE, Option, make_parser, pick_device, positive_int
 from cdn.density import estimate_sigma, log_prob
 from cdn.errors import CDNError, CheckpointError, DataError, NotFiniteError
+from cdn.files import json_text
 from cdn.images.files import read_image
 from cdn.images.memory import require_memory
 from cdn.model import Network
 from cdn.model.capabilities import classifies, has_density, kind
-from cdn.model.finite import json_text, require_finite
-from cdn.run_folder.weights import image_side, load, load_config
+from cdn.model.finite import require_finite
+from cdn.run_folder.config import read_config
+from cdn.run_folder.weights import load
 
 DESCRIPTION = """\
 Print the most probable classes of each image, and for a model of densities also log p(y), up to a constant of
@@ -116,35 +118,20 @@ def _describe(result: dict[str, Any]) -> str:
 def _training_side(run: Path) -> int | None:
     """Return the side of the training images, or None if nothing tells it."""
     try:
-        return image_side(load_config(run if run.is_dir() else run.parent))
+        return read_config(run if run.is_dir() else run.parent).image_side
     except CheckpointError:
         return None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cdn.classify",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = (
+        Option("--top", positive_int, 3, "how many classes to print"),
+        Option("--json", bool, False, "print one JSON object per image and line"),
+        Option("--resize", bool, False, "cut out the central square and resize it to the size of the training images"),
+        DEVICE,
     )
+    parser = make_parser("cdn.classify", DESCRIPTION, options, epilog=EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
-    parser.add_argument(
-        "images",
-        metavar="IMAGE",
-        type=Path,
-        nargs="+",
-        help="image files, 8 bits per channel, opaque; colour becomes grey, and grey colour, as the model needs",
-    )
-    parser.add_argument(
-        "--top", metavar="K", type=positive_int, default=3, help="how many classes to print (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per image and line")
-    parser.add_argument(
-        "--resize",
-        action="store_true",
-        help="cut out the central square and resize it to the size of the training images "
-        "(default: take the image as it is)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    text = "image files, 8 bits per channel, opaque; colour becomes grey, and grey colour, as the model needs"
+    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help=text)
     return parser

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdn import density
-from cdn.cli.arguments import pick_device
+from cdn.cli.arguments import DEVICE, Option, make_parser, noise_level, pick_device, tile_side
 from cdn.errors import CDNError
 from cdn.images.files import check_writable, kind_of, read_image, write_image
 from cdn.images.memory import advise_tile, require_memory
@@ -57,21 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {args.output}")
 
 
-def parse_sigma(text: str) -> float:
-    """Parse a noise level in the units of images in [0, 1]: "0.1" or "25/255"."""
-    try:
-        numerator, _, denominator = text.partition("/")
-        sigma = float(numerator) / float(denominator or 1)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number such as 0.1 or 25/255, got {text!r}") from None
-    if not 0 < sigma <= 1:
-        raise argparse.ArgumentTypeError(
-            "expected a noise level above 0 and up to 1, as images are in "
-            f"[0, 1], got {text!r}; 25 grey levels are written 25/255"
-        )
-    return sigma
-
-
 def _noise_level(model: Network, y: Tensor, sigma: float | None, size: int) -> float:
     if is_direct_denoiser(model):
         _say("this model needs no noise level: --sigma is ignored" if sigma else None)
@@ -99,46 +84,21 @@ def _say(sentence: str | None) -> None:
         print(sentence)
 
 
-def parse_tile(text: str) -> int:
-    """Parse the side of a tile."""
-    if not text.isdecimal() or int(text) < SMALLEST:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {SMALLEST}, got {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cdn.denoise",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    text = f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory (default: the image as a whole)"
+    options = (
+        Option("--label", str, None, "denoise given this class, a name or a number (default: none)"),
+        Option("--tile", tile_side, None, text),
+        DEVICE,
     )
+    parser = make_parser("cdn.denoise", DESCRIPTION, options, epilog=EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
     parser.add_argument("input", metavar="INPUT", type=Path, help="noisy image, 8 bits per channel, opaque")
-    parser.add_argument(
-        "output",
-        metavar="OUTPUT",
-        type=Path,
-        help="denoised image: .png, .bmp, .tif, .webp (lossless) or .jpg; an existing file "
-        "is replaced, unless it is the input",
-    )
+    text = ".png, .bmp, .tif, .webp (lossless) or .jpg; an existing file is replaced, unless it is the input"
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help=f"denoised image: {text}")
     level = parser.add_mutually_exclusive_group()
-    level.add_argument(
-        "--sigma",
-        metavar="S",
-        type=parse_sigma,
-        help="standard deviation of the noise, for images in [0, 1]: 0.1 or 25/255",
-    )
-    level.add_argument(
-        "--blind", action="store_true", help="estimate the noise level and print it (default without --sigma)"
-    )
-    parser.add_argument("--label", metavar="C", help="denoise given this class, a name or a number (default: none)")
-    parser.add_argument(
-        "--tile",
-        metavar="N",
-        type=parse_tile,
-        help=f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory "
-        "(default: the image as a whole)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    text = "standard deviation of the noise, for images in [0, 1]: 0.1 or 25/255"
+    level.add_argument("--sigma", metavar="SIGMA", type=noise_level, help=text)
+    text = "estimate the noise level and print it (default without --sigma)"
+    level.add_argument("--blind", action="store_true", help=text)
     return parser

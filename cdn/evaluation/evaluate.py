@@ -16,13 +16,12 @@ from cdn.evaluation.metrics import calibration_error, psnr, ssim
 from cdn.model import capabilities
 from cdn.model.finite import decided
 from cdn.model.modes import evaluating
+from cdn.noise_keys import EVALUATION
 from cdn_kernels import reference as ops
-from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.noise import NoiseLevels
 
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
 CHUNK = 256
-# Training counts its steps from 0: this far away, no test image meets noise of the training.
-EVALUATION = 1 << 62
 
 # What an evaluation found, by name; None for what the model cannot give.
 Report = dict[str, float | None]
@@ -209,8 +208,8 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape and noise levels [B]."""
     for position, chunk in enumerate(indices.split(CHUNK)):
-        x = split.load(chunk)[0].to(device).float().div(255)
-        key = Noise(seed, EVALUATION + position)
+        x, _ = split.images(chunk, device)
+        key = EVALUATION.key(seed, position)
         eps = ops.standard_normal(x.shape, key, device=device)
         level = ops.sample_sigma(len(x), key, levels, device=device)
         yield from zip(*(part.split(batch_size) for part in (x, eps, level)))

@@ -1,5 +1,6 @@
 """Figures of merit of denoised images and of predicted probabilities."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -127,3 +128,8 @@ def _averages(size: int, device: torch.device) -> Tensor:
 def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two batches of one shape, got {list(a.shape)} and {list(b.shape)}")
+
+
+def mean_and_error(values: Tensor) -> list[float]:
+    """Return [mean, standard error] of values [N], one per image; nan where there are not enough of them."""
+    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]

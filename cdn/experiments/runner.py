@@ -1,128 +1,161 @@
-"""What every experiment shares: its options, the run it opens, and the folder that its figures and pictures go to."""
+"""The frame of all experiments: one states what it needs of a run, and measures; this does all the rest.
+
+An experiment is a module of this folder: an :class:`Experiment` with its options and its needs, and a function from the
+opened :class:`Session` to :class:`Findings`, which are printed, drawn and written to ``report.json``.
+"""
 
 import argparse
 import datetime
-import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
-from cdn.cli.arguments import add_runtime_arguments, pick_device, positive_float, positive_int, seed_number
+from cdn.cli.arguments import DATA_DIR, DEVICE, PRECISION, Option, make_parser, pick_device, positive_int, seed_number
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
+from cdn.experiments.options import OPTIONS
+from cdn.files import Results, json_text, make_folder, write_atomically
 from cdn.model.capabilities import kind
-from cdn.model.finite import json_text
+from cdn.model.modes import evaluating
 from cdn.pictures.style import attempt, save
 from cdn.run_folder.opened import Run, by_name, open_run
-from cdn.run_folder.weights import make_folder, write_atomically
 from cdn_kernels import machine
 
 REPORT = "report.json"
-# What JSON can hold, by name: numbers, strings, lists and dicts of these.
-Results = dict[str, Any]
 
 
-def make_parser(name: str, doc: str | None, *, limit: int, batch_size: int = 256) -> argparse.ArgumentParser:
-    """Return the parser of an experiment, with the options that all of them have.
+class Need(NamedTuple):
+    """What an experiment needs of a run: in words, and whether a run has it."""
 
-    Args:
-        name: of its module in :mod:`cdn.experiments`, and of the folder it writes by default.
-        doc: its module docstring, which ``--help`` shows.
-        limit: default number of test images.
-        batch_size: default number of images per forward.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m cdn.experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(experiment=name)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
-    parser.add_argument(
-        "--out",
-        metavar="FOLDER",
-        type=Path,
-        help=f"where {REPORT} and the pictures go; what is there is replaced (default: RUN/{name})",
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (default: that of the training)")
-    parser.add_argument(
-        "--limit",
-        metavar="N",
-        type=positive_int,
-        default=limit,
-        help="use the first N test images (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=positive_int,
-        default=batch_size,
-        help="images per forward (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=seed_number, default=0, help="of all that is drawn at random (default: %(default)s)"
-    )
-    add_runtime_arguments(parser)
-    return parser
+    words: str
+    met: Callable[[Run], bool]
 
 
-def add_against(parser: argparse.ArgumentParser) -> None:
-    """Add ``--against``, for :meth:`Experiment.classifiers`."""
-    parser.add_argument(
-        "--against",
-        metavar="RUN",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="other runs on the same data, to be measured beside it",
-    )
+DENSITY = Need("models a density", lambda run: run.has_density)
+CLASSES = Need("classifies", lambda run: run.has_classes)
+DENOISER = Need("denoises", lambda run: run.denoises)
+DENSITY_OR_CLASSES = Need("models a density or classes", lambda run: run.has_density or run.has_classes)
 
 
-def add_grey_sigmas(parser: argparse.ArgumentParser) -> None:
-    """Add ``--sigmas``, noise levels in grey levels."""
-    parser.add_argument(
-        "--sigmas",
-        metavar="S",
-        type=positive_float,
-        nargs="+",
-        default=[15, 25, 50, 100],
-        help="noise levels, in grey levels of 255 (default: 15 25 50 100)",
-    )
-
-
-class Experiment:
-    """One execution of an experiment: its run, its clock, and its results.
-
-    Args:
-        args: what :func:`make_parser` parsed.
+class Findings(NamedTuple):
+    """What an experiment found.
 
     Attributes:
-        run: the :class:`cdn.run_folder.opened.Run`; ``model`` and ``device`` are short for its model and where that is.
-
-    Raises:
-        CDNError: the run or its data cannot be read, or the output folder cannot be made.
+        results: what ``report.json`` is to hold.
+        text: what is printed: sentences and tables, with an empty line between tables.
+        figures: pictures by the names of their files; a function that draws one is called once the report is safe.
     """
 
-    out: Path
+    results: Results | list[Results]
+    text: Sequence[str]
+    figures: Mapping[str, Callable[[], Figure]] = {}
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.start = args, time.perf_counter()
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment on a trained run; called, it is its command.
+
+    Args:
+        name: of its module, and of the folder that it writes by default.
+        text: the docstring of its module, which ``--help`` shows.
+        measure: does the work.
+        needs: what the run must have.
+        options: its own options by the titles of groups, "" for none; None for those of OPTIONS by its name.
+        limit, batch_size: default numbers of test images, and of images per forward.
+        against: whether other runs can be measured beside it, and all need classes (:meth:`Session.classifiers`).
+        module: what ``python -m`` runs, if it is not in this folder.
+    """
+
+    name: str
+    text: str | None
+    measure: Callable[["Session"], Findings]
+    needs: Sequence[Need] = ()
+    options: Mapping[str, Sequence[Option]] | None = None
+    limit: int = 100
+    batch_size: int = 256
+    against: bool = False
+    module: str | None = None
+
+    def __call__(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command."""
+        session = Session(self, self.parser().parse_args(argv))
+        found = self.measure(session)
+        for number, text in enumerate(found.text):
+            print("\n" + text if number and text.startswith("|") and found.text[number - 1].startswith("|") else text)
+        for name, draw in found.figures.items():
+            save_figure(draw, session.out / name)
+        write_report(
+            session.out,
+            session.args,
+            found.results,
+            session.start,
+            session.device.type,
+            model=session.run.config.model,
+            data=session.run.dataset.name,
+        )
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of the command."""
+        common = (
+            DATA_DIR,
+            Option("--limit", positive_int, self.limit, "use the first N test images"),
+            Option("--batch-size", positive_int, self.batch_size, "images per forward"),
+            Option("--seed", seed_number, 0, "of all that is drawn at random"),
+            DEVICE,
+            PRECISION,
+        )
+        module = self.module or f"cdn.experiments.{self.name}"
+        groups = dict(OPTIONS[self.name] if self.options is None else self.options)
+        parser = make_parser(module, self.text, (*common, *groups.pop("", ())), groups)
+        parser.set_defaults(experiment=self.name)
+        parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+        add_out(parser, f"RUN/{self.name}", None)
+        if self.against:
+            text = "other runs on the same data, to be measured beside it"
+            parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[], help=text)
+        return parser
+
+
+class Session:
+    """One execution of an experiment: its options, its run, its images, its clock.
+
+    Args:
+        experiment: what is executed.
+        args: its parsed options.
+
+    Attributes:
+        run: the :class:`cdn.run_folder.opened.Run`; ``model`` and ``device`` are short for its model and where it is.
+        out: the folder for the report and the pictures.
+        progress: whether to draw progress bars: only where a person watches.
+
+    Raises:
+        CDNError: the run or its data cannot be read or lacks what is needed, or the folder cannot be made.
+    """
+
+    def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
+        self.args, self.start, self.progress = args, time.perf_counter(), sys.stderr.isatty()
         self.device = pick_device(args.device)
         self.run = open_run(args.run, self.device, args.data_dir)
         self.model = self.run.model
-        self.out = args.out or args.run / args.experiment
+        require(self.run, *experiment.needs)
+        self.out: Path = args.out or args.run / args.experiment
         make_folder(self.out)
 
-    def open(self, path: Path) -> Run:
+    def open(self, path: Path, *needs: Need) -> Run:
         """Open a further run, to be measured on the test images of the first.
 
         Raises:
-            CDNError: it cannot be read, or was trained on images of another kind.
+            CDNError: it cannot be read, lacks what is needed, or was trained on images of another kind.
         """
         run = open_run(path, self.device, self.args.data_dir)
         kinds = [(other.dataset.name, other.dataset.shape, other.dataset.classes) for other in (self.run, run)]
@@ -132,6 +165,7 @@ class Experiment:
                 f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
                 f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}"
             )
+        require(run, *needs)
         return run
 
     def classifiers(self) -> dict[str, Run]:
@@ -142,22 +176,22 @@ class Experiment:
         """
         runs = by_name([self.run, *map(self.open, self.args.against)])
         for run in runs.values():
-            if not run.has_classes:
-                raise CDNError(f"{run.path}: was trained to denoise only, it has no classes")
+            require(run, CLASSES)
         return runs
 
-    def require_density(self, *, classes: bool = False) -> None:
-        """Raise CDNError unless the run was trained to model a density of images and, if asked for, their classes."""
-        if not self.run.has_density or (classes and not self.run.has_classes):
-            raise CDNError(
-                f"{self.run.path}: expected a run that models a density{' and classes' if classes else ''}, "
-                f"got {kind(self.model, self.run.objective)}"
-            )
+    def bar(self, things: Any = None, **how: Any) -> tqdm:
+        """Return a progress bar over things, or one of ``total`` steps."""
+        return tqdm(things, leave=False, disable=not self.progress, **how)
 
-    @property
-    def progress(self) -> bool:
-        """Whether to draw progress bars: only where a person watches."""
-        return sys.stderr.isatty()
+    @contextmanager
+    def evaluating(self, *others: torch.nn.Module) -> Iterator[None]:
+        """Put the model, and others, into evaluation mode, at the precision of the options."""
+        if others:
+            with evaluating(others[0], self.args.precision), self.evaluating(*others[1:]):
+                yield
+        else:
+            with evaluating(self.model, self.args.precision):
+                yield
 
     def test_images(self, limit: int | None = None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first test images, float32 [N, C, H, W] in [0, 1], and their labels [N], on the device.
@@ -165,45 +199,48 @@ class Experiment:
         Args:
             limit: how many; None for ``--limit``.
             exact: only images that exist losslessly, as PSNR needs.
+
+        Raises:
+            CDNError: none of them is exact.
         """
-        return self.images(self.run.dataset.test, limit or self.args.limit, exact=exact)
+        images, labels = self.images(self.run.dataset.test, limit or self.args.limit, exact=exact)
+        if not len(images):
+            raise CDNError(
+                f"{self.run.path}: PSNR needs images that exist losslessly, but the test images of "
+                f"{self.run.dataset.name} are all marked as inexact"
+            )
+        return images, labels
 
     def images(self, split: ImageSplit, limit: int | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first images of a split, as :meth:`test_images` does."""
-        return self._load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
+        return self.load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
 
     def spread_images(self, split: ImageSplit, count: int) -> tuple[Tensor, Tensor]:
         """Return images of a split, evenly spread over it and at most count, as :meth:`test_images` does."""
-        return self._load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+        return self.load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
 
-    def _load(self, split: ImageSplit, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = split.load(indices)
-        return images.to(self.device).float().div(255), labels.to(self.device)
-
-    def save_figure(self, figure: Figure, name: str = "picture.png") -> None:
-        """Write a matplotlib figure into the output folder."""
-        save_figure(figure, self.out / name)
-
-    def write(self, results: Results | list[Results]) -> None:
-        """Write ``report.json``: the results, and all it takes to repeat them.
-
-        Args:
-            results: a dict, or a list of dicts, of what JSON can hold; numbers that are not finite become null.
-        """
-        write_report(
-            self.out,
-            self.args,
-            results,
-            self.start,
-            self.device.type,
-            model=self.run.config["model"],
-            data=self.run.dataset.name,
-        )
+    def load(self, split: ImageSplit, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images of some indices, as :meth:`test_images` does."""
+        images, labels = split.images(indices, self.device)
+        return images, labels.to(self.device)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a matplotlib figure, and say so; or say that it could not be drawn, and go on."""
-    if attempt(lambda: save(figure, path), path):
+def require(run: Run, *needs: Need) -> None:
+    """Raise CDNError unless a run has all that is needed of it."""
+    if not all(need.met(run) for need in needs):
+        words = " and ".join(need.words for need in needs)
+        raise CDNError(f"{run.path}: expected a run that {words}, got {kind(run.model, run.config.objective)}")
+
+
+def add_out(parser: argparse.ArgumentParser, shown: str, default: Path | None) -> None:
+    """Add ``--out``, the folder of the report and the pictures."""
+    text = f"where {REPORT} and the pictures go; what is there is replaced (default: {shown})"
+    parser.add_argument("--out", metavar="FOLDER", type=Path, default=default, help=text)
+
+
+def save_figure(draw: Callable[[], Figure], path: Path) -> None:
+    """Draw a figure and write it, and say so; or say that it could not be drawn, and go on."""
+    if attempt(lambda: save(draw(), path), path):
         print(f"wrote {path}")
 
 
@@ -220,14 +257,15 @@ def write_report(
     Args:
         folder: an existing folder.
         args: parsed options, with the name of the experiment in ``experiment``.
-        results: a dict, or a list of dicts, of what JSON can hold; numbers that are not finite become null.
+        results: what JSON can hold; numbers that are not finite become null.
         start: ``time.perf_counter()`` when the experiment began.
         device: the type of the device it ran on.
         about: what else the report is to say, between the options and the machine.
     """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
     report = dict(
         experiment=args.experiment,
-        command=shlex.join(["python", "-m", *_command()]),
+        command=shlex.join(["python", "-m", spec.name if spec else sys.argv[0], *sys.argv[1:]]),
         options=vars(args),
         **about,
         machine=machine.describe(device),
@@ -238,41 +276,3 @@ def write_report(
     # Options may hold paths, one or many.
     write_atomically(folder / REPORT, (json_text(report, indent=2, default=str) + "\n").encode())
     print(f"wrote {folder / REPORT}")
-
-
-def text_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as Markdown, which a terminal shows well too.
-
-    Args:
-        header: names of the columns.
-        rows: lists of cells: strings as they are, floats with 4 significant digits, None as a dash.
-    """
-    cells = [[_cell(value) for value in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = [
-        "| "
-        + " | ".join(
-            text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths))
-        )
-        + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def mean_and_error(values: Tensor) -> list[float]:
-    """Return [mean, standard error] of values [N], one per image; nan where there are not enough of them."""
-    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _command() -> list[str]:
-    """Return the module and the arguments of this process, as after ``python -m``."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [spec.name if spec else sys.argv[0], *sys.argv[1:]]

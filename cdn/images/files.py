@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from cdn.errors import CDNError, DataError
+from cdn.files import require_writable, write_atomically
 from cdn.images.decoder import MODES, SUFFIXES, as_tensor, central_square, decode
 from cdn.images.listing import list_folder, say_skipped
 from cdn.model.finite import require_finite
-from cdn.run_folder.weights import require_writable, write_atomically
 
 # Pillow's name of the format that a suffix stands for, and how it is written.
 WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {

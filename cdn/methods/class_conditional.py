@@ -5,6 +5,8 @@ For ``f(y)_c = log p(y, c)`` two identities hold exactly (Thiry & Guth, "Classif
 denoised images, and ``sum_c p(c | y) D(y, c) = D(y)``.
 """
 
+import copy
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.density import denoise
-from cdn.evaluation.metrics import psnr
+from cdn.evaluation.metrics import mean_and_error, psnr
+from cdn.files import Results
 from cdn.model.finite import UNDECIDED, decided
 from cdn.model.modes import evaluating
 from cdn_kernels import cross_entropy
@@ -177,3 +180,48 @@ def mixture_identity(model: nn.Module, y: Tensor, sigma: float) -> Mismatch:
 def _mismatch(left: Tensor, right: Tensor) -> Mismatch:
     difference = (left - right).double()
     return Mismatch(float(difference.abs().max()), float(difference.norm() / right.double().norm()))
+
+
+def summarize_gains(gains: ClassGains) -> Results:
+    """Return means over images, and paired differences with their standard errors, of :class:`ClassGains`.
+
+    Were the model exact, the true class would lower the mean squared error by the mean square of D(y, c) - D(y), by
+    Pythagoras; ``exact_gain`` is that, and ``gain`` what it was lowered by, both as shares of the error of D(y).
+    """
+    true, error = gains.psnr_true - gains.psnr_unconditional, gains.error.mean()
+    psnrs = ("psnr_noisy", "psnr_unconditional", "psnr_true", "psnr_wrong")
+    return dict(
+        {key: float(getattr(gains, key).mean()) for key in psnrs},
+        accuracy=float(gains.right.double().mean()),
+        true=mean_and_error(true),
+        wrong=mean_and_error(gains.psnr_wrong - gains.psnr_unconditional),
+        true_where_misclassified=mean_and_error(true[~gains.right]),
+        gain=mean_and_error((gains.error - gains.error_true) / error),
+        exact_gain=mean_and_error(gains.moved / error),
+    )
+
+
+def identities(model: nn.Module, x: Tensor, labels: Tensor, noise: Tensor, sigma: float) -> Results:
+    """Measure both identities in float32 and float64: {dtype: {identity: [maximum, relative]}}.
+
+    Args:
+        model: a :class:`cdn.GradResNet`.
+        x, noise: clean images and unit noise, [N, C, H, W].
+        labels: the true classes, int64 [N].
+        sigma: noise level.
+    """
+    results = {}
+    for name, twin in (("float32", model), ("float64", copy.deepcopy(model).double())):
+        with evaluating(twin, "float32"):
+            y = (x + sigma * noise).to(getattr(torch, name))
+            results[name] = dict(
+                difference=list(difference_identity(twin, y, sigma, labels)),
+                mixture=list(mixture_identity(twin, y, sigma)),
+            )
+    return results
+
+
+def round_down(value: float) -> float:
+    """Return the largest of 1, 2, 5, 10, 20, 50, ... (and their tenths, ...) that is at most a positive value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(step * power for step in (1, 2, 5) if step * power <= value)

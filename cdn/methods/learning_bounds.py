@@ -6,12 +6,28 @@ variance, learning the class alone the reverse, so that their curves cross once.
 here they are parameters, or fitted to measurements.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cdn.files import Results
+
 Number = TypeVar("Number", float, np.ndarray)
+
+# Two bounds by name, the n at which they cross, and the error there.
+Crossing = tuple[str, str, float, float]
+# Numbers of training images and measured values, arrays of one length, by objective.
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+# Bias, variance and misfit, by objective.
+Fits = dict[str, dict[str, float]]
+OBJECTIVES = ("joint", "classification", "denoising")
+MEASURES = {
+    "error": "test error, clean images",
+    "error_noisy": "test error, noisy images",
+    "denoising_loss": "denoising loss (identity: 1)",
+}
 
 
 class Bound(NamedTuple):
@@ -74,3 +90,39 @@ def fit_bound(n: Sequence[float] | np.ndarray, errors: Sequence[float] | np.ndar
     candidates = [both] if both.min() >= 0 else axes
     misfit, best = min(((float(np.sqrt(np.mean((columns @ c - 1) ** 2))), c) for c in candidates), key=lambda p: p[0])
     return Bound(float(best[0]), float(best[1])), misfit
+
+
+def crossings(curves: dict[str, Bound]) -> list[Crossing]:
+    """Return (name, other, n, error) of every crossing among named bounds, ordered by n."""
+    found = [(a, b, crossing(curves[a], curves[b])) for a, b in combinations(curves, 2)]
+    return sorted(((a, b, n, curves[a](n)) for a, b, n in found if n is not None), key=lambda row: row[2])
+
+
+def curves_of(rows: Iterable[Results], measure: str) -> Curves:
+    """Return (n, values) of every objective that has the measure."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        # A classification-only model is never asked to denoise, and the class logits of a denoiser are untrained.
+        measured = "classification" if measure == "denoising_loss" else "denoising"
+        if row["objective"] != measured and row[measure] is not None:
+            curves.setdefault(row["objective"], []).append((row["n"], row[measure]))
+    return {
+        objective: (np.array([n for n, _ in points], dtype=float), np.array([y for _, y in points], dtype=float))
+        for objective, points in curves.items()
+    }
+
+
+def fits_of(rows: Iterable[Results], measure: str) -> Fits:
+    """Return a fit of every curve with two sizes or more and no error of 0, which has no relative deviation."""
+    fits = {}
+    for objective, (n, values) in curves_of(rows, measure).items():
+        if len(np.unique(n)) > 1 and values.min() > 0:
+            bound, misfit = fit_bound(n, values)
+            fits[objective] = dict(bound._asdict(), misfit=misfit)
+    return fits
+
+
+def crossings_of_fits(fits: Fits) -> list[dict[str, Any]]:
+    """Return where the fits of one measure cross: dicts of first, second, n and value."""
+    bounds = {objective: Bound(fit["bias"], fit["variance"]) for objective, fit in fits.items()}
+    return [dict(first=a, second=b, n=n, value=value) for a, b, n, value in crossings(bounds)]

@@ -1,16 +1,23 @@
 """Denoise photographs at full resolution, with and without being told the noise level."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cdn.density import denoise, estimate_sigma
+from cdn.evaluation.metrics import psnr, ssim
+from cdn.files import Results
 from cdn.images.tiles import in_tiles, split_tiles
 from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.finite import require_finite
 from cdn_kernels import Noise
 from cdn_kernels import reference as ops
+
+# Noise levels that photographs are measured at, and how.
+SIGMAS = (15 / 255, 25 / 255, 50 / 255)
+METRICS = {"psnr": psnr, "ssim": ssim}
 
 
 class Denoised(NamedTuple):
@@ -65,3 +72,22 @@ def blind_sigma(model: nn.Module, y: Tensor, size: int) -> float:
     levels = torch.stack([estimate_sigma(model, tile) for tile in tiles])
     require_finite(levels, "the noise level cannot be estimated: the score of the model is nan or infinite")
     return float(levels.median())
+
+
+def measure_denoised(result: Denoised, x: Tensor) -> Results:
+    """Return the figures of one photograph at one noise level; None for what the model cannot give."""
+    images = dict(noisy=result.noisy, known=result.known, blind=result.blind)
+    figures = {
+        f"{name}_{how}": None if image is None else float(metric(image, x))
+        for name, metric in METRICS.items()
+        for how, image in images.items()
+    }
+    return figures | dict(estimated=None if result.sigma is None else result.sigma)
+
+
+def mean_of(rows: Sequence[Results], key: str | None = None) -> Any:
+    """Return the mean of a figure over rows, or of all figures; None where they are None."""
+    if key is None:
+        return {key: mean_of(rows, key) for key in rows[0]}
+    values = [row[key] for row in rows]
+    return None if None in values else sum(values) / len(values)

@@ -1,12 +1,17 @@
-"""What a model can do, by its kind and by what it was trained on; of a wrapped model, what the module inside can."""
+"""What a model can do, by its kind and by what it was trained on; of a wrapped model, what the module inside can.
 
-from typing import Any
+The one place that tells kinds of models apart: all others ask here.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from cdn.model.baselines import DirectDenoiser, ResNet
+from cdn.model.gradresnet import Trunk
 from cdn.model.network import Network
 
 _WRAPPERS = (AveragedModel, nn.DataParallel, DistributedDataParallel)
@@ -65,6 +70,11 @@ def denoises(model: nn.Module, objective: str | None = None) -> bool:
     return has_density(model, objective) or is_direct_denoiser(model)
 
 
+def is_ours(model: nn.Module) -> bool:
+    """Say whether a module is a network of this package, which knows how to build it again."""
+    return isinstance(model, Network)
+
+
 def is_direct_denoiser(model: nn.Module) -> bool:
     """Say whether the outputs of a model are the noise in its images, not logits."""
     return isinstance(unwrapped(model), DirectDenoiser)
@@ -85,3 +95,15 @@ def kind(model: nn.Module, objective: str | None = None) -> str:
 def _objective(model: nn.Module, objective: str | None) -> str | None:
     inner = unwrapped(model)
     return inner.objective if objective is None and isinstance(inner, Network) else objective
+
+
+def stage_features(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the features of every stage, a list of [B, C, H, W]."""
+    h, trunk = x - model.get_buffer("mean"), model.get_submodule("trunk")
+    if isinstance(trunk, Trunk):
+        return trunk(h)
+    stages: dict[int, Tensor] = {}
+    for layer in cast(Iterable[nn.Module], trunk):
+        h = layer(h)
+        stages[h.shape[1]] = h  # each stage doubles the channels: the last of them is kept
+    return list(stages.values())

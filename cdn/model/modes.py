@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from cdn.cli.arguments import PRECISIONS
 from cdn.errors import CDNError
+
+PRECISIONS = ("float32", "bf16")
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
-from cdn.evaluation.evaluate import EVALUATION
 from cdn.model import capabilities
 from cdn.model.modes import evaluating
+from cdn.noise_keys import EVALUATION
 from cdn.pictures.grid import Column, draw_grid, with_psnr
 from cdn.pictures.style import save
 from cdn_kernels import reference as ops
@@ -58,7 +58,7 @@ def denoising_picture(
         x = images.to(device).float().div(255)
         groups: list[list[Column]] = [[("clean", x, ())]]
         for sigma in sigmas:
-            groups.append(_columns(model, x, labels.to(device), sigma, Noise(seed, EVALUATION)))
+            groups.append(_columns(model, x, labels.to(device), sigma, EVALUATION.key(seed)))
     names = [classes[label] if classes else f"class {label}" for label in labels.tolist()]
     save(draw_grid(groups, names), path)
 

@@ -1,6 +1,5 @@
 """Plot the curves of a training run and the reliability of its probabilities."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import Reliability, reliability
 from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, named, save, tidy
+from cdn.run_folder.journal import read_rows
 
 # Width of the smoothing window, as a share of the run.
 SMOOTHING = 0.02
@@ -37,7 +37,7 @@ def curves_picture(metrics_path: str | Path, path: str | Path) -> None:
     Raises:
         CDNError: the file cannot be read or holds nothing to plot.
     """
-    rows = _read_rows(metrics_path)
+    rows = read_rows(metrics_path)
     train = [row for row in rows if row.get("kind") == "train"]
     evaluation = [row for row in rows if row.get("kind") == "evaluation"]
     accuracies = _by_sigma(evaluation, "accuracy", "accuracy_sigma_")
@@ -137,22 +137,6 @@ def reliability_comparison(runs: Mapping[str, Reliability], path: str | Path) ->
     tidy(below, xlabel="confidence (probability of the class that is named)", ylabel="share of images")
     figure.align_ylabels()
     save(figure, path)
-
-
-def _read_rows(path: str | Path) -> list[Row]:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as error:
-        raise CDNError(f"{path}: expected metrics of a run, cannot be read ({error.strerror})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            # A run that is being written, or was killed, may end in half a line.
-            if number < len(lines):
-                raise CDNError(f"{path}: line {number} is no JSON object") from None
-    return rows
 
 
 def _series(rows: Sequence[Row], key: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdn.errors import CDNError
-from cdn.run_folder.weights import write_atomically
+from cdn.files import write_atomically
 
 if TYPE_CHECKING:  # commands that draw nothing need not wait for matplotlib
     from matplotlib.axes import Axes

@@ -6,10 +6,9 @@ from typing import Any
 
 from cdn.data import Fingerprint, differences
 from cdn.errors import CheckpointError, DataError
-from cdn.model.finite import json_text
-from cdn.run_folder.weights import load_config, save_config, write_atomically
-
-DATA = "data.json"
+from cdn.files import json_text, write_atomically
+from cdn.run_folder.config import read_config, write_config
+from cdn.run_folder.names import DATA
 
 
 def write_fingerprint(run: Path, found: Fingerprint) -> None:
@@ -31,7 +30,7 @@ def require_same_data(run: Path, found: Fingerprint) -> None:
         DataError: it is other data.
         CheckpointError: a damaged run.
     """
-    before = _read_fingerprint(run) if (run / DATA).exists() else _known_of(load_config(run))
+    before = _read_fingerprint(run) if (run / DATA).exists() else read_config(run).fingerprint()
     if changes := differences(before, found):
         raise DataError(
             f"{run}: the data is not that of its start: {'; '.join(changes)}. "
@@ -43,11 +42,9 @@ def note_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
     """Note in the folder of a run that goes on where its data is now and, if nobody did, which it is."""
     if not (run / DATA).exists():
         write_fingerprint(run, found)
-    config = load_config(run)
-    if config.get("training", {}).get("data_dir") != data_dir:
-        for part in ("training", "data"):
-            config[part] = config.get(part, {}) | dict(data_dir=data_dir)
-        save_config(run, config)
+    config = read_config(run)
+    if config.training.get("data_dir") != data_dir:
+        write_config(run, config.with_data_dir(data_dir))
 
 
 def _read_fingerprint(run: Path) -> dict[str, Any]:
@@ -58,12 +55,3 @@ def _read_fingerprint(run: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{run / DATA} is no fingerprint of a data set")
     return found
-
-
-def _known_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a fingerprint the configuration of a run tells."""
-    data, whole = config.get("data", {}), config.get("training", {}).get("train_images") is None
-    counts = dict(train=data.get("train_images") if whole else None, test=data.get("test_images"))
-    known = dict(classes=config.get("classes"), shape=data.get("shape"))
-    known |= {split: dict(images=count) for split, count in counts.items() if count is not None}
-    return {key: value for key, value in known.items() if value is not None}

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cdn.errors import CDNError
+from cdn.run_folder.names import LOCK
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
 
 # What this process holds, as (process, device, file): the system would let a process lock a file twice, and forget both
 # locks at the first close. The number of the process is there for children, which find here what their parent holds.

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,7 +10,8 @@ from cdn.data import Dataset, load_dataset
 from cdn.errors import CDNError, CheckpointError
 from cdn.model import Network
 from cdn.model import capabilities as capabilities
-from cdn.run_folder.weights import image_side, load_run
+from cdn.run_folder.config import RunConfig, read_config
+from cdn.run_folder.weights import load
 from cdn_kernels import NoiseLevels
 
 
@@ -22,36 +22,31 @@ class Run:
     Attributes:
         path: the run folder.
         model: in evaluation mode, on the device that was asked for; ``model.classes`` are the names of its classes.
-        config: the content of ``config.json``.
+        config: its configuration.
         dataset: the data of the training, :class:`cdn.data.Dataset`.
         levels: the noise levels of the training.
     """
 
     path: Path
     model: Network
-    config: dict[str, Any]
+    config: RunConfig
     dataset: Dataset
     levels: NoiseLevels
 
     @property
     def has_density(self) -> bool:
         """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
-        return capabilities.has_density(self.model, self.objective)
+        return capabilities.has_density(self.model, self.config.objective)
 
     @property
     def denoises(self) -> bool:
         """Whether it has a density, or is a denoiser."""
-        return capabilities.denoises(self.model, self.objective)
+        return capabilities.denoises(self.model, self.config.objective)
 
     @property
     def has_classes(self) -> bool:
         """Whether the model was trained to classify."""
-        return capabilities.classifies(self.model, self.objective)
-
-    @property
-    def objective(self) -> str | None:
-        """What the model was trained on; None in runs that do not say."""
-        return self.config["training"].get("objective")
+        return capabilities.classifies(self.model, self.config.objective)
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, Run]:
@@ -81,11 +76,10 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
         CDNError: data of other classes than those of the training.
     """
     path = Path(path)
-    model, config = load_run(path, device)
+    model, config = load(path, device), read_config(path)
     try:
-        data, training, classes = config["data"], config["training"], tuple(config["classes"])
-        levels = NoiseLevels(training.get("sigma_law", "log-uniform"), training["sigma_low"], training["sigma_high"])
-        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"] or image_side(config)
+        data, classes, levels = config.data, tuple(config.classes or ()), config.levels
+        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"] or config.image_side
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"

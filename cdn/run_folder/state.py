@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from cdn.errors import CheckpointError
-from cdn.run_folder.weights import keep_as, write_atomically
+from cdn.files import keep_as, write_atomically
+from cdn.run_folder.names import PREVIOUS, STATE
 
-STATE, PREVIOUS = "state.pt", "state.previous.pt"
 FORMAT = "cdn-state-1"
 
 

@@ -1,15 +1,10 @@
-"""What a run leaves on disk, and how it is written so that a crash cannot tear it."""
+"""Models on disk, as safetensors with what it takes to build them again."""
 
 import contextlib
 import functools
-import glob
 import json
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -17,142 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from cdn.errors import CDNError, CheckpointError
+from cdn.files import json_text, write_atomically
 from cdn.model import Network, build
-from cdn.model.capabilities import unwrapped
-from cdn.model.finite import json_text
+from cdn.model.capabilities import is_ours, unwrapped
+from cdn.run_folder.config import read_config
+from cdn.run_folder.names import WEIGHTS
 
-CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.jsonl"
 FORMAT = "cdn-model-1"
-
-# How names of files that are being written end, and for how many seconds a writer may fall silent.
-TEMPORARY, STALE = ".tmp", 3600.0
-
-
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Replace a file by bytes so that a reader, or a crash at any moment, finds the old content or the new.
-
-    What a writer of the same file left that was killed long ago goes with it.
-
-    Raises:
-        CDNError: the disk is full or the folder cannot be written; the old content is intact.
-    """
-    path = Path(path)
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    sweep(path.parent, path.name)
-
-
-def keep_as(path: str | Path, other: str | Path) -> None:
-    """Give a file a second name, which it keeps when its own is replaced: a link, or a copy where there are no links.
-
-    Raises:
-        CDNError: it cannot be written; both names stand for what they stood for.
-    """
-    with _replacing(Path(other)) as temporary:
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-
-
-def append(path: str | Path, data: bytes) -> int:
-    """Add bytes to the end of a file, all of them or none, and return its size.
-
-    Raises:
-        CDNError: the disk is full or the file cannot be written; what was there before is intact.
-    """
-    try:
-        with open(path, "ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[file.write(left) :]
-            except OSError:
-                file.truncate(size)
-                raise
-            return size + len(data)
-    except OSError as error:
-        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder that a command writes into, and see that files can be written there.
-
-    Raises:
-        CDNError: it cannot be made, or not be written into.
-    """
-    new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
-    try:
-        _try_writing(path, path)
-    except CDNError:
-        if new:
-            path.rmdir()
-        raise
-
-
-def require_writable(path: Path) -> None:
-    """Raise CDNError, before any work is done, where a file cannot be written."""
-    if path.is_dir():
-        raise CDNError(f"{path}: expected a file to write, got a folder")
-    if not path.absolute().parent.is_dir():
-        raise CDNError(f"{path}: its folder does not exist")
-    _try_writing(path.parent, path)
-
-
-def sweep(folder: Path, *names: str, age: float = STALE) -> None:
-    """Remove what killed writers left of the files of a folder.
-
-    Args:
-        folder: the folder.
-        names: of the files that they were to become.
-        age: seconds since the last byte; 0 where it is known that nobody else writes.
-    """
-    for name in names:
-        for path in folder.glob(f".{glob.escape(name)}.*{TEMPORARY}"):
-            with contextlib.suppress(OSError):
-                if not age or time.time() - path.stat().st_mtime >= age:
-                    path.unlink()
-
-
-def _try_writing(folder: Path, named: Path) -> None:
-    """Raise CDNError, which names a path, where files of a block cannot be written into a folder."""
-    probe = folder / f".probe.{os.getpid()}{TEMPORARY}"
-    try:
-        probe.write_bytes(bytes(4096))
-    except OSError as error:
-        raise CDNError(f"{named} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write what is to take the place of a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        temporary.unlink(missing_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CDNError(f"could not write {path}: {error.strerror}; what was there before is intact") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    # The new name itself has to survive a power cut, where the system can promise that of a folder: not all can.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), objective: str | None = None) -> None:
@@ -169,7 +35,7 @@ def save_model(path: str | Path, model: nn.Module, classes: Sequence[str] = (), 
         CDNError: another module, or the file cannot be written.
     """
     inner = unwrapped(model)
-    if not isinstance(inner, Network):
+    if not is_ours(inner):
         raise CDNError(f"save_model: expected a model of cdn, got a {type(inner).__name__}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in inner.state_dict().items()}
     metadata = dict(format=FORMAT, model=json_text(inner.config), classes=json_text(list(classes)))
@@ -238,7 +104,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
 def _objective_beside(path: Path) -> str | None:
     """Return what the run of a model was trained on; files of old versions do not say so themselves."""
     try:
-        return load_config(path.parent).get("training", {}).get("objective")
+        return read_config(path.parent).objective
     except CheckpointError:
         return None
 
@@ -254,48 +120,6 @@ def fitting(path: str | Path) -> Iterator[None]:
             yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {_first_line(error)}") from None
-
-
-def load_run(path: str | Path, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
-    """Load the model and the configuration of a run folder.
-
-    Returns:
-        (model, config): config is the content of ``config.json``.
-
-    Raises:
-        CheckpointError: no run folder, or a damaged one.
-    """
-    return load(Path(path), device), load_config(path)
-
-
-def load_config(run: str | Path) -> dict[str, Any]:
-    """Read ``config.json`` of a run folder.
-
-    Raises:
-        CheckpointError: it is missing or no JSON object.
-    """
-    path = Path(run) / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{run} is no run folder: {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict) or "model" not in config:
-        raise CheckpointError(f"{path} is not the configuration of a run of this package")
-    return config
-
-
-def image_side(config: dict[str, Any]) -> int | None:
-    """Return the side of the training images of a run, as its ``config.json`` says; None if nothing tells it."""
-    data = config.get("data", {})
-    # Only image folders have a size to choose; the shape (C, H, W) tells that of every dataset.
-    return data.get("shape", [data.get("image_size")])[-1]
-
-
-def save_config(run: str | Path, config: dict[str, Any]) -> None:
-    """Write ``config.json`` of a run folder."""
-    write_atomically(Path(run) / CONFIG, (json_text(config, indent=2) + "\n").encode())
 
 
 def _precision(tensors: Iterable[Tensor]) -> torch.dtype:

@@ -17,6 +17,7 @@ import cdn_kernels
 from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
 from cdn.model.finite import decided
+from cdn.noise_keys import JEM, TRAINING
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
@@ -25,8 +26,6 @@ from cdn_kernels.phases import phase
 
 # The paper's images are in [-1, 1], ours in [0, 1]: lengths are half as long, and gradients by them twice as large.
 UNIT = 0.5
-# Far from the steps of training (from 0) and of evaluation (from 2**62), so that no two draw the same noise.
-CHAINS = 1 << 61
 # So many images give the moments that chains start from.
 MOMENT_IMAGES = 1000
 
@@ -69,7 +68,7 @@ class Gaussian:
 STARTS: dict[str, type[Gaussian] | type[Uniform]] = {"gaussian": Gaussian, "uniform": Uniform}
 
 
-def langevin(
+def sgld(
     log_density: Callable[[Tensor], Tensor], y: Tensor, noise: Noise, *, steps: int, step_size: float, deviation: float
 ) -> Tensor:
     """Walk uphill with noise, some steps: ``y <- y + step_size grad log p(y) + deviation eps``.
@@ -164,7 +163,7 @@ class JointEnergy:
         with phase("sampler"):
             samples = self.sample(model, len(x), step)
         with phase("noise"):
-            y, _ = cdn_kernels.sample_noise(x, UNIT * settings.jem_input_noise, Noise(settings.seed, step))
+            y, _ = cdn_kernels.sample_noise(x, UNIT * settings.jem_input_noise, TRAINING.key(settings.seed, step))
         loss, parts = contrastive_loss(model, y, labels, samples, label_smoothing=settings.label_smoothing)
         with phase("backward"), torch.autocast(x.device.type, enabled=False):
             loss.backward()
@@ -182,10 +181,10 @@ class JointEnergy:
         with torch.autocast("cpu", enabled=False):
             fresh = self.start.draw(count, generator).to(device)
         y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
-        y = langevin(
+        y = sgld(
             lambda y: ops.logsumexp(model(y)),
             y,
-            Noise(settings.seed, CHAINS + step * settings.jem_steps),
+            JEM.key(settings.seed, step * settings.jem_steps),
             steps=settings.jem_steps,
             step_size=UNIT**2 * settings.jem_step_size,
             deviation=UNIT * settings.jem_noise,

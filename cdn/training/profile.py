@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from cdn.model.finite import json_text
-from cdn.run_folder.weights import write_atomically
+from cdn.files import json_text, write_atomically
 from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
 from cdn_kernels.torch_private import TorchDispatchMode, tensors_in

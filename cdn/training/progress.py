@@ -1,61 +1,13 @@
-"""The rows of ``metrics.jsonl`` and the progress bar."""
+"""Averages over steps, and the progress bar."""
 
 import datetime
-import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-from cdn.errors import CDNError, CheckpointError
-from cdn.model.finite import json_text
-from cdn.run_folder.weights import METRICS, append
-
-
-class MetricsFile:
-    """Append rows to ``RUN/metrics.jsonl``, one JSON object a line, non-finite numbers as null.
-
-    Args:
-        run: the run folder.
-        size: None to start anew, or the size in bytes at the checkpoint that the run resumes from; rows written after
-            it are dropped, because the run is going to write them again.
-
-    Raises:
-        CheckpointError: the file is shorter than the checkpoint says.
-        CDNError: it cannot be written.
-    """
-
-    def __init__(self, run: str | Path, size: int | None = None) -> None:
-        self.path = Path(run) / METRICS
-        if size is not None:
-            found = self.path.stat().st_size if self.path.exists() else 0
-            if found < size:
-                raise CheckpointError(
-                    f"{self.path} has {found} bytes where the checkpoint saw {size}: it was changed since"
-                )
-        try:
-            with open(self.path, "ab") as file:
-                file.truncate(size or 0)
-        except OSError as error:
-            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
-        self.size = size or 0
-
-    def write(self, **row: object) -> None:
-        """Append a row and hand it to the operating system."""
-        self.size = append(self.path, (json_text(row) + "\n").encode())
-
-    def sync(self) -> int:
-        """Wait until the rows are on disk and return the size of the file."""
-        try:
-            with open(self.path, "ab") as file:
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise CDNError(f"could not write {self.path}: {error.strerror}") from None
-        return self.size
 
 
 class Averages:

@@ -14,11 +14,13 @@ from cdn_kernels import NoiseLevels
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
 
 BLOCKS: dict[str, tuple[int, ...]] = {
+    "gradresnet10": (1, 1, 1, 1),
     "gradresnet18": (2, 2, 2, 2),
     "gradresnet34": (3, 4, 6, 3),
     "gradresnet-small": (2, 2),
     "resnet18": (2, 2, 2, 2),
     "resnet-small": (2, 2),
+    "denoiser10": (1, 1, 1, 1),
     "denoiser18": (2, 2, 2, 2),
     "denoiser-small": (2, 2),
 }
@@ -68,8 +70,6 @@ JEM: dict[str, dict[str, Any]] = {
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
 }
-
-
 # Default of the settings that have none of their own: they are filled in when the others are known.
 _LATER: Any = None
 

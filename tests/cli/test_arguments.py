@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdn.cli.arguments import run_command, run_logged
+from cdn.cli.process import run_command, run_logged
 from cdn.errors import CDNError
 
 

@@ -15,7 +15,8 @@ import cdn
 from cdn.cli import arguments as cli
 from cdn.data.cifar10 import load_cifar10
 from cdn.errors import CDNError, DataError
-from cdn.run_folder.state import PREVIOUS, STATE, load_state, save_state
+from cdn.run_folder.names import PREVIOUS, STATE
+from cdn.run_folder.state import load_state, save_state
 from cdn_kernels import machine
 from cdn_kernels.console import run_steadily
 from tests.faults import closed_pipe

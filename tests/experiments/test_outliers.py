@@ -8,8 +8,8 @@ from cdn.errors import CDNError
 from cdn.experiments import outliers
 from cdn.experiments.runner import REPORT
 from cdn.images.files import write_image
+from cdn.run_folder.config import read_config, write_config
 from cdn.run_folder.opened import open_run
-from cdn.run_folder.weights import load_config, save_config
 
 
 def run(folder, out, *options):
@@ -19,9 +19,9 @@ def run(folder, out, *options):
 
 def say(folder, objective):
     """Let a run say of itself that it was trained on another objective."""
-    config = load_config(folder)
-    config["training"]["objective"] = objective
-    save_config(folder, config)
+    config = read_config(folder)
+    config.training["objective"] = objective
+    write_config(folder, config)
 
 
 def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, capsys):

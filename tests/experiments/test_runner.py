@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cdn.errors import CDNError
-from cdn.experiments.runner import REPORT, Experiment, make_parser, text_table
-from cdn.model.finite import json_text
+from cdn.experiments.runner import REPORT, Experiment, make_parser
+from cdn.files import json_text
+from cdn.pictures.tables import text_table
 
 
 def experiment(run, *options):

@@ -91,7 +91,7 @@ def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
 
 
 def run_here(command, log):
-    """What :func:`cdn.cli.arguments.run_logged` does, without a process for every command."""
+    """What :func:`cdn.cli.process.run_logged` does, without a process for every command."""
     assert command[:2] == [sys.executable, "-um"]
     status, out, err = run_module(*command[2:])
     print(out + err)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdn.cli.arguments import run_command
+from cdn.cli.process import run_command
 from cdn.data import load_dataset
 from cdn.errors import DataError
 from cdn.images.files import find_images

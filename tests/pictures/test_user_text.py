@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import cdn
-from cdn.cli.arguments import run_command
+from cdn.cli.process import run_command
 from cdn.commands import evaluate, train
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import Reliability
 from cdn.experiments import bounds, compare, robustness
 from cdn.methods.learning_bounds import Bound
-from cdn.methods.smoothing.certified_accuracy import curves_figure
 from cdn.pictures import style
 from cdn.pictures.grid import draw_grid
 from cdn.pictures.plots import curves_picture, reliability_comparison
+from cdn.pictures.robust_accuracy import certified_figure
 from cdn.pictures.style import attempt, named, save
 from tests.faults import full_disk
 
@@ -91,7 +91,7 @@ def grid(names):
 
 def certificates(names):
     rows = [dict(run=name, sigma=0.1, labels=[0], predicted=[0], radii=[1.0]) for name in names[:4]]
-    return curves_figure(rows, " ".join(names))
+    return certified_figure(rows, " ".join(names))
 
 
 def robust(names):

@@ -15,9 +15,9 @@ from cdn.commands import train
 from cdn.data import Dataset, differences, fingerprint
 from cdn.data.split import MemorySplit
 from cdn.errors import CDNError, DataError
-from cdn.run_folder.data_identity import DATA
-from cdn.run_folder.state import PREVIOUS, STATE, load_state
-from cdn.run_folder.weights import load_config
+from cdn.run_folder.config import read_config, write_config
+from cdn.run_folder.names import DATA, PREVIOUS, STATE
+from cdn.run_folder.state import load_state
 from cdn.training.trainer import Trainer
 from tests.frozen import freeze
 
@@ -82,8 +82,8 @@ def test_it_goes_on_with_the_same_data_elsewhere_and_remembers_where(place):
     with pytest.raises(DataError, match=r"its data is not at .*data any more: say where it is with --data-dir"):
         resume(place)
     assert resume(place, "--data-dir", place / "moved") == 2
-    config = load_config(place / "run")
-    assert config["data"]["data_dir"] == config["training"]["data_dir"] == str(place / "moved")
+    config = read_config(place / "run")
+    assert config.data["data_dir"] == config.training["data_dir"] == str(place / "moved")
     assert resume(place) == 3
 
 
@@ -152,9 +152,9 @@ def test_a_run_of_an_old_version_gets_a_fingerprint(place):
 
 def test_a_frozen_run_is_known_by_its_configuration(tmp_path):
     run = shutil.copytree(freeze.FOLDER / "0.1.0" / "joint", tmp_path / "run")
-    config = load_config(run)
-    config["classes"][3] = "drei"
-    (run / "config.json").write_text(json.dumps(config))
+    config = read_config(run)
+    config.classes[3] = "drei"
+    write_config(run, config)
     with pytest.raises(DataError, match="classes '3' where there were 'drei'"):
         train.main(["--resume", str(run)])
 

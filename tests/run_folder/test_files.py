@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 import cdn
 from cdn.errors import CDNError
+from cdn.files import append, make_folder, require_writable, write_atomically
 from cdn.images.files import write_image
 from cdn.pictures.style import save
+from cdn.run_folder.config import RunConfig, write_config
 from cdn.run_folder.journal import Journal
-from cdn.run_folder.state import PREVIOUS, STATE, load_state, save_state
-from cdn.run_folder.weights import append, make_folder, require_writable, save_config, write_atomically
-from cdn.training.progress import MetricsFile
+from cdn.run_folder.names import PREVIOUS, STATE
+from cdn.run_folder.state import load_state, save_state
 from tests.faults import contents, failing, full_disk, read_only
 
 ROOT = Path(cdn.__file__).parents[1]
@@ -51,11 +52,11 @@ WRITERS = {
     "write_atomically": lambda folder: write_atomically(folder / "written", b"new"),
     "append": lambda folder: append(folder / "written", b"new"),
     "journal": lambda folder: Journal(folder / "written").append(dict(new=1)),
-    "config": lambda folder: save_config(folder, dict(model="new")),
+    "config": lambda folder: write_config(folder, RunConfig(model=dict(kind="new"))),
     "model": lambda folder: cdn.save_model(folder / "written", cdn.ResNet(2, 1, width=8, blocks=(1,))),
     "image": lambda folder: write_image(folder / "written.png", torch.ones(1, 1, 4, 4)),
     "figure": lambda folder: save(Figure(), folder / "written.png"),
-    "metrics": lambda folder: MetricsFile(folder, 0).write(kind="train"),
+    "metrics": lambda folder: Journal(folder / "metrics.jsonl", 0).append(dict(kind="train")),
     "state": lambda folder: save_state(folder, dict(step=1)),
 }
 NAMES = dict(config="config.json", image="written.png", figure="written.png", metrics="metrics.jsonl", state=STATE)
@@ -84,7 +85,7 @@ def test_a_full_disk_without_links_keeps_both_states(tmp_path, no_links):
 
 
 def test_rows_that_cannot_be_synchronized_name_their_file(tmp_path, monkeypatch):
-    metrics = MetricsFile(tmp_path)
+    metrics = Journal(tmp_path / "metrics.jsonl", 0)
     monkeypatch.setattr(os, "fsync", failing(os.fsync, errno.ENOSPC))
     with pytest.raises(CDNError, match="metrics.jsonl: No space left"):
         metrics.sync()

@@ -11,7 +11,8 @@ import pytest
 
 from cdn.commands import evaluate, train
 from cdn.errors import CDNError
-from cdn.run_folder.lock import LOCK, locked
+from cdn.run_folder.lock import locked
+from cdn.run_folder.names import LOCK
 from tests.faults import contents, failing, read_only
 from tests.frozen import freeze
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from cdn.methods.attacks.ball import Ball
-from cdn.methods.attacks.pursuit import Pursuit
+from cdn.methods.attacks.losses import cross_entropy
+from cdn.methods.attacks.pursuit import Classifier, Pursuit
+from cdn_kernels.noise import seeded
 
 # Projected gradient descent can cross the ball 1.25 times: it reaches any border and has steps left to move along it.
 REACH = 2.5
@@ -101,3 +103,20 @@ def _share(progress: float) -> float:
     """Return the share of the image that :func:`random_search` changes at once, given the share of steps taken."""
     halvings = sum(progress > mark for mark in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
     return 0.8 / 2**halvings
+
+
+def strongest(
+    model: Classifier, x: Tensor, labels: Tensor, ball: Ball, *, steps: int, seed: int, batch_size: int
+) -> Tensor:
+    """Return images of the ball around x [N, C, H, W] that projected gradient descent found to fool a model most.
+
+    Args:
+        model: a function from images to logits.
+        x, labels: the images and their classes.
+        ball: where to search.
+        steps, seed: of the descent.
+        batch_size: images per evaluation of the model.
+    """
+    pursuit = Pursuit(model, x, labels, cross_entropy, batch_size=batch_size, stop=False)
+    pgd(pursuit, x, ball, steps, seeded(seed))
+    return pursuit.best

@@ -5,13 +5,16 @@ likelihood: score matching is blind to the relative weight of distant modes, so 
 separation, on those outliers, and no better.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cdn.density import score
+from cdn_kernels import Noise, sample_noise
 from cdn_kernels import reference as ops
 
 LOG_DENSITY, TYPICALITY, SCORE_NORM, SOFTMAX = "log density", "typicality", "score norm", "max softmax"
@@ -154,3 +157,46 @@ def separation(inliers: Tensor, outliers: Tensor) -> Separation:
         float(average_precision_score(1 - inside, -rated)),
         float((outliers >= threshold).double().mean()),
     )
+
+
+def separations(rated: dict[str, dict[str, Tensor]], inliers: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Return by set and detector what :func:`separation` measures of ratings by set and detector.
+
+    Args:
+        rated: ratings [N] by the name of the set, and of the detector.
+        inliers: the name of the set that the others are told from.
+    """
+    return {
+        name: {key: separation(rated[inliers][key], values)._asdict() for key, values in detectors.items()}
+        for name, detectors in rated.items()
+        if name != inliers
+    }
+
+
+def rate_sets(
+    model: nn.Module,
+    sets: Mapping[str, Tensor],
+    training: Tensor,
+    sigma: float,
+    noise: Noise,
+    bar: tqdm | None = None,
+    **how: Any,
+) -> dict[str, dict[str, Tensor]]:
+    """Rate sets of images under noise by every detector that a model allows: ratings [N] by set and detector.
+
+    Args:
+        model: a classifier, or a model of log-densities.
+        sets: images [N, C, H, W] by name.
+        training: training images [M, C, H, W], M of 2 or more.
+        sigma: noise level, 0 for none.
+        noise: a :class:`cdn.Noise` key; each set has one of its own, as pairs of images must not share their noise.
+        bar: a tqdm bar to advance by the number of sets and 1.
+        how: for :func:`gather`.
+    """
+    evidence = []
+    for number, images in enumerate((training, *sets.values())):
+        y, _ = sample_noise(images, sigma, Noise(noise.seed, noise.offset + number))
+        evidence.append(gather(model, y, **how))
+        if bar is not None:
+            bar.update()
+    return {name: rate(found, evidence[0]) for name, found in zip(sets, evidence[1:])}

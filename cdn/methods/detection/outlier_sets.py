@@ -1,6 +1,6 @@
 """Images that are not like those of the training: noise, distortions of real images, and other people's pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -113,3 +113,24 @@ def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:
     """Put the last dimension of values [N, K, M] into an order of its own for each of the N."""
     order = torch.rand(len(values), values.shape[2], generator=generator).argsort(1).to(values.device)
     return values.gather(2, order[:, None].expand_as(values))
+
+
+def read_outlier_sets(
+    given: Iterable[tuple[str, str]], taken: Collection[str], shape: tuple[int, int, int], limit: int
+) -> dict[str, Tensor]:
+    """Return the images of several folders by name.
+
+    Args:
+        given: names and folders.
+        taken: names of other sets.
+        shape, limit: as for :func:`read_outliers`.
+
+    Raises:
+        DataError: a name that is taken, or a set that cannot be read.
+    """
+    sets: dict[str, Tensor] = {}
+    for name, folder in given:
+        if name in (*taken, *sets):
+            raise DataError(f"--outliers {name}={folder}: expected a name of its own, as {name!r} is taken")
+        sets[name] = read_outliers(folder, shape, limit)
+    return sets

@@ -1,4 +1,4 @@
-"""How alike two images are, by different lights: what a reconstruction can be judged by, and found by.
+"""Measures of how alike two images are, by which a reconstruction can be judged, and found.
 
 A similarity is called with images x [N, C, H, W] and others r [N, ..., C, H, W], and returns their dissimilarity
 [N, ...]: float64, 0 for equal images, differentiable by both. So it fits :func:`cdn.methods.synthesis.infer` as a
@@ -6,8 +6,8 @@ distance once it is in nats (:func:`in_nats`). Its ``matrix`` compares each imag
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,17 @@ from cdn.density import denoise
 from cdn.evaluation.metrics import ssim
 from cdn.methods.quadrature import level_nodes
 from cdn.methods.synthesis.inference import Distance, beside, pixel_distance
-from cdn.model.gradresnet import Trunk
+from cdn.model.capabilities import stage_features
+from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
 # Images that a matrix embeds at once.
 BATCH = 64
+
+# Of the noise, where none is given.
+KEY = SIMILARITY.key(0)
 
 
 class Similarity(Protocol):
@@ -86,14 +90,14 @@ def features(model: nn.Module) -> Embedded:
     """
 
     def embed(x: Tensor) -> Tensor:
-        stages = [F.normalize(h.double(), dim=1) / math.sqrt(h[0, 0].numel()) for h in _stages(model, x)]
+        stages = [F.normalize(h.double(), dim=1) / math.sqrt(h[0, 0].numel()) for h in stage_features(model, x)]
         return torch.cat([h.flatten(1) for h in stages], 1)
 
     return Embedded(embed)
 
 
 def information(
-    model: nn.Module, levels: NoiseLevels = NoiseLevels(), *, nodes: int = 8, draws: int = 1, noise: Noise = Noise(0)
+    model: nn.Module, levels: NoiseLevels = NoiseLevels(), *, nodes: int = 8, draws: int = 1, noise: Noise = KEY
 ) -> Embedded:
     """Return the square of the information-estimation distance, :func:`cdn.similarity`.
 
@@ -153,13 +157,16 @@ def nearest_class(similarity: Similarity, x: Tensor, examples: Tensor, labels: T
     return torch.stack([matrix[:, labels == c].amin(1) for c in range(classes)], 1)
 
 
-def _stages(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return the features of every stage, a list of [B, C, H, W]."""
-    h, trunk = x - model.get_buffer("mean"), model.get_submodule("trunk")
-    if isinstance(trunk, Trunk):
-        return trunk(h)
-    stages: dict[int, Tensor] = {}
-    for layer in cast(Iterable[nn.Module], trunk):
-        h = layer(h)
-        stages[h.shape[1]] = h  # each stage doubles the channels: the last of them is kept
-    return list(stages.values())
+def shifted(x: Tensor) -> Tensor:
+    """Return images [N, C, H, W] moved right by a pixel; the first column is repeated."""
+    return F.pad(x, (1, 0, 0, 0), mode="replicate")[..., :-1]
+
+
+def in_parts(similarity: Similarity, x: Tensor, r: Tensor, batch_size: int) -> Tensor:
+    """Return the dissimilarity of images x and others r, computed for some images at a time."""
+    return torch.cat([similarity(*pair) for pair in zip(x.split(batch_size), r.split(batch_size))])
+
+
+def few_of_each(labels: Tensor, count: int) -> Tensor:
+    """Return the indices of the first images of every class, at most count of each."""
+    return torch.cat([(labels == c).nonzero()[:count, 0] for c in labels.unique()])

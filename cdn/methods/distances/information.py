@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from cdn.density import denoise
 from cdn.methods.quadrature import level_nodes
 from cdn.model.inputs import check_floating
+from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as ops
 from cdn_kernels.transforms import recorded_if
+
+# Of the noise, where none is given.
+KEY = SIMILARITY.key(0)
 
 
 def similarity(
@@ -21,7 +25,7 @@ def similarity(
     levels: NoiseLevels = NoiseLevels(),
     nodes: int = 16,
     draws: int = 1,
-    noise: Noise = Noise(0),
+    noise: Noise = KEY,
     create_graph: bool = False,
 ) -> Tensor:
     """Return the information-estimation distance of pairs of images, by the denoiser of a model.
@@ -55,7 +59,7 @@ def information_estimation_distance(
     levels: NoiseLevels = NoiseLevels(),
     nodes: int = 16,
     draws: int = 1,
-    noise: Noise = Noise(0),
+    noise: Noise = KEY,
     create_graph: bool = False,
 ) -> Tensor:
     """Compare the denoising errors of two images, under the same noise, over noise levels.

@@ -29,7 +29,7 @@ def noise_ladder(high: float = 1.0, low: float = 0.01, count: int = 10) -> Tenso
     return torch.logspace(math.log10(high), math.log10(low), count)
 
 
-def langevin(
+def annealed_langevin(
     residual: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     start: Tensor,
     levels: Tensor | Sequence[float],

@@ -5,14 +5,20 @@ After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior 
 then ``A^+ A`` and ``M x_c`` is ``A^+ m`` of any A whose rows span the same space, so that A need not be orthonormal.
 """
 
-from typing import NamedTuple
+import time
+from itertools import count
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from cdn.evaluation.metrics import psnr, ssim
+from cdn.files import Results
 from cdn.methods.prior.ascent import ascend
 from cdn.methods.prior.operators import Operator
-from cdn.methods.prior.residual import Residual, noisy_start, root_mean_square
+from cdn.methods.prior.residual import Residual, blind_residual, noisy_start, root_mean_square
+from cdn.noise_keys import RESTORATION
 from cdn_kernels import Noise
 
 
@@ -98,3 +104,56 @@ def restore(
     climbed = ascend(toward, start, noise, step=step, beta=beta, stop=stop, limit=limit, progress=progress)
     images = climbed.images + toward(climbed.images)[0]
     return Restoration(images, len(climbed.levels) + 1, climbed.finished)
+
+
+def restore_several(
+    model: nn.Module, operator: Operator, x: Tensor, *, samples: int, seed: int, batch_size: int, bar: tqdm, **walk: Any
+) -> tuple[Results, dict[str, Tensor]]:
+    """Measure images, restore them several times, and return the figures and the images by name.
+
+    Args:
+        model: the prior, a model of log-densities or a :class:`cdn.DirectDenoiser`.
+        operator: what measures.
+        x: images [N, C, H, W].
+        samples: restorations per image.
+        seed: of the noise.
+        batch_size: images at once.
+        bar: a tqdm bar to advance by the number of restorations.
+        walk: for :func:`restore`.
+    """
+    start = time.perf_counter()
+    residual, numbers = blind_residual(model), count()
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("measured", "pseudo-inverse", "grey", "sample", "mean")}
+    errors: list[Tensor] = []
+    finished: list[Tensor] = []
+    steps = 0
+    for part in x.split(batch_size):
+        m = operator.forward(part)
+        found = []
+        for _ in range(samples):
+            # Far apart, because every step of a restoration takes an offset of its own.
+            restored = restore(residual, operator, m, RESTORATION.key(seed, next(numbers) << 32), **walk)
+            found.append(restored.images)
+            steps, finished = max(steps, restored.steps), [*finished, restored.finished]
+            bar.update()
+        mean = torch.stack(found).mean(0)
+        errors.append((operator.forward(mean) - m).abs().max())
+        for name, column in (
+            ("measured", operator.picture(m)),
+            ("pseudo-inverse", operator.pinv(m)),
+            ("grey", operator.grey(m)),
+            ("sample", found[0]),
+            ("mean", mean),
+        ):
+            columns[name].append(column)
+    images = {name: torch.cat(parts) for name, parts in columns.items()}
+    result: Results = dict(
+        measured=operator.size / x[0].numel(),
+        steps=steps,
+        finished=float(torch.cat(finished).double().mean()),
+        largest_error=float(torch.stack(errors).max()),
+        seconds=round(time.perf_counter() - start, 1),
+    )
+    for name, metric in (("psnr", psnr), ("ssim", ssim)):
+        result[name] = {kind: float(metric(images[kind], x).mean()) for kind in images if kind != "measured"}
+    return result, images

@@ -1,9 +1,14 @@
 """How much samples are like images: the Fréchet distance of features, and the nearest images of the training."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from cdn.evaluation.evaluate import accuracy
+from cdn.model.capabilities import classifies
+from cdn.model.modes import evaluating
 
 if TYPE_CHECKING:
     from cdn.data import ImageSplit
@@ -78,7 +83,7 @@ def nearest_images(
     best = torch.full((len(images),), torch.inf, device=images.device)
     nearest = torch.full_like(images, torch.nan)
     for indices in torch.arange(len(split)).split(chunk):
-        part = split.load(indices)[0].to(images.device).float().div(255)
+        part, _ = split.images(indices, images.device)
         for candidates in (part, part.flip(3))[: 1 + mirrored]:
             distance, index = torch.cdist(images.flatten(1), candidates.flatten(1)).min(1)
             closer = distance < best
@@ -90,3 +95,17 @@ def nearest_images(
 def _square_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def nearest_by_set(sets: Mapping[str, Tensor], split: "ImageSplit", *, mirrored: bool) -> dict[str, tuple[Tensor, ...]]:
+    """Return what :func:`nearest_images` finds for sets of images of one size, in one walk through the split."""
+    found = nearest_images(torch.cat(list(sets.values())), split, mirrored=mirrored)
+    return dict(zip(sets, zip(*(part.split(len(part) // len(sets)) for part in found))))
+
+
+def agreement(judge: nn.Module, images: Tensor, label: Tensor | None, precision: str, batch_size: int) -> float | None:
+    """Return the share of images that a judge classifies as the class [N] they were drawn from, if there is one."""
+    if label is None or not classifies(judge):
+        return None
+    with evaluating(judge, precision):
+        return accuracy(judge, images, label, batch_size)

@@ -6,7 +6,7 @@ dtype on that device.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -310,3 +310,13 @@ def _cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
         basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
         basis[0] /= math.sqrt(2)
         return basis.to(device, dtype)
+
+
+# What is restored from, by name: an operator for images of a shape (C, H, W), with the numbers that it takes of all.
+PROBLEMS: dict[str, Callable[..., Operator]] = {
+    "inpainting": lambda shape, block, **_: Inpainting(shape, block or max(min(shape[1:]) * 3 // 8, 1)),
+    "missing-pixels": lambda shape, ratio, seed, **_: MissingPixels(shape, ratio, seed),
+    "super-resolution": lambda shape, factor, **_: SuperResolution(shape, factor),
+    "deblurring": lambda shape, blur, **_: Deblurring(shape, blur),
+    "compressive-sensing": lambda shape, ratio, seed, **_: CompressiveSensing(shape, ratio, seed),
+}

@@ -23,14 +23,15 @@ from cdn.model import capabilities
 from cdn.model.finite import UNDECIDED, decided
 from cdn.model.inputs import check_floating, check_sigma
 from cdn.model.modes import evaluating
+from cdn.noise_keys import CERTIFICATION
 from cdn_kernels import Noise
 from cdn_kernels.transforms import transformed
 
 ABSTAIN = UNDECIDED
 # Noise is drawn for this many samples at a time, so that sample j of image i is the same whatever the batch size.
 CHUNK = 256
-# Where the noise of certificates starts: far from that of training (0) and of evaluations (1 << 62).
-_START, _IMAGE_BITS = 3 << 61, 24
+# Each image has so many positions, by the power of two.
+_IMAGE_BITS = 24
 # Of the chunks of an image, the second half is for the estimate: no draw chooses the class and counts for it too.
 _SELECTION, _ESTIMATION = 0, 1 << (_IMAGE_BITS - 1)
 
@@ -202,7 +203,7 @@ def _tally(votes: Iterator[Tensor]) -> Tensor:
 
 
 def _key(seed: int, index: int, part: int) -> Noise:
-    return Noise(seed, _START + (index << _IMAGE_BITS) + part)
+    return CERTIFICATION.key(seed, (index << _IMAGE_BITS) + part)
 
 
 def _check(model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, batch_size: int) -> None:

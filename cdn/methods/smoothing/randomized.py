@@ -23,22 +23,22 @@ class Randomized(nn.Module):
     Args:
         classify: a function of images [B, C, H, W] and a :class:`cdn.Noise` key that returns logits [B, classes].
         draws: per call, at least 1.
-        seed: of the noise.
+        noise: a :class:`cdn.Noise` key; draw k of all calls is at its position plus 64 k.
 
     The forward takes images and returns logarithms of mean probabilities, [B, classes].
     """
 
-    def __init__(self, classify: NoisyClassifier, draws: int, seed: int) -> None:
+    def __init__(self, classify: NoisyClassifier, draws: int, noise: Noise) -> None:
         super().__init__()
         if draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}")
-        self.classify, self.draws, self.seed, self.drawn = classify, draws, seed, 0
+        self.classify, self.draws, self.noise, self.drawn = classify, draws, noise, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logarithms of mean probabilities, [B, classes], of images [B, C, H, W]."""
         values = []
         for _ in range(self.draws):
-            logits = self.classify(x, Noise(self.seed, self.drawn * STRIDE))
+            logits = self.classify(x, Noise(self.noise.seed, self.noise.offset + self.drawn * STRIDE))
             # The logits of a density share a huge offset, which has to go before anything is rounded.
             values.append((logits - logits.mean(1, keepdim=True)).log_softmax(1))
             self.drawn += 1

@@ -1,13 +1,17 @@
 """The effective dimension of noisy images to a denoiser: the trace of its Jacobian, and the loss that it predicts."""
 
-from typing import NamedTuple
+import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cdn.evaluation.metrics import mean_and_error
+from cdn.files import Results
 from cdn.methods.spectrum.denoiser_jacobian import Jacobian, probe
 from cdn.model.modes import evaluating
+from cdn.noise_keys import EVALUATION, PROBES
 from cdn_kernels import Noise, standard_normal
 
 
@@ -73,3 +77,31 @@ def effective_dimension(
             if bar is not None:
                 bar.update(probes * len(clean))
     return Dimension(*(torch.cat(values) for values in zip(*parts)))
+
+
+def summarize_dimension(
+    model: nn.Module, x: Tensor, sigma: float, *, seed: int, probes: int, bar: tqdm | None = None, **how: Any
+) -> Results:
+    """Return means over images of what :func:`cdn.methods.spectrum.dimension.effective_dimension` found.
+
+    A dict of [mean, standard error over images]: ``trace``, ``loss``, ``loss_minus_stein`` and ``loss_minus_trace`` (of
+    the trace per dimension); ``probe_error``, the mean standard error of one image's trace; and the mean ``asymmetry``.
+    """
+    found = effective_dimension(model, x, sigma, EVALUATION.key(seed), probes, PROBES.key(seed), bar=bar, **how)
+    return dict(
+        trace=mean_and_error(found.trace),
+        loss=mean_and_error(found.loss),
+        loss_minus_stein=mean_and_error(found.loss - found.stein),
+        loss_minus_trace=mean_and_error(found.loss - found.trace / x[0].numel()),
+        probe_error=float(found.trace_error.mean()),
+        asymmetry=float(found.asymmetry.mean()),
+    )
+
+
+def asymmetry_in_float64(model: nn.Module, x: Tensor, sigma: float, *, seed: int, probes: int) -> float:
+    """Return the mean asymmetry at a few images x [N, C, H, W] in double precision."""
+    twin, x = copy.deepcopy(model).double(), x.double()
+    noise = standard_normal(x.shape, EVALUATION.key(seed), dtype=x.dtype, device=x.device)
+    with evaluating(twin, "float32"):
+        jacobian = Jacobian(twin, x + sigma * noise, sigma)
+        return float(probe(jacobian, probes, PROBES.key(seed)).asymmetry.mean())

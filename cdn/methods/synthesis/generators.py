@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
-from cdn.model.finite import json_text
-from cdn.run_folder.weights import fitting, read_safetensors, write_atomically
+from cdn.files import json_text, write_atomically
+from cdn.run_folder.weights import fitting, read_safetensors
 from cdn_kernels.noise import seeded
 
 FORMAT = "cdn-generators-1"

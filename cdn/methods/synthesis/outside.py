@@ -14,9 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from cdn.density import log_prob
-from cdn.methods.detection.detectors import typicality
+from cdn.evaluation.metrics import psnr
+from cdn.files import Results
+from cdn.methods.detection.detectors import separation, typicality
 from cdn.methods.synthesis.inference import Generators, infer, pixel_distance
 from cdn_kernels import Noise, sample_noise
+
+# Names of sets of images, of searches for latents, and of what tells sets apart.
+INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
+# The synthetic outliers that are asked about.
+SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
+FREE, PRIOR, FITTED = "free", "prior", "fitted"
+ERROR, ENERGY, GIVEN, MADE, BOTH = "error", "energy", "log p, image", "log p, made", "error and log p"
+# Images by the name of the set; by search and set what was made of them and its energies; ratings by search, set and
+# detector.
+Sets = dict[str, Tensor]
+Made = dict[str, dict[str, tuple[Tensor, Tensor]]]
+Ratings = dict[str, dict[str, dict[str, Tensor]]]
 
 
 class StandardLatents(nn.Module):
@@ -151,3 +165,56 @@ def _moments(means: Tensor, log_variances: Tensor, c: int) -> tuple[Tensor, Tens
     centred = means - mean
     covariance = centred.T @ centred / len(means) + log_variances.exp().mean(0).diag()
     return mean, torch.linalg.cholesky(covariance)
+
+
+def summarize_searches(sets: Sets, made: Made, ratings: Ratings) -> Results:
+    """Return what JSON should hold: by search and set, PSNR of reconstructions and AUROC of every detector."""
+    results: Results = {}
+    for search, reconstructed in made.items():
+        results[search] = {}
+        for name, images in sets.items():
+            found: Results = dict(
+                images=len(images),
+                psnr=float(psnr(images, reconstructed[name][0]).mean()),
+                error=float((images - reconstructed[name][0]).square().flatten(1).sum(1).sqrt().mean()),
+            )
+            if name not in (INSIDE, TRAINING):
+                found["auroc"] = {
+                    detector: separation(ratings[search][INSIDE][detector], values).auroc
+                    for detector, values in ratings[search][name].items()
+                }
+            results[search][name] = found
+    return dict(searches=results)
+
+
+def rate_searches(
+    model: nn.Module, sets: Sets, made: Made, sigma: float, noise: Noise, batch_size: int = 256
+) -> Ratings:
+    """Rate images and reconstructions, greater for what looks like the training: ratings [N] by search, set, detector.
+
+    Args:
+        model: a model of log-densities, the arbiter.
+        sets: images by name, those of the training among them.
+        made: by search and set, reconstructions and energies, as :func:`reconstruct` returns them.
+        sigma: noise level at which the arbiter rates.
+        noise: the first key; each set has one of its own.
+        batch_size: images per forward.
+    """
+    key = lambda number: Noise(noise.seed, noise.offset + number)
+    arbiter = Arbiter(model, sets[TRAINING], sigma, key(0), batch_size)
+    given = {name: arbiter(images, key(number)) for number, (name, images) in enumerate(sets.items(), 1)}
+    ratings: Ratings = {}
+    for search, found in made.items():
+        ratings[search] = {
+            name: {
+                ERROR: psnr(images, found[name][0]),
+                ENERGY: -found[name][1].double(),
+                GIVEN: given[name],
+                MADE: arbiter(found[name][0], key(number)),
+            }
+            for number, (name, images) in enumerate(sets.items(), 1)
+        }
+        known = ratings[search][TRAINING]
+        for rated in ratings[search].values():
+            rated[BOTH] = weakest([rated[ERROR], rated[GIVEN]], [known[ERROR], known[GIVEN]])
+    return ratings

@@ -5,7 +5,7 @@ import torch
 
 import cdn
 from cdn.density import calibrate
-from cdn.methods.prior.annealed import langevin, noise_ladder
+from cdn.methods.prior.annealed import annealed_langevin, noise_ladder
 from cdn.methods.prior.residual import blind_residual, noisy_start
 from tests.methods.prior.gaussian import BlindGaussian, KnownLevel
 
@@ -27,7 +27,9 @@ def test_samples_have_the_moments_of_the_prior(step):
     """
     sigma, count = 0.4, 6000
     start = noisy_start((count, 1, 1, 3), NOISE).double()
-    samples = langevin(KnownLevel(MEAN, VARIANCE), start, [1.0, sigma], NOISE, step=step, repeats=int(10 / step))
+    samples = annealed_langevin(
+        KnownLevel(MEAN, VARIANCE), start, [1.0, sigma], NOISE, step=step, repeats=int(10 / step)
+    )
     a = step * sigma**2 / (VARIANCE + sigma**2)
     expected = ((VARIANCE + sigma**2) / (1 - a / 2)).flatten()
     covariance = samples.flatten(1).T.cov()
@@ -47,7 +49,7 @@ def test_a_blind_model_keeps_to_the_level_of_the_stage():
     generator = torch.Generator().manual_seed(0)
     calibrate(model, 0.5 + variance.sqrt() * torch.randn(40, 1, 10, 10, generator=generator).double(), cdn.Noise(1))
     start = noisy_start((200, 1, 10, 10), NOISE).double()
-    samples = langevin(blind_residual(model), start, noise_ladder(1.0, 0.1, 6), NOISE, step=0.1, repeats=25)
+    samples = annealed_langevin(blind_residual(model), start, noise_ladder(1.0, 0.1, 6), NOISE, step=0.1, repeats=25)
     still, free = samples[:, 0, 1:], samples[:, 0, 0, :5]
     assert float(still.var()) == pytest.approx(0.1**2 / (1 - 0.05), rel=0.05)
     # 1000 values: a standard error of 4.5 % of the variance.
@@ -57,7 +59,7 @@ def test_a_blind_model_keeps_to_the_level_of_the_stage():
 
 def test_the_key_decides():
     start = torch.zeros(4, 1, 1, 3, dtype=torch.float64)
-    run = lambda key: langevin(KnownLevel(MEAN, VARIANCE), start, [0.3, 0.1], key, repeats=3)
+    run = lambda key: annealed_langevin(KnownLevel(MEAN, VARIANCE), start, [0.3, 0.1], key, repeats=3)
     assert torch.equal(run(NOISE), run(NOISE)) and not torch.equal(run(NOISE), run(cdn.Noise(6)))
     assert not torch.equal(run(NOISE)[0], run(NOISE)[1])
 
@@ -75,7 +77,7 @@ def test_the_key_decides():
 def test_bad_options(options, message):
     options = dict(levels=[0.3, 0.1], noise=NOISE) | options
     with pytest.raises(ValueError, match=message):
-        langevin(KnownLevel(MEAN, VARIANCE), torch.zeros(1, 1, 1, 3, dtype=torch.float64), **options)
+        annealed_langevin(KnownLevel(MEAN, VARIANCE), torch.zeros(1, 1, 1, 3, dtype=torch.float64), **options)
 
 
 @pytest.mark.parametrize(
