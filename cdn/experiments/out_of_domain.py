@@ -19,9 +19,8 @@ import torch
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import DENSITY, Experiment, Findings, Session
-from cdn.methods.detection.outlier_sets import read_outlier_sets, synthetic_outliers
+from cdn.methods.detection.outlier_sets import read_outlier_sets
 from cdn.methods.synthesis import ClassGenerators, fit, outside
-from cdn.methods.synthesis.inference import Generators
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.out_of_class import detection_figure, detection_table, error_table, search_figure
 
@@ -41,17 +40,12 @@ def measure(session: Session) -> Findings:
     one_class = torch.zeros(len(training), dtype=torch.int64, device=device)
     steps = dict(steps=args.train_steps, batch_size=args.train_batch)
     fit(generators, training, one_class, seed=args.seed, progress=session.progress, **steps)
-    searches: dict[str, tuple[Generators, float]] = {
-        outside.FREE: (generators, args.free),
-        outside.PRIOR: (generators, args.strength),
-        outside.FITTED: (outside.StandardLatents(generators, training, one_class), args.strength),
-    }
+    latents = outside.StandardLatents(generators, training, one_class)
+    searches = outside.searches(generators, latents, args.free, args.strength)
     search = dict(steps=args.steps, starts=args.starts, rate=args.rate, seed=args.seed, batch_size=args.batch_size)
     made = {
-        key: {
-            name: outside.reconstruct(latents, images, weight, **search) for name, images in session.bar(sets.items())
-        }
-        for key, (latents, weight) in searches.items()
+        key: {name: outside.reconstruct(*how, images, **search) for name, images in session.bar(sets.items())}
+        for key, how in searches.items()
     }
     with session.evaluating():
         ratings = outside.rate_searches(run.model, sets, made, args.sigma, EVALUATION.key(args.seed), args.batch_size)
@@ -75,13 +69,7 @@ def _sets(session: Session, count: int) -> tuple[torch.Tensor, outside.Sets]:
     training = training[labels < count]
     if len(training) < 2:
         raise CDNError(f"--train-images: expected at least two of the first {count} classes, got {len(training)}")
-    images, classes = session.images(dataset.test, None)
-    inside, others = images[classes < count][: args.limit], images[classes >= count][: args.limit]
-    synthetic = synthetic_outliers(inside, args.seed)
-    some = torch.linspace(0, len(training) - 1, min(len(training), args.limit)).long()
-    sets = {outside.TRAINING: training[some], outside.INSIDE: inside, outside.OTHERS: others} | {
-        name: synthetic[name] for name in outside.SYNTHETIC
-    }
+    sets = outside.known_sets(training, *session.images(dataset.test, None), count, args.limit, args.seed)
     given = read_outlier_sets(args.outliers, sets, dataset.shape, args.limit)
     return training, sets | {name: images.to(session.device) for name, images in given.items()}
 

@@ -20,7 +20,7 @@ from cdn.errors import CDNError
 from cdn.experiments.runner import CLASSES, DENOISER, Experiment, Findings, Session
 from cdn.files import Results
 from cdn.methods.prior.draw import SET, ascent, draw_samples, langevin
-from cdn.methods.prior.likeness import agreement, frechet_distance, nearest_by_set, pooled_features
+from cdn.methods.prior.likeness import agreement, judge_sets
 from cdn.noise_keys import SAMPLING
 from cdn.pictures.samples import nearest_figure, samples_figure, samples_table
 from cdn_kernels.noise import seeded
@@ -28,7 +28,7 @@ from cdn_kernels.noise import seeded
 
 def measure(session: Session) -> Findings:
     """Draw sets of samples, and measure how much they are like images."""
-    args, run, device = session.args, session.run, session.device
+    args, run, device, progress = session.args, session.run, session.device, session.progress
     for name in ("step", "beta", "langevin_step"):
         if getattr(args, name) > 1:
             raise CDNError(f"--{name.replace('_', '-')}: expected a number in (0, 1], got {getattr(args, name)}")
@@ -42,11 +42,10 @@ def measure(session: Session) -> Findings:
     conditions: dict[str, Tensor | None] = {"": None}
     if run.has_classes:
         conditions[", given the class"] = torch.arange(count, device=device) % classes
-    options = dict(progress=session.progress)
     samplers = {
-        "ascent": lambda: ascent(run.levels, step=args.step, beta=args.beta, limit=args.step_limit, **options),
+        "ascent": lambda: ascent(run.levels, step=args.step, beta=args.beta, limit=args.step_limit, progress=progress),
         "langevin": lambda: langevin(
-            run.levels, step=args.langevin_step, count=args.levels, repeats=args.repeats, **options
+            run.levels, step=args.langevin_step, count=args.levels, repeats=args.repeats, progress=progress
         ),
     }
     how = dict(sigma=run.levels.high, guidance=args.guidance, batch_size=args.batch_size, device=device)
@@ -59,23 +58,19 @@ def measure(session: Session) -> Findings:
         samples[method + suffix] = images
         agreed = agreement(judge, images, label, args.precision, args.batch_size)
         rows[method + suffix] = dict(steps=steps, seconds=time.perf_counter() - start, agreement=agreed)
-    uniform = torch.rand(test.shape, generator=seeded(args.seed)).to(device)
-    sets = samples | {"test images": test, "uniform noise": uniform}
+    noise = torch.rand(test.shape, generator=seeded(args.seed)).to(device)
+    sets = samples | {"test images": test, "uniform noise": noise}
     train = run.dataset.train
+    reference, _ = session.spread_images(train, args.reference)
+    flip = bool(run.config.training.get("flip"))
     with session.evaluating(judge):
-        features = lambda images: pooled_features(judge, images, args.batch_size)
-        reference = features(session.spread_images(train, args.reference)[0])
-        distances = {name: frechet_distance(features(images), reference) for name, images in sets.items()}
-    nearest = nearest_by_set(sets, train, mirrored=bool(run.config.training.get("flip")))
-    for name in sets:
-        rows.setdefault(name, {}).update(frechet=distances[name], nearest=float(nearest[name][1].median()))
-    judged_by = args.classifier or args.run
-    about = f"{args.run}: {count} images of each kind, features of {judged_by}, chance of agreement 1/{classes}"
-    figures = {
-        "picture.png": lambda: samples_figure(samples, run.dataset.classes),
-        "nearest.png": lambda: nearest_figure(sets, nearest),
-    }
-    results = dict(count=count, features=str(judged_by), chance=1 / classes, sets=rows)
+        found, nearest = judge_sets(judge, sets, reference, train, flip, args.batch_size)
+    rows = {name: rows.get(name, {}) | found[name] for name in sets}
+    by = args.classifier or args.run
+    about = f"{args.run}: {count} images of each kind, features of {by}, chance of agreement 1/{classes}"
+    grid = lambda: samples_figure(samples, run.dataset.classes)
+    figures = {"picture.png": grid, "nearest.png": lambda: nearest_figure(sets, nearest)}
+    results = dict(count=count, features=str(by), chance=1 / classes, sets=rows)
     return Findings(results, (about, samples_table(rows)), figures)
 
 

@@ -17,18 +17,8 @@ from dataclasses import replace
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import CLASSES, DENSITY, Experiment, Findings, Session
-from cdn.methods.distances.classify import accuracies
-from cdn.methods.distances.dissimilarity import (
-    FEATURES,
-    INFORMATION,
-    PIXELS,
-    SSIM,
-    Structural,
-    features,
-    information,
-    pixels,
-    shifted,
-)
+from cdn.methods.distances.classify import accuracies, all_similarities
+from cdn.methods.distances.dissimilarity import shifted
 from cdn.methods.synthesis import ClassGenerators, fit
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION, RECONSTRUCTION
@@ -50,12 +40,8 @@ def measure(session: Session) -> Findings:
     x, truth = session.test_images()
     noisy, _ = sample_noise(x, args.sigma, EVALUATION.key(args.seed))
     kinds = {"clean": x, f"σ = {sigma_text(args.sigma)}": noisy.clamp(0, 1), "shifted": shifted(x)}
-    similarities = {
-        PIXELS: pixels(),
-        SSIM: Structural(),
-        FEATURES: features(classifier.model),
-        INFORMATION: information(run.model, levels, nodes=args.nodes, noise=RECONSTRUCTION.key(args.seed)),
-    }
+    information = dict(levels=levels, nodes=args.nodes, noise=RECONSTRUCTION.key(args.seed))
+    similarities = all_similarities(classifier.model, run.model, **information)
     search = dict(steps=args.steps, starts=1, seed=args.seed)
     how = dict(searched=args.search, examples=args.examples, search=search, batch_size=args.batch_size)
     try:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdn.methods.distances.dissimilarity import (
     FEATURES,
@@ -12,10 +12,14 @@ from cdn.methods.distances.dissimilarity import (
     PIXELS,
     SSIM,
     Similarity,
+    Structural,
+    features,
     few_of_each,
     in_nats,
     in_parts,
+    information,
     nearest_class,
+    pixels,
 )
 from cdn.methods.synthesis import ClassGenerators, Inference, infer
 from cdn.model.finite import decided
@@ -24,6 +28,18 @@ NAMES = PIXELS, SSIM, FEATURES, INFORMATION
 JUDGED, SEARCHED, NEIGHBOUR = "judged", "searched", "neighbour"
 # Accuracies by way, similarity and kind of image.
 Shares = dict[str, dict[str, dict[str, float]]]
+
+
+def all_similarities(classifier: nn.Module, model: nn.Module, **how: Any) -> dict[str, Similarity]:
+    """Return every similarity by name: features are those of a classifier, information that of a denoiser.
+
+    Args:
+        classifier: a model with classes.
+        model: a model of log-densities.
+        how: levels, nodes and noise, of :func:`cdn.methods.distances.dissimilarity.information`.
+    """
+    kinds = (pixels(), Structural(), features(classifier), information(model, **how))
+    return dict(zip(NAMES, kinds))
 
 
 def accuracies(

@@ -97,10 +97,37 @@ def _square_root(matrix: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def nearest_by_set(sets: Mapping[str, Tensor], split: "ImageSplit", *, mirrored: bool) -> dict[str, tuple[Tensor, ...]]:
-    """Return what :func:`nearest_images` finds for sets of images of one size, in one walk through the split."""
+def judge_sets(
+    judge: nn.Module,
+    sets: Mapping[str, Tensor],
+    reference: Tensor,
+    split: "ImageSplit",
+    mirrored: bool,
+    batch_size: int,
+) -> tuple[dict[str, dict[str, float]], dict[str, tuple[Tensor, ...]]]:
+    """Measure how much sets of images, all of one size, are like those of a training.
+
+    Args:
+        judge: whose features are compared.
+        sets: images by name.
+        reference: images of the training, whose features are compared with.
+        split, mirrored: as for :func:`nearest_images`.
+        batch_size: images per forward.
+
+    Returns:
+        (figures, nearest): by set its ``frechet`` distance and the median distance to the ``nearest`` image, and what
+        :func:`nearest_images` found.
+    """
+    features = lambda images: pooled_features(judge, images, batch_size)
+    known = features(reference)
+    # One walk through the split serves all sets.
     found = nearest_images(torch.cat(list(sets.values())), split, mirrored=mirrored)
-    return dict(zip(sets, zip(*(part.split(len(part) // len(sets)) for part in found))))
+    nearest = dict(zip(sets, zip(*(part.split(len(part) // len(sets)) for part in found))))
+    figures = {
+        name: dict(frechet=frechet_distance(features(images), known), nearest=float(nearest[name][1].median()))
+        for name, images in sets.items()
+    }
+    return figures, nearest
 
 
 def agreement(judge: nn.Module, images: Tensor, label: Tensor | None, precision: str, batch_size: int) -> float | None:

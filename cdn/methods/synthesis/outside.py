@@ -17,6 +17,7 @@ from cdn.density import log_prob
 from cdn.evaluation.metrics import psnr
 from cdn.files import Results
 from cdn.methods.detection.detectors import separation, typicality
+from cdn.methods.detection.outlier_sets import synthetic_outliers
 from cdn.methods.synthesis.inference import Generators, infer, pixel_distance
 from cdn_kernels import Noise, sample_noise
 
@@ -83,15 +84,15 @@ class StandardLatents(nn.Module):
         return (inverse @ (mean - self.mean)[..., None])[..., 0], variance.log()
 
 
-def reconstruct(generators: Generators, x: Tensor, strength: float = 1.0, **options: Any) -> tuple[Tensor, Tensor]:
+def reconstruct(generators: Generators, strength: float, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Reconstruct images by the latents that explain them best, with the density of the latent as strong as told.
 
     Minimizes ``|x - G_c(z)|^2 / (2 sigma^2) + strength |z|^2 / 2`` over the latents of every class.
 
     Args:
         generators: :class:`cdn.methods.synthesis.ClassGenerators` or :class:`StandardLatents`.
-        x: images [N, C, H, W] in [0, 1].
         strength: above 0; 1 is the likelihood of the generators, and close to 0 the search is free.
+        x: images [N, C, H, W] in [0, 1].
         options: of :func:`cdn.methods.synthesis.infer`: steps, starts, draws, rate, seed, batch_size.
 
     Returns:
@@ -218,3 +219,26 @@ def rate_searches(
         for rated in ratings[search].values():
             rated[BOTH] = weakest([rated[ERROR], rated[GIVEN]], [known[ERROR], known[GIVEN]])
     return ratings
+
+
+def searches(
+    generators: Generators, latents: StandardLatents, free: float, strength: float
+) -> dict[str, tuple[Generators, float]]:
+    """Return what the three searches reconstruct by, and how strong the density of the latent is in each."""
+    return {FREE: (generators, free), PRIOR: (generators, strength), FITTED: (latents, strength)}
+
+
+def known_sets(training: Tensor, images: Tensor, classes: Tensor, count: int, limit: int, seed: int) -> Sets:
+    """Return sets of images by name: of the training, of its classes, of others, and synthetic ones.
+
+    Args:
+        training: images [N, C, H, W] that the generator was trained on, of the first classes.
+        images, classes: test images of all classes, and these.
+        count: of the first classes.
+        limit: images of a set, at most.
+        seed: of the synthetic ones.
+    """
+    inside, others = images[classes < count][:limit], images[classes >= count][:limit]
+    synthetic = synthetic_outliers(inside, seed)
+    some = torch.linspace(0, len(training) - 1, min(len(training), limit)).long()
+    return {TRAINING: training[some], INSIDE: inside, OTHERS: others} | {name: synthetic[name] for name in SYNTHETIC}

@@ -62,7 +62,7 @@ def test_their_length_is_the_mahalanobis_distance():
 @pytest.mark.parametrize("strength", [0.01, 1.0, 5.0])
 def test_the_strength_of_the_density_is_that_of_the_closed_form(strength):
     generators, x = random_generators(classes=1), torch.rand(5, *SHAPE, dtype=torch.float64)
-    made, energy = reconstruct(generators, x, strength, steps=300, rate=0.3, starts=1)
+    made, energy = reconstruct(generators, strength, x, steps=300, rate=0.3, starts=1)
     weak = LinearGenerators(generators.weight, generators.bias, SHAPE, float(generators.sigma) * strength**0.5)
     z, square = weak.optimum(x)
     torch.testing.assert_close(made, generators.decode(z)[:, 0].detach(), rtol=0, atol=1e-4)
@@ -71,7 +71,7 @@ def test_the_strength_of_the_density_is_that_of_the_closed_form(strength):
 
 def test_the_best_class_reconstructs():
     generators, x = random_generators(), torch.rand(6, *SHAPE, dtype=torch.float64)
-    made, energy = reconstruct(generators, x, steps=5)
+    made, energy = reconstruct(generators, 1.0, x, steps=5)
     found = infer(generators, x, steps=5)
     best = found.bound.argmax(1)
     assert len(best.unique()) > 1
@@ -103,4 +103,4 @@ def test_bad_input_gets_a_sentence():
     with pytest.raises(ValueError, match="expected images of every class, found none of class 1"):
         StandardLatents(Encoded(), x, torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(ValueError, match="strength must be a number above 0, got 0"):
-        reconstruct(Encoded(), x, 0)
+        reconstruct(Encoded(), 0, x)
