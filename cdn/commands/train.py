@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 import cdn_kernels
 from cdn.cli.arguments import pick_device
 from cdn.cli.training import training_parser
@@ -31,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     else:
         settings = Settings(**arguments)
     device = pick_device(settings.device)
-    if settings.fused:
-        _announce_fused(settings, device)
+    if found := settings.backends(device):
+        for backend in dict.fromkeys(found.values()):
+            print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
         cdn_kernels.keep_pages()
 
     from cdn.run_folder.names import PICTURES
@@ -120,14 +119,3 @@ def _resumed_settings(run: Path, arguments: Mapping[str, Any]) -> Settings:
                 f"{value!r}: leave the option out, or start a new run"
             )
     return Settings.from_dict(stored)
-
-
-def _announce_fused(settings: Settings, device: torch.device) -> None:
-    from cdn_kernels.backends.dispatch import fused_backends
-
-    try:
-        found = fused_backends(device, settings.impl, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    except RuntimeError as error:
-        raise CDNError(f"--fused: {error}") from None
-    for backend in dict.fromkeys(found.values()):
-        print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
