@@ -202,19 +202,19 @@ def calls(names):
 
 
 def test_json_has_one_writer():
-    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.files.json_text, which has no NaN"
+    assert calls({"dumps", "dump"}) == {"files.py": 1}, "write JSON by cdn.files.json_text, which has no NaN"
 
 
 def test_classes_are_decided_in_one_place():
     """All other calls come after a check that what they look at is finite, or look at no outputs of a model."""
     assert calls({"argmax", "argmin"}) == {
-        "finite.py": 1,
-        "certification/smoothing.py": 1,  # of counts
-        "experiments/photographs.py": 1,  # where in a file there is most to see
-        "reconstruction/descent.py": 3,  # after require_finite
-        "reconstruction/inference.py": 1,  # between starts, whose result is nan where they are
-        "robustness/curves.py": 1,  # after require_finite
-        "robustness/pursuit.py": 1,  # after require_finite
+        "model/finite.py": 1,
+        "methods/smoothing/certificate.py": 1,  # of counts
+        "pictures/whole_images.py": 1,  # where in a file there is most to see
+        "methods/synthesis/latent_descent.py": 3,  # after require_finite
+        "methods/synthesis/inference.py": 1,  # between starts, whose result is nan where they are
+        "methods/attacks/sweep.py": 1,  # after require_finite
+        "methods/attacks/pursuit.py": 1,  # after require_finite
     }, "use cdn.model.finite.decided"
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
-from cdn.experiments.runner import CLASSES, DENSITY, Experiment, Findings, Session
+from cdn.experiments.runner import CLASSES, DENSITY, Experiment, Findings, Session, require
 from cdn.methods.distances.classify import accuracies, all_similarities
 from cdn.methods.distances.dissimilarity import shifted
 from cdn.methods.synthesis import ClassGenerators, fit
@@ -29,7 +29,8 @@ from cdn_kernels import sample_noise
 def measure(session: Session) -> Findings:
     """Train generators, and classify by every similarity in every way."""
     args, run = session.args, session.run
-    classifier = session.open(args.classifier, CLASSES) if args.classifier else run
+    classifier = session.open(args.classifier) if args.classifier else run
+    require(classifier, CLASSES)
     low = run.levels.low if args.low is None else args.low
     if low >= run.levels.high:
         raise CDNError(f"--low: expected less than {run.levels.high:g}, the highest of the training, got {low:g}")
@@ -63,7 +64,7 @@ def measure(session: Session) -> Findings:
     return Findings(results, (about, shares_table(shares)), figures)
 
 
-main = Experiment("similarities", __doc__, measure, needs=(DENSITY, CLASSES), batch_size=8)
+main = Experiment("similarities", __doc__, measure, needs=(DENSITY,), batch_size=8)
 
 if __name__ == "__main__":
     run_command(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import cdn
-from cdn.cli import arguments as cli
+from cdn.cli import process as cli
 from cdn.data.cifar10 import load_cifar10
 from cdn.errors import CDNError, DataError
 from cdn.run_folder.names import PREVIOUS, STATE

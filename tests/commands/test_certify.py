@@ -89,7 +89,7 @@ def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return certify(*args, **options)
 
-    monkeypatch.setattr(command.certification, "certify", interrupted)
+    monkeypatch.setattr(command.smoothing, "certify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(digits_run, tmp_path / "part")
     rows = tmp_path / "part" / "certificates.jsonl"
@@ -116,7 +116,7 @@ def test_certified_accuracy_counts_right_labels_only():
 
 
 def test_bad_input_gets_a_sentence(digits_run, denoiser_run, tmp_path, capsys):
-    with pytest.raises(CDNError, match="was trained to denoise only, it has no classes"):
+    with pytest.raises(CDNError, match="expected a run that classifies, got a DirectDenoiser"):
         run(digits_run, tmp_path / "out", "--against", denoiser_run)
     (tmp_path / "out" / "certificates.jsonl").write_text("{}\nrubbish\n")
     with pytest.raises(CDNError, match="line 2 is no row of results"):

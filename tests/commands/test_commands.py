@@ -1,4 +1,3 @@
-import argparse
 import json
 import subprocess
 import sys
@@ -98,17 +97,6 @@ def test_denoise_refuses_what_it_cannot_do(make_run, picture, tmp_path, monkeypa
     with pytest.raises(CDNError, match="use --tile 256"):
         run(command.main, tmp_path / "run-joint-1", source, tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
-
-
-@pytest.mark.parametrize("text, value", [("0.1", 0.1), ("25/255", 25 / 255), ("1", 1.0)])
-def test_noise_levels_are_parsed(text, value):
-    assert command.parse_sigma(text) == value
-
-
-@pytest.mark.parametrize("text", ["25", "0", "-0.1", "nan", "1/0", "ten", "1/2/3", ""])
-def test_noise_levels_are_never_guessed(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected a n"):
-        command.parse_sigma(text)
 
 
 # classify

@@ -28,7 +28,7 @@ def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, ca
     split, folder = open_run(digits_run).dataset.test, tmp_path / "digits"
     folder.mkdir()
     for i in range(80):
-        write_image(folder / f"{i:03d}.png", split.images[[200 + i]].float() / 255)
+        write_image(folder / f"{i:03d}.png", split.pixels[[200 + i]].float() / 255)
     results = run(digits_run, tmp_path / "out", "--limit", "160", "--outliers", f"other digits={folder}")
     assert results["inliers"] == 80 and set(results["outliers"].values()) == {80}
     clean, noisy = results["separation"].values()
@@ -57,7 +57,7 @@ def test_what_a_run_lacks(digits_run, denoiser_run, copy_run, tmp_path):
         say(folder, objective)
         results = run(folder, tmp_path / "out", "--limit", "20")
         assert all(list(found) == detectors for level in results["separation"].values() for found in level.values())
-    with pytest.raises(CDNError, match="expected a model with a density or with classes, got a direct denoiser"):
+    with pytest.raises(CDNError, match="expected a run that models a density or classes, got a DirectDenoiser"):
         run(denoiser_run, tmp_path / "out")
 
 

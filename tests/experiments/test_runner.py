@@ -7,21 +7,24 @@ import pytest
 import torch
 
 from cdn.errors import CDNError
-from cdn.experiments.runner import REPORT, Experiment, make_parser
+from cdn.experiments.runner import REPORT, Experiment, Findings, Session
 from cdn.files import json_text
 from cdn.pictures.tables import text_table
 
 
 def experiment(run, *options):
-    parser = make_parser("trial", "Try the frame.", limit=20)
-    return Experiment(parser.parse_args([str(run), "--device", "cpu", *options]))
+    trial = Experiment("trial", "Try the frame.", lambda session: None, limit=20, options={})
+    return Session(trial, trial.parser().parse_args([str(run), "--device", "cpu", *options]))
 
 
 def test_the_report_says_how_to_repeat_it(digits_run, tmp_path):
-    trial = experiment(digits_run, "--out", str(tmp_path / "a" / "b"), "--limit", "7")
-    images, labels = trial.test_images()
-    assert images.shape == (7, 1, 8, 8) and labels.shape == (7,) and 0 <= images.min() < images.max() <= 1
-    trial.write(dict(value=1.5, nothing=float("nan"), many=[1.0, float("inf")]))
+    def measure(session):
+        images, labels = session.test_images()
+        assert images.shape == (7, 1, 8, 8) and labels.shape == (7,) and 0 <= images.min() < images.max() <= 1
+        return Findings(dict(value=1.5, nothing=float("nan"), many=[1.0, float("inf")]), ["found"])
+
+    trial = Experiment("trial", "Try the frame.", measure, options={})
+    trial([str(digits_run), "--device", "cpu", "--out", str(tmp_path / "a" / "b"), "--limit", "7"])
     report = json.loads((tmp_path / "a" / "b" / REPORT).read_text())
     assert report["results"] == dict(value=1.5, nothing=None, many=[1.0, None])
     assert report["options"]["limit"] == 7 and report["data"] == "digits" and report["seconds"] >= 0

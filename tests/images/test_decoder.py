@@ -251,4 +251,4 @@ def test_there_is_one_decoder():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).endswith("Image")
     ]
-    assert callers == ["data/decoder.py"]
+    assert callers == ["images/decoder.py"]

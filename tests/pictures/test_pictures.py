@@ -73,7 +73,7 @@ def test_metrics_that_cannot_be_plotted(tmp_path):
     with pytest.raises(CDNError, match="found none"):
         curves_picture(metrics, tmp_path / "curves.png")
     metrics.write_text("torn\n{}\n")
-    with pytest.raises(CDNError, match="line 1 is no JSON object"):
+    with pytest.raises(CDNError, match="line 1 is no row of results"):
         curves_picture(metrics, tmp_path / "curves.png")
 
 

@@ -19,13 +19,16 @@ from cdn.cli.process import run_command
 from cdn.commands import evaluate, train
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import Reliability
-from cdn.experiments import bounds, compare, robustness
+from cdn.experiments import bounds, compare
 from cdn.methods.learning_bounds import Bound
 from cdn.pictures import style
 from cdn.pictures.grid import draw_grid
+from cdn.pictures.learning import bounds_figure
 from cdn.pictures.plots import curves_picture, reliability_comparison
-from cdn.pictures.robust_accuracy import certified_figure
+from cdn.pictures.robust_accuracy import certified_figure, robustness_figure
+from cdn.pictures.run_comparison import Finished, comparison_picture
 from cdn.pictures.style import attempt, named, save
+from cdn.run_folder.config import RunConfig
 from tests.faults import full_disk
 
 ROOT = Path(cdn.__file__).parent
@@ -96,11 +99,11 @@ def certificates(names):
 
 def robust(names):
     runs = {name: dict(l2=dict(radii=[1.0], clean=0.9, robust=[0.5])) for name in names}
-    return robustness.picture(dict(runs=runs, images=9), ["l2"], " ".join(names))
+    return robustness_figure(dict(runs=runs, images=9), ["l2"], " ".join(names))
 
 
 def bounded(names):
-    return bounds.draw({name: Bound(0.1, 2.0 + k) for k, name in enumerate(names)}, [], 10, 1e4)
+    return bounds_figure({name: Bound(0.1, 2.0 + k) for k, name in enumerate(names)}, [], 10, 1e4)
 
 
 @pytest.mark.parametrize("make", [titles, legends, ticks, grid, certificates, robust, bounded])
@@ -119,7 +122,7 @@ def test_pictures_that_are_written_at_once(tmp_path, with_tex):
     one = torch.full((4,), 0.5, dtype=torch.float64)
     reliability_comparison({name: Reliability(torch.full((4,), 9), one, one) for name in NAMES}, tmp_path / "a.svg")
     rows = [dict(kind="train", step=step, classification=1.0 / step, denoising=0.5) for step in (1, 2)]
-    compare.picture([dict(name=n, config={}, rows=rows, evaluation={}) for n in NAMES], tmp_path / "b.svg")
+    comparison_picture([Finished(n, RunConfig(), rows, {}) for n in NAMES], tmp_path / "b.svg")
     for path in (tmp_path / "a.svg", tmp_path / "b.svg"):
         text = "\n".join(drawn(path))
         assert [name for name in NAMES.values() if name not in text] == []
@@ -166,7 +169,7 @@ def test_pictures_reach_the_disk_in_one_way_and_labels_pass_through_one_function
         saved |= {path} if getattr(call.func, "attr", "") == "savefig" else set()
         if getattr(call.func, "attr", "") in ("plot", "bar", "barh", "axhline", "stairs", "errorbar", "scatter"):
             labels += [(path, k.value) for k in call.keywords if k.arg == "label"]
-    assert saved == {"evaluation/style.py"}
+    assert saved == {"pictures/style.py"}
     free = [
         f"{path}: {ast.unparse(label)}"
         for path, label in labels

@@ -157,11 +157,10 @@ def test_folders_that_take_no_files_are_found_at_once(tmp_path, check):
 
 # What writes files by itself, and why it may.
 OWN = {
-    "cdn/run_folder/weights.py": "the one place",
-    "cdn/cli/arguments.py": "the log of another command, which is written while it runs",
+    "cdn/files.py": "the one place",
+    "cdn/cli/process.py": "the log of another command, which is written while it runs",
     "cdn/run_folder/lock.py": "a lock is no content",
-    "cdn/training/progress.py": "cuts the file, and waits for it",
-    "cdn/run_folder/journal.py": "cuts off half a row",
+    "cdn/run_folder/journal.py": "cuts off half a row, and waits for rows",
     "cdn/data/cifar10_download.py": "in a temporary folder, renamed as a whole",
     "cdn/commands/train.py": "a folder with a name of its own",
 }
