@@ -23,7 +23,7 @@ from cdn.evaluation import evaluate as measure
 from cdn.evaluation.evaluate import accuracy
 from cdn.evaluation.metrics import reliability
 from cdn.files import json_text
-from cdn.images.files import write_image
+from cdn.images.image_files import write_image
 from cdn.methods.attacks import Ball, attack, sweep
 from cdn.methods.prior.likeness import nearest_images
 from cdn.methods.smoothing import ABSTAIN, LevelVote, predict_smoothed

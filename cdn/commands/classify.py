@@ -13,7 +13,7 @@ from cdn.cli.arguments import DEVICE, Option, make_parser, pick_device, positive
 from cdn.density import estimate_sigma, log_prob
 from cdn.errors import CDNError, CheckpointError, DataError, NotFiniteError
 from cdn.files import json_text
-from cdn.images.files import read_image
+from cdn.images.image_files import read_image
 from cdn.images.memory import require_memory
 from cdn.model import Network
 from cdn.model.capabilities import classifies, has_density, kind

@@ -10,7 +10,7 @@ from torch import Tensor
 from cdn import density
 from cdn.cli.arguments import DEVICE, Option, make_parser, noise_level, pick_device, tile_side
 from cdn.errors import CDNError
-from cdn.images.files import check_writable, kind_of, read_image, write_image
+from cdn.images.image_files import check_writable, kind_of, read_image, write_image
 from cdn.images.memory import advise_tile, require_memory
 from cdn.images.metadata import carry_over
 from cdn.images.tiles import SMALLEST, in_tiles

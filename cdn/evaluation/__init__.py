@@ -1,4 +1,4 @@
-"""How good a model is: metrics, and their measurement on a test split."""
+"""Metrics of a model, and their measurement on a test split."""
 
 from cdn.evaluation.evaluate import evaluate, predict
 from cdn.evaluation.metrics import calibration_error, psnr, reliability, ssim

@@ -17,7 +17,7 @@ from cdn.model import capabilities
 from cdn.model.finite import decided
 from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import NoiseLevels
 
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
@@ -47,7 +47,7 @@ def evaluate(
     Args:
         model: any model of :mod:`cdn.model`; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`.
-        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of deviation 25/255.
+        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of standard deviation 25/255.
         batch_size: images per forward; more than 256 has no effect.
         limit: how many images to classify, from the first on; None for all.
         denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
@@ -125,7 +125,7 @@ def predict(
         levels = replace(levels, clean_share=0.0)
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma, parts in probabilities.items():
-                y, _ = ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
+                y, _ = torch_ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
                 parts.append(model(y).float().softmax(1).cpu())
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
@@ -169,12 +169,12 @@ def _denoising(
     with evaluating(model, precision) as device, torch.no_grad():
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma in sigmas:
-                y, _ = ops.sample_noise(x, sigma / 255, eps)
+                y, _ = torch_ops.sample_noise(x, sigma / 255, eps)
                 for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma / 255))):
                     for name, metric in metrics.items():
                         sums[f"{name}_{prefix}{sigma:g}"] += float(metric(images, x).sum())
-            y, _ = ops.sample_noise(x, level, eps)
-            residual = (denoise(model, y, level) - x) / ops.expand(level, x)
+            y, _ = torch_ops.sample_noise(x, level, eps)
+            residual = (denoise(model, y, level) - x) / torch_ops.expand(level, x)
             sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
     return {key: value / len(indices) for key, value in sums.items()}
 
@@ -210,8 +210,8 @@ def _batches(
     for position, chunk in enumerate(indices.split(CHUNK)):
         x, _ = split.images(chunk, device)
         key = EVALUATION.key(seed, position)
-        eps = ops.standard_normal(x.shape, key, device=device)
-        level = ops.sample_sigma(len(x), key, levels, device=device)
+        eps = torch_ops.standard_normal(x.shape, key, device=device)
+        level = torch_ops.sample_sigma(len(x), key, levels, device=device)
         yield from zip(*(part.split(batch_size) for part in (x, eps, level)))
         if bar is not None:
             bar.update(len(chunk))

@@ -1,4 +1,4 @@
-"""Figures of merit of denoised images and of predicted probabilities."""
+"""Metrics of denoised images and of predicted probabilities."""
 
 import math
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity of each image, averaged over pixels and channels.
 
     After Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004):
-    Gaussian window of 11x11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the
+    Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the
     image.
 
     Args:

@@ -28,8 +28,8 @@ from cdn.files import make_folder
 from cdn.methods.learning_bounds import MEASURES, crossings_of_fits, curves_of, fits_of
 from cdn.pictures.learning import fits_text, learning_figure, learning_table
 from cdn.run_folder.journal import Journal
+from cdn.training.repeatable import Plan, check_sizes, same_steps, train_once
 from cdn.training.settings import Settings
-from cdn.training.sweep import Plan, check_sizes, same_steps, train_once
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -17,14 +17,14 @@ from cdn.cli.arguments import (
     whole_number,
 )
 from cdn.methods.attacks import ATTACKS, NORMS
-from cdn.methods.distances.classify import NAMES
+from cdn.methods.distances.by_similarity import NAMES
 from cdn.methods.distances.dissimilarity import FEATURES, PIXELS, SSIM
 from cdn.methods.learning_bounds import OBJECTIVES
 from cdn.methods.prior.draw import SAMPLERS
 from cdn.methods.prior.operators import PROBLEMS
 from cdn.methods.smoothing.defences import SYSTEMS
 from cdn.methods.spectrum.spectrum import DENSE_SIZE
-from cdn.methods.synthesis.comparison import HELD_OUT
+from cdn.methods.synthesis.beside_another import HELD_OUT
 
 OUTLIERS = Option("--outliers", named_folder, [], "further sets, NAME=FOLDER, of images or strips", many=True)
 RADII = (0, 0.1, 0.2, 0.3, 0.4, 0.5)

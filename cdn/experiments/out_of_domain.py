@@ -52,7 +52,7 @@ def measure(session: Session) -> Findings:
     results, sigma = outside.summarize_searches(sets, made, ratings), float(generators.sigma.detach())
     about = (
         f"a generator of {args.latents} latents, trained on {len(training)} images of {count} classes of {name}; "
-        f"{len(sets[outside.INSIDE])} images inside, pixel deviation {sigma:.3f}"
+        f"{len(sets[outside.INSIDE])} images inside, standard deviation of pixels {sigma:.3f}"
     )
     figures = {
         "picture.png": lambda: detection_figure(results),

@@ -21,12 +21,12 @@ import torch
 
 from cdn.cli.process import run_command
 from cdn.experiments.runner import DENOISER, Experiment, Findings, Session
-from cdn.images.files import find_images, read_image
+from cdn.images.image_files import find_images, read_image
 from cdn.images.memory import advise_tile, require_memory
 from cdn.methods.whole_images import SIGMAS, denoise_photograph, mean_of, measure_denoised
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
-from cdn.pictures.whole_images import means_table, per_photograph, photographs_figure
+from cdn.pictures.photograph_details import means_table, per_photograph, photographs_figure
 
 
 def measure(session: Session) -> Findings:

@@ -16,7 +16,7 @@ from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import CLASSES, Experiment, Findings, Session
 from cdn.methods.synthesis import ClassGenerators
-from cdn.methods.synthesis.comparison import compare, prepare
+from cdn.methods.synthesis.beside_another import compare, prepare
 from cdn.methods.synthesis.enlarge import Enlargement
 from cdn.pictures.explanations import explanation_figure, explanation_table
 

@@ -17,12 +17,12 @@ from dataclasses import replace
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import CLASSES, DENSITY, Experiment, Findings, Session, require
-from cdn.methods.distances.classify import accuracies, all_similarities
+from cdn.methods.distances.by_similarity import accuracies, all_similarities
 from cdn.methods.distances.dissimilarity import shifted
 from cdn.methods.synthesis import ClassGenerators, fit
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION, RECONSTRUCTION
-from cdn.pictures.comparisons import classes_figure, shares_figure, shares_table
+from cdn.pictures.similarity_shares import classes_figure, shares_figure, shares_table
 from cdn_kernels import sample_noise
 
 
@@ -54,7 +54,7 @@ def measure(session: Session) -> Findings:
     sigma = float(generators.sigma.detach())
     about = (
         f"{len(x)} test images of {run.dataset.name}, generators of {len(training)} training images, "
-        f"pixel deviation {sigma:.3f}; neighbours among {args.examples} images of each class"
+        f"standard deviation of pixels {sigma:.3f}; neighbours among {args.examples} images of each class"
     )
     figures = {
         "picture.png": lambda: shares_figure(shares, len(x)),

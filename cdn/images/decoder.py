@@ -1,4 +1,4 @@
-"""Image files as pixels, by one rule wherever they are read: upright, opaque, 8 bits per channel, or an error."""
+"""The decoder of image files: upright, opaque, 8 bits per channel, or an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

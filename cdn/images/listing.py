@@ -1,4 +1,4 @@
-"""What a folder holds: images, folders, and what only lies beside them, which is skipped and counted."""
+"""The content of a folder: images, folders, and other files, which are skipped and counted."""
 
 import os
 import warnings

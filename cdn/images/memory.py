@@ -1,4 +1,4 @@
-"""Estimate the memory that a large image takes, before taking it."""
+"""An estimate of the memory that a large image takes, before it is taken."""
 
 import os
 from pathlib import Path

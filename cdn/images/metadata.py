@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels, and what of it still holds for an image that is made of them."""
+"""Metadata of image files, and which of them still hold for an image that is made of the file."""
 
 from io import BytesIO
 from pathlib import Path

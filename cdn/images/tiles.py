@@ -1,4 +1,4 @@
-"""Apply a function to a large image piece by piece."""
+"""Tiles of a large image, to which a function is applied one by one."""
 
 import math
 from collections.abc import Callable

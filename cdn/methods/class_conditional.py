@@ -1,4 +1,4 @@
-"""What a class tells a denoiser, and adversarial gradients as differences of denoisers.
+"""Class-conditional denoising, and adversarial gradients as differences of denoisers.
 
 For ``f(y)_c = log p(y, c)`` two identities hold exactly (Thiry & Guth, "Classification-denoising networks", 2024):
 ``D(y, c) - D(y) = sigma^2 grad_y log p(c | y)``, so the direction that a gradient attack takes is a difference of two

@@ -1,4 +1,4 @@
-"""Classify an image by how well it is denoised given each class.
+"""A classifier by class-conditional denoising errors.
 
 After Li, Prabhudesai, Duggal, Brown & Pathak, "Your diffusion model is secretly a zero-shot classifier" (2023), and
 Clark & Jaini, "Text-to-image diffusion models are zero-shot classifiers" (2023): noise is added, taken away given each
@@ -16,7 +16,7 @@ from cdn.density import class_scores
 from cdn.methods.quadrature import level_nodes
 from cdn.model.capabilities import classifies, has_density, kind
 from cdn_kernels import Noise, NoiseLevels
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 # How much the errors at a noise level count.
 Weight = Callable[[float], float]
@@ -171,6 +171,6 @@ def denoise_by_class(model: nn.Module, y: Tensor, sigma: float | Tensor) -> Tens
         y: noisy images [B, C, H, W]; the graph is kept where grad mode is on and y requires grad.
         sigma: noise level: a float, a 0-d tensor, or one value per image [B].
     """
-    level = ops.expand(ops.per_image(sigma, y, "sigma"), y)
+    level = torch_ops.expand(torch_ops.per_image(sigma, y, "sigma"), y)
     graph = torch.is_grad_enabled() and y.requires_grad
     return y + (level.square() * class_scores(model, y, create_graph=graph)).to(y.dtype)

@@ -1,4 +1,4 @@
-"""Integrals over noise levels."""
+"""The Gauss-Legendre rule over noise levels."""
 
 import math
 

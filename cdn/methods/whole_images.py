@@ -13,7 +13,7 @@ from cdn.images.tiles import in_tiles, split_tiles
 from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.finite import require_finite
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 # Noise levels that photographs are measured at, and how.
 SIGMAS = (15 / 255, 25 / 255, 50 / 255)
@@ -51,7 +51,7 @@ def denoise_photograph(model: nn.Module, x: Tensor, sigma: float, noise: Noise, 
 
     Limitations: the norms take statistics over the whole image, so tiles are close to it and not equal.
     """
-    y, _ = ops.sample_noise(x, sigma, noise)
+    y, _ = torch_ops.sample_noise(x, sigma, noise)
     size = tile or max(y.shape[2:])
     known = in_tiles(lambda part: denoise(model, part, sigma), y, size)
     if is_direct_denoiser(model):

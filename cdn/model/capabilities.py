@@ -1,4 +1,4 @@
-"""What a model can do, by its kind and by what it was trained on; of a wrapped model, what the module inside can.
+"""The capabilities of a model: whether it has a density, denoises, classifies; of a wrapped model, those of the inner.
 
 The one place that tells kinds of models apart: all others ask here.
 """

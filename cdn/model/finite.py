@@ -1,4 +1,4 @@
-"""What is not finite never becomes a result: no class, no decision and no number in a file.
+"""Checks for nan and infinity, which never become a class or a decision.
 
 Functions that return tensors pass nan on, image by image; those that decide something ask here.
 """

@@ -1,4 +1,4 @@
-"""What networks take: images in a shape, a range and a precision that they can work with."""
+"""Checks of what networks take: images and noise levels, in shape, range, units and precision."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""How a model is run to be measured, and how it is left afterwards."""
+"""Evaluation mode and precision of a model while it is measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

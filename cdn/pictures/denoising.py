@@ -1,4 +1,4 @@
-"""Show what a model makes of noisy test images."""
+"""Pictures of noisy test images, denoised by a model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.grid import Column, draw_grid, with_psnr
 from cdn.pictures.style import save
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import Noise
 
 
@@ -69,7 +69,7 @@ def chains_picture(images: Tensor, path: str | Path, side: int = 8) -> None:
 
 
 def _columns(model: nn.Module, x: Tensor, labels: Tensor, sigma: float, key: Noise) -> list[Column]:
-    y, _ = ops.sample_noise(x, sigma / 255, key)
+    y, _ = torch_ops.sample_noise(x, sigma / 255, key)
     columns = [(f"σ = {sigma:g}/255", y), ("denoised", denoise(model, y, sigma / 255))]
     if not capabilities.is_direct_denoiser(model):
         columns.append(("given class", denoise(model, y, sigma / 255, labels)))

@@ -1,4 +1,4 @@
-"""The looks that all pictures share, and how they reach the disk."""
+"""The style of all pictures, and how they are written."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""The data that a run began with, and whether it goes on with the same."""
+"""The fingerprint of the data in a run folder, by which a resumed run refuses other data."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows of JSON, one a line, in files that outlive the process that writes them: metrics of a training, and results."""
+"""Files of JSON rows, one a line, that outlive their process: metrics of a training, and results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One run folder, one training: a lock that ends with the process that holds it, however that ends."""
+"""The lock of a run folder: one training at a time, released by the end of its process."""
 
 import contextlib
 import os

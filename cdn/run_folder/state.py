@@ -1,4 +1,4 @@
-"""The state of a training run, written so that a kill at any moment loses only the work since the last one."""
+"""The checkpoint of a training, written so that a kill loses only the work since the last one."""
 
 import io
 import pickle

@@ -21,7 +21,7 @@ from cdn.noise_keys import JEM, TRAINING
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.phases import phase
 
 # The paper's images are in [-1, 1], ours in [0, 1]: lengths are half as long, and gradients by them twice as large.
@@ -89,7 +89,7 @@ def sgld(
     """
     for k in range(steps):
         eps = cdn_kernels.standard_normal(y.shape, Noise(noise.seed, noise.offset + k), dtype=y.dtype, device=y.device)
-        y = y + step_size * ops.score(log_density, y) + deviation * eps
+        y = y + step_size * torch_ops.score(log_density, y) + deviation * eps
     return y
 
 
@@ -112,8 +112,8 @@ def contrastive_loss(
     """
     with phase("forward"):
         logits, imagined = model(torch.cat([y, samples])).split([len(y), len(samples)])
-    classification = ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    contrastive = ops.logsumexp(imagined).mean() - ops.logsumexp(logits).mean()
+    classification = torch_ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    contrastive = torch_ops.logsumexp(imagined).mean() - torch_ops.logsumexp(logits).mean()
     parts = dict(
         classification=classification.detach(),
         contrastive=contrastive.detach(),
@@ -180,9 +180,9 @@ class JointEnergy:
         restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
         with torch.autocast("cpu", enabled=False):
             fresh = self.start.draw(count, generator).to(device)
-        y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
+        y = torch.where(torch_ops.expand(restart, fresh), fresh, self.chains[chosen])
         y = sgld(
-            lambda y: ops.logsumexp(model(y)),
+            lambda y: torch_ops.logsumexp(model(y)),
             y,
             JEM.key(settings.seed, step * settings.jem_steps),
             steps=settings.jem_steps,
@@ -190,5 +190,5 @@ class JointEnergy:
             deviation=UNIT * settings.jem_noise,
         )
         finite = y.isfinite().flatten(1).all(1)
-        self.chains[chosen] = torch.where(ops.expand(finite, y), y, fresh)
+        self.chains[chosen] = torch.where(torch_ops.expand(finite, y), y, fresh)
         return y

@@ -1,4 +1,4 @@
-"""A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
+"""The training of a run: steps, evaluations, checkpoints, and the files at its end."""
 
 import math
 import shlex

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how many bytes its operations touch."""
+"""The time of each phase of a training step, and the bytes that its operations touch."""
 
 import copy
 import time

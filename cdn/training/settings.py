@@ -1,4 +1,4 @@
-"""All that defines a training run, with the recipe of each data set as its defaults."""
+"""The settings of a training run, with the recipe of each data set as defaults."""
 
 import os
 from collections.abc import Mapping

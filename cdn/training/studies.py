@@ -17,7 +17,7 @@ from cdn.pictures.tables import text_table
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import NoiseLevels
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 # Settings of a run, or those in which a variant differs. Beside those of the trainer: whether Muon keeps the norms of
 # filters, and how large the energies of all stages but the last are at the start.
@@ -133,7 +133,7 @@ def measure_variant(model: nn.Module, data: Dataset, options: Options) -> Result
     x = images[:, :, low : low + side, low : low + side]
     levels, result = NoiseLevels(), {}
     if settings.objective != "denoising":
-        noisy, _ = ops.sample_noise(x, levels, EVALUATION.key(1))
+        noisy, _ = torch_ops.sample_noise(x, levels, EVALUATION.key(1))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             for name, y in (("accuracy_clean", x), ("accuracy_noisy", noisy)):
                 hits = sum(int((decided(model(a)) == b).sum()) for a, b in zip(y.split(500), labels.split(500)))
@@ -142,9 +142,9 @@ def measure_variant(model: nn.Module, data: Dataset, options: Options) -> Result
         x = x[data.test.exact][:1024]
         square = lambda y, sigma: (denoise(model, y, sigma) - x).square().flatten(1).mean(1)
         for grey in (15, 25, 50):
-            y, _ = ops.sample_noise(x, grey / 255, EVALUATION.key(2))
+            y, _ = torch_ops.sample_noise(x, grey / 255, EVALUATION.key(2))
             result[f"psnr_{grey}"] = float(-10 * square(y, grey / 255).log10().mean())
-        y, drawn = ops.sample_noise(x, levels, EVALUATION.key(3))
+        y, drawn = torch_ops.sample_noise(x, levels, EVALUATION.key(3))
         result["denoising"] = float((square(y, drawn) / drawn.square()).mean())
     return result
 

@@ -6,7 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import out_of_domain
-from cdn.images.files import write_image
+from cdn.images.image_files import write_image
 from cdn.run_folder.opened import open_run
 
 FAST = [

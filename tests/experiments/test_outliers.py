@@ -7,7 +7,7 @@ import pytest
 from cdn.errors import CDNError
 from cdn.experiments import outliers
 from cdn.experiments.runner import REPORT
-from cdn.images.files import write_image
+from cdn.images.image_files import write_image
 from cdn.run_folder.config import read_config, write_config
 from cdn.run_folder.opened import open_run
 

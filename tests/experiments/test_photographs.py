@@ -13,7 +13,7 @@ from cdn.errors import CDNError, DataError
 from cdn.evaluation import psnr
 from cdn.experiments import photographs
 from cdn.images import memory
-from cdn.images.files import find_images, read_image
+from cdn.images.image_files import find_images, read_image
 from cdn.methods.whole_images import blind_sigma, denoise_photograph
 from cdn.run_folder.weights import load
 from cdn_kernels import Noise, sample_noise

@@ -7,7 +7,7 @@ import torch
 
 from cdn.errors import CDNError
 from cdn.experiments import similarities
-from cdn.methods.distances.classify import NAMES
+from cdn.methods.distances.by_similarity import NAMES
 from cdn.methods.distances.dissimilarity import shifted
 
 FAST = [

@@ -12,7 +12,7 @@ from PIL import Image
 from cdn.cli.process import run_command
 from cdn.data import load_dataset
 from cdn.errors import DataError
-from cdn.images.files import find_images
+from cdn.images.image_files import find_images
 from cdn.methods.detection.outlier_sets import read_outliers
 
 STRAYS = ("Thumbs.db", "desktop.ini", "README.txt", ".DS_Store", "._a.png", "labels.csv", "LICENSE", "clip.gif")

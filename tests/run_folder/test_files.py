@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import cdn
 from cdn.errors import CDNError
 from cdn.files import append, make_folder, require_writable, write_atomically
-from cdn.images.files import write_image
+from cdn.images.image_files import write_image
 from cdn.pictures.style import save
 from cdn.run_folder.config import RunConfig, write_config
 from cdn.run_folder.journal import Journal

@@ -1,4 +1,4 @@
-"""The set an attack may search: images in [0, 1] within a radius of a given image."""
+"""The set that an attack may search: images in [0, 1] within a radius of a given image."""
 
 import math
 from collections.abc import Sequence

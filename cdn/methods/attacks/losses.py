@@ -1,4 +1,4 @@
-"""What attacks climb: losses of logits, one per image, the larger the closer to being fooled.
+"""Losses that attacks maximize: one value per image, larger where it is closer to being misclassified.
 
 All are functions of differences of logits. The logits of a density share an offset of thousands, whose gradient is far
 larger than that of their differences: it has to cancel in the weights that a loss gives to the logits, not after

@@ -1,4 +1,4 @@
-"""Signs of gradient masking: robustness that only means that the attack has lost its way.
+"""Checks for gradient masking, which makes a model look robust only because attacks fail to find a direction.
 
 After the lists of Athalye, Carlini & Wagner, "Obfuscated gradients give a false sense of security" (2018), and Carlini
 et al., "On evaluating adversarial robustness" (2019). A model that shows none of these signs may still be weaker than

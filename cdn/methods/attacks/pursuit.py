@@ -1,4 +1,4 @@
-"""One attack on a batch, seen from its search: evaluate candidates, remember the best, stop where it has succeeded."""
+"""The state of one attack on a batch: evaluated candidates, the best of them, and which images are fooled."""
 
 from collections.abc import Callable
 from typing import Literal, overload

@@ -1,4 +1,4 @@
-"""Attack images by name, at one radius or at many: what a robustness curve is made of."""
+"""Attacks by name, at one radius or at many, for curves of robust accuracy."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product

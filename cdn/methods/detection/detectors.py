@@ -1,4 +1,4 @@
-"""Tell images that are like those of the training from outliers, and measure how well that works.
+"""Detectors of outliers, and measures of how well they separate them from inliers.
 
 Each detector gives a number per image, greater for what looks more like the training. None of them is a calibrated
 likelihood: score matching is blind to the relative weight of distant modes, so a detector is as good as its measured
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cdn.density import score
 from cdn_kernels import Noise, sample_noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 LOG_DENSITY, TYPICALITY, SCORE_NORM, SOFTMAX = "log density", "typicality", "score norm", "max softmax"
 
@@ -76,7 +76,7 @@ def gather(
             logits = model(part).double()
         confidence.append(logits.softmax(1).amax(1))
         if density:
-            log_density.append(ops.logsumexp(logits))
+            log_density.append(torch_ops.logsumexp(logits))
             score_norm.append(score(model, part).double().flatten(1).norm(dim=1))
     join = lambda parts, wanted: torch.cat(parts).cpu() if wanted else None
     return Evidence(join(log_density, density), join(score_norm, density), join(confidence, classes))

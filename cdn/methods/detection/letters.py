@@ -1,4 +1,4 @@
-"""Letters, drawn as small as handwritten digits are: what a classifier of digits should not take for one."""
+"""Images of letters, as small as handwritten digits: outliers for a classifier of digits."""
 
 import math
 from collections.abc import Sequence

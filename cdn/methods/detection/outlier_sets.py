@@ -1,4 +1,4 @@
-"""Images that are not like those of the training: noise, distortions of real images, and other people's pictures."""
+"""Sets of outliers: noise, distortions of real images, and images of other folders."""
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cdn.errors import DataError
-from cdn.images.files import find_images, read_image
+from cdn.images.image_files import find_images, read_image
 from cdn.methods.detection.letters import letters
 from cdn_kernels.noise import seeded
 

@@ -1,4 +1,4 @@
-"""Measures of how alike two images are, by which a reconstruction can be judged, and found.
+"""Measures of the dissimilarity of two images, by which reconstructions can be judged and searched.
 
 A similarity is called with images x [N, C, H, W] and others r [N, ..., C, H, W], and returns their dissimilarity
 [N, ...]: float64, 0 for equal images, differentiable by both. So it fits :func:`cdn.methods.synthesis.infer` as a
@@ -20,7 +20,7 @@ from cdn.methods.synthesis.inference import Distance, beside, pixel_distance
 from cdn.model.capabilities import stage_features
 from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
 # Images that a matrix embeds at once.
@@ -114,7 +114,7 @@ def information(
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             for draw in range(draws):
                 key = Noise(noise.seed, noise.offset + node * draws + draw)
-                y = x + sigma * ops.standard_normal((1, *x.shape[1:]), key, x.dtype, x.device)
+                y = x + sigma * torch_ops.standard_normal((1, *x.shape[1:]), key, x.dtype, x.device)
                 graph = torch.is_grad_enabled() and x.requires_grad
                 error = (denoise(model, y, sigma, create_graph=graph) - x).double()
                 parts.append(math.sqrt(2 * weight / draws) / sigma * error.flatten(1))
@@ -130,7 +130,7 @@ def in_nats(similarity: Similarity, x: Tensor, r: Tensor, sigma: float | Tensor)
         similarity: of this module.
         x, r: training images [N, C, H, W] and their reconstructions, of the same shape: on these it will be on average
             what the pixel likelihood is.
-        sigma: deviation of the pixels in that likelihood.
+        sigma: standard deviation of the pixels in that likelihood.
     """
     with torch.no_grad():
         scale = float(pixel_distance(sigma)(x, r).double().mean() / similarity(x, r).mean())

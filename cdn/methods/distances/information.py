@@ -1,4 +1,4 @@
-"""How far two images are apart for the density that a denoiser knows."""
+"""The information-estimation distance of two images, by the density that a denoiser knows."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from cdn.methods.quadrature import level_nodes
 from cdn.model.inputs import check_floating
 from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.transforms import recorded_if
 
 # Of the noise, where none is given.
@@ -111,15 +111,15 @@ def information_estimation_distance(
         if value < 1:
             raise ValueError(f"similarity: {name} must be at least 1, got {value}")
     with recorded_if(create_graph):
-        pair = torch.cat([ops.recordable(a), ops.recordable(b)])
-        total = ops.in_float64(a.new_zeros(len(a)))
+        pair = torch.cat([torch_ops.recordable(a), torch_ops.recordable(b)])
+        total = torch_ops.in_float64(a.new_zeros(len(a)))
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             factor = weight * 2 / sigma**2 / draws
             for draw in range(draws):
                 key = Noise(noise.seed, noise.offset + node * draws + draw)
-                eps = sigma * ops.standard_normal(a.shape, key, a.dtype, a.device)
+                eps = sigma * torch_ops.standard_normal(a.shape, key, a.dtype, a.device)
                 y = pair + torch.cat([eps, eps])
                 error = denoiser(y, y.new_full((len(y),), sigma)) - pair
-                error_a, error_b = ops.in_float64(error).chunk(2)
+                error_a, error_b = torch_ops.in_float64(error).chunk(2)
                 total = total + factor * (error_a - error_b).square().flatten(1).sum(1)
         return total.sqrt()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cdn.methods.prior.residual import advance, key_of_step
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 
 def noise_ladder(high: float = 1.0, low: float = 0.01, count: int = 10) -> Tensor:
@@ -73,7 +73,7 @@ def annealed_langevin(
         raise ValueError(f"repeats: expected at least 1 step per level, got {repeats}")
     y = start
     for t in tqdm(range(len(levels) * repeats), unit="step", leave=False, disable=not progress):
-        sigma = ops.per_image(levels[t // repeats], y, "sigma")
+        sigma = torch_ops.per_image(levels[t // repeats], y, "sigma")
         f, _ = residual(y, sigma)
         y = advance(y, f, step, math.sqrt(2 * step) * sigma, key_of_step(noise, t))
     return y

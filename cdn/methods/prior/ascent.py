@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from cdn.methods.prior.residual import advance, key_of_step
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 
 class Ascent(NamedTuple):
@@ -83,7 +83,7 @@ def ascend(
                 break
             h = step * (t + 1) / (1 + step * t)
             gamma = sigma * ((1 - beta * h) ** 2 - (1 - h) ** 2) ** 0.5
-            y = torch.where(ops.expand(active, y), advance(y, f, h, gamma, key_of_step(noise, t)), y)
+            y = torch.where(torch_ops.expand(active, y), advance(y, f, h, gamma, key_of_step(noise, t)), y)
             bar.set_postfix_str(f"sigma {float(sigma.max()):.3f}", refresh=False)
             bar.update()
     return Ascent(y, torch.stack(levels), sigma <= stop)

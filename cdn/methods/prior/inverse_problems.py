@@ -1,4 +1,4 @@
-"""Images restored from linear measurements: sampling from the prior in a denoiser, held to what was measured.
+"""Linear inverse problems: images sampled from the prior of a denoiser that agree with measurements.
 
 After Kadkhodaie & Simoncelli, "Solving linear inverse problems using the prior implicit in a denoiser", 2021
 (arXiv 2007.13640), algorithm 2. They write it for measurements ``x_c = M^T x`` by orthonormal columns M. ``M M^T`` is
@@ -85,7 +85,7 @@ def restore(
         measured: m, measurements of B images, without noise.
         noise: a :class:`cdn.Noise` key. Different keys give different samples; the mean of several is nearer to the
             least-squares estimate, with a higher PSNR and less detail than each.
-        sigma: deviation of the noise to start from, in units of images in [0, 1].
+        sigma: standard deviation of the noise to start from, in units of images in [0, 1].
         step, beta, stop, limit, progress: as for :func:`cdn.methods.prior.ascent.ascend`.
 
     Returns:

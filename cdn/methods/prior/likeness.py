@@ -1,4 +1,4 @@
-"""How much samples are like images: the Fréchet distance of features, and the nearest images of the training."""
+"""Measures of samples: the Fréchet distance of features, and the nearest training images."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The step from noisy images to their denoised ones: all that sampling needs to know of a model.
+"""The residual of a denoiser, D(y) - y, which is all that samplers ask of a model.
 
 A *residual* is a callable ``residual(y, sigma=None) -> (f, level)`` for images y [B, C, H, W]: ``f(y) = D(y) - y``, the
 shape of y, and the noise level [B] that y has: the given one where a prior is known level by level, an estimate where
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cdn.density import score, sigma_from_score
 from cdn.model.capabilities import is_direct_denoiser
 from cdn_kernels import Noise, sample_noise, standard_normal
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 
 LEVELS = ("residual", "calibrated")
 
@@ -62,7 +62,7 @@ def blind_residual(
         if label is not None and guidance != 1:
             s = torch.lerp(score(model, y), s, guidance)
         estimate = sigma_from_score(model, s)
-        f = ops.expand(estimate.square(), s) * s
+        f = torch_ops.expand(estimate.square(), s) * s
         return f, estimate if level == "calibrated" else torch.minimum(root_mean_square(f), estimate)
 
     return residual
@@ -81,12 +81,12 @@ def noisy_start(
     mean: float | Tensor = 0.5,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Return where samplers start: white noise of deviation sigma about a grey image.
+    """Return where samplers start: white noise of standard deviation sigma about a grey image.
 
     Args:
         shape: (B, C, H, W).
         noise: a :class:`cdn.Noise` key.
-        sigma: deviation, in units of images in [0, 1].
+        sigma: standard deviation, in units of images in [0, 1].
         mean: a number, or what broadcasts with the shape.
         device: of the result, float32, in the layout that convolutions are fastest in.
     """

@@ -1,4 +1,4 @@
-"""Certificates: majority votes under noise, the radius within which they stay, and what denoises for others."""
+"""Randomized smoothing: certificates, and classifiers behind a denoiser."""
 
 from cdn.methods.smoothing.certificate import ABSTAIN, Certificate, certify, largest_radius, predict_smoothed
 from cdn.methods.smoothing.protected import LevelVote, Protected

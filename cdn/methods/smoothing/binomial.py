@@ -1,4 +1,4 @@
-"""Exact statements about a probability from counts: confidence bounds and tests of binomial draws.
+"""Exact confidence bounds and tests of binomial counts.
 
 Everything here is in float64 and on numbers, without tables or approximations by normals.
 """

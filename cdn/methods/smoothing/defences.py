@@ -1,4 +1,4 @@
-"""A classifier behind a denoiser, in every way that is here: what is attacked, what is judged, what is certified."""
+"""The ways to defend a classifier by a denoiser: what is attacked, judged and certified of each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A classifier that was never trained on noise, behind a denoiser.
+"""A classifier that was not trained on noise, behind a denoiser.
 
 After Salman, Sun, Yang, Kapoor & Kolter, "Denoised smoothing: a provable defense for pretrained classifiers" (2020):
 noise is added, a denoiser takes it away, the classifier sees what is left; smoothed, this is certified like any other
@@ -101,10 +101,10 @@ class LevelVote(nn.Module):
         ``p(c | x) = sum_k w_k p(c | D(y_k)) / sum_k w_k``,  ``w_k = exp(-z_k^2 / 2)``,
         ``z_k = (log p(y_k) - m_k) / s_k``,
 
-    with m_k and s_k the mean and deviation of ``log p(y_k)`` over clean reference images at that level: w_k is, up to
-    its largest value, the density of the observed log p under a normal fit to clean images. The bare log p could not be
-    the weight, for it falls with the level whatever the image; in z that cancels. A level at which image and noise look
-    as those of the training speaks; one that sees something else keeps silent.
+    with m_k and s_k the mean and standard deviation of ``log p(y_k)`` over clean reference images at that level: w_k
+    is, up to its largest value, the density of the observed log p under a normal fit to clean images. The bare log p
+    could not be the weight, for it falls with the level whatever the image; in z that cancels. A level at which image
+    and noise look as those of the training speaks; one that sees something else keeps silent.
 
     Args:
         classifier: any module that gives logits, frozen as in :class:`Protected`.

@@ -1,4 +1,4 @@
-"""A classifier that draws noise, averaged: what adaptive attacks climb and what its decisions are made of."""
+"""A classifier that adds noise, averaged over draws, for adaptive attacks and for decisions."""
 
 import math
 from collections.abc import Callable

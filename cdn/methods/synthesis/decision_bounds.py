@@ -1,4 +1,4 @@
-"""How far an image must be moved before another class explains it better."""
+"""Lower bounds on the distance of an image to another decision."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def lower_bounds(found: Inference, labels: Tensor, sigma: float | Tensor) -> Ten
     Args:
         found: :class:`cdn.methods.synthesis.Inference`, of the pixel distance.
         labels: the true classes, int64 [N].
-        sigma: deviation of the pixels, as in that distance.
+        sigma: standard deviation of the pixels, as in that distance.
 
     Returns:
         [N], with white as 1, over all values of an image; 0 where the image is misclassified.

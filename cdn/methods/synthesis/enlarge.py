@@ -1,4 +1,4 @@
-"""Small images made larger, and back again without loss."""
+"""Enlarged images, and their exact inverse."""
 
 from collections.abc import Sequence
 

@@ -38,7 +38,7 @@ class ClassGenerators(nn.Module):
             does not.
         latents: dimensions L of a latent.
         width: of the hidden layer next to the pixels; the one next to the latent is half as wide.
-        sigma: deviation of the pixels, with white as 1; None to learn it.
+        sigma: standard deviation of the pixels, with white as 1; None to learn it.
         seed: of the initial weights.
 
     Raises:
@@ -76,7 +76,7 @@ class ClassGenerators(nn.Module):
 
     @property
     def sigma(self) -> Tensor:
-        """Deviation of the pixels, the same for all classes: a 0-d tensor."""
+        """Standard deviation of the pixels, the same for all classes: a 0-d tensor."""
         return self.log_sigma.exp()
 
     def decode(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How well each class can reconstruct an image: a search for the best latent of each, by gradient ascent."""
+"""The search for the latent of each class that reconstructs an image best, by gradient ascent."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -29,7 +29,7 @@ class Generators(Protocol):
 
     @property
     def sigma(self) -> Tensor:
-        """Deviation of the pixels, []."""
+        """Standard deviation of the pixels, []."""
 
     def decode(self, z: Tensor, /) -> Tensor:
         """Return the images [..., K, C, H, W] of latents [..., K, L]."""
@@ -58,7 +58,7 @@ def pixel_distance(sigma: float | Tensor) -> Distance:
     """Return the distance that stands for pixels with independent normal errors, ``|x - r|^2 / (2 sigma^2)``.
 
     Args:
-        sigma: deviation of the errors, with white as 1.
+        sigma: standard deviation of the errors, with white as 1.
 
     Returns:
         A function of images x [N, C, H, W] and reconstructions r [N, ..., C, H, W] that returns [N, ...].

@@ -1,4 +1,4 @@
-"""The attack made for reconstruction classifiers: walk towards what another class makes of the image."""
+"""An attack on classifiers by reconstruction: a walk towards the reconstruction of another class."""
 
 import torch
 from torch import Tensor

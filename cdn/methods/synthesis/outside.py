@@ -1,4 +1,4 @@
-"""Images outside of what a generator was trained on: how well it makes them nevertheless, and what tells them apart.
+"""Reconstruction of images that a generator was not trained on, and detection of such images.
 
 A generator whose latent is large enough reconstructs images that it never saw, as Ju ("Generative models as a robust
 alternative for image classification", 2021) found of classifiers that reconstruct: a small error then says nothing. Two
@@ -69,7 +69,7 @@ class StandardLatents(nn.Module):
 
     @property
     def sigma(self) -> Tensor:
-        """Deviation of the pixels."""
+        """Standard deviation of the pixels."""
         return self.generators.sigma
 
     def decode(self, u: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs of a sweep: each is trained once, or goes on where it was interrupted, and leaves a row."""
+"""Runs of an experiment that trains: each is trained once, or resumed, and leaves a row."""
 
 import time
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from cdn.errors import CDNError, DataError
-from cdn.images.files import check_writable, read_image, write_image
+from cdn.images.image_files import check_writable, read_image, write_image
 
 COLOUR = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]], [[0, 0, 0], [9, 9, 9]]], np.uint8)
 

@@ -1,4 +1,4 @@
-"""Classify by a similarity: of reconstructions that pixels found, that it found itself, or of training images."""
+"""Classification by a similarity: of reconstructions, searched or given, or of training images."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any

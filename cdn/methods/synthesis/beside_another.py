@@ -1,4 +1,4 @@
-"""A classifier by reconstruction beside another: both made ready, measured, attacked and bounded."""
+"""A classifier by reconstruction beside another one: trained, measured, attacked and bounded."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cdn.methods.distances.classify import JUDGED, NAMES, NEIGHBOUR, SEARCHED, Shares
+from cdn.methods.distances.by_similarity import JUDGED, NAMES, NEIGHBOUR, SEARCHED, Shares
 from cdn.methods.distances.dissimilarity import PIXELS
 from cdn.methods.synthesis import Inference
 from cdn.pictures.bars import grouped_bars
