@@ -25,6 +25,16 @@ CURVE_STEPS: dict[str, list[str]] = {
 }
 CURVE_SIZES = {"digits": ("100", "300", "1437"), "cifar10": ("100", "1000", "10000", "50000")}
 PATCHES = ["--crop-size", "48", "--crop-padding", "0", "--batch-size", "32"]
+EXPERIMENTS: tuple[str, ...] = (
+    "denoisers",
+    "jacobian",
+    "robustness",
+    "outliers",
+    "sampling",
+    "restoration",
+    "reconstruction",
+)
+EXPERIMENTS += ("denoising_classifier", "similarities", "out_of_domain")
 
 
 class Stage(NamedTuple):
@@ -60,75 +70,39 @@ def plan(args: argparse.Namespace) -> dict[str, Stage]:
     }
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     runs = {name: args.out / name for name in models}
-    stages = {
-        f"train-{name}": _training(runs[name], ["--data", args.data, *data, *options])
-        for name, options in models.items()
-    }
+    joint, patches, comparison = runs["joint"], args.out / "patches", args.out / "comparison"
+    stages = {f"train-{name}": _training(runs[name], ["--data", args.data, *data, *models[name]]) for name in models}
     for name, run in runs.items():
         stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / EVALUATION)
-    stages["compare"] = Stage(
-        ["cdn.experiments.compare", *map(str, runs.values()), "--out", str(args.out / "comparison")],
-        args.out / "comparison" / "comparison.png",
-    )
-    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
-    experiments = {
-        "denoisers": [],
-        "jacobian": [],
-        "robustness": classifiers,
-        "outliers": [],
-        "sampling": ["--classifier", str(runs["resnet"])],
-        "restoration": [],
-        "reconstruction": [],
-        "denoising_classifier": [],
-        "similarities": [],
-        "out_of_domain": [],
-    }
-    if args.photographs:
-        experiments["photographs"] = ["--images", args.photographs]
+    compare = ["cdn.experiments.compare", *map(str, runs.values()), "--out", str(comparison)]
+    stages["compare"] = Stage(compare, comparison / "comparison.png")
+    photographs = ["--images", args.photographs]
     if args.patches:
-        patches = args.out / "patches"
-        stages["train-patches"] = _training(
-            patches, ["--data", "imagefolder", "--data-dir", args.patches, *denoising, *usual, *PATCHES]
-        )
+        folder = ["--data", "imagefolder", "--data-dir", args.patches]
+        stages["train-patches"] = _training(patches, [*folder, *denoising, *usual, *PATCHES])
         if args.photographs:
-            stages["photographs-patches"] = Stage(
-                ["cdn.experiments.photographs", str(patches), "--images", args.photographs],
-                patches / "photographs" / REPORT,
-            )
-    for name, options in experiments.items():
-        stages[name] = Stage(
-            [f"cdn.experiments.{name}", str(runs["joint"]), *options, *data], runs["joint"] / name / REPORT
-        )
+            stages["photographs-patches"] = _experiment("photographs", patches, photographs)
+    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
+    options = {"robustness": classifiers, "sampling": ["--classifier", str(runs["resnet"])], "photographs": photographs}
+    for name in (*EXPERIMENTS, *(["photographs"] if args.photographs else [])):
+        stages[name] = _experiment(name, joint, [*options.get(name, []), *data])
     for name in ("resnet-clean", "resnet"):
         out = args.out / f"protect-{name}"
-        stages[out.name] = Stage(
-            ["cdn.experiments.protect", str(runs["joint"]), "--classifier", str(runs[name]), *data, "--out", str(out)],
-            out / REPORT,
-        )
-    stages["certify"] = Stage(
-        ["cdn.certify", str(runs["joint"]), *classifiers, *data], runs["joint"] / "certify" / REPORT
-    )
-    stages["bounds"] = Stage(
-        ["cdn.experiments.bounds", "--out", str(args.out / "bounds")], args.out / "bounds" / REPORT
-    )
+        stages[out.name] = _experiment("protect", joint, ["--classifier", str(runs[name]), *data], out)
+    stages["certify"] = Stage(["cdn.certify", str(joint), *classifiers, *data], joint / "certify" / REPORT)
+    stages["bounds"] = _experiment("bounds", None, [], args.out / "bounds")
     if args.data in CURVE_SIZES:
+        sizes = ["--sizes", *CURVE_SIZES[args.data], *CURVE_STEPS[args.budget], *args.training]
         curves = args.out / "learning_curves"
-        stages[curves.name] = Stage(
-            [
-                "cdn.experiments.learning_curves",
-                "--data",
-                args.data,
-                *data,
-                "--sizes",
-                *CURVE_SIZES[args.data],
-                *CURVE_STEPS[args.budget],
-                *args.training,
-                "--out",
-                str(curves),
-            ],
-            curves / REPORT,
-        )
+        stages[curves.name] = _experiment(curves.name, None, ["--data", args.data, *data, *sizes], curves)
     return stages
+
+
+def _experiment(name: str, run: Path | None, options: Sequence[str], out: Path | None = None) -> Stage:
+    """Return the stage of an experiment on a run, if it takes one, whose report goes there unless to a folder."""
+    place = ["--out", str(out)] if out else []
+    command = [f"cdn.experiments.{name}", *([str(run)] if run else []), *options, *place]
+    return Stage(command, (out or Path(run or "") / name) / REPORT)
 
 
 def _training(run: Path, options: Sequence[str]) -> Stage:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from cdn.evaluation.metrics import psnr
@@ -12,36 +11,26 @@ from cdn.methods.class_conditional import adversarial_gradient, denoise_with_cla
 from cdn.model.inputs import sigma_text
 from cdn.model.modes import evaluating
 from cdn.pictures.grid import draw_grid, with_psnr
-from cdn.pictures.style import BLUE, GREY, ORANGE, named, tidy
-from cdn.pictures.tables import text_table, with_error
+from cdn.pictures.style import BLUE, GREY, ORANGE, error_bars, sigma_axis
+from cdn.pictures.tables import record_table, text_table, with_error
 
 
 def gains_table(levels: Results) -> str:
     """Return the PSNR per noise level and what classes change, as Markdown."""
-    header = [
-        "sigma",
-        "accuracy",
-        "noisy dB",
-        "no class dB",
-        "true class dB",
-        "wrong class dB",
-        "true, misclassified dB",
-        "error lowered by",
-        "if exact, by",
-    ]
-    rows = []
-    for grey, level in levels.items():
-        rows.append(
-            [
-                grey,
-                f"{level['accuracy']:.1%}",
-                f"{level['psnr_noisy']:.2f}",
-                f"{level['psnr_unconditional']:.3f}",
-                *(with_error(level[key], "+.4f") for key in ("true", "wrong", "true_where_misclassified")),
-                *(with_error(level[key], ".3%") for key in ("gain", "exact_gain")),
-            ]
-        )
-    return text_table(header, rows)
+    return record_table(
+        {
+            "sigma": sigma,
+            "accuracy": f"{level['accuracy']:.1%}",
+            "noisy dB": f"{level['psnr_noisy']:.2f}",
+            "no class dB": f"{level['psnr_unconditional']:.3f}",
+            "true class dB": with_error(level["true"], "+.4f"),
+            "wrong class dB": with_error(level["wrong"], "+.4f"),
+            "true, misclassified dB": with_error(level["true_where_misclassified"], "+.4f"),
+            "error lowered by": with_error(level["gain"], ".3%"),
+            "if exact, by": with_error(level["exact_gain"], ".3%"),
+        }
+        for sigma, level in levels.items()
+    )
 
 
 def identities_table(levels: Results) -> str:
@@ -96,13 +85,14 @@ def denoisers_figure(
     )
     probability = lambda label: [f"p = {p:.2g}" for p in denoised.posterior.gather(1, label[:, None])[:, 0].tolist()]
     size = lambda change: [f"rms {255 * float(image.square().mean().sqrt()):.2g}/255" for image in change]
+    wrong = denoised.wrong_label
     columns: list[Sequence[tuple[str, Tensor | Sequence[Tensor], Sequence[str]]]] = [
         [("clean", x, ())],
         [
             with_psnr(f"σ = {sigma_text(sigma)}", y, x),
             with_psnr("no class", denoised.unconditional, x),
             named("true class", denoised.true, labels),
-            named("wrong class", denoised.wrong, denoised.wrong_label),
+            named("wrong class", denoised.wrong, wrong),
         ],
         [
             (f"true − none\n× {magnification:g}", shown(differences[0]), size(differences[0])),
@@ -110,11 +100,7 @@ def denoisers_figure(
         ],
         [
             (f"∇log p(true)\n× {magnification:g}σ²", shown(sigma**2 * gradients[0]), probability(labels)),
-            (
-                f"∇log p(wrong)\n× {magnification:g}σ²",
-                shown(sigma**2 * gradients[1]),
-                probability(denoised.wrong_label),
-            ),
+            (f"∇log p(wrong)\n× {magnification:g}σ²", shown(sigma**2 * gradients[1]), probability(wrong)),
         ],
     ]
     return draw_grid(columns, [classes[label] for label in labels.tolist()]), magnification
@@ -126,26 +112,7 @@ def gains_figure(sigmas: Sequence[float], levels: Results) -> Figure:
     axes = figure.subplots()
     axes.axhline(0, color=GREY, linewidth=1)
     for key, color, label in (("true", BLUE, "true class"), ("wrong", ORANGE, "most probable wrong class")):
-        mean, error = zip(*(level[key] for level in levels.values()))
-        axes.errorbar(
-            sigmas,
-            mean,
-            [2 * e for e in error],
-            fmt="o-",
-            color=color,
-            markersize=4,
-            linewidth=1.4,
-            capsize=3,
-            label=named(label),
-        )
-    axes.set_xscale("log")
-    axes.set_xticks(sigmas, list(map(sigma_text, sigmas)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, fontsize=8)
-    tidy(
-        axes,
-        title="What a class changes (± 2 standard errors)",
-        xlabel="noise level σ (images in [0, 1])",
-        ylabel="PSNR, difference to no class (dB)",
-    )
+        error_bars(axes, sigmas, [level[key] for level in levels.values()], color, label)
+    title, ylabel = "What a class changes (± 2 standard errors)", "PSNR, difference to no class (dB)"
+    sigma_axis(axes, sigmas, title=title, ylabel=ylabel)
     return figure

@@ -6,80 +6,52 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from cdn.files import Results
 from cdn.methods.spectrum.lanczos import Eigenpairs
 from cdn.model.inputs import sigma_text
 from cdn.pictures.grid import draw_grid
-from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, tidy
-from cdn.pictures.tables import text_table
+from cdn.pictures.style import BLUE, GREY, ORANGE, SEQUENCE, error_bars, sigma_axis, tidy
+from cdn.pictures.tables import record_table
 
 
 def dimension_table(results: Results) -> str:
     """Return trace, loss and asymmetry per noise level, as Markdown."""
-    header = [
-        "sigma",
-        "tr J",
-        "error of one image",
-        "tr J / d",
-        "loss",
-        "loss - Stein",
-        "loss - tr J / d",
-        "asymmetry",
-        "in float64",
-    ]
-    rows = []
-    for grey, result in results.items():
-        trace, error = result["trace"]
-        loss, _ = result["loss"]
-        per_value = loss - result["loss_minus_trace"][0]
-        rows.append(
-            [
-                grey,
-                f"{trace:.1f} ± {error:.1f}",
-                f"{result['probe_error']:.1f}",
-                f"{per_value:.4f}",
-                f"{loss:.4f}",
-                *("{:+.4f} ± {:.4f}".format(*result[key]) for key in ("loss_minus_stein", "loss_minus_trace")),
-                f"{result['asymmetry']:.1e}",
-                f"{result['asymmetry_float64']:.1e}",
-            ]
-        )
-    return text_table(header, rows)
+    return record_table(
+        {
+            "sigma": sigma,
+            "tr J": f"{found['trace'][0]:.1f} ± {found['trace'][1]:.1f}",
+            "error of one image": f"{found['probe_error']:.1f}",
+            "tr J / d": f"{found['loss'][0] - found['loss_minus_trace'][0]:.4f}",
+            "loss": f"{found['loss'][0]:.4f}",
+            "loss - Stein": "{:+.4f} ± {:.4f}".format(*found["loss_minus_stein"]),
+            "loss - tr J / d": "{:+.4f} ± {:.4f}".format(*found["loss_minus_trace"]),
+            "asymmetry": f"{found['asymmetry']:.1e}",
+            "in float64": f"{found['asymmetry_float64']:.1e}",
+        }
+        for sigma, found in results.items()
+    )
 
 
 def spectrum_table(results: Results) -> str:
     """Return the ends of the spectrum and their checks per noise level, as Markdown."""
-    header = [
-        "sigma",
-        "largest",
-        "smallest",
-        "residual",
-        "products",
-        "cosine of the first to y - D(y)",
-        "Lanczos - dense",
-        "exact trace",
-        "Hutchinson",
-    ]
     few = lambda values: None if values is None else " ".join(f"{value:.3f}" for value in values)
     small = lambda value: None if value is None else f"{value:.1e}"
-    rows = [
-        [
-            grey,
-            few(result["largest"]),
-            few(result["smallest"]),
-            small(result["residual"]),
-            result["products"],
-            result["cosine"],
-            small(result["lanczos_error"]),
-            result["exact_trace"],
-            result["hutchinson"] and "{:.1f} ± {:.1f}".format(*result["hutchinson"]),
-        ]
-        for grey, result in results.items()
-    ]
-    return text_table(header, rows)
+    return record_table(
+        {
+            "sigma": sigma,
+            "largest": few(found["largest"]),
+            "smallest": few(found["smallest"]),
+            "residual": small(found["residual"]),
+            "products": found["products"],
+            "cosine of the first to y - D(y)": found["cosine"],
+            "Lanczos - dense": small(found["lanczos_error"]),
+            "exact trace": found["exact_trace"],
+            "Hutchinson": found["hutchinson"] and "{:.1f} ± {:.1f}".format(*found["hutchinson"]),
+        }
+        for sigma, found in results.items()
+    )
 
 
 def eigenvectors_figure(pictures: Sequence[tuple[float, Tensor, Tensor, Eigenpairs]], largest: int) -> Figure:
@@ -131,30 +103,14 @@ def _draw_spectrum(axes: Axes, results: Results, size: int) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
-    tidy(
-        axes,
-        title="Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else ""),
-        xlabel="rank",
-        ylabel="eigenvalue" if eigen else "singular value",
-    )
+    title = "Spectrum of the Jacobian at one image" + (" (dots: Lanczos)" if eigen else "")
+    tidy(axes, title=title, xlabel="rank", ylabel="eigenvalue" if eigen else "singular value")
 
 
 def _draw_dimension(axes: Axes, sigmas: Sequence[float], results: Results, size: int) -> None:
-    trace, error = zip(*(result["trace"] for result in results.values()))
-    loss = [size * result["loss"][0] for result in results.values()]
-    axes.errorbar(
-        sigmas,
-        trace,
-        [2 * e for e in error],
-        fmt="o-",
-        color=BLUE,
-        markersize=4,
-        capsize=3,
-        label="trace (± 2 standard errors)",
-    )
+    traces = [found["trace"] for found in results.values()]
+    error_bars(axes, sigmas, traces, BLUE, "trace (± 2 standard errors)")
+    loss = [size * found["loss"][0] for found in results.values()]
     axes.plot(sigmas, loss, "s--", color=ORANGE, markersize=4, label="|D(y) − x|² / σ², equal if exact")
-    axes.set(xscale="log", ylim=(0, None))
-    axes.set_xticks(sigmas, list(map(sigma_text, sigmas)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(frameon=False, fontsize=8)
-    tidy(axes, title=f"Effective dimension, of {size}", xlabel="noise level σ (images in [0, 1])", ylabel="dimensions")
+    axes.set_ylim(0, None)
+    sigma_axis(axes, sigmas, title=f"Effective dimension, of {size}", ylabel="dimensions")

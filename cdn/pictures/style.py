@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdn.errors import CDNError
 from cdn.files import write_atomically
+from cdn.model.inputs import sigma_text
 
 if TYPE_CHECKING:  # commands that draw nothing need not wait for matplotlib
     from matplotlib.axes import Axes
@@ -50,6 +51,24 @@ def tidy(axes: "Axes", **labels: Any) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
+
+
+def sigma_axis(axes: "Axes", sigmas: Sequence[float], **labels: Any) -> None:
+    """Let noise levels run along the x axis, each with its name, and tidy up."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log")
+    axes.set_xticks(sigmas, list(map(sigma_text, sigmas)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes, xlabel="noise level σ (images in [0, 1])", **labels)
+
+
+def error_bars(axes: "Axes", x: Sequence[float], pairs: Iterable[Sequence[float]], color: str, label: str) -> None:
+    """Draw means [mean, standard error] against x, with two standard errors on either side."""
+    mean, error = zip(*pairs)
+    twice = [2 * e for e in error]
+    axes.errorbar(x, mean, twice, fmt="o-", color=color, markersize=4, linewidth=1.4, capsize=3, label=named(label))
 
 
 def named(text: str) -> str:

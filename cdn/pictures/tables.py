@@ -1,7 +1,7 @@
 """Tables of text."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def text_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -29,6 +29,12 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def record_table(records: Iterable[Mapping[str, object]]) -> str:
+    """Return a table of records, dicts from the names of columns to cells, as :func:`text_table` does."""
+    rows = list(records)
+    return text_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def with_error(pair: Sequence[float], form: str) -> str:
