@@ -112,11 +112,13 @@ def classify_command(path, work, monkeypatch):
 def photographs_experiment(path, work, monkeypatch):
     (work / "photographs").mkdir()
     (work / "photographs" / path.name).write_bytes(path.read_bytes())
-    model = SimpleNamespace(config=dict(in_channels=3), parameters=lambda: iter([torch.zeros(1)]))
-    run = SimpleNamespace(denoises=True)
-    experiment = SimpleNamespace(model=model, device=torch.device("cpu"), run=run, progress=False)
-    monkeypatch.setattr(photographs, "Experiment", lambda args: experiment)
-    monkeypatch.setattr(photographs, "evaluating", lambda *_: torch.no_grad())
+    session = SimpleNamespace(
+        args=SimpleNamespace(images=work / "photographs", limit=1, tile=None, seed=0, show=0),
+        model=SimpleNamespace(config=dict(in_channels=3)),
+        device=torch.device("cpu"),
+        evaluating=torch.no_grad,
+        bar=lambda things, **_: things,
+    )
     monkeypatch.setattr(photographs, "require_memory", lambda *_: None)
 
     class Seen(Exception):
@@ -127,7 +129,7 @@ def photographs_experiment(path, work, monkeypatch):
 
     monkeypatch.setattr(photographs, "denoise_photograph", see)
     with pytest.raises((Seen, CDNError)) as found:
-        photographs.main([str(work), "--images", str(work / "photographs")])
+        photographs.measure(session)
     if isinstance(found.value, CDNError):
         raise found.value
     return found.value.args[0]
