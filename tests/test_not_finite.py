@@ -210,7 +210,7 @@ def test_classes_are_decided_in_one_place():
     assert calls({"argmax", "argmin"}) == {
         "model/finite.py": 1,
         "methods/smoothing/certificate.py": 1,  # of counts
-        "pictures/whole_images.py": 1,  # where in a file there is most to see
+        "pictures/photograph_details.py": 1,  # where in a file there is most to see
         "methods/synthesis/latent_descent.py": 3,  # after require_finite
         "methods/synthesis/inference.py": 1,  # between starts, whose result is nan where they are
         "methods/attacks/sweep.py": 1,  # after require_finite
