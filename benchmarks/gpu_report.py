@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import page
 from benchmarks.harness.checkout import ROOT, environment
-from cdn.cli import run_logged
+from cdn.cli.process import run_logged
 from cdn_kernels import machine
 
 RECIPE = ["--data", "cifar10", "--precision", "bf16", "--batch-size", "512", "--fused"]

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from cdn.cli import positive_int, run_command
+from cdn.cli.arguments import positive_int
+from cdn.cli.process import run_command
 from cdn.errors import CDNError
-from cdn.experiments.command import text_table
 from cdn.model import build
-from cdn.runs import open_run
+from cdn.pictures.tables import text_table
+from cdn.run_folder.opened import open_run
 from cdn_kernels import Noise, cross_entropy, using
 from cdn_kernels import reference as ops
 
@@ -131,10 +132,10 @@ def gradients(model, x, labels, ways):
 
 def parameter_gradients(run, x, labels, doubt):
     """Print the table of parameter gradients."""
-    weight = run.config["training"]["denoising_weight"]
+    weight = run.config.training["denoising_weight"]
     surest = doubt.argsort()[:BATCH]
     torch.manual_seed(0)
-    fresh = build(run.config["model"])
+    fresh = build(run.config.model)
     cases = {
         "fresh weights": (fresh, slice(BATCH)),
         "first images": (run.model, slice(BATCH)),

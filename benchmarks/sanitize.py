@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.checkout import ROOT, environment
-from cdn.cli import run_logged
+from cdn.cli.process import run_logged
 
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}  # what torch asks of a driver may be refused
 FOUND = 86  # the exit status that we ask for where it finds errors

@@ -1,12 +1,11 @@
 """Classification-denoising networks: one network that classifies noisy images and, by its input gradient, denoises."""
 
-from cdn.certification import Certificate, Protected, certify
-from cdn.density import calibrate, denoise, estimate_sigma, log_prob, score
-from cdn.distance import similarity
+from cdn.density import Denoiser, calibrate, denoise, estimate_sigma, log_prob, score
+from cdn.methods.distances.information import similarity
+from cdn.methods.smoothing import Certificate, Protected, certify
 from cdn.model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small
 from cdn.objective import joint_loss, joint_step
-from cdn.prior.denoiser import Denoiser
-from cdn.store import load, save_model
+from cdn.run_folder.weights import load, save_model
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import __version__ as __version__
 

@@ -1,4 +1,4 @@
-"""What a classification-denoising network says about a noisy image: density, score, denoised image, noise level.
+"""Functions of a classification-denoising network: density, score, denoised image, and noise level.
 
 Notation: ``f(y)_c = log p(y, c)`` up to a constant, for ``y = x + sigma eps`` with d values per image, images in [0, 1]
 and sigma in the same units. All functions work under ``torch.no_grad()`` and ``torch.inference_mode()``, leave the
@@ -13,11 +13,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from cdn.finite import require_finite
-from cdn.model.abilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
+from cdn.model.capabilities import Opened, has_density, is_direct_denoiser, kind, unwrapped
+from cdn.model.finite import require_finite
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.floors import square_floor
 from cdn_kernels.noise import Sigma
 from cdn_kernels.transforms import can_be_read, recorded_if, transformed
@@ -52,7 +52,7 @@ def log_prob(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tens
     """
     density = _density(model, y)
     with recorded_if(create_graph):
-        return ops.logsumexp(density(ops.recordable(y)))
+        return torch_ops.logsumexp(density(torch_ops.recordable(y)))
 
 
 def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_graph: bool = False) -> Tensor:
@@ -72,7 +72,7 @@ def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_gra
     """
     density = _density(model, y)
     if label is None:
-        return ops.score(lambda y: ops.logsumexp(density(y)), y, create_graph=create_graph)
+        return torch_ops.score(lambda y: torch_ops.logsumexp(density(y)), y, create_graph=create_graph)
     classes = density.config["num_classes"]
     label = torch.as_tensor(label, device=y.device)
     if label.is_floating_point() or label.dim() > 1 or (label.dim() == 1 and len(label) != len(y)):
@@ -83,7 +83,7 @@ def score(model: nn.Module, y: Tensor, label: Label | None = None, *, create_gra
         raise ValueError(f"label must be in [0, {classes - 1}], got {int(label.min())} to {int(label.max())}")
     index = label.expand(len(y))[:, None]
     # The clone is made outside of any inference mode, whose tensors autograd does not take.
-    return ops.score(lambda y: density(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
+    return torch_ops.score(lambda y: density(y).gather(1, index.clone())[:, 0], y, create_graph=create_graph)
 
 
 def class_scores(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -103,9 +103,9 @@ def class_scores(model: nn.Module, y: Tensor, *, create_graph: bool = False) -> 
     density = _density(model, y)
     with torch.inference_mode(False), torch.enable_grad():
         if transformed():
-            logits, pull = cast("tuple[Tensor, ops.Pullback]", torch.func.vjp(density, y))
+            logits, pull = cast("tuple[Tensor, torch_ops.Pullback]", torch.func.vjp(density, y))
             return torch.stack([pull(direction)[0] for direction in _one_class_each(logits)])
-        y = ops.differentiable(y, keep=create_graph)
+        y = torch_ops.differentiable(y, keep=create_graph)
         columns = density(y).unbind(1)
         return torch.stack(
             [
@@ -140,10 +140,10 @@ def denoise(
         raise ValueError("denoise: a direct denoiser knows no classes, expected label=None")
     check_floating(y, "denoise")
     with recorded_if(create_graph):
-        y = ops.recordable(y)
-        level = ops.recordable(ops.per_image(sigma, y, "sigma"))
+        y = torch_ops.recordable(y)
+        level = torch_ops.recordable(torch_ops.per_image(sigma, y, "sigma"))
         _check_level(level, y)
-        level = ops.expand(level, y)
+        level = torch_ops.expand(level, y)
         if is_direct_denoiser(model):
             return y - model(y)
         return y + (level.square() * score(model, y, label, create_graph=create_graph)).to(y.dtype)
@@ -175,7 +175,7 @@ def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
     """Do as :func:`estimate_sigma`, of images whose scores [B, C, H, W] are at hand."""
     density = _density(model)
     # Squares of half-precision scores would overflow.
-    mean_square = score.to(ops.compute_dtype(score.dtype)).square().flatten(1).mean(1)
+    mean_square = score.to(torch_ops.compute_dtype(score.dtype)).square().flatten(1).mean(1)
     floor = square_floor(mean_square.dtype)
     blank = mean_square.detach() <= floor
     # x = -log mean square grows with sigma; beyond either end sigma keeps its ratio to the uncalibrated estimate.
@@ -219,8 +219,8 @@ def calibrate(model: nn.Module, x: Tensor, noise: Noise, batch_size: int = 256) 
     for k, sigma in enumerate(density.calibration_sigma):
         total = 0.0
         for part in x.split(batch_size):
-            y, _ = ops.sample_noise(part, sigma, noise)
-            total += float(ops.in_float64(score(model, y)).square().flatten(1).mean(1).sum())
+            y, _ = torch_ops.sample_noise(part, sigma, noise)
+            total += float(torch_ops.in_float64(score(model, y)).square().flatten(1).mean(1).sum())
         curve[k] = total / len(x)
     require_finite(curve, "calibrate: the score of some images is nan or infinite; the curve stays as it was")
     density.calibration_mean_square.copy_(curve)
@@ -245,7 +245,7 @@ def _density(model: nn.Module, y: Tensor | None = None) -> LogDensity:
 def _check_level(level: Tensor, y: Tensor) -> None:
     """Raise ValueError if a noise level [B] is negative, or much larger than anything in the images it is said of.
 
-    Where noise of deviation sigma is, no 64 values stay below sigma / 3: that happens once in 10^38 times.
+    Where noise of standard deviation sigma is, no 64 values stay below sigma / 3: that happens once in 10^38 times.
     """
     if not level.numel() or not can_be_read(level) or not can_be_read(y):
         return
@@ -257,3 +257,33 @@ def _check_level(level: Tensor, y: Tensor) -> None:
             f"sigma = {highest:g} is not the noise of these images, which are in [0, 1] and sigma in the same units: "
             f"{highest:g} grey levels are {highest:g} / 255"
         )
+
+
+class Denoiser(nn.Module):
+    """Denoise as ``forward(x, sigma)``, the call that plug-and-play libraries expect (deepinv's ``Denoiser`` protocol).
+
+    Args:
+        model: a model of log-densities, or a :class:`cdn.DirectDenoiser`.
+        label: None, one class or one per image: the class-conditional denoiser.
+
+    Limitations: the score of the model is blind, it goes by the noise that it sees in x. On images with much less noise
+    than sigma says, ``x + sigma^2 score`` goes too far: give it images that do carry noise of standard deviation sigma.
+    """
+
+    def __init__(self, model: nn.Module, label: int | Tensor | None = None) -> None:
+        super().__init__()
+        self.model, self.label = model, label
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **options: Any) -> Tensor:
+        """Return ``D(x)``, the shape of x, as :func:`cdn.denoise` does.
+
+        Args:
+            x: noisy images [B, C, H, W], by the name that the protocol gives them.
+            sigma: their noise level: a number, or a tensor with one value or one per image, of any dimensions.
+            options: what else a library hands to all of its denoisers; without effect.
+
+        The graph is kept where grad mode is on, as by any module.
+        """
+        if isinstance(sigma, Tensor):
+            sigma = sigma.reshape(-1) if sigma.numel() > 1 else sigma.reshape(())
+        return denoise(self.model, x, sigma, self.label, create_graph=torch.is_grad_enabled())

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the person at the terminal."""
+"""Errors whose message is for the person at the terminal."""
 
 
 class CDNError(Exception):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.finite import decided
-from cdn.model.abilities import is_direct_denoiser
+from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.finite import decided
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise, NoiseLevels
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import Sigma
 from cdn_kernels.phases import phase
 from cdn_kernels.transforms import transformed
@@ -105,17 +105,17 @@ def _value(model: nn.Module, objective: "_Objective") -> Tensor:
 
         def density(y: Tensor) -> tuple[Tensor, Tensor]:
             output = model(y)
-            return ops.logsumexp(output), output
+            return torch_ops.logsumexp(output), output
 
-        score, output = ops.transformed_score("joint_loss", density, objective.y)
+        score, output = torch_ops.transformed_score("joint_loss", density, objective.y)
         return objective(output, score)
     keep_graph = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        y = ops.differentiable(objective.y, keep=keep_graph)
+        y = torch_ops.differentiable(objective.y, keep=keep_graph)
         with phase("forward"):
             output = model(y)
         with phase("score"):
-            score = ops.input_gradient("joint_loss", ops.logsumexp(output), y, create_graph=keep_graph)
+            score = torch_ops.input_gradient("joint_loss", torch_ops.logsumexp(output), y, create_graph=keep_graph)
     return objective(output, score)
 
 
@@ -157,14 +157,14 @@ class _Objective:
         classification_weight, denoising_weight = self.weights
         if _computed(classification_weight):
             assert self.labels is not None  # checked above
-            loss = ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
+            loss = torch_ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
             terms.append(classification_weight * loss)
             self.parts["classification"] = loss.detach()
             self.parts["accuracy"] = (decided(output.detach()) == self.labels).float().mean()
         if _computed(denoising_weight):
             if score is None:
                 noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
-                score = -output / ops.expand(noisy, output).square()
+                score = -output / torch_ops.expand(noisy, output).square()
             # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
             with phase("noise"):
                 loss = cdn_kernels.denoising_loss(score, self.sigma, self.noise)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.runs import TINY, TINY_JEM, SharedRuns
+from tests.untrained import make_model, make_run, make_split  # noqa: F401  # fixtures
 
 SHARED = Path(os.environ.get("CDN_SHARED", Path(__file__).parents[1].parent / "shared"))
 WORKER = "PYTEST_XDIST_WORKER" in os.environ

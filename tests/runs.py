@@ -8,7 +8,7 @@ import tempfile
 import torch
 from filelock import FileLock
 
-from cdn import train
+from cdn.commands import train
 
 # A joint model after a few steps, and a joint energy model.
 TINY = "--width 8 --steps 8 --batch-size 16 --evaluations 1 --device cpu"

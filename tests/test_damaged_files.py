@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import cdn
-from cdn.data.decoder import decode
 from cdn.errors import CDNError, CheckpointError, DataError
-from cdn.journal import Journal
-from cdn.store import load_config, misfit
+from cdn.images.decoder import decode
+from cdn.run_folder.config import read_config
+from cdn.run_folder.forms import misfit
+from cdn.run_folder.journal import Journal
 from cdn.training.settings import Settings
+from tests.command_rows import COMMANDS, edit_config, make_place, run
 from tests.data.image_files import tiff
-from tests.test_commands_table import COMMANDS, edit_config, make_place, run
 
 WRONG_FINGERPRINTS = [dict(train=0), dict(train=dict(holds=3)), dict(test=dict(holds={"0": 3})), dict(classes=3)]
 DEEP = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -96,7 +97,7 @@ CONFIGS = {
 def test_a_configuration_of_wrong_types_is_told(at, part, value):
     edit_config(at, **{part: value})
     with pytest.raises(CheckpointError, match=f"config.json is damaged: {part}.* is .*, expected"):
-        load_config(at.run)
+        read_config(at.run)
 
 
 @pytest.mark.parametrize("name", ["config.json", "evaluation.json", "metrics.jsonl", "data.json"])

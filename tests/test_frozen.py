@@ -9,9 +9,10 @@ import torch
 
 import cdn
 import cdn_kernels
-from cdn import train
-from cdn.reconstruction.generators import load_generators
-from cdn.training.checkpoint import STATE, load_state
+from cdn.commands import train
+from cdn.methods.synthesis.generators import load_generators
+from cdn.run_folder.names import STATE
+from cdn.run_folder.state import load_state
 from tests.frozen import freeze
 
 VERSIONS = sorted(path for path in freeze.FOLDER.iterdir() if (path / freeze.EXPECTED).exists())

@@ -7,7 +7,6 @@ import ast
 import importlib
 import json
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,22 +16,22 @@ from PIL import Image
 from torch import nn
 
 import cdn
-import cdn.denoise
-from cdn import classify, evaluate
-from cdn.certification import ABSTAIN, LevelVote, predict_smoothed
+from cdn.commands import classify, evaluate
 from cdn.data.split import MemorySplit
 from cdn.errors import CDNError, NotFiniteError
 from cdn.evaluation import evaluate as measure
 from cdn.evaluation.evaluate import accuracy
-from cdn.evaluation.files import write_image
 from cdn.evaluation.metrics import reliability
-from cdn.finite import decided, json_text
-from cdn.journal import Journal
-from cdn.prior.likeness import nearest_images
-from cdn.reconstruction import ClassGenerators, ReconstructionClassifier
-from cdn.reconstruction.descent import latent_descent
-from cdn.robustness import Ball, attack, sweep
-from cdn.store import load, save_model
+from cdn.files import json_text
+from cdn.images.image_files import write_image
+from cdn.methods.attacks import Ball, attack, sweep
+from cdn.methods.prior.likeness import nearest_images
+from cdn.methods.smoothing import ABSTAIN, LevelVote, predict_smoothed
+from cdn.methods.synthesis import ClassGenerators, ReconstructionClassifier
+from cdn.methods.synthesis.latent_descent import latent_descent
+from cdn.model.finite import decided
+from cdn.run_folder.journal import Journal
+from cdn.run_folder.weights import load, save_model
 from tests.surface import CALLS, OTHERS, REDUCE, Networks
 
 ROOT = Path(cdn.__file__).parent
@@ -203,20 +202,20 @@ def calls(names):
 
 
 def test_json_has_one_writer():
-    assert calls({"dumps", "dump"}) == {"finite.py": 1}, "write JSON by cdn.finite.json_text, which has no NaN"
+    assert calls({"dumps", "dump"}) == {"files.py": 1}, "write JSON by cdn.files.json_text, which has no NaN"
 
 
 def test_classes_are_decided_in_one_place():
     """All other calls come after a check that what they look at is finite, or look at no outputs of a model."""
     assert calls({"argmax", "argmin"}) == {
-        "finite.py": 1,
-        "certification/smoothing.py": 1,  # of counts
-        "experiments/photographs.py": 1,  # where in a file there is most to see
-        "reconstruction/descent.py": 3,  # after require_finite
-        "reconstruction/inference.py": 1,  # between starts, whose result is nan where they are
-        "robustness/curves.py": 1,  # after require_finite
-        "robustness/pursuit.py": 1,  # after require_finite
-    }, "use cdn.finite.decided"
+        "model/finite.py": 1,
+        "methods/smoothing/certificate.py": 1,  # of counts
+        "pictures/photograph_details.py": 1,  # where in a file there is most to see
+        "methods/synthesis/latent_descent.py": 3,  # after require_finite
+        "methods/synthesis/inference.py": 1,  # between starts, whose result is nan where they are
+        "methods/attacks/sweep.py": 1,  # after require_finite
+        "methods/attacks/pursuit.py": 1,  # after require_finite
+    }, "use cdn.model.finite.decided"
 
 
 def test_json_is_strict():
@@ -258,8 +257,8 @@ def folder(tmp_path_factory):
 
 
 def command(name):
-    importlib.import_module(name)
-    return sys.modules[name].main
+    path = name if "experiments" in name else name.replace("cdn.", "cdn.commands.")
+    return importlib.import_module(path).main
 
 
 def test_a_tile_of_nan_is_not_written_as_black(folder, monkeypatch, tmp_path):

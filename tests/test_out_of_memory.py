@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cdn
-from cdn.cli import run_command
+from cdn.cli.process import run_command
 
 PACKAGE = Path(cdn.__file__).parent
 

@@ -11,15 +11,15 @@ import torch
 
 import cdn
 import cdn_kernels
-from cdn.analysis.outliers import synthetic_outliers
-from cdn.cli import noise_level, seed_number
-from cdn.denoise import parse_sigma
+from cdn.cli.arguments import noise_level, seed_number
 from cdn.errors import CDNError
-from cdn.model.inputs import check_sigma
-from cdn.prior.operators import CompressiveSensing, MissingPixels
-from cdn.reconstruction import ClassGenerators, infer
-from cdn.robustness import Ball, attack
-from cdn.store import load, save_model
+from cdn.experiments.options import OPTIONS
+from cdn.methods.attacks import Ball, attack
+from cdn.methods.detection.outlier_sets import synthetic_outliers
+from cdn.methods.prior.operators import CompressiveSensing, MissingPixels
+from cdn.methods.synthesis import ClassGenerators, infer
+from cdn.model.inputs import check_sigma, sigma_text
+from cdn.run_folder.weights import load, save_model
 from cdn_kernels.noise import SEEDS, seeded
 from tests.surface import CALLS, REDUCE, Networks
 
@@ -237,15 +237,32 @@ def test_grey_levels_of_noise_that_is_added_are_warned_of(networks, name):
         CALLS[name](networks, images() + 25 * torch.randn(3, 1, 8, 8), 25.0)
 
 
-@pytest.mark.parametrize("parse", [noise_level, parse_sigma])
-def test_commands_take_the_same_noise_levels(parse):
+def test_noise_levels_are_parsed_and_never_guessed():
+    parse = noise_level
     assert parse("0.2") == 0.2 and parse("25/255") == 25 / 255
-    for text in ("-0.1", "nan", "inf", "25", "0", "x", "1/0"):
+    for text in ("-0.1", "nan", "inf", "25", "0", "x", "ten", "1/0", "1/2/3", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="expected") as raised:
             parse(text)
         assert "\n" not in str(raised.value)
     with pytest.raises(argparse.ArgumentTypeError, match="25 grey levels are .*25/255"):
         parse("25")
+
+
+def test_noise_levels_are_printed_one_way():
+    printed = {0.1: "0.1", 25 / 255: "25/255", 1.0: "255/255", 0.25: "0.25", 15 / 255: "15/255", 0.5: "0.5"}
+    assert {sigma: sigma_text(sigma) for sigma in printed} == printed
+    for grey in range(1, 256):
+        assert sigma_text(grey / 255) == f"{grey}/255" and noise_level(sigma_text(grey / 255)) == grey / 255
+
+
+def test_every_option_of_a_noise_level_has_the_one_type():
+    """Every option of a command that is called sigma, or is one, takes 0.1 and 25/255."""
+    options = {option.flag: option for groups in OPTIONS.values() for rows in groups.values() for option in rows}
+    named = {flag: option.kind for flag, option in options.items() if "sigma" in flag}
+    deviations = {"--pixel-sigma"}  # of the pixels of a generator, no noise
+    assert set(named) >= {"--sigma", "--sigmas"} and {k for f, k in named.items() if f not in deviations} == {
+        noise_level
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from cdn.evaluation.style import BLUE, GREY, ORANGE, save, tidy
+from cdn.pictures.style import BLUE, GREY, ORANGE, save, tidy
 
 _LABELS = {
     "batch": "images in a batch",

@@ -1,4 +1,4 @@
-"""The training batches on a device: which images, moved and mirrored how, as a pure function of the step."""
+"""Training batches on a device: chosen, moved and mirrored as a pure function of the step."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Fetch CIFAR-10 from its authors: all of it, or nothing."""
+"""Download CIFAR-10 from its authors, as a whole or not at all."""
 
 import hashlib
 import shlex

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cdn.data.decoder import decode
 from cdn.errors import DataError
+from cdn.images.decoder import decode
 
 SIDE = 32
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,4 +1,4 @@
-"""What tells one data set from another without reading its images: its classes, and what each of them holds."""
+"""The fingerprint of a data set, read without its images: its classes, and what each of them holds."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Random streams that depend on nothing but the numbers that name them."""
+"""Random generators that are seeded by the numbers that name them, and by nothing else."""
 
 import numpy as np
 import torch

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.data.decoder import as_tensor, central_square, decode, opened
-from cdn.data.listing import Listing, holds_images, list_folder, say_skipped
 from cdn.data.split import ImageSplit
 from cdn.errors import DataError
+from cdn.images.decoder import as_tensor, central_square, decode, opened
+from cdn.images.listing import Listing, holds_images, list_folder, say_skipped
 
 CACHE_BYTES = 2**30
 LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for

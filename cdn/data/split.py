@@ -50,6 +50,14 @@ class ImageSplit(ABC):
         _check_indices(indices, len(self))
         return self._read(indices), self.labels[indices]
 
+    def images(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return images as networks take them, float32 [B, C, H, W] in [0, 1] on a device, and labels on the CPU.
+
+        Args, raises: as for :meth:`load`.
+        """
+        images, labels = self.load(indices)
+        return images.to(device).float().div(255), labels
+
     def in_memory(self) -> Tensor | None:
         """Return all images, uint8 [N, C, H, W], not to be changed; None if they are decoded when asked for."""
         return None
@@ -78,14 +86,14 @@ class MemorySplit(ImageSplit):
         super().__init__(labels, (channels, height, width), exact)
         if len(images) != len(labels):
             raise DataError(f"images: expected one per label ({len(labels)}), got {len(images)}")
-        self.images = images
+        self.pixels = images
 
     def in_memory(self) -> Tensor:
         """Return all images, uint8 [N, C, H, W], not to be changed."""
-        return self.images
+        return self.pixels
 
     def _read(self, indices: Tensor) -> Tensor:
-        return self.images[indices]
+        return self.pixels[indices]
 
 
 class Subset(ImageSplit):
@@ -103,6 +111,14 @@ class Subset(ImageSplit):
         _check_indices(indices, len(split))
         super().__init__(split.labels[indices], split.shape, split.exact[indices])
         self.split, self.indices = split, indices
+
+    def images(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return images as networks take them, float32 [B, C, H, W] in [0, 1] on a device, and labels on the CPU.
+
+        Args, raises: as for :meth:`load`.
+        """
+        images, labels = self.load(indices)
+        return images.to(device).float().div(255), labels
 
     def in_memory(self) -> Tensor | None:
         """Return a copy of the images, uint8 [N, C, H, W]; None if the other split decodes them when asked for."""

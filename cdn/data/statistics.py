@@ -1,4 +1,4 @@
-"""What a model wants to know of its images in advance."""
+"""The channel mean of training images, which a model subtracts."""
 
 import math
 

@@ -13,16 +13,15 @@ from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
-from cdn.finite import decided
-from cdn.model import abilities
-from cdn.modes import evaluating
-from cdn_kernels import reference as ops
-from cdn_kernels.noise import Noise, NoiseLevels
+from cdn.model import capabilities
+from cdn.model.finite import decided
+from cdn.model.modes import evaluating
+from cdn.noise_keys import EVALUATION
+from cdn_kernels import reference as torch_ops
+from cdn_kernels.noise import NoiseLevels
 
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
 CHUNK = 256
-# Training counts its steps from 0: this far away, no test image meets noise of the training.
-EVALUATION = 1 << 62
 
 # What an evaluation found, by name; None for what the model cannot give.
 Report = dict[str, float | None]
@@ -48,7 +47,7 @@ def evaluate(
     Args:
         model: any model of :mod:`cdn.model`; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`.
-        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of deviation 25/255.
+        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of standard deviation 25/255.
         batch_size: images per forward; more than 256 has no effect.
         limit: how many images to classify, from the first on; None for all.
         denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
@@ -78,8 +77,8 @@ def evaluate(
             raise CDNError(f"{name}: expected at least 1 image, got {value}")
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
-    classifies = abilities.classifies(model, objective)
-    denoises = abilities.denoises(model, objective) and len(exact) > 0
+    classifies = capabilities.classifies(model, objective)
+    denoises = capabilities.denoises(model, objective) and len(exact) > 0
     report = _empty_report(sigmas, with_ssim)
     with tqdm(
         total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
@@ -126,7 +125,7 @@ def predict(
         levels = replace(levels, clean_share=0.0)
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma, parts in probabilities.items():
-                y, _ = ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
+                y, _ = torch_ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
                 parts.append(model(y).float().softmax(1).cpu())
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
@@ -170,12 +169,12 @@ def _denoising(
     with evaluating(model, precision) as device, torch.no_grad():
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma in sigmas:
-                y, _ = ops.sample_noise(x, sigma / 255, eps)
+                y, _ = torch_ops.sample_noise(x, sigma / 255, eps)
                 for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma / 255))):
                     for name, metric in metrics.items():
                         sums[f"{name}_{prefix}{sigma:g}"] += float(metric(images, x).sum())
-            y, _ = ops.sample_noise(x, level, eps)
-            residual = (denoise(model, y, level) - x) / ops.expand(level, x)
+            y, _ = torch_ops.sample_noise(x, level, eps)
+            residual = (denoise(model, y, level) - x) / torch_ops.expand(level, x)
             sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
     return {key: value / len(indices) for key, value in sums.items()}
 
@@ -209,10 +208,10 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape and noise levels [B]."""
     for position, chunk in enumerate(indices.split(CHUNK)):
-        x = split.load(chunk)[0].to(device).float().div(255)
-        key = Noise(seed, EVALUATION + position)
-        eps = ops.standard_normal(x.shape, key, device=device)
-        level = ops.sample_sigma(len(x), key, levels, device=device)
+        x, _ = split.images(chunk, device)
+        key = EVALUATION.key(seed, position)
+        eps = torch_ops.standard_normal(x.shape, key, device=device)
+        level = torch_ops.sample_sigma(len(x), key, levels, device=device)
         yield from zip(*(part.split(batch_size) for part in (x, eps, level)))
         if bar is not None:
             bar.update(len(chunk))

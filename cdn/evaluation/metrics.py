@@ -1,11 +1,12 @@
-"""Figures of merit of denoised images and of predicted probabilities."""
+"""Metrics of denoised images and of predicted probabilities."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdn.finite import require_finite
+from cdn.model.finite import require_finite
 
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
@@ -31,7 +32,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return the structural similarity of each image, averaged over pixels and channels.
 
     After Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004):
-    Gaussian window of 11x11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the
+    Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the
     image.
 
     Args:
@@ -127,3 +128,8 @@ def _averages(size: int, device: torch.device) -> Tensor:
 def _check_pair(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{name}: expected two batches of one shape, got {list(a.shape)} and {list(b.shape)}")
+
+
+def mean_and_error(values: Tensor) -> list[float]:
+    """Return [mean, standard error] of values [N], one per image; nan where there are not enough of them."""
+    return [float(values.mean()), float(values.std()) / math.sqrt(max(len(values), 1))]

@@ -14,199 +14,48 @@ To train on patches of larger pictures, sorted into folders split/class/*:
         --objective denoising
 """
 
-import argparse
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm
 
-from cdn.cli import positive_int, run_command
-from cdn.denoise import parse_tile
-from cdn.errors import CDNError
-from cdn.evaluation import psnr, ssim
-from cdn.evaluation.evaluate import EVALUATION
-from cdn.evaluation.files import find_images, read_image
-from cdn.evaluation.grid import draw_grid
-from cdn.evaluation.memory import advise_tile, require_memory
-from cdn.evaluation.photographs import Denoised, denoise_photograph
-from cdn.experiments.command import Experiment, Results, make_parser, text_table
-from cdn.modes import evaluating
-from cdn_kernels import Noise
-
-SIGMAS = (15, 25, 50)
-CROP = 96
-METRICS = {"psnr": psnr, "ssim": ssim}
-# A square of an image: its rows and its columns.
-Box = tuple[slice, slice]
+from cdn.cli.process import run_command
+from cdn.experiments.runner import DENOISER, Experiment, Findings, Session
+from cdn.images.image_files import find_images, read_image
+from cdn.images.memory import advise_tile, require_memory
+from cdn.methods.whole_images import SIGMAS, denoise_photograph, mean_of, measure_denoised
+from cdn.model.inputs import sigma_text
+from cdn.noise_keys import EVALUATION
+from cdn.pictures.photograph_details import means_table, per_photograph, photographs_figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command."""
-    args = _parser().parse_args(argv)
-    paths = find_images(args.images)[: args.limit]
-    experiment = Experiment(args)
-    model, device = experiment.model, experiment.device
-    if not experiment.run.denoises:
-        raise CDNError(f"{args.run}: expected a run that was trained to denoise, this one only classifies")
-    rows, shown = [], []
-    with evaluating(model, args.precision), torch.no_grad():
-        for number, path in enumerate(tqdm(paths, unit="photograph", leave=False, disable=not experiment.progress)):
+def measure(session: Session) -> Findings:
+    """Denoise every photograph at every noise level."""
+    args, model = session.args, session.model
+    rows: list[dict[str, Any]] = []
+    shown = []
+    with session.evaluating(), torch.no_grad():
+        for number, path in enumerate(session.bar(find_images(args.images)[: args.limit], unit="photograph")):
             x, _ = read_image(path, model.config["in_channels"])
-            x = x.to(device)
+            x = x.to(session.device)
             height, width = (min(side, args.tile or side) for side in x.shape[2:])
-            require_memory(model, height, width, device, advise_tile(args.tile))
-            start = time.perf_counter()
-            noise = Noise(args.seed, EVALUATION + number)
-            results = {sigma: denoise_photograph(model, x, sigma / 255, noise, args.tile) for sigma in SIGMAS}
+            require_memory(model, height, width, session.device, advise_tile(args.tile))
+            start, key = time.perf_counter(), EVALUATION.key(args.seed, number)
+            results = {sigma_text(sigma): denoise_photograph(model, x, sigma, key, args.tile) for sigma in SIGMAS}
             seconds = (time.perf_counter() - start) / len(SIGMAS)
-            rows.append(
-                dict(
-                    name=path.name,
-                    size=list(x.shape[2:]),
-                    seconds=seconds,
-                    levels={sigma: _measure(result, x) for sigma, result in results.items()},
-                )
-            )
+            levels = {sigma: measure_denoised(result, x) for sigma, result in results.items()}
+            rows.append(dict(name=path.name, size=list(x.shape[2:]), seconds=seconds, levels=levels))
             if number < args.show:
                 shown.append((path.stem, x, results))
-    means = {sigma: _mean([row["levels"][sigma] for row in rows]) for sigma in SIGMAS}
-    print(f"{len(rows)} photographs, {_mean(rows, 'seconds'):.1f} seconds each and noise level")
-    print(summary(means), per_photograph(rows), sep="\n\n")
-    experiment.save_figure(picture(shown))
-    experiment.write(dict(mean=means, photographs=rows))
-
-
-def summary(means: dict[int, Results]) -> str:
-    """Return the table of means: one row per noise level."""
-    header = [
-        "sigma",
-        *(f"{name} {how}" for name in ("PSNR dB", "SSIM") for how in ("noisy", "known", "blind")),
-        "estimated",
-    ]
-    return text_table(
-        header,
-        [
-            [
-                f"{sigma}/255",
-                *(row[f"{name}_{how}"] for name in METRICS for how in ("noisy", "known", "blind")),
-                row["estimated"],
-            ]
-            for sigma, row in means.items()
-        ],
+    means = {sigma: mean_of([row["levels"][sigma] for row in rows]) for sigma in rows[0]["levels"]}
+    about = f"{len(rows)} photographs, {mean_of(rows, 'seconds'):.1f} seconds each and noise level"
+    tables = means_table(means), per_photograph(rows)
+    return Findings(
+        dict(mean=means, photographs=rows), (about, *tables), {"picture.png": lambda: photographs_figure(shown)}
     )
 
 
-def per_photograph(rows: Sequence[Results]) -> str:
-    """Return the table of PSNR in dB per photograph: blind, and known in so far as the model takes a noise level."""
-    known = rows[0]["levels"][SIGMAS[0]]["psnr_known"] is not None
-    hows = ("noisy", "known", "blind") if known else ("noisy", "blind")
-    header = ["PSNR dB", *(f"{sigma} {how}" for sigma in SIGMAS for how in hows)]
-    return text_table(
-        header,
-        [[row["name"], *(row["levels"][sigma][f"psnr_{how}"] for sigma in SIGMAS for how in hows)] for row in rows],
-    )
-
-
-def picture(shown: Sequence[tuple[str, Tensor, dict[int, Denoised]]]) -> Figure:
-    """Draw photographs, and their busiest squares at every noise level.
-
-    Args:
-        shown: a list of (name, x [1, C, H, W], dict from noise levels in grey levels to
-            :class:`cdn.evaluation.photographs.Denoised`).
-    """
-    boxes = [_busiest(x) for _, x, _ in shown]
-    middle = SIGMAS[len(SIGMAS) // 2]
-    denoised = lambda result: result.blind if result.known is None else result.known
-    crop = lambda images: [image[0, :, rows, columns] for image, (rows, columns) in zip(images, boxes)]
-    column = lambda title, images, clean: (
-        title,
-        images,
-        [f"{float(psnr(a[None], b[None])):.1f} dB" for a, b in zip(images, clean)] if clean else (),
-    )
-    wholes = lambda images: [image[0] for image in images]
-    x = [image for _, image, _ in shown]
-    whole = wholes(x)
-    groups = [
-        [column("photograph", [_framed(image, box) for image, box in zip(whole, boxes)], None)]
-        + [
-            column(title.format(middle), wholes([pick(results[middle]) for _, _, results in shown]), whole)
-            for title, pick in (("σ = {}/255", lambda r: r.noisy), ("denoised", denoised))
-        ]
-    ]
-    groups.append([column("detail", crop(x), None)])
-    for sigma in SIGMAS:
-        results = [results[sigma] for _, _, results in shown]
-        groups.append(
-            [
-                column(f"σ = {sigma}/255", crop([r.noisy for r in results]), crop(x)),
-                column("denoised", crop([denoised(r) for r in results]), crop(x)),
-            ]
-        )
-    return draw_grid(groups, [name for name, _, _ in shown], inches=1.5)
-
-
-def _measure(result: Denoised, x: Tensor) -> Results:
-    """Return the figures of one photograph at one noise level; None for what the model cannot give."""
-    images = dict(noisy=result.noisy, known=result.known, blind=result.blind)
-    figures = {
-        f"{name}_{how}": None if image is None else float(metric(image, x))
-        for name, metric in METRICS.items()
-        for how, image in images.items()
-    }
-    return figures | dict(estimated=None if result.sigma is None else 255 * result.sigma)
-
-
-def _mean(rows: Sequence[Results], key: str | None = None) -> Any:
-    """Return the mean of a figure over rows, or of all figures; None where they are None."""
-    if key is None:
-        return {key: _mean(rows, key) for key in rows[0]}
-    values = [row[key] for row in rows]
-    return None if None in values else sum(values) / len(values)
-
-
-def _busiest(x: Tensor) -> Box:
-    """Return the square of the largest variance, as slices of rows and columns."""
-    side = min(CROP, *x.shape[2:])
-    step = max(side // 4, 1)
-    squares = x.mean(1).unfold(1, side, step).unfold(2, side, step)
-    variance = squares.flatten(3).var(3, correction=0)[0]
-    row, column = divmod(int(variance.argmax()), variance.shape[1])
-    return slice(row * step, row * step + side), slice(column * step, column * step + side)
-
-
-def _framed(image: Tensor, box: Box) -> Tensor:
-    """Return a copy of an image [C, H, W] with a white frame around a square."""
-    framed, (rows, columns) = image.clone(), box
-    thickness = max(min(image.shape[1:]) // 150, 1)
-    inner = tuple(slice(span.start + thickness, span.stop - thickness) for span in box)
-    framed[:, rows, columns] = 1
-    framed[:, inner[0], inner[1]] = image[:, inner[0], inner[1]]
-    return framed
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = make_parser("photographs", __doc__, limit=24)
-    parser.add_argument("--images", metavar="FOLDER", required=True, help="folder of the photographs")
-    parser.add_argument(
-        "--tile",
-        metavar="N",
-        type=parse_tile,
-        help="denoise overlapping tiles of N x N pixels, to save memory: close to the image as a "
-        "whole, the default, and not equal",
-    )
-    parser.add_argument(
-        "--show",
-        metavar="N",
-        type=positive_int,
-        default=3,
-        help="photographs in the picture, from the first on (default: %(default)s)",
-    )
-    return parser
-
+main = Experiment("photographs", __doc__, measure, needs=(DENOISER,), limit=24)
 
 if __name__ == "__main__":
     run_command(main)

@@ -14,49 +14,34 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from cdn.cli import run_command, run_logged
+from cdn.cli.arguments import Option, make_parser
+from cdn.cli.process import run_command, run_logged
 from cdn.data import DATASETS
 from cdn.errors import CDNError
-from cdn.experiments.command import REPORT, text_table
-from cdn.store import make_folder
+from cdn.experiments.stages import BUDGETS, plan
+from cdn.files import make_folder
+from cdn.pictures.tables import text_table
 
-# Options of training by budget, and what a joint energy model adds to them: shorter chains than its paper's, so that
-# its training takes two to three times as long as that of the others, and few enough that each of them moves often.
-# Learning curves are a dozen runs of their own and get fewer steps.
-_CPU = ["--width", "24", "--batch-size", "64", "--precision", "bf16", "--device", "cpu", "--steps"]
-_GPU = ["--batch-size", "256", "--precision", "bf16", "--device", "cuda", "--epochs"]
-BUDGETS: dict[str, tuple[list[str], list[str]]] = {
-    "default": ([], []),
-    "cpu": ([*_CPU, "5400"], ["--jem-steps", "5", "--jem-buffer", "1000"]),
-    "gpu": ([*_GPU, "200"], ["--jem-steps", "5"]),
-}
-CURVE_STEPS: dict[str, list[str]] = {
-    "default": [],
-    "cpu": [*_CPU, "800", "--width", "16"],
-    "gpu": ["--batch-size", "64", "--precision", "bf16", "--device", "cuda", "--steps", "8000"],
-}
-CURVE_SIZES = {"digits": ("100", "300", "1437"), "cifar10": ("100", "1000", "10000", "50000")}
-PATCHES = ["--crop-size", "48", "--crop-padding", "0", "--batch-size", "32"]
 FAILED = "FAILED, see its log"
-
-
-class Stage(NamedTuple):
-    """A command of the suite.
-
-    Attributes:
-        command: module and arguments, as after ``python -m``.
-        result: the file that it writes last; where that exists, the stage is done.
-    """
-
-    command: list[str]
-    result: Path
+OPTIONS = (
+    Option("--data", DATASETS, "digits", "data set"),
+    Option("--data-dir", str, None, "its folder"),
+    Option("--budget", BUDGETS, "default", "of training: as cdn.train, half an hour a model on a core, or for a GPU"),
+    Option("--photographs", str, None, "folder of whole photographs to denoise (default: none)"),
+    Option("--patches", str, None, "an image folder, on whose patches a model for photographs learns (default: none)"),
+    Option("--only", str, None, "some of the stages, in the usual order", many=True),
+    Option("--dry-run", bool, False, "print the commands and do nothing"),
+    Option("--out", Path, None, "where all runs and results go", required=True),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if a stage failed."""
-    args = _parser().parse_args(argv)
+    parser = make_parser("cdn.experiments.suite", __doc__, OPTIONS)
+    text = "further options of python -m cdn.train, for all models; the last of the command line"
+    parser.add_argument("--training", metavar="OPTION", nargs=argparse.REMAINDER, default=[], help=text)
+    args = parser.parse_args(argv)
     stages = plan(args)
     for name in args.only or ():
         if name not in stages:
@@ -76,145 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = run_logged([sys.executable, "-um", *stage.command], args.out / "logs" / f"{name}.log")
             outcome = FAILED if status else "done"
         rows.append([name, f"{time.perf_counter() - start:.0f} s", outcome])
-    print()
-    print(text_table(["stage", "time", "outcome"], rows))
+    print("\n" + text_table(["stage", "time", "outcome"], rows))
     return int(any(outcome == FAILED for _, _, outcome in rows))
-
-
-def plan(args: argparse.Namespace) -> dict[str, Stage]:
-    """Return all stages in their order, by name.
-
-    Args:
-        args: the parsed options.
-    """
-    suffix = "-small" if args.data == "digits" else "18"
-    usual, chains = BUDGETS[args.budget]
-    usual = usual + args.training
-    denoising = ["--objective", "denoising", "--clean-share", "0"]
-    models = {
-        "joint": usual,
-        "classification": ["--objective", "classification", *usual],
-        "denoising": [*denoising, *usual],
-        "resnet": ["--model", f"resnet{suffix}", *usual],
-        "resnet-clean": ["--model", f"resnet{suffix}", "--clean-share", "1", *usual],
-        "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
-        "jem": ["--objective", "jem", *chains, *usual],
-    }
-    data = ["--data-dir", args.data_dir] if args.data_dir else []
-    runs = {name: args.out / name for name in models}
-    stages = {
-        f"train-{name}": _training(runs[name], ["--data", args.data, *data, *options])
-        for name, options in models.items()
-    }
-    for name, run in runs.items():
-        stages[f"evaluate-{name}"] = Stage(["cdn.evaluate", str(run), *data], run / "evaluation.json")
-    stages["compare"] = Stage(
-        ["cdn.experiments.compare", *map(str, runs.values()), "--out", str(args.out / "comparison")],
-        args.out / "comparison" / "comparison.png",
-    )
-    classifiers = ["--against", *(str(runs[name]) for name in ("classification", "resnet", "resnet-clean", "jem"))]
-    experiments = {
-        "denoisers": [],
-        "jacobian": [],
-        "robustness": classifiers,
-        "outliers": [],
-        "sampling": ["--classifier", str(runs["resnet"])],
-        "restoration": [],
-        "reconstruction": [],
-        "denoising_classifier": [],
-        "similarities": [],
-        "out_of_domain": [],
-    }
-    if args.photographs:
-        experiments["photographs"] = ["--images", args.photographs]
-    if args.patches:
-        patches = args.out / "patches"
-        stages["train-patches"] = _training(
-            patches, ["--data", "imagefolder", "--data-dir", args.patches, *denoising, *usual, *PATCHES]
-        )
-        if args.photographs:
-            stages["photographs-patches"] = Stage(
-                ["cdn.experiments.photographs", str(patches), "--images", args.photographs],
-                patches / "photographs" / REPORT,
-            )
-    for name, options in experiments.items():
-        stages[name] = Stage(
-            [f"cdn.experiments.{name}", str(runs["joint"]), *options, *data], runs["joint"] / name / REPORT
-        )
-    for name in ("resnet-clean", "resnet"):
-        out = args.out / f"protect-{name}"
-        stages[out.name] = Stage(
-            ["cdn.experiments.protect", str(runs["joint"]), "--classifier", str(runs[name]), *data, "--out", str(out)],
-            out / REPORT,
-        )
-    stages["certify"] = Stage(
-        ["cdn.certify", str(runs["joint"]), *classifiers, *data], runs["joint"] / "certify" / REPORT
-    )
-    stages["bounds"] = Stage(
-        ["cdn.experiments.bounds", "--out", str(args.out / "bounds")], args.out / "bounds" / REPORT
-    )
-    if args.data in CURVE_SIZES:
-        curves = args.out / "learning_curves"
-        stages[curves.name] = Stage(
-            [
-                "cdn.experiments.learning_curves",
-                "--data",
-                args.data,
-                *data,
-                "--sizes",
-                *CURVE_SIZES[args.data],
-                *CURVE_STEPS[args.budget],
-                *args.training,
-                "--out",
-                str(curves),
-            ],
-            curves / REPORT,
-        )
-    return stages
-
-
-def _training(run: Path, options: Sequence[str]) -> Stage:
-    """Return the stage that begins a run, or goes on with one that has begun."""
-    # The configuration is there from the first step on, the curves after the last.
-    begun = (run / "config.json").exists()
-    return Stage(
-        ["cdn.train", *(["--resume", str(run)] if begun else [*options, "--out", str(run)])], run / "curves.png"
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cdn.experiments.suite",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", choices=DATASETS, default="digits", help="data set (default: %(default)s)")
-    parser.add_argument("--data-dir", metavar="DIR", help="its folder")
-    parser.add_argument(
-        "--budget",
-        choices=BUDGETS,
-        default="default",
-        help="of training: that of cdn.train, some half an hour a model on one core (cpu), or all "
-        "that a GPU is for (gpu) (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--training",
-        metavar="OPTION",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="further options of python -m cdn.train, for all models; the last of the command line",
-    )
-    parser.add_argument("--photographs", metavar="FOLDER", help="whole photographs to denoise (default: none)")
-    parser.add_argument(
-        "--patches",
-        metavar="FOLDER",
-        help="an image folder (train/CLASS/*.jpg, val/CLASS/*.jpg) on whose patches a further model "
-        "learns to denoise, for the photographs (default: none)",
-    )
-    parser.add_argument("--only", metavar="STAGE", nargs="+", help="some of the stages, in the usual order")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="where all runs and results go")
-    return parser
 
 
 if __name__ == "__main__":

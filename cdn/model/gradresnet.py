@@ -1,4 +1,4 @@
-"""GradResNet: a smooth, bias-free residual network whose input gradient is worth using.
+"""GradResNet: a smooth, bias-free residual network whose input gradient is a useful score.
 
 After Thiry & Guth, "Classification-Denoising Networks" (arXiv 2410.03505): GELU in place of ReLU, no biases, one group
 normalization per block instead of batch normalization, and side connections from every stage to the head, which give

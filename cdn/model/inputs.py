@@ -1,4 +1,4 @@
-"""What networks take: images in a shape, a range and a precision that they can work with."""
+"""Checks of what networks take: images and noise levels, in shape, range, units and precision."""
 
 import warnings
 
@@ -53,3 +53,13 @@ def check_sigma(sigma: float) -> None:
             f"{float(sigma):g} grey levels are {float(sigma):g} / 255",
             stacklevel=4,
         )
+
+
+def sigma_text(sigma: float) -> str:
+    """Return a noise level as everything prints it: 25/255 where it is a whole number of grey levels, else 0.1.
+
+    Args:
+        sigma: in the units of images in [0, 1].
+    """
+    grey = round(255 * sigma, 6)
+    return f"{grey:g}/255" if grey.is_integer() else f"{sigma:.4g}"

@@ -1,4 +1,4 @@
-"""What all networks of this package have in common."""
+"""The base class of all networks of this package."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Watch for non-finite steps without waiting for the device."""
+"""Detection of non-finite steps, without waiting for the device."""
 
 from collections.abc import Mapping
 

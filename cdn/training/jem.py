@@ -16,17 +16,16 @@ from torch import Generator, Tensor, nn
 import cdn_kernels
 from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
-from cdn.finite import decided
+from cdn.model.finite import decided
+from cdn.noise_keys import JEM, TRAINING
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
-from cdn_kernels import reference as ops
+from cdn_kernels import reference as torch_ops
 from cdn_kernels.phases import phase
 
 # The paper's images are in [-1, 1], ours in [0, 1]: lengths are half as long, and gradients by them twice as large.
 UNIT = 0.5
-# Far from the steps of training (from 0) and of evaluation (from 2**62), so that no two draw the same noise.
-CHAINS = 1 << 61
 # So many images give the moments that chains start from.
 MOMENT_IMAGES = 1000
 
@@ -69,7 +68,7 @@ class Gaussian:
 STARTS: dict[str, type[Gaussian] | type[Uniform]] = {"gaussian": Gaussian, "uniform": Uniform}
 
 
-def langevin(
+def sgld(
     log_density: Callable[[Tensor], Tensor], y: Tensor, noise: Noise, *, steps: int, step_size: float, deviation: float
 ) -> Tensor:
     """Walk uphill with noise, some steps: ``y <- y + step_size grad log p(y) + deviation eps``.
@@ -90,7 +89,7 @@ def langevin(
     """
     for k in range(steps):
         eps = cdn_kernels.standard_normal(y.shape, Noise(noise.seed, noise.offset + k), dtype=y.dtype, device=y.device)
-        y = y + step_size * ops.score(log_density, y) + deviation * eps
+        y = y + step_size * torch_ops.score(log_density, y) + deviation * eps
     return y
 
 
@@ -113,8 +112,8 @@ def contrastive_loss(
     """
     with phase("forward"):
         logits, imagined = model(torch.cat([y, samples])).split([len(y), len(samples)])
-    classification = ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    contrastive = ops.logsumexp(imagined).mean() - ops.logsumexp(logits).mean()
+    classification = torch_ops.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    contrastive = torch_ops.logsumexp(imagined).mean() - torch_ops.logsumexp(logits).mean()
     parts = dict(
         classification=classification.detach(),
         contrastive=contrastive.detach(),
@@ -164,7 +163,7 @@ class JointEnergy:
         with phase("sampler"):
             samples = self.sample(model, len(x), step)
         with phase("noise"):
-            y, _ = cdn_kernels.sample_noise(x, UNIT * settings.jem_input_noise, Noise(settings.seed, step))
+            y, _ = cdn_kernels.sample_noise(x, UNIT * settings.jem_input_noise, TRAINING.key(settings.seed, step))
         loss, parts = contrastive_loss(model, y, labels, samples, label_smoothing=settings.label_smoothing)
         with phase("backward"), torch.autocast(x.device.type, enabled=False):
             loss.backward()
@@ -181,15 +180,15 @@ class JointEnergy:
         restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
         with torch.autocast("cpu", enabled=False):
             fresh = self.start.draw(count, generator).to(device)
-        y = torch.where(ops.expand(restart, fresh), fresh, self.chains[chosen])
-        y = langevin(
-            lambda y: ops.logsumexp(model(y)),
+        y = torch.where(torch_ops.expand(restart, fresh), fresh, self.chains[chosen])
+        y = sgld(
+            lambda y: torch_ops.logsumexp(model(y)),
             y,
-            Noise(settings.seed, CHAINS + step * settings.jem_steps),
+            JEM.key(settings.seed, step * settings.jem_steps),
             steps=settings.jem_steps,
             step_size=UNIT**2 * settings.jem_step_size,
             deviation=UNIT * settings.jem_noise,
         )
         finite = y.isfinite().flatten(1).all(1)
-        self.chains[chosen] = torch.where(ops.expand(finite, y), y, fresh)
+        self.chains[chosen] = torch.where(torch_ops.expand(finite, y), y, fresh)
         return y

@@ -1,4 +1,4 @@
-"""A whole run: steps, evaluations, checkpoints, and what is left in the run folder at the end."""
+"""The training of a run: steps, evaluations, checkpoints, and the files at its end."""
 
 import math
 import shlex
@@ -17,26 +17,32 @@ import cdn_kernels
 from cdn.data import Dataset, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
 from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError, NotFiniteError
-from cdn.evaluation import chains_picture, curves_picture, denoising_picture, evaluate
+from cdn.evaluation import evaluate
 from cdn.evaluation.evaluate import Report
-from cdn.evaluation.style import attempt
+from cdn.files import make_folder, sweep
 from cdn.model import Network
-from cdn.model.abilities import has_density
-from cdn.store import CONFIG, METRICS, WEIGHTS, make_folder, misfit, save_config, save_model, sweep
-from cdn.training.checkpoint import PREVIOUS, STATE, has_state, load_state, save_state
-from cdn.training.identity import DATA, note_data, require_same_data, write_fingerprint
-from cdn.training.lock import locked
-from cdn.training.log import Averages, MetricsFile, Progress
+from cdn.model.capabilities import has_density
+from cdn.noise_keys import CALIBRATION
+from cdn.pictures.denoising import chains_picture, denoising_picture
+from cdn.pictures.plots import curves_picture
+from cdn.pictures.style import attempt
+from cdn.run_folder.config import RunConfig, write_config
+from cdn.run_folder.data_identity import note_data, require_same_data, write_fingerprint
+from cdn.run_folder.forms import misfit
+from cdn.run_folder.journal import Journal
+from cdn.run_folder.lock import locked
+from cdn.run_folder.names import CONFIG, DATA, METRICS, PICTURES, PREVIOUS, PROFILE, STATE, WEIGHTS
+from cdn.run_folder.state import has_state, load_state, save_state
+from cdn.run_folder.weights import save_model
 from cdn.training.profile import profile_steps
+from cdn.training.progress import Averages, Progress
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
-from cdn_kernels import Noise
 
 # Evaluations on the way use this many test images; the one at the end uses all.
 QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
 BATCH_SIZE = 256
-PICTURES = ("denoising.png", "chains.png", "curves.png")
 _PROGRESS = dict(metrics_bytes=int, seconds=float)  # what a checkpoint holds beside the state of the trainer
 
 
@@ -99,9 +105,9 @@ def train(
                 again = f"--resume {shlex.quote(str(run))}"
                 raise CDNError(f"{run} already holds a run: continue it with {again}, or choose another --out")
             write_fingerprint(run, found)
-            save_config(run, _config(settings, dataset, trainer.model, steps))
+            write_config(run, _config(settings, dataset, trainer.model, steps))
         sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
-        metrics = MetricsFile(run, state["metrics_bytes"] if state else None)
+        metrics = Journal(run / METRICS, state["metrics_bytes"] if state else 0)
         progress = Progress(steps, trainer.step, show)
         return _Training(trainer, run, metrics, progress, state["seconds"] if state else 0.0).complete(profile)
 
@@ -116,7 +122,7 @@ class _Training:
         elapsed: seconds that were spent before.
     """
 
-    def __init__(self, trainer: Trainer, run: Path, metrics: MetricsFile, progress: Progress, elapsed: float) -> None:
+    def __init__(self, trainer: Trainer, run: Path, metrics: Journal, progress: Progress, elapsed: float) -> None:
         self.trainer, self.run, self.metrics, self.progress = trainer, run, metrics, progress
         self.settings, self.dataset = trainer.settings, trainer.dataset
         self.start = time.perf_counter() - elapsed
@@ -132,7 +138,7 @@ class _Training:
         self._announce()
         try:
             if profile:
-                profile_steps(trainer, self.run / "profile.json", say)
+                profile_steps(trainer, self.run / PROFILE, say)
             self._take_steps()
             if trainer.step < trainer.steps:
                 self._save()
@@ -181,15 +187,15 @@ class _Training:
     def _log(self, averages: dict[str, float]) -> None:
         """Write a row of the averages since the last one."""
         step = self.trainer.step
-        self.metrics.write(
+        row = dict(
             kind="train",
             step=step,
             epoch=step / steps_per_epoch(len(self.dataset.train), self.settings.batch_size),
             skipped=self.trainer.health.check(),
             learning_rate=float(self.trainer.rate),
             seconds=time.perf_counter() - self.start,
-            **averages,
         )
+        self.metrics.append(row | averages)
         self.progress.update(averages)
 
     def _save(self) -> None:
@@ -211,7 +217,7 @@ class _Training:
                 **limits,
             )
         row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - self.start, **result)
-        self.metrics.write(**row)
+        self.metrics.append(row)
         self.progress.update(row)
         return result
 
@@ -220,9 +226,8 @@ class _Training:
         settings, trainer = self.settings, self.trainer
         denoises = settings.objective in ("joint", "denoising")
         if denoises and has_density(trainer.average):
-            images, _ = self.dataset.train.load(torch.arange(min(len(self.dataset.train), 256)))
-            images = images.to(trainer.device).float().div(255)
-            calibrate(trainer.average, images, Noise(settings.seed), self.batch_size)
+            images, _ = self.dataset.train.images(torch.arange(min(len(self.dataset.train), 256)), trainer.device)
+            calibrate(trainer.average, images, CALIBRATION.key(settings.seed), self.batch_size)
         self._save()
         result = self._measure(FINAL)
         self._draw(denoises)
@@ -262,9 +267,8 @@ def _restore(trainer: Trainer, state: dict[str, Any], run: Path) -> None:
         raise CheckpointError(f"the checkpoint in {run} does not fit its {CONFIG}: {cause}") from None
 
 
-def _config(settings: Settings, dataset: Dataset, model: Network, steps: int) -> dict[str, Any]:
-    """Return what ``config.json`` says: how to repeat the run, and what a reader of the model needs."""
-    return dict(
+def _config(settings: Settings, dataset: Dataset, model: Network, steps: int) -> RunConfig:
+    return RunConfig(
         cdn=cdn_kernels.__version__,
         torch=torch.__version__,
         threads=torch.get_num_threads(),

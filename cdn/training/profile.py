@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and how many bytes its operations touch."""
+"""The time of each phase of a training step, and the bytes that its operations touch."""
 
 import copy
 import time
@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from cdn.finite import json_text
-from cdn.store import write_atomically
+from cdn.files import json_text, write_atomically
 from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
 from cdn_kernels.torch_private import TorchDispatchMode, tensors_in

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cdn.store import misfit
+from cdn.run_folder.forms import misfit
 from cdn.training.muon import Muon
 
 OPTIMIZERS = ("adamw", "muon")

@@ -1,25 +1,28 @@
-"""All that defines a training run, with the recipe of each data set as its defaults."""
+"""The settings of a training run, with the recipe of each data set as defaults."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict, get_type_hints
 
+import torch
 from torch import Tensor
 
 from cdn.errors import CDNError
 from cdn.model import DirectDenoiser, GradResNet, Network, ResNet
 from cdn.model.gradresnet import Mean
-from cdn.store import misfit
+from cdn.run_folder.forms import misfit
 from cdn_kernels import NoiseLevels
-from cdn_kernels.backends.dispatch import IMPLEMENTATIONS
+from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, fused_backends
 
 BLOCKS: dict[str, tuple[int, ...]] = {
+    "gradresnet10": (1, 1, 1, 1),
     "gradresnet18": (2, 2, 2, 2),
     "gradresnet34": (3, 4, 6, 3),
     "gradresnet-small": (2, 2),
     "resnet18": (2, 2, 2, 2),
     "resnet-small": (2, 2),
+    "denoiser10": (1, 1, 1, 1),
     "denoiser18": (2, 2, 2, 2),
     "denoiser-small": (2, 2),
 }
@@ -69,8 +72,6 @@ JEM: dict[str, dict[str, Any]] = {
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
 }
-
-
 # Default of the settings that have none of their own: they are filled in when the others are known.
 _LATER: Any = None
 
@@ -177,6 +178,24 @@ class Settings:
     def levels(self) -> NoiseLevels:
         """The distribution of noise levels."""
         return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
+
+    @property
+    def kernels(self) -> str:
+        """Whose kernels all operations of the run take, the one choice that ``fused`` and ``impl`` stand for."""
+        return self.impl if self.fused else "reference"
+
+    def backends(self, device: torch.device) -> dict[str, str]:
+        """Return the backend of each operation on a device, where the run is fused; else nothing.
+
+        Raises:
+            CDNError: the kernels that were asked for cannot run there.
+        """
+        if not self.fused:
+            return {}
+        try:
+            return fused_backends(device, self.impl, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        except RuntimeError as error:
+            raise CDNError(f"--fused: {error}") from None
 
     def total_steps(self, per_epoch: int) -> int:
         """Return the length of the run in steps, of which an epoch has ``per_epoch``."""

@@ -10,15 +10,14 @@ from torch import Tensor
 
 import cdn_kernels
 from cdn.data import Augmentation, Batches, Dataset, channel_mean
-from cdn.finite import require_finite
+from cdn.model.finite import require_finite
 from cdn.objective import Parts, joint_step
-from cdn.store import misfit
+from cdn.run_folder.forms import misfit
 from cdn.training.health import Health
 from cdn.training.jem import MOMENT_IMAGES, JointEnergy
 from cdn.training.recipe import learning_rate, make_optimizer
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
-from cdn_kernels.backends.dispatch import fused_backends
 from cdn_kernels.graphs import Graphed
 from cdn_kernels.phases import phase
 
@@ -54,9 +53,8 @@ class Trainer:
         last = settings.fused or device.type == "cuda"
         self.layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's declarations
-        self.impl = settings.impl if settings.fused else "reference"
-        if settings.fused:
-            fused_backends(device, settings.impl)
+        self.impl = settings.kernels
+        settings.backends(device)  # which says what cannot run, before anything does
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.health = Health(device)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from benchmarks import gpu_report
 from benchmarks.gpu_report import STAGES, Stage, choose
-from cdn.train import make_parser
+from cdn.cli.training import training_parser
 from cdn.training.settings import Settings
 
 
@@ -139,7 +139,7 @@ def test_every_stage_is_a_command_that_exists():
             Settings(
                 **{
                     key: value
-                    for key, value in vars(make_parser().parse_args(words[2:])).items()
+                    for key, value in vars(training_parser().parse_args(words[2:])).items()
                     if key in Settings.__dataclass_fields__
                 }
             )

@@ -5,7 +5,8 @@ import pytest
 import cdn
 from benchmarks import rounding
 from cdn.errors import CDNError
-from cdn.store import save_config, save_model
+from cdn.run_folder.config import RunConfig, write_config
+from cdn.run_folder.weights import save_model
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -14,11 +15,11 @@ def untrained(folder, objective="joint"):
     model = cdn.gradresnet_small(10, 1, width=8)
     folder.mkdir()
     save_model(folder / "model.safetensors", model, DIGITS)
-    save_config(
+    write_config(
         folder,
-        dict(
+        RunConfig(
             data=dict(name="digits", data_dir=None, image_size=None),
-            classes=DIGITS,
+            classes=list(DIGITS),
             model=model.config,
             training=dict(sigma_low=0.01, sigma_high=1.0, denoising_weight=3.0, objective=objective),
         ),

@@ -45,7 +45,7 @@ def test_a_batch_is_the_augmented_images_of_its_step(split, view, options):
 
 def test_the_tensors_of_a_step_stay_where_they_are(split):
     """As the replay of a recorded step needs it; nothing of the split is written to."""
-    before = split.images.clone()
+    before = split.pixels.clone()
     batches = Batches(split, 8, 5, CPU, Augmentation(split.shape, crop_padding=2, flip=True))
     addresses = set()
     for step in (0, 1, AHEAD):
@@ -53,7 +53,7 @@ def test_the_tensors_of_a_step_stay_where_they_are(split):
         images, _ = batches.read()
         images.zero_()
         addresses.add(tuple(t.data_ptr() for t in (batches.images, batches.labels, batches.plan, batches.row)))
-    assert len(addresses) == 1 and torch.equal(split.images, before)
+    assert len(addresses) == 1 and torch.equal(split.pixels, before)
 
 
 def test_batches_larger_than_the_split_are_refused(split):

@@ -125,5 +125,5 @@ def test_real_images(shared_data, tmp_path):
     assert (len(data.train), len(data.test), data.classes) == (1000, 500, tuple(NAMES))
     assert np.array_equal(data.train.labels.numpy(), np.load(shared_data / "cifar10/train_labels.npy")[:1000])
     # The published channel means of CIFAR-10: planes in the wrong order would not meet them.
-    means = data.train.images.float().mean(dim=(0, 2, 3)) / 255
+    means = data.train.pixels.float().mean(dim=(0, 2, 3)) / 255
     assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.02)

@@ -94,14 +94,14 @@ def test_python_2_batches_are_read(folder, levels_up):
 def test_column_major_batches_are_read(folder):
     entries = {"labels": items(map(number, (1, 9, 0))), "data": array(PIXELS, fortran=True)}
     (folder / "data_batch_1").write_bytes(python2(**entries))
-    assert np.array_equal(load_dataset("cifar10", folder).train.images.numpy().reshape(3, 3072), PIXELS)
+    assert np.array_equal(load_dataset("cifar10", folder).train.pixels.numpy().reshape(3, 3072), PIXELS)
 
 
 @pytest.mark.parametrize("keys", [(b"data", b"labels"), ("data", "labels")])
 def test_batches_rewritten_by_python_3_are_read(folder, keys):
     content = dict(zip(keys, (PIXELS, [1, 9, 0])))
     (folder / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
-    assert np.array_equal(load_dataset("cifar10", folder).train.images.numpy().reshape(3, 3072), PIXELS)
+    assert np.array_equal(load_dataset("cifar10", folder).train.pixels.numpy().reshape(3, 3072), PIXELS)
 
 
 def test_a_malicious_pickle_does_nothing(folder):

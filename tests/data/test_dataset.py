@@ -95,11 +95,11 @@ def test_digits():
     digits = load_dataset("digits")
     assert digits.name in DATASETS and digits.shape == (1, 8, 8) and digits.classes == tuple("0123456789")
     assert (len(digits.train), len(digits.test)) == (1437, 360)
-    pixels = torch.cat([digits.train.images, digits.test.images])
+    pixels = torch.cat([digits.train.pixels, digits.test.pixels])
     assert pixels.unique().tolist() == [round(v * 255 / 16) for v in range(17)]
     assert digits.test.labels.bincount().min() >= 34  # stratified: 360 images of ten classes
     again = load_dataset("digits")
-    assert torch.equal(again.train.images, digits.train.images)
+    assert torch.equal(again.train.pixels, digits.train.pixels)
     assert torch.equal(again.test.labels, digits.test.labels)
 
 

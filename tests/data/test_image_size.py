@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdn import train
+from cdn.commands import train
 from cdn.data import load_dataset
 from cdn.errors import DataError
-from cdn.runs import open_run
+from cdn.run_folder.opened import open_run
 
 
 @pytest.fixture

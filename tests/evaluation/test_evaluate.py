@@ -56,14 +56,14 @@ def test_the_figures_are_what_they_say(make_model, make_split):
 
 def test_clean_accuracy_is_that_of_the_model(make_model, make_split):
     model, split = make_model(), make_split(50)
-    hits = model(split.images.float() / 255).argmax(1) == split.labels
+    hits = model(split.pixels.float() / 255).argmax(1) == split.labels
     assert evaluate(model, split)["accuracy"] == pytest.approx(hits.double().mean().item())
 
 
 def test_inexact_images_stay_out_of_denoising_only(make_model, make_split):
     model = make_model()
     some = make_split(40, inexact=(0, 5))
-    rest = MemorySplit(some.images[some.exact], some.labels[some.exact])
+    rest = MemorySplit(some.pixels[some.exact], some.labels[some.exact])
     masked, plain = evaluate(model, some), evaluate(model, rest)
     assert all(masked[key] == pytest.approx(plain[key], rel=1e-5) for key in DENOISING)
     none = evaluate(model, make_split(10, inexact=range(10)))
@@ -72,7 +72,7 @@ def test_inexact_images_stay_out_of_denoising_only(make_model, make_split):
 
 def test_limits_count_images_from_the_first(make_model, make_split):
     model, split = make_model(), make_split(40)
-    first = MemorySplit(split.images[:10], split.labels[:10])
+    first = MemorySplit(split.pixels[:10], split.labels[:10])
     assert evaluate(model, split, limit=10, denoising_limit=10) == evaluate(model, first)
     probabilities, labels = predict(model, split, limit=7)
     assert probabilities[0].shape == (7, 10) and labels.tolist() == split.labels[:7].tolist()

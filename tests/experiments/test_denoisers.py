@@ -7,18 +7,20 @@ import pytest
 import torch
 
 import cdn
-from cdn import runs
-from cdn.analysis.conditional import (
+from cdn.data import load_dataset
+from cdn.errors import CDNError
+from cdn.experiments import denoisers
+from cdn.experiments.runner import REPORT
+from cdn.methods.class_conditional import (
     adversarial_gradient,
     class_gains,
     denoise_with_classes,
     difference_identity,
     mixture_identity,
+    round_down,
+    summarize_gains,
 )
-from cdn.data import load_dataset
-from cdn.errors import CDNError
-from cdn.experiments import denoisers
-from cdn.experiments.command import REPORT
+from cdn.run_folder import opened as runs
 
 SIGMA = 0.5
 
@@ -66,7 +68,7 @@ def test_class_conditional_denoisers_of_a_gaussian_mixture(mixture):
 def test_the_true_class_is_worth_what_pythagoras_says(mixture):
     """For an exact model the measured gain and the square of the difference of denoisers have one mean."""
     clean, labels, noise = sample(mixture, 20_000)
-    summary = denoisers.summarize(class_gains(mixture, clean, labels, noise, SIGMA, batch_size=5000))
+    summary = summarize_gains(class_gains(mixture, clean, labels, noise, SIGMA, batch_size=5000))
     (gain, gain_error), (exact, exact_error) = summary["gain"], summary["exact_gain"]
     assert abs(gain - exact) < 4 * math.hypot(gain_error, exact_error) and exact > 20 * gain_error
     assert summary["true"][0] > 10 * summary["true"][1] and summary["wrong"][0] < -10 * summary["wrong"][1]
@@ -105,7 +107,7 @@ def test_one_class_cannot_be_wrong():
 
 @pytest.mark.parametrize("value, expected", [(0.9, 0.5), (1.0, 1.0), (499, 200), (700, 500), (0.03, 0.02)])
 def test_round_magnifications(value, expected):
-    assert math.isclose(denoisers.round_down(value), expected)
+    assert math.isclose(round_down(value), expected)
 
 
 def run(folder, out, *options):
@@ -114,7 +116,7 @@ def run(folder, out, *options):
 
 
 def test_the_command(digits_run, tmp_path, capsys):
-    results = run(digits_run, tmp_path, "--limit", "250", "--sigmas", "25", "100", "--rows", "3")
+    results = run(digits_run, tmp_path, "--limit", "250", "--sigmas", "25/255", "100/255", "--rows", "3")
     assert results["images"] == 250 and f"magnified {results['magnification']:g} times" in capsys.readouterr().out
     for level in results["sigma"].values():
         single, double = level["identities"]["float32"], level["identities"]["float64"]
@@ -128,9 +130,9 @@ def test_the_command(digits_run, tmp_path, capsys):
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_results_depend_on_the_seed_and_not_on_the_batch_size(digits_run, tmp_path):
-    options = ("--limit", "40", "--sigmas", "50", "--rows", "1", "--magnification", "7")
+    options = ("--limit", "40", "--sigmas", "50/255", "--rows", "1", "--magnification", "7")
     first, same, other = (
-        run(digits_run, tmp_path, *options, *more)["sigma"]["50"]
+        run(digits_run, tmp_path, *options, *more)["sigma"]["50/255"]
         for more in ((), ("--batch-size", "13"), ("--seed", "1"))
     )
     assert abs(first["psnr_true"] - same["psnr_true"]) < 1e-4 < abs(first["psnr_true"] - other["psnr_true"])
@@ -149,5 +151,5 @@ def test_inexact_images_have_no_psnr(digits_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["plain_run", "denoiser_run"])
 def test_models_that_cannot_be_told_a_class(model, tmp_path, request):
-    with pytest.raises(CDNError, match="expected a GradResNet of at least two classes"):
+    with pytest.raises(CDNError, match="expected a run that models a density and classifies, got a"):
         run(request.getfixturevalue(model), tmp_path / "out")

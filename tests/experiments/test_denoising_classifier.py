@@ -46,5 +46,5 @@ def test_denoising_errors_tell_digits(digits_run, tmp_path, capsys):
 
 
 def test_a_run_without_a_density_is_refused(plain_run, tmp_path):
-    with pytest.raises(CDNError, match="expected a run that models a density and classes, got a ResNet"):
+    with pytest.raises(CDNError, match="expected a run that models a density and classifies, got a ResNet"):
         run(plain_run, tmp_path / "out")

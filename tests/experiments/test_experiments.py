@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from cdn import evaluate
+from cdn.commands import evaluate
 from cdn.errors import CDNError
 from cdn.experiments import ablation, compare
+from cdn.pictures.run_comparison import JEM_REMARK, read_run, reliabilities
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_compare_puts_runs_side_by_side(joint_run, plain_run, denoiser_run, copy
     assert [cell.strip() for cell in rows["test images classified"]] == ["20", "20", "-"]
     assert [cell.strip() for cell in rows["test images denoised"]] == ["20", "-", "360"]
     assert [cell.strip() == "-" for cell in rows["SSIM, sigma 25/255"]] == [False, True, True]
-    found = compare.reliabilities([compare.read_run(run) for run in runs])
+    found = reliabilities([read_run(run) for run in runs])
     assert list(found) == ["joint", "plain"]
     for data, run in zip(found.values(), runs):
         assert data.error() == pytest.approx(json.loads((run / "evaluation.json").read_text())["ece"])
@@ -84,7 +85,7 @@ def test_compare_puts_runs_side_by_side(joint_run, plain_run, denoiser_run, copy
 
 def test_compare_says_what_a_joint_energy_model_is_measured_by(jem_run, tmp_path):
     compare.main([str(jem_run), "--out", str(tmp_path)])
-    assert compare.JEM_REMARK in (tmp_path / "comparison.md").read_text()
+    assert JEM_REMARK in (tmp_path / "comparison.md").read_text()
     assert not (tmp_path / "reliability.png").exists(), "nothing was evaluated"
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import cdn
-from cdn.analysis.dimension import effective_dimension
-from cdn.analysis.jacobian import Jacobian, eigenpairs, matrix, probe
 from cdn.data import load_dataset
 from cdn.errors import CDNError
 from cdn.experiments import jacobian
-from cdn.experiments.command import REPORT
+from cdn.experiments.runner import REPORT
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.methods.spectrum.dimension import effective_dimension
 
 SIGMA = 50 / 255
 
@@ -47,8 +47,10 @@ def test_matrix_free_and_dense_jacobian_agree(trained):
 
 
 def test_the_command_on_a_density(digits_run, tmp_path, capsys):
-    results = run(digits_run, tmp_path, "--limit", "200", "--sigmas", "25", "50", "--probes", "6", "--image", "2")
-    assert results["size"] == 64 and results["images"] == 200 and list(results["sigma"]) == ["25", "50"]
+    results = run(
+        digits_run, tmp_path, "--limit", "200", "--sigmas", "25/255", "50/255", "--probes", "6", "--image", "2"
+    )
+    assert results["size"] == 64 and results["images"] == 200 and list(results["sigma"]) == ["25/255", "50/255"]
     for level in results["sigma"].values():
         assert level["asymmetry"] < 1e-5 and level["asymmetry_float64"] < 1e-13
         assert len(level["values"]) == 64 and len(level["largest"]) == 6 and len(level["smallest"]) == 3
@@ -61,30 +63,32 @@ def test_the_command_on_a_density(digits_run, tmp_path, capsys):
         assert abs(difference) < 4 * error and error < 0.1
         assert abs(level["loss"][0] - level["trace"][0] / 64 - level["loss_minus_trace"][0]) < 1e-12
     # The stronger the noise, the fewer dimensions survive.
-    assert 64 > results["sigma"]["25"]["trace"][0] > results["sigma"]["50"]["trace"][0] > 0
+    assert 64 > results["sigma"]["25/255"]["trace"][0] > results["sigma"]["50/255"]["trace"][0] > 0
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("eigenvectors.png", "spectrum.png"))
     assert "64 values each" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_seeds_and_batches(digits_run, tmp_path):
-    options = ("--limit", "6", "--sigmas", "50", "--no-dense", "--largest", "2", "--smallest", "0")
+    options = ("--limit", "6", "--sigmas", "50/255", "--no-dense", "--largest", "2", "--smallest", "0")
     first, again, other = (
-        run(digits_run, tmp_path, *options, *more)["sigma"]["50"] for more in ((), (), ("--seed", "1"))
+        run(digits_run, tmp_path, *options, *more)["sigma"]["50/255"] for more in ((), (), ("--seed", "1"))
     )
     assert first == again and first["trace"] != other["trace"]
     assert first["values"] is None and first["smallest"] == []
 
 
 def test_a_direct_denoiser_has_no_eigenpairs_but_singular_values(denoiser_run, tmp_path, capsys):
-    results = run(denoiser_run, tmp_path / "out", "--limit", "100", "--sigmas", "50", "--image", "1")["sigma"]["50"]
+    results = run(denoiser_run, tmp_path / "out", "--limit", "100", "--sigmas", "50/255", "--image", "1")["sigma"][
+        "50/255"
+    ]
     assert "is not symmetric" in capsys.readouterr().out
     assert results["asymmetry"] > 1e-3 and results["asymmetry_float64"] > 1e-3
     assert results["largest"] is None and results["values"][-1] >= 0
     difference, error = results["loss_minus_stein"]
     assert abs(difference) < 4 * error
     assert (tmp_path / "out" / "spectrum.png").exists() and not (tmp_path / "out" / "eigenvectors.png").exists()
-    results = run(denoiser_run, tmp_path / "out", "--limit", "3", "--sigmas", "50", "--no-dense")["sigma"]["50"]
+    results = run(denoiser_run, tmp_path / "out", "--limit", "3", "--sigmas", "50/255", "--no-dense")["sigma"]["50/255"]
     assert results["values"] is None and results["largest"] is None
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from cdn.errors import CDNError, DataError
-from cdn.evaluation.bounds import Bound
 from cdn.experiments import bounds, learning_curves
+from cdn.methods.learning_bounds import MEASURES, Bound
 from cdn.training.settings import Settings
 
 
@@ -87,8 +87,8 @@ def test_learning_curves_of_two_sizes(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())["results"]
     rows = {(row["objective"], row["n"]): row for row in report["runs"]}
     assert rows.keys() == {("joint", 50), ("joint", 400)}
-    assert all(row[measure] > 0 for row in rows.values() for measure in learning_curves.MEASURES)
-    assert report["fits"].keys() == learning_curves.MEASURES.keys()
+    assert all(row[measure] > 0 for row in rows.values() for measure in MEASURES)
+    assert report["fits"].keys() == MEASURES.keys()
     assert all(fits.keys() == {"joint"} for fits in report["fits"].values())
     lines = (out / "runs.jsonl").read_text().splitlines()
     assert [json.loads(line)["n"] for line in lines] == [50, 400]

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from cdn.errors import CDNError
-from cdn.evaluation.files import write_image
 from cdn.experiments import out_of_domain
-from cdn.runs import open_run
+from cdn.images.image_files import write_image
+from cdn.run_folder.opened import open_run
 
 FAST = [
     "--device",
@@ -34,7 +34,7 @@ def test_other_digits_are_reconstructed_too(digits_run, tmp_path, capsys):
     folder, split = tmp_path / "digits", open_run(digits_run).dataset.test
     folder.mkdir()
     for number, index in enumerate((split.labels < 5).nonzero()[-20:, 0].tolist()):
-        write_image(folder / f"{number}.png", split.images[[index]].float() / 255)
+        write_image(folder / f"{number}.png", split.pixels[[index]].float() / 255)
     results = run(digits_run, tmp_path / "out", "--outliers", f"more={folder}")
     free, prior = (results["searches"][name] for name in ("free", "prior"))
     assert list(results["searches"]) == ["free", "prior", "fitted"]

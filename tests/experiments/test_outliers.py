@@ -5,11 +5,11 @@ import json
 import pytest
 
 from cdn.errors import CDNError
-from cdn.evaluation.files import write_image
 from cdn.experiments import outliers
-from cdn.experiments.command import REPORT
-from cdn.runs import open_run
-from cdn.store import load_config, save_config
+from cdn.experiments.runner import REPORT
+from cdn.images.image_files import write_image
+from cdn.run_folder.config import read_config, write_config
+from cdn.run_folder.opened import open_run
 
 
 def run(folder, out, *options):
@@ -19,16 +19,16 @@ def run(folder, out, *options):
 
 def say(folder, objective):
     """Let a run say of itself that it was trained on another objective."""
-    config = load_config(folder)
-    config["training"]["objective"] = objective
-    save_config(folder, config)
+    config = read_config(folder)
+    config.training["objective"] = objective
+    write_config(folder, config)
 
 
 def test_digits_are_told_from_noise_but_not_from_digits(digits_run, tmp_path, capsys):
     split, folder = open_run(digits_run).dataset.test, tmp_path / "digits"
     folder.mkdir()
     for i in range(80):
-        write_image(folder / f"{i:03d}.png", split.images[[200 + i]].float() / 255)
+        write_image(folder / f"{i:03d}.png", split.pixels[[200 + i]].float() / 255)
     results = run(digits_run, tmp_path / "out", "--limit", "160", "--outliers", f"other digits={folder}")
     assert results["inliers"] == 80 and set(results["outliers"].values()) == {80}
     clean, noisy = results["separation"].values()
@@ -57,7 +57,7 @@ def test_what_a_run_lacks(digits_run, denoiser_run, copy_run, tmp_path):
         say(folder, objective)
         results = run(folder, tmp_path / "out", "--limit", "20")
         assert all(list(found) == detectors for level in results["separation"].values() for found in level.values())
-    with pytest.raises(CDNError, match="expected a model with a density or with classes, got a direct denoiser"):
+    with pytest.raises(CDNError, match="expected a run that models a density or classes, got a DirectDenoiser"):
         run(denoiser_run, tmp_path / "out")
 
 

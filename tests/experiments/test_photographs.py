@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 import cdn
-from cdn import train
+from cdn.commands import train
 from cdn.errors import CDNError, DataError
-from cdn.evaluation import memory, psnr
-from cdn.evaluation.files import find_images, read_image
-from cdn.evaluation.photographs import blind_sigma, denoise_photograph
+from cdn.evaluation import psnr
 from cdn.experiments import photographs
-from cdn.store import load
+from cdn.images import memory
+from cdn.images.image_files import find_images, read_image
+from cdn.methods.whole_images import blind_sigma, denoise_photograph
+from cdn.run_folder.weights import load
 from cdn_kernels import Noise, sample_noise
 
 
@@ -43,16 +44,16 @@ def test_the_report_is_what_the_library_measures(digits_run, folder, tmp_path, c
     assert [row["size"] for row in results["photographs"]] == [[40, 24], [24, 33]]
     model, x = load(digits_run), read_image(folder / "b.png", 1)[0]
     y, _ = sample_noise(x, 25 / 255, Noise(3, (1 << 62) + 1))
-    found = results["photographs"][1]["levels"]["25"]
+    found = results["photographs"][1]["levels"]["25/255"]
     sigma = float(cdn.estimate_sigma(model, y))
     images = dict(noisy=y, known=cdn.denoise(model, y, 25 / 255), blind=cdn.denoise(model, y, sigma))
     for name, image in images.items():
         assert found[f"psnr_{name}"] == pytest.approx(float(psnr(image, x)), abs=1e-3), name
-    assert found["estimated"] == pytest.approx(255 * sigma, rel=1e-4)
-    means = [row["levels"]["50"]["psnr_known"] for row in results["photographs"]]
-    assert results["mean"]["50"]["psnr_known"] == pytest.approx(sum(means) / 2)
+    assert found["estimated"] == pytest.approx(sigma, rel=1e-4)
+    means = [row["levels"]["50/255"]["psnr_known"] for row in results["photographs"]]
+    assert results["mean"]["50/255"]["psnr_known"] == pytest.approx(sum(means) / 2)
     # Pictures of several times the size of the training images come out better than they went in.
-    assert all(results["mean"][s]["psnr_known"] > results["mean"][s]["psnr_noisy"] + 1 for s in ("25", "50"))
+    assert all(results["mean"][s]["psnr_known"] > results["mean"][s]["psnr_noisy"] + 1 for s in ("25/255", "50/255"))
     printed = capsys.readouterr().out
     assert "2 photographs" in printed and "| 50/255 |" in printed and "| a.png " in printed
     assert Image.open(out / "picture.png").size[0] > 1000
@@ -72,9 +73,9 @@ def test_a_direct_denoiser_is_blind(denoiser_run, copy_run, folder, capsys):
     run = copy_run(denoiser_run)
     measure(run, "--images", folder, "--limit", 1)
     results = json.loads((run / "photographs" / "report.json").read_text())["results"]
-    level = results["mean"]["15"]
+    level = results["mean"]["15/255"]
     assert level["psnr_known"] is None and level["estimated"] is None and level["psnr_blind"] is not None
-    assert len(results["photographs"]) == 1 and "15 known" not in capsys.readouterr().out
+    assert len(results["photographs"]) == 1 and "15/255 known" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence(digits_run, folder, tmp_path, monkeypatch):
@@ -92,7 +93,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(digits_run, folder, tmp_path,
 
 @pytest.mark.parametrize("run", ["plain_run", "classification_run"])
 def test_a_run_that_only_classifies_is_refused(run, folder, request):
-    with pytest.raises(CDNError, match="expected a run that was trained to denoise, this one only classifies"):
+    with pytest.raises(CDNError, match="expected a run that denoises, got a"):
         measure(request.getfixturevalue(run), "--images", folder)
 
 

@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from cdn.certification.randomized import Randomized
 from cdn.errors import CDNError
 from cdn.experiments import protect
+from cdn.methods.smoothing.defences import SYSTEMS
+from cdn.methods.smoothing.randomized import Randomized
+from cdn_kernels import Noise
 
 FAST = [
     "--device",
@@ -34,7 +36,7 @@ def run(folder, classifier, out, *options):
 
 def test_protection_withstands_what_fools_the_bare_classifier(digits_run, plain_run, tmp_path, capsys):
     results = run(digits_run, plain_run, tmp_path, "--radius", "1")
-    assert list(results) == list(protect.SYSTEMS)
+    assert list(results) == list(SYSTEMS)
     alone, denoised = results["alone"], results["denoised"]
     assert alone["clean"] > 0.9 and alone["attacked"] < 0.5 and alone["attacked"] == alone["transferred"]
     assert denoised["clean"] > 0.8 and denoised["transferred"] > alone["attacked"]
@@ -54,9 +56,9 @@ def test_only_some_systems(digits_run, plain_run, tmp_path):
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path):
-    with pytest.raises(CDNError, match="plain: was trained to classify only, it cannot denoise"):
+    with pytest.raises(CDNError, match="plain: expected a run that denoises, got a ResNet"):
         run(plain_run, plain_run, tmp_path)
-    with pytest.raises(CDNError, match="--classifier .*: was trained to denoise only, it has no classes"):
+    with pytest.raises(CDNError, match="denoiser: expected a run that classifies, got a DirectDenoiser"):
         run(digits_run, denoiser_run, tmp_path)
     with pytest.raises(CDNError, match="--systems vote: .* has no log-density"):
         run(denoiser_run, plain_run, tmp_path, "--systems", "vote")
@@ -67,11 +69,11 @@ def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path
 def test_every_call_averages_over_fresh_noise():
     offsets = []
     classify = lambda x, key: offsets.append(key) or torch.tensor([[0.0, 1.0]]) * len(offsets) + 1e4
-    module = Randomized(classify, 2, seed=7)
+    module = Randomized(classify, 2, Noise(7))
     module(torch.zeros(1))
     values = module(torch.zeros(1))
     assert len(set(offsets)) == 4 and {key.seed for key in offsets} == {7}
     expected = torch.stack([torch.tensor([0.0, 3.0]).softmax(0), torch.tensor([0.0, 4.0]).softmax(0)]).mean(0)
     torch.testing.assert_close(values.exp()[0], expected)
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        Randomized(classify, 0, seed=0)
+        Randomized(classify, 0, Noise(0))

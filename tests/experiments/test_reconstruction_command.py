@@ -6,7 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import reconstruction
-from cdn.reconstruction import load_generators
+from cdn.methods.synthesis import load_generators
 
 FAST = [
     "--device",
@@ -67,7 +67,7 @@ def test_enlarged_images_take_generators_of_their_own(digits_run, tmp_path, caps
 
 
 def test_what_cannot_be_is_refused(digits_run, denoiser_run, tmp_path):
-    with pytest.raises(CDNError, match="denoiser: was trained to denoise only, it has no classes to compare with"):
+    with pytest.raises(CDNError, match="denoiser: expected a run that classifies, got a DirectDenoiser"):
         run(denoiser_run, tmp_path)
     with pytest.raises(CDNError, match="side: expected at least 8, the side of the images, got 4"):
         run(digits_run, tmp_path, "--side", 4)

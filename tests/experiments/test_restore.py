@@ -6,6 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import restoration
+from cdn.methods.prior.operators import PROBLEMS
 
 
 def test_all_problems(digits_run, tmp_path, capsys):
@@ -14,7 +15,7 @@ def test_all_problems(digits_run, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())["results"]
-    assert list(report) == list(restoration.PROBLEMS)
+    assert list(report) == list(PROBLEMS)
     for problem, result in report.items():
         assert f"| {problem} " in printed
         assert result["finished"] == 1 and result["largest_error"] < 1e-5

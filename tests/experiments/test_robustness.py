@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cdn.errors import CDNError
-from cdn.evaluation.evaluate import evaluating
 from cdn.experiments import robustness
-from cdn.robustness import NORMS, Ball, attack, distance, sweep
-from cdn.runs import open_run
+from cdn.methods.attacks import NORMS, Ball, attack, distance, sweep
+from cdn.model.modes import evaluating
+from cdn.run_folder.opened import open_run
 
 # Where about half of the images withstand.
 RADII = dict(linf=[0.04, 0.08, 0.12], l2=[0.3, 0.5, 0.7])
@@ -131,7 +131,7 @@ def test_options_reach_the_attack(digits_run, tmp_path, capsys):
 
 def test_what_the_command_refuses(digits_run, denoiser_run, tmp_path, capsys):
     options = ["--out", str(tmp_path / "out"), "--limit", "5", "--device", "cpu"]
-    with pytest.raises(CDNError, match="denoiser: was trained to denoise only, it has no classes"):
+    with pytest.raises(CDNError, match="denoiser: expected a run that classifies, got a DirectDenoiser"):
         robustness.main([str(digits_run), "--against", str(denoiser_run), *options])
     with pytest.raises(CDNError, match="expected different runs, got one of them twice"):
         robustness.main([str(digits_run), "--against", str(digits_run), *options])

@@ -6,7 +6,7 @@ import pytest
 
 from cdn.errors import CDNError
 from cdn.experiments import sampling
-from cdn.experiments.command import REPORT
+from cdn.experiments.runner import REPORT
 
 
 def run(folder, out, *options):
@@ -71,9 +71,9 @@ def test_what_a_run_lacks(denoiser_run, plain_run, classification_run, tmp_path)
     sets = run(denoiser_run, tmp_path / "a", *options)
     assert list(sets["sets"]) == ["ascent", "test images", "uniform noise"]
     for folder in (plain_run, classification_run):
-        with pytest.raises(CDNError, match="expected a model that was trained to denoise, got a plain classifier"):
+        with pytest.raises(CDNError, match="expected a run that denoises, got a"):
             run(folder, tmp_path / "b")
-    with pytest.raises(CDNError, match="--classifier .*: was trained to denoise only"):
+    with pytest.raises(CDNError, match="denoiser: expected a run that classifies, got a DirectDenoiser"):
         run(denoiser_run, tmp_path / "c", "--classifier", str(denoiser_run))
 
 

@@ -7,6 +7,8 @@ import torch
 
 from cdn.errors import CDNError
 from cdn.experiments import similarities
+from cdn.methods.distances.by_similarity import NAMES
+from cdn.methods.distances.dissimilarity import shifted
 
 FAST = [
     "--device",
@@ -38,7 +40,7 @@ def test_all_similarities_tell_digits(digits_run, tmp_path, capsys):
     ways = results["accuracy"]
     assert list(ways) == ["judged", "searched", "neighbour"] and list(ways["searched"]) == ["pixels", "SSIM"]
     for way in ("judged", "neighbour"):
-        assert list(ways[way]) == list(similarities.NAMES)
+        assert list(ways[way]) == list(NAMES)
         assert all(shares["clean"] > 0.6 for shares in ways[way].values())
     assert ways["searched"]["pixels"]["clean"] > 0.8
     # Moved by an eighth of its width, a digit is far from all others in pixels; a classifier's features bear more.
@@ -49,15 +51,15 @@ def test_all_similarities_tell_digits(digits_run, tmp_path, capsys):
 
 def test_a_shift_is_by_one_pixel():
     x = torch.arange(6.0).view(1, 1, 2, 3)
-    assert torch.equal(similarities.shifted(x)[0, 0], torch.tensor([[0.0, 0.0, 1.0], [3.0, 3.0, 4.0]]))
+    assert torch.equal(shifted(x)[0, 0], torch.tensor([[0.0, 0.0, 1.0], [3.0, 3.0, 4.0]]))
 
 
 def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path):
     with pytest.raises(CDNError, match="expected a run that models a density, got a ResNet"):
         run(plain_run, tmp_path / "out")
-    with pytest.raises(CDNError, match="denoiser: was trained to denoise only, its features are not"):
+    with pytest.raises(CDNError, match="denoiser: expected a run that classifies, got a DirectDenoiser"):
         run(digits_run, tmp_path / "out", "--classifier", denoiser_run)
-    with pytest.raises(CDNError, match="--low: expected less than 1, the highest level of the training, got 1"):
+    with pytest.raises(CDNError, match="--low: expected less than 1, the highest of the training, got 1"):
         run(digits_run, tmp_path / "out", "--low", 1)
     with pytest.raises(CDNError, match="expected images of every class, found none of class"):
         run(digits_run, tmp_path / "out", "--train-images", 3)

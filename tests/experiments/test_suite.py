@@ -5,17 +5,19 @@ import sys
 
 import pytest
 
-from cdn import train
+from cdn.cli.training import training_parser
 from cdn.errors import CDNError
 from cdn.experiments import learning_curves, suite
+from cdn.experiments.stages import BUDGETS, CURVE_SIZES
 from cdn.training.settings import Settings
 from cdn_kernels import Noise, sample_sigma
-from tests.commands import run_module
+from tests.in_process import run_module
 
 
 def rows(printed):
     """Return the outcomes of the stages in the table that ends the output."""
-    table = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")][2:]
+    _, _, last = printed.rpartition("| stage")
+    table = [line.strip("| ").split(" | ") for line in last.splitlines() if line.startswith("|")][1:]
     return {cells[0].strip(): cells[-1].strip() for cells in table}
 
 
@@ -40,7 +42,7 @@ def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     modules = [words[2] for words in commands]
     assert modules.count("cdn.train") == 8 and modules.count("cdn.evaluate") == 7 and len(set(modules)) == 18
-    trained = [vars(train.make_parser().parse_args(words[3:])) for words in commands if words[2] == "cdn.train"]
+    trained = [vars(training_parser().parse_args(words[3:])) for words in commands if words[2] == "cdn.train"]
     assert [options["epochs"] for options in trained] == 8 * [200]
     assert [options["jem_steps"] for options in trained if options.get("objective") == "jem"] == [5]
     assert [options["data_dir"] for options in trained if options["data"] == "imagefolder"] == ["photos"]
@@ -57,8 +59,8 @@ def test_the_plan_is_made_of_commands_that_exist(tmp_path, capsys):
 
 
 def test_learning_curves_of_every_budget_can_be_parsed(tmp_path, capsys):
-    for budget in suite.BUDGETS:
-        for data in suite.CURVE_SIZES:
+    for budget in BUDGETS:
+        for data in CURVE_SIZES:
             suite.main(
                 [
                     "--only",
@@ -83,7 +85,7 @@ def test_learning_curves_of_every_budget_can_be_parsed(tmp_path, capsys):
 def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
     suite.main(["--only", "train-resnet", "train-resnet-clean", "--dry-run", "--out", str(tmp_path)])
     settings = [
-        Settings.from_dict(vars(train.make_parser().parse_args(shlex.split(line)[3:])))
+        Settings.from_dict(vars(training_parser().parse_args(shlex.split(line)[3:])))
         for line in capsys.readouterr().out.splitlines()
     ]
     noisy, clean = (sample_sigma(100, Noise(0), chosen.levels) > 0 for chosen in settings)
@@ -91,7 +93,7 @@ def test_one_resnet_has_never_seen_noise(tmp_path, capsys):
 
 
 def run_here(command, log):
-    """What :func:`cdn.cli.run_logged` does, without a process for every command."""
+    """What :func:`cdn.cli.process.run_logged` does, without a process for every command."""
     assert command[:2] == [sys.executable, "-um"]
     status, out, err = run_module(*command[2:])
     print(out + err)

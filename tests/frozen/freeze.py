@@ -18,8 +18,8 @@ import torch
 
 import cdn
 import cdn_kernels
-from cdn import train
-from cdn.reconstruction.generators import ClassGenerators, save_generators
+from cdn.commands import train
+from cdn.methods.synthesis.generators import ClassGenerators, save_generators
 from cdn.training.trainer import Trainer
 
 FOLDER = Path(__file__).parent

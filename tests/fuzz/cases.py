@@ -19,10 +19,10 @@ import torch
 
 import cdn
 from cdn.data import cifar10_download, load_dataset
-from cdn.reconstruction.generators import load_generators
+from cdn.methods.synthesis.generators import load_generators
+from tests.command_rows import COMMANDS, FROZEN
 from tests.data import image_files
 from tests.fuzz.mutations import altered, altered_json, altered_rows, altered_words, damaged
-from tests.test_commands_table import COMMANDS, FROZEN
 
 # By suffix: Pillow's name of the format, and the modes of its seeds.
 IMAGES = {

@@ -18,11 +18,11 @@ import safetensors
 import torch
 from PIL import Image
 
-from cdn.cli import run_command
-from cdn.training.lock import LOCK
+from cdn.cli.process import run_command
+from cdn.run_folder.names import LOCK
+from tests.command_rows import make_place
 from tests.faults import contents
 from tests.fuzz.cases import KINDS
-from tests.test_commands_table import make_place
 
 PATIENCE = 10
 MEMORY = 4 << 30  # bytes that a case may take beyond what the process has

@@ -15,7 +15,8 @@ from PIL import Image
 
 import cdn
 import cdn_kernels
-from cdn import density, train
+from cdn import density
+from cdn.commands import train
 from cdn.data import load_dataset
 from cdn.training.jem import STARTS, JointEnergy
 from cdn.training.settings import Settings

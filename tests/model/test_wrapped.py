@@ -4,7 +4,6 @@ import ast
 import inspect
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import cdn
-import cdn.denoise
-from cdn import classify, density
+from cdn import density
+from cdn.commands import classify, denoise
 from cdn.errors import CDNError
-from cdn.model import abilities
-from cdn.prior.residual import blind_residual
-from cdn.reconstruction.denoising import DenoisingErrorClassifier
-from cdn.reconstruction.generators import ClassGenerators, load_generators, save_generators
-from cdn.store import load, save_model
+from cdn.methods.denoising_errors import DenoisingErrorClassifier
+from cdn.methods.prior.residual import blind_residual
+from cdn.methods.synthesis.generators import ClassGenerators, load_generators, save_generators
+from cdn.model import capabilities
+from cdn.run_folder.weights import load, save_model
 from cdn_kernels import Noise, NoiseLevels
 
 ROOT = Path(cdn.__file__).parent
@@ -65,7 +64,7 @@ Y, LABELS, NOISE = torch.linspace(0, 9, 128).sin().abs().view(2, 1, 8, 8), torch
 
 
 def step(model, **weights):
-    inner = abilities.unwrapped(model)
+    inner = capabilities.unwrapped(model)
     inner.zero_grad()
     loss, parts = cdn.joint_step(model, Y, LABELS, 0.2, NOISE, **weights)
     return [loss, *parts.values(), *(p.grad for p in inner.parameters() if p.grad is not None)]
@@ -73,7 +72,7 @@ def step(model, **weights):
 
 def calibrated(model):
     cdn.calibrate(model, Y, NOISE)
-    return abilities.unwrapped(model).calibration_mean_square
+    return capabilities.unwrapped(model).calibration_mean_square
 
 
 def saved(model, folder):
@@ -120,8 +119,8 @@ def answers(function, *arguments):
 def test_wrapped_models_answer_as_the_model_inside(wrap, kind, tmp_path):
     model = MODELS[kind]().eval()
     wrapped = wrap(MODELS[kind]().eval())
-    abilities.unwrapped(wrapped).load_state_dict(model.state_dict())
-    assert type(abilities.unwrapped(wrapped)) is type(model)
+    capabilities.unwrapped(wrapped).load_state_dict(model.state_dict())
+    assert type(capabilities.unwrapped(wrapped)) is type(model)
     questions = QUESTIONS | {"save_model": lambda model: saved(model, tmp_path)}
     refused = set()
     for name, question in questions.items():
@@ -191,7 +190,7 @@ def test_commands_refuse_what_a_run_did_not_learn(objective, able, unable, tmp_p
     run.mkdir()
     save_model(run / "model.safetensors", FIXED, "abc", objective)
     commands = {
-        "denoise": lambda: sys.modules["cdn.denoise"].main([str(run), str(source), str(out), "--sigma", "0.1"]),
+        "denoise": lambda: denoise.main([str(run), str(source), str(out), "--sigma", "0.1"]),
         "classify": lambda: classify.main([str(run), str(source)]),
     }
     assert not commands[able]()
@@ -214,7 +213,7 @@ def test_no_one_else_asks_for_the_kind_of_a_model():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "type"):
                 if {"ResNet", "DirectDenoiser", "GradResNet"} & set(re.findall(r"\w+", ast.unparse(node))):
                     asked.add(path.relative_to(ROOT).as_posix())
-    assert asked == {"model/abilities.py"}
+    assert asked == {"model/capabilities.py"}
 
 
 def test_a_model_loaded_in_inference_mode_works_outside(tmp_path):

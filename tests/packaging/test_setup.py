@@ -34,10 +34,18 @@ def setup(monkeypatch):
 )
 def test_sources_are_those_of_the_processor_built_for(setup, platform, x86):
     sources = {Path(path).stem for path in setup(platform).sources()}
-    assert {"dispatch", "threads", "passes_scalar", "winograd_scalar", "convolution_amx_emulated"} <= sources
+    assert {
+        "dispatch",
+        "threads",
+        "passes_scalar",
+        "winograd_scalar",
+        "float32_scalar",
+        "convolution_amx_emulated",
+    } <= sources
     assert {name for name in sources if name.endswith(X86_ONLY)} == (
         {"noise_avx2", "noise_avx512", "passes_avx2", "passes_avx512", "passes_avx512bf16"}
         | {"convolution_amx", "convolution_avx512bf16", "winograd_avx2", "winograd_avx512", "winograd_avx512bf16"}
+        | {"float32_avx2", "float32_avx512"}
         if x86
         else set()
     )

@@ -67,8 +67,8 @@ def test_repeated_failures_stop_and_name_the_term(parts, norm, term):
 
 
 def test_an_unreadable_image_on_the_way_loses_nothing(tmp_path, monkeypatch):
+    from cdn.run_folder.state import load_state
     from cdn.training import loop
-    from cdn.training.checkpoint import load_state
 
     class Broken(Trainer):
         def prepare(self):
@@ -83,8 +83,8 @@ def test_an_unreadable_image_on_the_way_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_keeps_its_last_good_state(tmp_path, monkeypatch):
+    from cdn.run_folder.state import load_state
     from cdn.training import loop
-    from cdn.training.checkpoint import load_state
 
     class Exploding(Trainer):
         def batch(self):

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 
 import cdn
-from cdn import train
+from cdn.commands import train
 from cdn.data import load_dataset
 from cdn.errors import CDNError, DivergedError
-from cdn.store import load
-from cdn.training.jem import CHAINS, Gaussian, JointEnergy, contrastive_loss, langevin
+from cdn.noise_keys import JEM
+from cdn.run_folder.weights import load
+from cdn.training.jem import Gaussian, JointEnergy, contrastive_loss, sgld
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
@@ -41,7 +42,7 @@ def trainer():
 def test_chains_reach_the_distribution_of_a_gaussian(step_size, deviation):
     mean, variance = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), 0.5
     y = torch.rand(40_000, 3, dtype=torch.float64)
-    y = langevin(
+    y = sgld(
         lambda y: -(y - mean).square().sum(1) / (2 * variance),
         y,
         Noise(3),
@@ -61,7 +62,7 @@ def test_a_chain_is_its_steps_one_by_one():
     density = lambda y: cdn.log_prob(model, y, create_graph=True)
     y = torch.rand(3, 1, 6, 5)
     options = dict(step_size=0.5, deviation=0.1)
-    whole = langevin(density, y, Noise(1, 7), steps=3, **options)
+    whole = sgld(density, y, Noise(1, 7), steps=3, **options)
     z = y
     for k in range(3):
         z = z + 0.5 * cdn.score(model, z) + 0.1 * standard_normal(z.shape, Noise(1, 7 + k))
@@ -98,7 +99,7 @@ def test_lengths_are_those_of_the_paper():
     (score,) = torch.autograd.grad(model((u + 1) / 2).logsumexp(1).sum(), u)
     arrived = 2 * chains.sample(model, 4, step=5) - 1
     moved = arrived - (start + 0.7 * score)[match(start + 0.7 * score, arrived)]
-    torch.testing.assert_close(moved, 0.2 * standard_normal(moved.shape, Noise(0, CHAINS + 5)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved, 0.2 * standard_normal(moved.shape, JEM.key(0, 5)), rtol=1e-4, atol=1e-5)
 
 
 def match(rows, wanted):

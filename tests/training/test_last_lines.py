@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cdn import train
+from cdn.commands import train
 from cdn.training.trainer import Trainer
 
 TINY = ["--model", "resnet-small", "--width", "8", "--steps", "4", "--batch-size", "16"]

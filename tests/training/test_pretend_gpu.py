@@ -10,7 +10,7 @@ import io
 import pytest
 import torch
 
-from cdn import evaluate, train
+from cdn.commands import evaluate, train
 from cdn.experiments import jacobian
 from cdn_kernels import info
 from tests.pretend_gpu.marks import PRETENDED, command

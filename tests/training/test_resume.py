@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from cdn.errors import CDNError, CheckpointError
-from cdn.store import load, write_atomically
-from cdn.training.checkpoint import PREVIOUS, STATE, load_state, save_state
-from tests.commands import run_module
+from cdn.files import write_atomically
+from cdn.run_folder.names import PREVIOUS, STATE
+from cdn.run_folder.state import load_state, save_state
+from cdn.run_folder.weights import load
+from tests.in_process import run_module
 
 # Muon brings AdamW with it.
 TINY = (

@@ -1,1 +1,0 @@
-"""What a trained model has learned, looked at from the inside."""

@@ -1,0 +1,1 @@
+"""What command lines share: types of arguments, parsers, and how a process ends."""

@@ -1,0 +1,197 @@
+"""Options of commands: their types, each with one sentence for what it does not take, and devices."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from cdn.errors import CDNError
+from cdn.images.tiles import SMALLEST
+from cdn.model.inputs import sigma_text
+from cdn.model.modes import PRECISIONS
+from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
+
+Number = TypeVar("Number", int, float)
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1."""
+    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def whole_number(text: str) -> int:
+    """Parse an integer of at least 0."""
+    return _number(text, int, lambda v: v >= 0, "a whole number of at least 0")
+
+
+def seed_number(text: str) -> int:
+    """Parse what :class:`cdn.Noise` takes as a seed."""
+    return _number(text, int, lambda v: 0 <= v < SEEDS, "a whole number of at least 0 and below 2^64")
+
+
+def noise_level(text: str) -> float:
+    """Parse a noise level in the units of images in [0, 1], as 0.1 or 25/255: the one type of all commands."""
+    level = _number(text, _ratio, lambda v: 0 < v < float("inf"), "a number above 0, such as 0.1 or 25/255")
+    if level > HIGHEST_LEVEL:
+        raise argparse.ArgumentTypeError(f"expected the noise level of images in [0, 1], got {text!r}; {grey(level)}")
+    return level
+
+
+def grey(level: float) -> str:
+    """Say how a noise level that looks like grey levels is written in the units of images in [0, 1]."""
+    return f"{level:g} grey levels are {level:g}/255"
+
+
+def _ratio(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def nonnegative_float(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    return _number(text, float, lambda v: 0 <= v < float("inf"), "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """Parse a number in [0, 1]."""
+    return _number(text, float, lambda v: 0 <= v <= 1, "a number in [0, 1]")
+
+
+def probability(text: str) -> float:
+    """Parse a number strictly between 0 and 1."""
+    return _number(text, float, lambda v: 0 < v < 1, "a number between 0 and 1")
+
+
+def _number(text: str, kind: Callable[[str], Number], valid: Callable[[Number], bool], expected: str) -> Number:
+    try:
+        value: Number | None = kind(text)
+    except (ValueError, ZeroDivisionError):
+        value = None
+    if value is None or not valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def tile_side(text: str) -> int:
+    """Parse the side of a tile."""
+    return _number(text, int, lambda v: v >= SMALLEST, f"a whole number of at least {SMALLEST}")
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    """Parse NAME=FOLDER, both not empty."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        CDNError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CDNError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+class Option(NamedTuple):
+    """An option of a command.
+
+    Attributes:
+        flag: such as "--steps".
+        kind: the function that parses a value, the collection of values to choose from, or bool for a switch.
+        default: its value where it is not given; None for none.
+        text: what it is, for ``--help``, which the default is added to.
+        many: whether it takes one value or more.
+        required: whether it has to be given.
+    """
+
+    flag: str
+    kind: Any
+    default: Any
+    text: str
+    many: bool = False
+    required: bool = False
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Add the option to a parser, or to a group of one."""
+        if self.kind is bool:
+            parser.add_argument(self.flag, action="store_true", help=self.text)
+            return
+        shown = "" if self.default is None else f" (default: {self._text_of(self.default)})"
+        how: dict[str, Any] = (
+            dict(type=self.kind, metavar=METAVARS.get(self.kind, "TEXT")) if callable(self.kind) else {}
+        )
+        if not how:
+            how = dict(choices=self.kind, metavar="NAME" if self.many else None)
+        if self.many:
+            how["nargs"] = "+"
+        parser.add_argument(
+            self.flag, default=self.default, required=self.required, help=(self.text + shown).replace("%", "%%"), **how
+        )
+
+    def _text_of(self, value: Any) -> str:
+        one = sigma_text if self.kind is noise_level else str
+        return " ".join(map(one, value)) if self.many else one(value)
+
+
+# What stands for a value in ``--help``, by its type.
+METAVARS: dict[Any, str] = {
+    positive_int: "N",
+    whole_number: "N",
+    seed_number: "N",
+    tile_side: "N",
+    noise_level: "SIGMA",
+    fraction: "SHARE",
+    probability: "P",
+    named_folder: "NAME=FOLDER",
+    positive_float: "X",
+    nonnegative_float: "X",
+    Path: "PATH",
+}
+
+
+def make_parser(
+    prog: str, text: str | None, options: Iterable[Option] = (), groups: Mapping[str, Iterable[Option]] = {}, **how: Any
+) -> argparse.ArgumentParser:
+    """Return the parser of a command.
+
+    Args:
+        prog: the module that ``python -m`` runs.
+        text: what the command does, shown as it is.
+        options: its options.
+        groups: further ones under titles of their own.
+        how: for ``argparse.ArgumentParser``.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter, **how
+    )
+    for option in options:
+        option.add_to(parser)
+    for title, members in groups.items():
+        group = parser.add_argument_group(title)
+        for option in members:
+            option.add_to(group)
+    return parser
+
+
+# The options of all commands that run a model.
+DEVICE = Option("--device", str, "auto", "auto, cpu, cuda or cuda:N")
+PRECISION = Option(
+    "--precision", PRECISIONS, "float32", "bf16: convolutions in bfloat16, everything delicate in float32"
+)
+DATA_DIR = Option("--data-dir", str, None, "folder of the data (default: that of the training)")

@@ -1,0 +1,94 @@
+"""How a command runs: its exit status, errors that a person can read, and the log of a command that another starts."""
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from cdn.errors import CDNError
+from cdn_kernels.console import run_steadily
+
+
+def run_command(main: Callable[[], int | None], *, to_the_end: bool = True) -> NoReturn:
+    """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C.
+
+    Args:
+        main: the command.
+        to_the_end: whether it has results beside what it prints, and goes on when no one reads that any more.
+
+    Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
+    sys.exit(run_steadily(lambda: _status(main), to_the_end=to_the_end))
+
+
+def _status(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except CDNError as error:
+        return _failed(error)
+    except OSError as error:
+        return _failed(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
+    except (MemoryError, RuntimeError) as error:
+        shortage = _shortage(error)
+        if shortage is None:
+            raise
+        return _failed(f"out of memory ({shortage}): try a smaller batch or image")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _failed(message: object) -> int:
+    print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
+    return 1
+
+
+def _shortage(error: Exception) -> str | None:
+    """Return what an error says of memory that ran out, or None if it is about something else."""
+    line = str(error).partition("\n")[0]
+    # torch raises plain RuntimeErrors on CPUs, and where a GPU's driver, not its own allocator, has no more.
+    found = re.search("DefaultCPUAllocator: (.*)|(CUDA error: out of memory)", line)
+    if found:
+        return found[1] or found[2]
+    return line or "no more is known" if isinstance(error, (MemoryError, torch.OutOfMemoryError)) else None
+
+
+def run_logged(command: Sequence[str], log: Path, prefix: str = "", **options: Any) -> int:
+    """Run another command, showing what it prints and writing that to a file too; return its exit status.
+
+    Args:
+        command: its words.
+        log: path of the file.
+        prefix: what to show before every line.
+        options: for subprocess.Popen, such as cwd and env.
+
+    Raises:
+        CDNError: the file cannot be written; where that comes to light later, the command has run to its end.
+    """
+    lost = None
+    try:
+        file = log.open("wb", buffering=0)
+    except OSError as error:
+        raise CDNError(f"could not write {log}: {error.strerror}") from None
+    with (
+        file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace", **options
+        ) as process,
+    ):
+        assert process.stdout is not None  # it is a pipe
+        for line in process.stdout:
+            print(f"{prefix}{line}", end="", flush=True)
+            try:
+                file.write(line.encode(errors="backslashreplace"))
+            except OSError as error:
+                lost = error
+    if lost is not None:
+        raise CDNError(f"could not write {log}: {lost.strerror}")
+    return process.returncode

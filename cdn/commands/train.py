@@ -1,0 +1,121 @@
+"""``python -m cdn.train``: train a network that classifies and denoises."""
+
+import contextlib
+import datetime
+import itertools
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cdn_kernels
+from cdn.cli.arguments import pick_device
+from cdn.cli.training import training_parser
+from cdn.errors import CDNError
+from cdn.run_folder.config import read_config
+from cdn.training.settings import FREE, Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command; return its exit status, None where all is well."""
+    arguments = vars(training_parser().parse_args(argv))
+    _require_one_process()
+    run, resume = arguments.pop("out"), arguments.pop("resume")
+    how = {name: arguments.pop(name) for name in ("download", "profile")}
+    if resume:
+        run = _resumed_folder(run, resume)
+        settings = _resumed_settings(run, arguments)
+    else:
+        settings = Settings(**arguments)
+    device = pick_device(settings.device)
+    if found := settings.backends(device):
+        for backend in dict.fromkeys(found.values()):
+            print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
+        cdn_kernels.keep_pages()
+
+    from cdn.run_folder.names import PICTURES
+    from cdn.training.loop import train
+
+    made = None
+    if run is None:
+        run = made = new_folder(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+    try:
+        result = train(settings, run, device, resume=bool(resume), **how)
+    finally:
+        with contextlib.suppress(OSError):  # where there is something in it
+            if made:
+                made.rmdir()
+    if result is None:
+        return 130
+    print(f"{run}: " + summary(result))
+    pictures = " and ".join(str(run / name) for name in PICTURES if (run / name).exists())
+    look = f"look at {pictures}; more" if pictures else "more"
+    print(f"{look} figures with: {shlex.join(['python', '-m', 'cdn.evaluate', str(run)])}")
+    return None
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder that was not there, PATH or else PATH-2, PATH-3 and so on, and return its path.
+
+    Raises:
+        CDNError: it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not path.parent.is_dir():
+                raise CDNError(f"--out: {path} cannot be made: {path.parent} is no folder") from None
+        except OSError as error:
+            raise CDNError(f"--out: {path} cannot be made a folder: {error.strerror}") from None
+    raise AssertionError
+
+
+def _require_one_process() -> None:
+    """Raise CDNError where torchrun, or a like of it, started this process among others."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count.isdecimal() and int(count) > 1:
+        raise CDNError(
+            f"training runs in one process, and this is one of {count} (WORLD_SIZE): start it once, without torchrun"
+        )
+
+
+def summary(result: Mapping[str, float | None]) -> str:
+    """Return one line with what an evaluation found."""
+    parts = []
+    if result["accuracy"] is not None:
+        parts.append(f"test accuracy {result['accuracy']:.2%}")
+    if result["psnr_50"] is not None:
+        parts.append(f"denoising loss {result['denoising_loss']:.3f}")
+        parts.append(f"PSNR at sigma 50/255 {result['psnr_50']:.2f} dB (noisy: {result['psnr_noisy_50']:.2f} dB)")
+    return ", ".join(parts)
+
+
+def _resumed_folder(out: Path | None, resume: str | Literal[True]) -> Path:
+    if resume is True:
+        if out is None:
+            raise CDNError("--resume: name the run folder, as --resume RUN or with --out RUN")
+        return out
+    if out is not None and out != Path(resume):
+        raise CDNError(f"--resume {resume} and --out {out} name different runs: give one")
+    return Path(resume)
+
+
+def _resumed_settings(run: Path, arguments: Mapping[str, Any]) -> Settings:
+    """Return the settings a run was started with; what is given again has to agree, or be free to change."""
+    config = read_config(run)
+    stored = dict(config.training)
+    if stored.get("data") == "imagefolder" and stored.get("image_size") is None:  # as it was once left open
+        stored["image_size"] = config.image_side
+    for name, value in arguments.items():
+        if name in FREE:
+            stored[name] = value
+        elif stored.get(name) != value:
+            raise CDNError(
+                f"{run} was started with {name} = {stored.get(name)!r} and cannot be resumed with "
+                f"{value!r}: leave the option out, or start a new run"
+            )
+    return Settings.from_dict(stored)

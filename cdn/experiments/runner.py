@@ -1,0 +1,278 @@
+"""The frame of all experiments: one states what it needs of a run, and measures; this does all the rest.
+
+An experiment is a module of this folder: an :class:`Experiment` with its options and its needs, and a function from the
+opened :class:`Session` to :class:`Findings`, which are printed, drawn and written to ``report.json``.
+"""
+
+import argparse
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from cdn.cli.arguments import DATA_DIR, DEVICE, PRECISION, Option, make_parser, pick_device, positive_int, seed_number
+from cdn.data import ImageSplit
+from cdn.errors import CDNError
+from cdn.experiments.options import OPTIONS
+from cdn.files import Results, json_text, make_folder, write_atomically
+from cdn.model.capabilities import kind
+from cdn.model.modes import evaluating
+from cdn.pictures.style import attempt, save
+from cdn.run_folder.opened import Run, by_name, open_run
+from cdn_kernels import machine
+
+REPORT = "report.json"
+
+
+class Need(NamedTuple):
+    """What an experiment needs of a run: in words, and whether a run has it."""
+
+    words: str
+    met: Callable[[Run], bool]
+
+
+DENSITY = Need("models a density", lambda run: run.has_density)
+CLASSES = Need("classifies", lambda run: run.has_classes)
+DENOISER = Need("denoises", lambda run: run.denoises)
+DENSITY_OR_CLASSES = Need("models a density or classes", lambda run: run.has_density or run.has_classes)
+
+
+class Findings(NamedTuple):
+    """What an experiment found.
+
+    Attributes:
+        results: what ``report.json`` is to hold.
+        text: what is printed: sentences and tables, with an empty line between tables.
+        figures: pictures by the names of their files; a function that draws one is called once the report is safe.
+    """
+
+    results: Results | list[Results]
+    text: Sequence[str]
+    figures: Mapping[str, Callable[[], Figure]] = {}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment on a trained run; called, it is its command.
+
+    Args:
+        name: of its module, and of the folder that it writes by default.
+        text: the docstring of its module, which ``--help`` shows.
+        measure: does the work.
+        needs: what the run must have.
+        options: its own options by the titles of groups, "" for none; None for those of OPTIONS by its name.
+        limit, batch_size: default numbers of test images, and of images per forward.
+        against: whether other runs can be measured beside it, and all need classes (:meth:`Session.classifiers`).
+        module: what ``python -m`` runs, if it is not in this folder.
+    """
+
+    name: str
+    text: str | None
+    measure: Callable[["Session"], Findings]
+    needs: Sequence[Need] = ()
+    options: Mapping[str, Sequence[Option]] | None = None
+    limit: int = 100
+    batch_size: int = 256
+    against: bool = False
+    module: str | None = None
+
+    def __call__(self, argv: Sequence[str] | None = None) -> None:
+        """Run the command."""
+        session = Session(self, self.parser().parse_args(argv))
+        found = self.measure(session)
+        for number, text in enumerate(found.text):
+            print("\n" + text if number and text.startswith("|") and found.text[number - 1].startswith("|") else text)
+        for name, draw in found.figures.items():
+            save_figure(draw, session.out / name)
+        write_report(
+            session.out,
+            session.args,
+            found.results,
+            session.start,
+            session.device.type,
+            model=session.run.config.model,
+            data=session.run.dataset.name,
+        )
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return the parser of the command."""
+        common = (
+            DATA_DIR,
+            Option("--limit", positive_int, self.limit, "use the first N test images"),
+            Option("--batch-size", positive_int, self.batch_size, "images per forward"),
+            Option("--seed", seed_number, 0, "of all that is drawn at random"),
+            DEVICE,
+            PRECISION,
+        )
+        module = self.module or f"cdn.experiments.{self.name}"
+        groups = dict(OPTIONS[self.name] if self.options is None else self.options)
+        parser = make_parser(module, self.text, (*common, *groups.pop("", ())), groups)
+        parser.set_defaults(experiment=self.name)
+        parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+        add_out(parser, f"RUN/{self.name}", None)
+        if self.against:
+            text = "other runs on the same data, to be measured beside it"
+            parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[], help=text)
+        return parser
+
+
+class Session:
+    """One execution of an experiment: its options, its run, its images, its clock.
+
+    Args:
+        experiment: what is executed.
+        args: its parsed options.
+
+    Attributes:
+        run: the :class:`cdn.run_folder.opened.Run`; ``model`` and ``device`` are short for its model and where it is.
+        out: the folder for the report and the pictures.
+        progress: whether to draw progress bars: only where a person watches.
+
+    Raises:
+        CDNError: the run or its data cannot be read or lacks what is needed, or the folder cannot be made.
+    """
+
+    def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
+        self.args, self.start, self.progress = args, time.perf_counter(), sys.stderr.isatty()
+        self.device = pick_device(args.device)
+        self.run = open_run(args.run, self.device, args.data_dir)
+        self.model = self.run.model
+        require(self.run, *experiment.needs)
+        self.out: Path = args.out or args.run / args.experiment
+        make_folder(self.out)
+
+    def open(self, path: Path, *needs: Need) -> Run:
+        """Open a further run, to be measured on the test images of the first.
+
+        Raises:
+            CDNError: it cannot be read, lacks what is needed, or was trained on images of another kind.
+        """
+        run = open_run(path, self.device, self.args.data_dir)
+        kinds = [(other.dataset.name, other.dataset.shape, other.dataset.classes) for other in (self.run, run)]
+        if kinds[0] != kinds[1]:
+            (name, shape, classes), (first_name, first_shape, first_classes) = kinds[1], kinds[0]
+            raise CDNError(
+                f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
+                f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}"
+            )
+        require(run, *needs)
+        return run
+
+    def classifiers(self) -> dict[str, Run]:
+        """Return the run and those of ``--against``, by name.
+
+        Raises:
+            CDNError: one of them cannot be read, is given twice, was trained on other images, or has no classes.
+        """
+        runs = by_name([self.run, *map(self.open, self.args.against)])
+        for run in runs.values():
+            require(run, CLASSES)
+        return runs
+
+    def bar(self, things: Any = None, **how: Any) -> tqdm:
+        """Return a progress bar over things, or one of ``total`` steps."""
+        return tqdm(things, leave=False, disable=not self.progress, **how)
+
+    @contextmanager
+    def evaluating(self, *others: torch.nn.Module) -> Iterator[None]:
+        """Put the model, and others, into evaluation mode, at the precision of the options."""
+        if others:
+            with evaluating(others[0], self.args.precision), self.evaluating(*others[1:]):
+                yield
+        else:
+            with evaluating(self.model, self.args.precision):
+                yield
+
+    def test_images(self, limit: int | None = None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the first test images, float32 [N, C, H, W] in [0, 1], and their labels [N], on the device.
+
+        Args:
+            limit: how many; None for ``--limit``.
+            exact: only images that exist losslessly, as PSNR needs.
+
+        Raises:
+            CDNError: none of them is exact.
+        """
+        images, labels = self.images(self.run.dataset.test, limit or self.args.limit, exact=exact)
+        if not len(images):
+            raise CDNError(
+                f"{self.run.path}: PSNR needs images that exist losslessly, but the test images of "
+                f"{self.run.dataset.name} are all marked as inexact"
+            )
+        return images, labels
+
+    def images(self, split: ImageSplit, limit: int | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the first images of a split, as :meth:`test_images` does."""
+        return self.load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
+
+    def spread_images(self, split: ImageSplit, count: int) -> tuple[Tensor, Tensor]:
+        """Return images of a split, evenly spread over it and at most count, as :meth:`test_images` does."""
+        return self.load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+
+    def load(self, split: ImageSplit, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images of some indices, as :meth:`test_images` does."""
+        images, labels = split.images(indices, self.device)
+        return images, labels.to(self.device)
+
+
+def require(run: Run, *needs: Need) -> None:
+    """Raise CDNError unless a run has all that is needed of it."""
+    if not all(need.met(run) for need in needs):
+        words = " and ".join(need.words for need in needs)
+        raise CDNError(f"{run.path}: expected a run that {words}, got {kind(run.model, run.config.objective)}")
+
+
+def add_out(parser: argparse.ArgumentParser, shown: str, default: Path | None) -> None:
+    """Add ``--out``, the folder of the report and the pictures."""
+    text = f"where {REPORT} and the pictures go; what is there is replaced (default: {shown})"
+    parser.add_argument("--out", metavar="FOLDER", type=Path, default=default, help=text)
+
+
+def save_figure(draw: Callable[[], Figure], path: Path) -> None:
+    """Draw a figure and write it, and say so; or say that it could not be drawn, and go on."""
+    if attempt(lambda: save(draw(), path), path):
+        print(f"wrote {path}")
+
+
+def write_report(
+    folder: Path,
+    args: argparse.Namespace,
+    results: Results | list[Results],
+    start: float,
+    device: str = "cpu",
+    **about: Any,
+) -> None:
+    """Write ``report.json`` into a folder: results, and all it takes to repeat them.
+
+    Args:
+        folder: an existing folder.
+        args: parsed options, with the name of the experiment in ``experiment``.
+        results: what JSON can hold; numbers that are not finite become null.
+        start: ``time.perf_counter()`` when the experiment began.
+        device: the type of the device it ran on.
+        about: what else the report is to say, between the options and the machine.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    report = dict(
+        experiment=args.experiment,
+        command=shlex.join(["python", "-m", spec.name if spec else sys.argv[0], *sys.argv[1:]]),
+        options=vars(args),
+        **about,
+        machine=machine.describe(device),
+        date=datetime.date.today().isoformat(),
+        seconds=round(time.perf_counter() - start, 1),
+        results=results,
+    )
+    # Options may hold paths, one or many.
+    write_atomically(folder / REPORT, (json_text(report, indent=2, default=str) + "\n").encode())
+    print(f"wrote {folder / REPORT}")

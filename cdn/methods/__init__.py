@@ -1,0 +1,1 @@
+"""What can be done with a model: mathematics that knows no command line and writes no report."""

@@ -1,0 +1,1 @@
+"""Detection of images that are unlike those of the training."""

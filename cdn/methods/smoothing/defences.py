@@ -1,0 +1,73 @@
+"""The ways to defend a classifier by a denoiser: what is attacked, judged and certified of each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+import cdn_kernels
+from cdn.methods.smoothing.protected import LevelVote, Protected
+from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized
+from cdn.noise_keys import ATTACKS, DECISIONS, REFERENCE
+
+SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
+
+
+class System(NamedTuple):
+    """A way to classify.
+
+    Attributes:
+        attacked: what attacks climb; where noise is drawn, over fresh draws at every step.
+        judged: what decides: the same, with more draws and all of them fresh.
+        certified: what is smoothed; None where there is no certificate.
+    """
+
+    attacked: nn.Module
+    judged: nn.Module
+    certified: nn.Module | None
+
+
+def defences(
+    classifier: nn.Module,
+    model: nn.Module,
+    sigma: float,
+    levels: Sequence[float],
+    reference: Tensor | None,
+    *,
+    itself: bool,
+    steps: int,
+    draws: int,
+    attack_draws: int,
+    seed: int,
+) -> dict[str, System]:
+    """Return the systems by name.
+
+    Args:
+        classifier: the frozen classifier.
+        model: what denoises for it.
+        sigma: noise level.
+        levels: those of the vote.
+        reference: clean images, by which a vote knows what is typical; None where the model is no density.
+        itself: whether the model classifies too, and, if it is a density, stands beside.
+        steps: of purification.
+        draws, attack_draws: of noise per decision, and per step of an attack.
+        seed: of the noise.
+    """
+    classifier = classifier.eval()
+    protected, purified = (Protected(classifier, model, sigma, count) for count in (1, steps))
+
+    def randomized(classify: NoisyClassifier, certified: nn.Module | None = None) -> System:
+        attacked = Randomized(classify, attack_draws, ATTACKS.key(seed))
+        return System(attacked, Randomized(classify, draws, DECISIONS.key(seed)), certified)
+
+    noisy = lambda module: lambda x, key: module(cdn_kernels.sample_noise(x, sigma, key)[0])
+    systems = {
+        ALONE: System(classifier, classifier, classifier),
+        DENOISED: randomized(noisy(protected), protected),
+        PURIFIED: randomized(noisy(purified)),
+    }
+    if reference is not None:
+        systems[VOTE] = randomized(LevelVote(classifier, model, levels, reference, REFERENCE.key(seed)))
+        if itself:
+            systems[ITSELF] = System(model, model, model)
+    return systems

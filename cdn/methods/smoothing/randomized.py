@@ -1,0 +1,45 @@
+"""A classifier that adds noise, averaged over draws, for adaptive attacks and for decisions."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from cdn_kernels import Noise
+
+# Positions between the keys of two draws: more than the noise levels of any vote.
+STRIDE = 64
+# Logits [B, classes] of images [B, C, H, W], to which the classifier adds the noise of a key.
+NoisyClassifier = Callable[[Tensor, Noise], Tensor]
+
+
+class Randomized(nn.Module):
+    """Average the class probabilities of a randomized classifier over draws of its noise.
+
+    Every call draws anew, so that an attack on this module follows the expectation over noise (Athalye et al.,
+    "Obfuscated gradients give a false sense of security", 2018) and cannot adapt to a few fixed draws.
+
+    Args:
+        classify: a function of images [B, C, H, W] and a :class:`cdn.Noise` key that returns logits [B, classes].
+        draws: per call, at least 1.
+        noise: a :class:`cdn.Noise` key; draw k of all calls is at its position plus 64 k.
+
+    The forward takes images and returns logarithms of mean probabilities, [B, classes].
+    """
+
+    def __init__(self, classify: NoisyClassifier, draws: int, noise: Noise) -> None:
+        super().__init__()
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.classify, self.draws, self.noise, self.drawn = classify, draws, noise, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logarithms of mean probabilities, [B, classes], of images [B, C, H, W]."""
+        values = []
+        for _ in range(self.draws):
+            logits = self.classify(x, Noise(self.noise.seed, self.noise.offset + self.drawn * STRIDE))
+            # The logits of a density share a huge offset, which has to go before anything is rounded.
+            values.append((logits - logits.mean(1, keepdim=True)).log_softmax(1))
+            self.drawn += 1
+        return torch.stack(values).logsumexp(0) - math.log(self.draws)

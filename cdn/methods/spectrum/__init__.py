@@ -1,0 +1,1 @@
+"""The Jacobian of a denoiser: its products, its trace, and its eigenpairs."""

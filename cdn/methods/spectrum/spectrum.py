@@ -1,0 +1,111 @@
+"""The spectrum of the Jacobian at one image, from both ends or as a whole."""
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cdn.density import denoise
+from cdn.errors import CDNError
+from cdn.files import Results
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.methods.spectrum.lanczos import Eigenpairs
+from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.modes import evaluating
+from cdn.noise_keys import PROBES
+from cdn_kernels.noise import seeded
+
+# Images of the float64 check, and the size up to which a dense Jacobian is affordable.
+EXACT_IMAGES, DENSE_SIZE = 4, 4096
+
+
+def measure_spectrum(
+    model: nn.Module,
+    y: Tensor,
+    sigma: float,
+    *,
+    dense: bool,
+    largest: int,
+    smallest: int,
+    limit: int,
+    seed: int,
+    probes: int,
+    batch_size: int = 32,
+    precision: str = "float32",
+    bar: tqdm | None = None,
+) -> tuple[Results, Tensor, Eigenpairs | None]:
+    """Find the ends of the spectrum at one image y [1, C, H, W] and, if dense, all of it.
+
+    Args:
+        model: a model of log-densities, or a :class:`cdn.DirectDenoiser`.
+        y, sigma: the noisy image and its noise level.
+        dense: whether to make the whole Jacobian.
+        largest, smallest, limit: as for :func:`cdn.methods.spectrum.denoiser_jacobian.eigenpairs`.
+        seed, probes: of the random probes.
+        batch_size, precision, bar: as for :func:`cdn.methods.spectrum.denoiser_jacobian.matrix`.
+
+    Returns:
+        (results, D(y), :class:`cdn.methods.spectrum.lanczos.Eigenpairs` or None for a direct denoiser). The results are
+        a dict of ``largest`` and ``smallest`` eigenvalues, their largest ``residual``, the ``products`` it took, and
+        ``cosine`` of the first eigenvector and y - D(y); ``values``, all eigenvalues (of a direct denoiser: singular
+        values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
+        and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.
+    """
+    found = dict.fromkeys(
+        (
+            "largest",
+            "smallest",
+            "residual",
+            "products",
+            "cosine",
+            "values",
+            "exact_trace",
+            "hutchinson",
+            "lanczos_error",
+        )
+    )
+    pairs = None
+    with evaluating(model, precision), torch.no_grad():
+        denoised = denoise(model, y, sigma)
+        if not is_direct_denoiser(model):
+            pairs = eigenpairs(model, y[0], sigma, largest, smallest, generator=seeded(seed), limit=limit)
+            values = pairs.values.tolist()
+            found.update(
+                largest=values[:largest],
+                smallest=values[largest:],
+                products=pairs.products,
+                residual=float(pairs.residuals.max()),
+                cosine=_cosine(pairs.vectors[0], y - denoised),
+            )
+        if dense:
+            jacobian = matrix(model, y[0], sigma, batch_size=batch_size, bar=bar)
+            probing = probe(Jacobian(model, y, sigma), max(probes, 32), PROBES.key(seed))
+            values = (
+                torch.linalg.eigvalsh((jacobian + jacobian.T) / 2).flip(0) if pairs else torch.linalg.svdvals(jacobian)
+            )
+            found.update(
+                values=values.tolist(),
+                exact_trace=float(jacobian.trace()),
+                hutchinson=[float(probing.trace), float(probing.trace_error)],
+            )
+            if pairs:
+                ends = torch.cat([values[:largest], values[len(values) - smallest :]])
+                found["lanczos_error"] = float((ends - pairs.values).abs().max())
+    return found, denoised, pairs
+
+
+def check_numbers(size: int, *, probes: int, largest: int, smallest: int, limit: int) -> None:
+    """Raise CDNError unless the numbers of probes and eigenpairs suit images of d = size values."""
+    if probes < 2:
+        raise CDNError(f"--probes: a standard error takes at least 2, got {probes}")
+    wanted, most = largest + smallest, min(size, limit)
+    if wanted > most:
+        raise CDNError(
+            f"--largest and --smallest: expected at most {most} eigenpairs together, the smaller of d = {size} and "
+            f"--krylov {limit}, got {wanted}"
+        )
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Return the cosine of the angle between two directions, which have no sign."""
+    a, b = a.flatten(), b.flatten().to(a)
+    return abs(float(a @ b)) / float(a.norm() * b.norm())

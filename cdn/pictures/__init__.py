@@ -1,0 +1,1 @@
+"""Figures and tables: their style, grids of images, curves, bars, and text."""

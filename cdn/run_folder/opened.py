@@ -1,0 +1,97 @@
+"""A trained run, opened: its model, the data it was trained on, and the noise levels of its training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cdn.data import Dataset, load_dataset
+from cdn.errors import CDNError, CheckpointError
+from cdn.model import Network
+from cdn.model import capabilities as capabilities
+from cdn.run_folder.config import RunConfig, read_config
+from cdn.run_folder.weights import load
+from cdn_kernels import NoiseLevels
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`open_run` found in a run folder.
+
+    Attributes:
+        path: the run folder.
+        model: in evaluation mode, on the device that was asked for; ``model.classes`` are the names of its classes.
+        config: its configuration.
+        dataset: the data of the training, :class:`cdn.data.Dataset`.
+        levels: the noise levels of the training.
+    """
+
+    path: Path
+    model: Network
+    config: RunConfig
+    dataset: Dataset
+    levels: NoiseLevels
+
+    @property
+    def has_density(self) -> bool:
+        """Whether its logits were trained to be log-densities, which cross-entropy alone does not make them."""
+        return capabilities.has_density(self.model, self.config.objective)
+
+    @property
+    def denoises(self) -> bool:
+        """Whether it has a density, or is a denoiser."""
+        return capabilities.denoises(self.model, self.config.objective)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model was trained to classify."""
+        return capabilities.classifies(self.model, self.config.objective)
+
+
+def by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return a dict of runs by the names of their folders, or by their paths where names would be the same.
+
+    Raises:
+        CDNError: a run is among them twice.
+    """
+    names = [run.path.resolve().name for run in runs]
+    named = {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs)}
+    if len(named) < len(runs):
+        raise CDNError("expected different runs, got one of them twice")
+    return named
+
+
+def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str | Path | None = None) -> Run:
+    """Open a run folder for measurements.
+
+    Args:
+        path: the run folder.
+        device: where to put the model.
+        data_dir: folder of the data; None for that of the training.
+
+    Raises:
+        CheckpointError: no run folder, or a damaged one.
+        DataError: data that cannot be read.
+        CDNError: data of other classes than those of the training.
+    """
+    path = Path(path)
+    model, config = load(path, device), read_config(path)
+    try:
+        data, classes, levels = config.data, tuple(config.classes or ()), config.levels
+        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"] or config.image_side
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"
+        ) from None
+    dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
+    if dataset.classes != classes:
+        raise CDNError(
+            f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "
+            f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}"
+        )
+    return Run(path, model, config, dataset, levels)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,132 @@
+"""No two uses of a seed ever see the same noise: streams are disjoint, and every use stays within its own."""
+
+import ast
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+import cdn
+from cdn import noise_keys
+from cdn.commands import train
+from cdn.data.split import MemorySplit
+from cdn.evaluation import evaluate
+from cdn.methods.distances.dissimilarity import information
+from cdn.methods.prior.draw import SET, ascent, draw_samples
+from cdn.methods.prior.inverse_problems import restore_several
+from cdn.methods.prior.operators import Inpainting
+from cdn.methods.smoothing import LevelVote
+from cdn.methods.smoothing.randomized import Randomized
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, probe
+from cdn.noise_keys import POSITIONS, STREAMS
+from tests.runs import TINY_JEM
+
+SEED = 12345
+# Where a key may be made of a number: everywhere else it comes from a stream, or from a key that was given.
+MADE = {"cdn/noise_keys.py": 1}
+
+
+def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
+    assert len(STREAMS) == 13
+    for one, other in combinations(STREAMS.values(), 2):
+        assert one.first + one.size <= other.first or other.first + other.size <= one.first
+    for stream in STREAMS.values():
+        assert stream.size > 0 and stream.first >= 0 and stream.first + stream.size <= POSITIONS
+        assert stream.key(3, stream.size - 1) in stream and stream.first - 1 not in stream
+        with pytest.raises(ValueError, match="position: expected one of the"):
+            stream.key(3, stream.size)
+        with pytest.raises(ValueError, match="position: expected one of the"):
+            stream.key(3, -1)
+
+
+def test_positions_that_may_not_move():
+    """Training, evaluation, joint energy models, probes and certificates draw what version 0.1.0 drew."""
+    first = {name: STREAMS[name].first for name in ("TRAINING", "EVALUATION", "JEM", "PROBES", "CERTIFICATION")}
+    assert first == dict(TRAINING=0, EVALUATION=2**62, JEM=2**61, PROBES=2**62 + 2**32, CERTIFICATION=3 * 2**61)
+
+
+def test_keys_are_made_of_streams_or_of_other_keys():
+    found = {}
+    root = Path(cdn.__file__).parents[1]
+    for path in root.glob("cdn/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            made = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Noise"
+            if made and not ast.unparse(node.args[0]).endswith(".seed") and "self.number" not in ast.unparse(node):
+                name = path.relative_to(root).as_posix()
+                found[name] = found.get(name, 0) + 1
+    assert found == MADE
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A list of the positions of SEED of which keys are made."""
+    positions, check = [], cdn.Noise.__post_init__
+
+    def note(self):
+        check(self)
+        if self.seed == SEED:
+            positions.append(int(self.offset))
+
+    monkeypatch.setattr(cdn.Noise, "__post_init__", note)
+    return positions
+
+
+def model():
+    return cdn.gradresnet_small(4, 1, width=8).eval()
+
+
+X, LABELS = torch.rand(5, 1, 8, 8), torch.arange(5) % 4
+USES = {
+    "CALIBRATION": lambda: cdn.calibrate(model(), X, noise_keys.CALIBRATION.key(SEED)),
+    "EVALUATION": lambda: evaluate(
+        model(), MemorySplit((255 * torch.rand(600, 1, 4, 4)).to(torch.uint8), torch.arange(600) % 4), seed=SEED
+    ),
+    "CERTIFICATION": lambda: cdn.certify(model(), X, 0.3, 5, 600, 0.3, seed=SEED),
+    "REFERENCE": lambda: LevelVote(model(), model(), [0.1, 0.2], X, noise_keys.REFERENCE.key(SEED)),
+    "SIMILARITY": lambda: cdn.similarity(
+        model(), X, X.flip(2), nodes=3, draws=2, noise=noise_keys.SIMILARITY.key(SEED)
+    ),
+    "RECONSTRUCTION": lambda: information(model(), nodes=3, noise=noise_keys.RECONSTRUCTION.key(SEED))(X, X[:, None]),
+    "PROBES": lambda: probe(Jacobian(model(), X, 0.2), 3, noise_keys.PROBES.key(SEED)),
+    "SAMPLING": lambda: draw_samples(
+        ascent(cdn.NoiseLevels(), step=0.1, beta=0.5, limit=4, progress=False),
+        model(),
+        (1, 8, 8),
+        5,
+        None,
+        noise_keys.SAMPLING.key(SEED, 3 * SET),
+        sigma=1.0,
+        batch_size=2,
+    ),
+    "RESTORATION": lambda: restore_several(
+        model(), Inpainting((1, 8, 8), 3), X, samples=2, seed=SEED, batch_size=3, bar=Bar(), limit=4
+    ),
+    "ATTACKS": lambda: Randomized(lambda x, key: model()(x), 3, noise_keys.ATTACKS.key(SEED))(X),
+    "DECISIONS": lambda: Randomized(lambda x, key: model()(x), 3, noise_keys.DECISIONS.key(SEED))(X),
+}
+
+
+class Bar:
+    """A progress bar that no one sees."""
+
+    def update(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("name", USES)
+@torch.no_grad()
+def test_every_use_stays_within_its_stream(name, drawn):
+    USES[name]()
+    assert drawn and all(position in STREAMS[name] for position in drawn)
+
+
+def test_a_training_draws_from_its_own_streams(drawn, tmp_path):
+    """The evaluations of a training have a seed of their own."""
+    train.main(f"{TINY_JEM} --seed {SEED} --out {tmp_path / 'jem'}".split())
+    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    assert used == {"TRAINING", "JEM"}
+    drawn.clear()
+    train.main(f"--width 8 --steps 3 --batch-size 16 --evaluations 1 --seed {SEED} --out {tmp_path / 'joint'}".split())
+    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    assert used == {"TRAINING", "CALIBRATION"}
