@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import cdn_kernels
-from cdn.data import Dataset, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
+from cdn.data import Dataset, Fingerprint, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
 from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError, NotFiniteError
 from cdn.evaluation import evaluate
@@ -79,15 +79,7 @@ def train(
     with ExitStack() as stack:
         if resume:
             stack.enter_context(locked(run))
-        dataset = _load(settings, run, resume, download)
-        found = fingerprint(dataset)
-        if resume:
-            require_same_data(run, found)
-        if settings.data == "imagefolder":
-            settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
-        if settings.train_images is not None:
-            chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
-            dataset = replace(dataset, train=Subset(dataset.train, chosen))
+        settings, dataset, found = _prepare(settings, run, resume, download)
         steps = settings.total_steps(steps_per_epoch(len(dataset.train), settings.batch_size))
         progress: Progress  # made when it is known where the run begins
         trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
@@ -243,6 +235,20 @@ class _Training:
         if jem:
             attempt(lambda: chains_picture(jem.chains, chains), chains, say)
         attempt(lambda: curves_picture(self.run / METRICS, curves), curves, say)
+
+
+def _prepare(settings: Settings, run: Path, resume: bool, download: bool) -> tuple[Settings, Dataset, Fingerprint]:
+    """Return the settings with what the data decides, the data to train on, and the fingerprint of all of it."""
+    dataset = _load(settings, run, resume, download)
+    found = fingerprint(dataset)
+    if resume:
+        require_same_data(run, found)
+    if settings.data == "imagefolder":
+        settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
+    if settings.train_images is not None:
+        chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
+        dataset = replace(dataset, train=Subset(dataset.train, chosen))
+    return settings, dataset, found
 
 
 def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Dataset:
