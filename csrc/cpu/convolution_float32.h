@@ -2,7 +2,7 @@
 #pragma once
 
 #include "convolution_weight.h"
-#include "winograd_product.h"
+#include "pack.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {

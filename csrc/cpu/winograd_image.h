@@ -176,10 +176,11 @@ private:
                       std::int64_t end) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile tile = tiles_[t];
-            const bool inside = tile.rows == kTile && tile.columns == kTile;
+            // Up to which channel vectors are whole, of a tile that is.
+            const std::int64_t whole = tile.rows == kTile && tile.columns == kTile ? outer_ - kWide<Real> : -1;
             for (std::int64_t c = channel; c < std::min(end, outer_); c += kWide<Real>) {
                 const Frequencies<Real> from{products + (t - first) * row + c, products_};
-                inside&& c + kWide<Real> <= outer_ ? finish<true>(from, tile, c) : finish<false>(from, tile, c);
+                c <= whole ? finish<true>(from, tile, c) : finish<false>(from, tile, c);
             }
         }
     }
