@@ -31,6 +31,11 @@ RECORDS, PAGE = ROOT / "docs/records/versions.jsonl", ROOT / "docs/versions.md"
 PACKAGES = ("triton", "numpy", "scikit-learn", "scipy", "Pillow", "matplotlib", "safetensors", "tqdm", "pytest")
 # What the project means to run with, whether or not anyone has tried.
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+# What is known of failures, by the Python that has them.
+KNOWN = {
+    "3.12.1": "the interpreter itself crashes in traceback.walk_stack, which torch.manual_seed calls, after a test that "
+    "interrupts a context manager; alone, the test passes"
+}
 
 
 class Outcome(NamedTuple):
@@ -172,6 +177,9 @@ of each row, one environment each, and adds to the records.""",
     failures = [f"* Python {r['python']}, torch {r['torch']}: {name}" for r in rows for name in r["failures"]]
     if failures:
         parts.append("What failed:\n\n" + "\n".join(failures))
+    parts += [
+        f"Python {python}: {why}." for python, why in KNOWN.items() if any(f"Python {python}," in f for f in failures)
+    ]
     return "\n\n".join(parts) + "\n"
 
 
