@@ -33,8 +33,8 @@ PACKAGES = ("triton", "numpy", "scikit-learn", "scipy", "Pillow", "matplotlib", 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 # What is known of failures, by the Python that has them.
 KNOWN = {
-    "3.12.1": "the interpreter itself crashes in traceback.walk_stack, which torch.manual_seed calls, after a test that "
-    "interrupts a context manager; alone, the test passes"
+    "3.12.1": "the interpreter itself crashes in traceback.walk_stack, which torch.manual_seed calls, after a test "
+    "that interrupts a context manager; alone, the test passes"
 }
 
 
@@ -177,9 +177,8 @@ of each row, one environment each, and adds to the records.""",
     failures = [f"* Python {r['python']}, torch {r['torch']}: {name}" for r in rows for name in r["failures"]]
     if failures:
         parts.append("What failed:\n\n" + "\n".join(failures))
-    parts += [
-        f"Python {python}: {why}." for python, why in KNOWN.items() if any(f"Python {python}," in f for f in failures)
-    ]
+    known = [python for python in KNOWN if any(f"Python {python}," in failure for failure in failures)]
+    parts += [f"Python {python}: {KNOWN[python]}." for python in known]
     return "\n\n".join(parts) + "\n"
 
 
