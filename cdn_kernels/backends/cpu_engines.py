@@ -34,6 +34,7 @@ CHOICES = ("measured", "direct", "winograd")
 CHOICE = os.environ.get("CDN_CPU_CONVOLUTIONS", "measured")
 if CHOICE not in CHOICES:
     raise ValueError(f"the environment variable CDN_CPU_CONVOLUTIONS must be one of {', '.join(CHOICES)}, got {CHOICE}")
+_WITH_AVX512 = ("avx512", "avx512_bf16")
 _TILE = 4  # side of the results that minimal filtering computes together
 
 
@@ -92,15 +93,19 @@ def _filters_minimally(
     return inner >= 16 or (rival is None and pixels <= 1024)
 
 
-def worth_copying(dtype: torch.dtype, shape: ConvolutionShape) -> bool:
+def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> bool:
     """Tell whether minimal filtering was measured to be faster also where it has to copy images to channels last.
 
+    Direct engines were not, and gain too little on large images.
+
     Args:
-        dtype, shape: as for :func:`engine_for`.
+        dtype, shape, stride: as for :func:`engine_for`.
     """
-    (batch, inputs, height, width), (outputs, *_) = shape
-    if CHOICE != "measured":
-        return CHOICE == "winograd"
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    if CHOICE == "direct" or size != 3 or stride != 1:
+        return False
+    if CHOICE == "winograd":
+        return True
     enough = min(inputs, outputs) >= 32 and min(height, width) >= 4 and batch * height * width >= 256
     return enough and dtype == torch.float32
 
@@ -115,13 +120,13 @@ def _direct_engine(
     capability: str | None,
 ) -> str | None:
     """Return the direct engine that was measured to be faster than torch's convolution, None if there is none."""
-    (_, _, _, _), (_, _, size, _) = shape
+    _, (*_, size) = shape
     # A direct engine has no epilogue for a gradient.
     if (kind == CONV_INPUT and activation) or size > LARGEST_FILTER:
         return None
     if dtype == torch.bfloat16 and direct is not None:
         return direct if _bfloat16_is_faster(kind, shape, stride, activation) else None
-    if dtype == torch.float32 and capability in ("avx512", "avx512_bf16") and CHOICE == "measured":
+    if dtype == torch.float32 and capability in _WITH_AVX512 and CHOICE == "measured":
         return "float32_avx512" if _float32_is_faster(kind, shape, stride) else None
     return None
 
@@ -160,6 +165,6 @@ def describe(direct: str | None, capability: str | None) -> str:
         return f"3x3 with stride 1 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
     if capability == "scalar":
         return f"{named}; our own need AVX2"
-    strided = ", and some of float32 directly" if capability in ("avx512", "avx512_bf16") else ""
+    strided = ", and some of float32 directly" if capability in _WITH_AVX512 else ""
     types = "float32 and float16" if direct == "amx" else "float32, bfloat16 and float16"
     return f"3x3 with stride 1 in {types} by minimal filtering where that is faster{strided}, others: {named}"

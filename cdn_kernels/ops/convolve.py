@@ -108,7 +108,7 @@ def _runs_here(
 ) -> bool:
     if not _channels_last(first, second):
         # On GPUs that was not measured.
-        if backend != "cpu" or not cpu_engines.worth_copying(first.dtype, shapes):
+        if backend != "cpu" or not cpu_engines.worth_copying(first.dtype, shapes, stride):
             return False
     return 0 not in (*first.shape, *second.shape) and kernels(backend).conv2d_is_faster(
         kind, first, shapes, stride, activation

@@ -329,17 +329,22 @@ def test_the_choice_follows_type_and_shape(monkeypatch, options, engine):
     assert chosen(**options) == engine
 
 
-@pytest.mark.parametrize("channels, side, copied", [(32, 16, True), (16, 16, False), (32, 2, False)])
-def test_images_that_are_not_channels_last_are_copied_where_that_is_worth_it(monkeypatch, channels, side, copied):
+@pytest.mark.parametrize(
+    "channels, side, size, stride, copied",
+    [(32, 16, 3, 1, True), (16, 16, 3, 1, False), (32, 2, 3, 1, False), (32, 32, 3, 2, False), (32, 16, 1, 1, False)],
+)
+def test_images_that_are_not_channels_last_are_copied_where_that_is_worth_it(
+    monkeypatch, channels, side, size, stride, copied
+):
     calls = convolutions.maps_that_run(monkeypatch, cpu)
     monkeypatch.setattr(cpu_engines, "CHOICE", "measured")
-    x, weight = torch.randn(2, channels, side, side), torch.randn(channels, channels, 3, 3)
-    y = cdn_kernels.conv2d_gelu(x, weight, impl="cpu")
+    x, weight = torch.randn(2, channels, side, side), torch.randn(channels, channels, size, size)
+    y = cdn_kernels.conv2d_gelu(x, weight, stride, impl="cpu")
     assert len(calls) == copied and y.is_contiguous()
-    torch.testing.assert_close(y, reference.conv2d_gelu(x, weight), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(y, reference.conv2d_gelu(x, weight, stride), rtol=1e-5, atol=1e-4)
     calls.clear()
     monkeypatch.setattr(cpu_engines, "CHOICE", "direct")
-    cdn_kernels.conv2d_gelu(x, weight, impl="cpu")
+    cdn_kernels.conv2d_gelu(x, weight, stride, impl="cpu")
     assert not calls
 
 
