@@ -96,3 +96,37 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     elif isinstance(tree, (tuple, list, dict)):
         for value in tree.values() if isinstance(tree, dict) else tree:
             yield from tensors_in(value)
+
+
+def modes_are_active() -> bool:
+    """Tell whether someone sees the operations of torch; false where it cannot be known."""
+    count = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    return count is not None and count() > 0
+
+
+def tree_map(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """Apply a function to the tensors in nested tuples, lists and dicts."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: tree_map(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(tree_map(function, value) for value in tree)
+    return tree
+
+
+def plain_operation(func: Any) -> Callable[..., Any]:
+    """Return what an operation of torch.ops calls, without the Python around it."""
+    return getattr(func, "_op", func)
+
+
+def out_variant(func: Any) -> tuple[Callable[..., Any], list[str]] | None:
+    """Return the operation that writes into given tensors what another returns, and how it calls them, or None."""
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    packet = func.overloadpacket
+    for name in packet.overloads():
+        other = getattr(packet, name)
+        out = [a.name for a in other._schema.arguments if a.is_out]
+        if out and [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out] == wanted:
+            return plain_operation(other), out
+    return None

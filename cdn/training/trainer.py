@@ -27,7 +27,8 @@ class Trainer:
 
     A step is a pure function of the state, the settings and its own number: batches, augmentation and noise are drawn
     from counters. That is what makes resuming exact. What changes from step to step is written into tensors first; the
-    step itself only works on the device and never waits for it, and on a GPU the fused kernels run it as a CUDA graph.
+    step itself only works on the device and never waits for it, and with the fused kernels it is replayed
+    (:class:`cdn_kernels.Graphed`): as a CUDA graph on a GPU, and on a CPU if it is small.
 
     Args:
         settings: a :class:`cdn.training.settings.Settings`.
@@ -83,8 +84,8 @@ class Trainer:
         """Let the optimizer read the learning rate from its tensor, and record the step anew."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        # The chains of a joint energy model are drawn on the CPU.
-        recorded = self.settings.fused and self.device.type == "cuda" and not self.jem
+        # The chains of a joint energy model are drawn on the CPU, from what torch's generator gives.
+        recorded = self.settings.fused and self.device.type in ("cpu", "cuda") and not self.jem
         self.run: Callable[[], Parts] = Graphed(self.work, self.device, say=self.say) if recorded else self.work
 
     def _first_images(self, count: int) -> Tensor:

@@ -4,9 +4,10 @@ The functions trust their caller (the registered operations) with shapes, dtypes
 itself only refuses numbers that it has no code for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.cpu_engines import ENGINES, engine_for
 from cdn_kernels.backends.interface import TYPES, ConvolutionShape
-from cdn_kernels.backends.shared_library import Library, Signatures, address
+from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import LAWS
 
 INTERFACE = 10  # CDN_INTERFACE of the csrc/api.h that this file was written for
@@ -137,20 +138,19 @@ def add_noise(
         capability: one of CAPABILITIES; the chosen one if None.
     """
     batch = y.shape[0]
-    _check(
-        LIBRARY.cdn_add_noise(
-            None if x is None else x.data_ptr(),
-            None if sigma is None else sigma.data_ptr(),
-            y.data_ptr(),
-            TYPES[y.dtype],
-            batch,
-            y.numel() // max(batch, 1),
-            channels,
-            seed,
-            int(offset),
-            threads or torch.get_num_threads(),
-            CAPABILITIES.index(capability or CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_add_noise,
+        None if x is None else x.data_ptr(),
+        None if sigma is None else sigma.data_ptr(),
+        y.data_ptr(),
+        TYPES[y.dtype],
+        batch,
+        y.numel() // max(batch, 1),
+        channels,
+        seed,
+        integer(offset),
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
 
 
@@ -173,24 +173,23 @@ def sample_noise(
         law, low, high, clean_share: the fields of :class:`cdn_kernels.NoiseLevels`.
     """
     batch = y.shape[0]
-    _check(
-        LIBRARY.cdn_sample_noise(
-            x.data_ptr(),
-            sigma.data_ptr(),
-            y.data_ptr(),
-            TYPES[y.dtype],
-            batch,
-            y.numel() // max(batch, 1),
-            channels,
-            LAWS.index(law),
-            low,
-            high,
-            clean_share,
-            seed,
-            int(offset),
-            torch.get_num_threads(),
-            CAPABILITIES.index(CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_sample_noise,
+        x.data_ptr(),
+        sigma.data_ptr(),
+        y.data_ptr(),
+        TYPES[y.dtype],
+        batch,
+        y.numel() // max(batch, 1),
+        channels,
+        LAWS.index(law),
+        low,
+        high,
+        clean_share,
+        seed,
+        integer(offset),
+        torch.get_num_threads(),
+        CAPABILITIES.index(CAPABILITY),
     )
 
 
@@ -198,18 +197,17 @@ def sample_sigma(
     sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: int | Tensor
 ) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
-    _check(
-        LIBRARY.cdn_sample_sigma(
-            sigma.data_ptr(),
-            TYPES[sigma.dtype],
-            sigma.shape[0],
-            LAWS.index(law),
-            low,
-            high,
-            clean_share,
-            seed,
-            int(offset),
-        )
+    _call(
+        LIBRARY.cdn_sample_sigma,
+        sigma.data_ptr(),
+        TYPES[sigma.dtype],
+        sigma.shape[0],
+        LAWS.index(law),
+        low,
+        high,
+        clean_share,
+        seed,
+        integer(offset),
     )
 
 
@@ -234,18 +232,17 @@ def denoising(
         seed, offset, channels, threads, capability: as for :func:`add_noise`.
     """
     batch = score.shape[0]
-    _check(
-        LIBRARY.cdn_denoising(
-            *map(address, (score, sigma, factors, errors, gradient)),
-            TYPES[score.dtype],
-            batch,
-            score.numel() // max(batch, 1) or 1,
-            channels,
-            seed,
-            int(offset),
-            threads or torch.get_num_threads(),
-            CAPABILITIES.index(capability or CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_denoising,
+        *map(address, (score, sigma, factors, errors, gradient)),
+        TYPES[score.dtype],
+        batch,
+        score.numel() // max(batch, 1) or 1,
+        channels,
+        seed,
+        integer(offset),
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
 
 
@@ -261,15 +258,14 @@ def gelu(
     capability: str | None = None,
 ) -> None:
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
-    _check(
-        LIBRARY.cdn_gelu(
-            sweep,
-            *map(address, (u, grad, other, out, tangent_out)),
-            TYPES[u.dtype],
-            u.numel(),
-            threads or torch.get_num_threads(),
-            CAPABILITIES.index(capability or CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_gelu,
+        sweep,
+        *map(address, (u, grad, other, out, tangent_out)),
+        TYPES[u.dtype],
+        u.numel(),
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
 
 
@@ -302,21 +298,20 @@ def gelu_norm(
     """
     batch, channels, height, width = x.shape
     pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
-    _check(
-        LIBRARY.cdn_gelu_norm(
-            sweep,
-            *map(address, pointers),
-            TYPES[x.dtype],
-            batch,
-            channels,
-            height * width,
-            groups,
-            eps,
-            scale_preserving,
-            channels_last,
-            threads or torch.get_num_threads(),
-            CAPABILITIES.index(capability or CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_gelu_norm,
+        sweep,
+        *map(address, pointers),
+        TYPES[x.dtype],
+        batch,
+        channels,
+        height * width,
+        groups,
+        eps,
+        scale_preserving,
+        channels_last,
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
 
 
@@ -341,18 +336,17 @@ def pool(
     batch, channels, height, width = shape
     x = out if a is None else a
     assert x is not None  # every kind of pooling reads or writes images
-    _check(
-        LIBRARY.cdn_pool(
-            kind,
-            *map(address, (a, b, values, out)),
-            TYPES[x.dtype],
-            batch,
-            channels,
-            height * width,
-            channels_last,
-            threads or torch.get_num_threads(),
-            CAPABILITIES.index(capability or CAPABILITY),
-        )
+    _call(
+        LIBRARY.cdn_pool,
+        kind,
+        *map(address, (a, b, values, out)),
+        TYPES[x.dtype],
+        batch,
+        channels,
+        height * width,
+        channels_last,
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
 
 
@@ -382,21 +376,20 @@ def conv2d(
     if engine is None:
         follows = activation is not None or u is not None
         engine = engine_for(kind, first.dtype, shape, stride, follows, ENGINE, CAPABILITY) or ENGINE
-    _check(
-        LIBRARY.cdn_conv2d(
-            kind,
-            *map(address, (first, second, out, activation, u, added, product)),
-            TYPES[first.dtype],
-            batch,
-            height,
-            width,
-            inputs,
-            outputs,
-            size,
-            stride,
-            threads or torch.get_num_threads(),
-            ENGINES.index(engine) if engine else -1,
-        )
+    _call(
+        LIBRARY.cdn_conv2d,
+        kind,
+        *map(address, (first, second, out, activation, u, added, product)),
+        TYPES[first.dtype],
+        batch,
+        height,
+        width,
+        inputs,
+        outputs,
+        size,
+        stride,
+        threads or torch.get_num_threads(),
+        ENGINES.index(engine) if engine else -1,
     )
 
 
@@ -416,15 +409,33 @@ def random_words(
 ) -> Tensor:
     """Return the integers behind the noise, int64 [batch, blocks, 4] with values in [0, 2**32)."""
     words = torch.empty(batch, blocks, 4, dtype=torch.int32)
-    _check(
-        LIBRARY.cdn_random_words(
-            words.data_ptr(), batch, blocks, stream, seed, int(offset), CAPABILITIES.index(capability or CAPABILITY)
-        )
+    _call(
+        LIBRARY.cdn_random_words,
+        words.data_ptr(),
+        batch,
+        blocks,
+        stream,
+        seed,
+        integer(offset),
+        CAPABILITIES.index(capability or CAPABILITY),
     )
     return words.long() & 0xFFFFFFFF
 
 
-def _check(status: int) -> None:
+def _call(function: Callable[..., int], *arguments: Any) -> None:
+    """Call a function of the library, and show the call to whoever records."""
+    check(function(*arguments))
+    if observers.calls:
+        observers.calls(function, arguments)
+
+
+def check(status: int) -> None:
+    """Raise what the status of a function of the library says.
+
+    Raises:
+        MemoryError: there was none for its workspace.
+        RuntimeError: it has no code for its arguments.
+    """
     if status == 2:
         raise MemoryError("the CPU library found no memory for its workspace")
     if status:

@@ -1,7 +1,8 @@
 """Load a compiled library with a plain C interface."""
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,31 @@ from torch import Tensor
 Signatures = Mapping[str, Sequence[type]]  # the types of the arguments of each function
 # Or None, which Any stands for: no call of a kernel asks again, for no backend is chosen whose library is missing.
 Library = ctypes.CDLL | Any
+
+
+class _Observers(threading.local):
+    """Who is shown the calls of this thread."""
+
+    calls: Callable[[Callable[..., int], tuple[Any, ...]], None] | None = None
+
+
+observers = _Observers()
+
+
+class Read(int):
+    """An integer that was read from memory, and may be another when it is read again.
+
+    Args:
+        source: the address of 8 bytes.
+    """
+
+    source: int
+
+    def __new__(cls, source: int) -> "Read":
+        """Read it."""
+        self = super().__new__(cls, ctypes.c_int64.from_address(source).value)
+        self.source = source
+        return self
 
 
 def load(
@@ -48,3 +74,8 @@ def load(
 def address(tensor: Tensor | None) -> int | None:
     """Return where the elements of a tensor lie, None for none."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def integer(value: int | Tensor) -> int:
+    """Return an integer, or that which a tensor on the CPU, int64 [], holds."""
+    return Read(value.data_ptr()) if isinstance(value, Tensor) else value

@@ -14,6 +14,9 @@ from cdn_kernels.transforms import transformed
 
 LIBRARY = torch.library.Library("cdn_kernels", "FRAGMENT")
 
+# What every operation of the library does, by its name in torch.
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
 Context = Any  # what autograd keeps for the backward pass of an operation, with whatever attributes it was given
 Gradients = tuple[Tensor | None, ...]  # by each input of an operation
 
@@ -23,6 +26,7 @@ def register(name: str, function: Callable[..., Any], fake: Callable[..., Any]) 
 
     The argument ``backend`` of an operation says whose kernels it runs, and goes with it into its derivatives.
     """
+    FUNCTIONS[f"cdn_kernels::{name}"] = function
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"cdn_kernels::{name}", fake, lib=LIBRARY)
 

@@ -180,15 +180,18 @@ def record(function, stream):
     return replay
 
 
-@pytest.mark.parametrize(
-    "options",
-    [SETTINGS["fused bf16 muon"], SETTINGS["moving lambda"], SETTINGS["resnet"]],
-    ids=["muon", "adamw", "resnet"],
-)
-def test_replayed_steps_are_those_of_the_function(digits, options):
+RECORDINGS = {
+    "as on a GPU": lambda work: Graphed(work, CPU, record=record),
+    "as on a CPU": lambda work: Graphed(work, CPU, say=pytest.fail),
+}
+
+
+@pytest.mark.parametrize("graphed", RECORDINGS.values(), ids=RECORDINGS)
+@kinds
+def test_replayed_steps_are_those_of_the_function(digits, options, graphed):
     """All that changes from step to step comes from tensors: batch, noise, learning rate, lambda, and the average."""
     plain, recorded = trainer(digits, **options), trainer(digits, **options)
-    recorded.run = Graphed(recorded.work, CPU, record=record)
+    plain.run, recorded.run = plain.work, graphed(recorded.work)
     for _ in range(WARM_UP + 4):
         expected, found = plain.advance(), recorded.advance()
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
