@@ -73,18 +73,18 @@ def paired(benchmark, settings, request):
 def compare(paired, settings):
     """Return a function (case, problem, step, peers, units) that times steps, each in a process of its own.
 
-    The library's is step(problem, impl=...), on a GPU recorded as a CUDA graph, and beside it a peer without one. Peers
-    are (factory, arguments, ..., options) by name, and units the convolutions whose operations are the floor.
+    The library's is step(problem, impl=...), recorded as ``cdn.train`` does it; on a GPU, and for steps that are small
+    enough to be recorded on a CPU, there may be a peer that is not. Peers are (factory, arguments, ..., options) by
+    name, and units the convolutions whose operations are the floor.
     """
 
-    def run(case, problem, step, peers, units=None, **facts):
+    def run(case, problem, step, peers, units=None, calls=settings.device == "cuda", **facts):
         with ExitStack() as stack:
             start = lambda *args, **options: stack.enter_context(Worker(*args, **options))
             ours = (step, problem, settings.library)
-            if settings.device == "cuda":
-                peers = {"this library, call by call": (*ours, {}), **peers}
-                ours = (Recorded, *ours)
-            library = start(*ours, keep_pages=True)
+            if calls:
+                peers = {"this library, call by call": (*ours, dict(keep_pages=True)), **peers}
+            library = start(Recorded, *ours, keep_pages=True)
             peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
             for worker in (library, *peers.values()):
                 worker.prepare()

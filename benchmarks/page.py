@@ -15,11 +15,12 @@ from typing import NamedTuple
 from benchmarks.harness.plots import scaling_plots
 from benchmarks.harness.record import Record, read
 from benchmarks.harness.table import bytes_text, seconds_text
+from benchmarks.steps import EAGER
+from cdn_kernels.recording import LARGEST
 
 LESSONS = Path(__file__).parent / "lessons.md"
-EAGER = "eager, channels last", "eager, contiguous"
 CLASSIFIER, UNITS = "(eager step of a classifier)", "(its convolutions alone, by PyTorch)"
-# Measured on a GPU only, where the library is a CUDA graph.
+# Compiled peers are measured on a GPU only. The library is recorded, but for the last.
 COMPILED, COMPILED_CLASSIFIER, CALLS = "compiled", "(compiled step of a classifier)", "this library, call by call"
 
 
@@ -157,7 +158,7 @@ def _per_image(result):
 
 
 def _memory(result):
-    own, eager = (result["peak_bytes"].get(name) for name in ("this library", EAGER[0]))
+    own, eager = (result["peak_bytes"].get(name) for name in ("this library", _FIRST))
     return f"{bytes_text(own)} / {bytes_text(eager)}" if own and eager else ""
 
 
@@ -168,8 +169,9 @@ def _each(result):
     return "<br>".join(line.replace("|", "/") for line in lines)
 
 
-_BOTH_EAGER = {f"{name} / library": _ratio(name) for name in EAGER}
-_ON_GPU = {"compiled / library": _ratio(COMPILED), "without a graph / library": _ratio(CALLS)}
+_FIRST = next(iter(EAGER))
+_ALL_EAGER = {f"{name} / library": _ratio(name) for name in EAGER}
+_ON_GPU = {"compiled / library": _ratio(COMPILED), "call by call / library": _ratio(CALLS)}
 _PEERS = {"times the library": _each}
 _COSTS = {"library / floor": _floor, "library": _median(), "memory, library / eager": _memory}
 SECTIONS = [
@@ -179,7 +181,7 @@ SECTIONS = [
         "--full",
         "Cross-entropy and denoising score matching, without the optimizer.",
         ["joint step"],
-        _BOTH_EAGER
+        _ALL_EAGER
         | _ON_GPU
         | {
             "library / compiled classifier": _ratio(COMPILED_CLASSIFIER, inverse=True),
@@ -197,7 +199,16 @@ SECTIONS = [
         _PEERS | _COSTS,
     ),
     Section(
-        "The score alone", "test_joint_step.py::test_score", "--full", "", ["score"], _BOTH_EAGER | _ON_GPU | _COSTS
+        "The score alone", "test_joint_step.py::test_score", "--full", "", ["score"], _ALL_EAGER | _ON_GPU | _COSTS
+    ),
+    Section(
+        "From small networks to large ones",
+        "test_sizes.py",
+        "--full",
+        "The joint step with plain norm and linear head. The library is recorded where its tensors fit "
+        f"{LARGEST >> 20} MiB.",
+        ["size"],
+        _ALL_EAGER | {"call by call / library": _ratio(CALLS)} | _COSTS,
     ),
     Section(
         "Operations by order of differentiation",
@@ -233,7 +244,7 @@ SECTIONS = [
         "--full",
         "",
         ["scaling"],
-        {"eager / library": _ratio(EAGER[0]), "an image": _per_image} | _COSTS,
+        {"eager / library": _ratio(_FIRST), "an image": _per_image} | _COSTS,
     ),
 ]
 

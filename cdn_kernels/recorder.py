@@ -86,6 +86,11 @@ class Recorder(TorchDispatchMode):
         self.mutated: set[int] = set()  # storages that operations in place have written into
         self._made: set[int] = set()  # storages that were made by the calls
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to import its compiler for this class, which takes seconds and 125 MB."""
+        return False
+
     def __enter__(self) -> "Recorder":
         """Begin to see operations, calls of the library, and modules."""
         self._of_modules = nn.modules.module.register_module_forward_pre_hook(self._see_module)
