@@ -20,7 +20,7 @@ from cdn_kernels.ops.norm import gelu_group_norm
 from cdn_kernels.ops.pool import channel_mean, energy
 from cdn_kernels.ops.score import score
 from cdn_kernels.reference import cross_entropy, logsumexp
-from cdn_kernels.step import score_matching_step
+from cdn_kernels.step import first_order, score_matching_step
 
 __version__ = "0.2.0"
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "cross_entropy",
     "denoising_loss",
     "energy",
+    "first_order",
     "foreign",
     "gelu",
     "gelu_group_norm",

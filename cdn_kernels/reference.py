@@ -190,7 +190,8 @@ def score(log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: b
     """Differentiate a log-density with respect to its input: ``s(y) = grad_y log_density(y)``.
 
     Args:
-        log_density: a function or module from samples [B, ...] to one value per sample [B].
+        log_density: a function or module from samples [B, ...] to log-densities of any shape, which are summed: one
+            for each sample, [B], or for each patch or group; a sample must not count in those of others.
         y: samples [B, ...].
         create_graph: keep the graph, so that the score can be differentiated again.
 
@@ -199,8 +200,8 @@ def score(log_density: Callable[[Tensor], Tensor], y: Tensor, *, create_graph: b
         forward-mode differentiation s is differentiated with all else, whatever ``create_graph``.
 
     Raises:
-        TypeError: y is no tensor of floats.
-        ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
+        TypeError: y, or what log_density returns, is no tensor of floats.
+        ValueError: log_density does not depend on y differentiably.
     """
     if not y.is_floating_point():
         raise TypeError(f"score: y must be a tensor of floats, got {y.dtype}")
@@ -224,7 +225,7 @@ def transformed_score(
 
     def density(y: Tensor) -> tuple[Tensor, Output]:
         value, outputs = function(y)
-        _check_density(name, value, y)
+        _check_density(name, value)
         return value, outputs
 
     value, pull, outputs = cast("tuple[Tensor, Pullback, Output]", torch.func.vjp(density, y, has_aux=True))
@@ -243,21 +244,25 @@ def recordable(x: Tensor) -> Tensor:
 
 
 def input_gradient(name: str, value: Tensor, y: Tensor, *, create_graph: bool) -> Tensor:
-    """Return the gradient by y of the sum of log-densities [B], or raise ValueError in the name of a function."""
-    _check_density(name, value, y)
-    gradient = None
+    """Return the gradient by y of the sum of log-densities, or raise ValueError in the name of a function."""
+    return input_gradients(name, value, [y], create_graph=create_graph)[0]
+
+
+def input_gradients(name: str, value: Tensor, inputs: Sequence[Tensor], *, create_graph: bool) -> list[Tensor]:
+    """Return the gradients by several inputs, zero for those that do not count, likewise; one of them must."""
+    _check_density(name, value)
+    found: Sequence[Tensor | None] = ()
     if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
-    if gradient is None:
+        found = torch.autograd.grad(value.sum(), inputs, create_graph=create_graph, allow_unused=True)
+    if all(gradient is None for gradient in found):
         raise ValueError(f"{name}: log_density does not depend on y through differentiable operations")
-    return gradient
+    return [torch.zeros_like(y) if gradient is None else gradient for y, gradient in zip(inputs, found)]
 
 
-def _check_density(name: str, value: Tensor, y: Tensor) -> None:
-    if value.shape != y.shape[:1]:
-        raise ValueError(
-            f"{name}: log_density must return one value per sample, [{y.shape[0]}], got {list(value.shape)}"
-        )
+def _check_density(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: log_density must return a tensor of floats, got {got}")
 
 
 # ----------------------------------------------------------------------------------------------------------------

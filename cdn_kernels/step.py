@@ -1,21 +1,27 @@
 """One training step of any network whose input gradient is part of the loss."""
 
-import functools
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops.foreign import graph_leaves
-from cdn_kernels.ops.torch_functions import FirstOrderFunctions
+from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_call_them
 from cdn_kernels.phases import phase
-from cdn_kernels.torch_private import detached
+from cdn_kernels.torch_private import detached, rebuilt, tensors_in, tree_map
 from cdn_kernels.transforms import transformed
+
+# A tensor, or a tuple or dict that holds some.
+Samples = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 class Step(NamedTuple):
@@ -23,15 +29,17 @@ class Step(NamedTuple):
 
     loss: Tensor
     outputs: Any
-    score: Tensor
+    score: Any
 
 
 def score_matching_step(
-    network: Callable[[Tensor], Any],
-    y: Tensor,
-    loss: Callable[[Any, Tensor], Tensor],
+    network: Callable[..., Any],
+    y: Samples,
+    loss: Callable[..., Tensor],
     *,
-    log_density: Callable[[Any], Tensor] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    log_density: Callable[..., Tensor] | None = None,
     scaled: bool = False,
     impl: str = "auto",
 ) -> Step:
@@ -42,19 +50,21 @@ def score_matching_step(
     frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
     operations compute no weight gradients, and no sweep uses convolutions of higher order.
 
-    Convolutions of torch inside the network run in the library's kernels where these are faster, and else through their
-    own vjp and jvp (as any block can be made to with :func:`cdn_kernels.foreign`), which a warning says once; the
-    network is not touched for that. Linear layers,
-    pointwise functions, norms and attention are left to torch's double backward. Limitation: torch.utils.checkpoint
-    around torch's convolutions needs impl="reference", since it runs them again after the forward.
+    Convolutions of torch inside the network and the loss run as under :func:`cdn_kernels.first_order`; the network is
+    not touched for that. Linear layers, pointwise functions and norms are left to torch's double backward.
 
     Args:
-        network: a module or function from samples y to outputs; conditioned ones as ``lambda y: model(y, t)``.
+        network: a module or function, called as ``network(y, *args, **kwargs)``; a tuple y fills as many places.
         y: samples [B, ...], floating point. One that requires grad is part of the graph and gets its gradient;
-            any other stays a constant.
-        loss: a function of (outputs, score) that returns the scalar to differentiate; the score has the shape of y.
-        log_density: a function from the outputs to one log-density per sample, [B], whose gradient is the score.
-            By default outputs [B] themselves, or :func:`cdn_kernels.logsumexp` of outputs [B, C].
+            any other stays a constant. Or a tuple or dict of such, positions and strain of a crystal for example, in
+            which whatever is no tensor of floats is passed on as it is.
+        loss: a function of (outputs, score) that returns the scalar to differentiate; the score is built as y is, with
+            None for what is no tensor of floats. A further parameter named ``y`` gets the samples that are
+            differentiated, which a Laplacian needs.
+        args, kwargs: what else the network takes: classes, times, indices of atoms.
+        log_density: a function from the outputs to log-densities of any shape, of whose sum the gradient is the score;
+            for a score of each sample, a sample must not count in the densities of others. It, too, may have a
+            parameter ``y``. By default outputs [B] themselves, or :func:`cdn_kernels.logsumexp` of outputs [B, C].
         scaled: that the loss carries a factor, which the caller takes out of ``.grad``. float16 is refused without:
             gradients of log-densities go beyond its range, which ends at 65504, or vanish below 6e-8.
         impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
@@ -65,41 +75,120 @@ def score_matching_step(
 
     Raises:
         TypeError: network, loss or log_density cannot be called, or y or the loss is no tensor of floats.
-        ValueError: outputs or log-densities of another shape, a loss that is no scalar, or one of them does not depend
-            on its input through differentiable operations; float16 without scaling.
-        RuntimeError: the chosen impl cannot run here, or a torch.func transform is active.
+        ValueError: outputs of another shape without log_density, a loss that is no scalar, or one of them does not
+            depend on its input through differentiable operations; float16 without scaling.
+        RuntimeError: the chosen impl cannot run here, a torch.func transform is active, or torch.utils.checkpoint is
+            around a convolution (impl="reference" takes these) or attention.
 
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
     _check(network, y, loss, log_density, impl)
+    device = next(_floats(y)).device.type
     if not scaled:
-        _check_range(network, y)
+        _check_range(network, y, device)
     density = log_density or _default_density
-    functions = FirstOrderFunctions()
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
-    as_stored = torch.autocast(y.device.type, enabled=False)
-    with using(impl), torch.inference_mode(False), torch.enable_grad():
-        given, y = y, reference.differentiable(y, keep=True)
-        with phase("forward"), nullcontext() if impl == "reference" else functions:
-            outputs = network(y)
-            value = density(outputs)
-        if functions.filters:
-            _warn_foreign(_names(network, functions.filters))
+    as_stored = torch.autocast(device, enabled=False)
+    with using(impl), torch.inference_mode(False), torch.enable_grad(), _functions(network, impl):
+        given, y = y, tree_map(_differentiable, y)
+        with phase("forward"):
+            places = y if isinstance(y, tuple) else (y,)
+            outputs = network(*places, *args, **(kwargs or {}))
+            value = _call_with(density, y, outputs)
         with phase("score"), as_stored:
-            score = reference.input_gradient("score_matching_step", value, y, create_graph=True)
-        total = loss(outputs, score)
+            score = _score(value, y)
+        total = _call_with(loss, y, outputs, score)
         _check_loss(total)
         with phase("backward"), as_stored:
-            _accumulate(total, None if y is given else y)
-    return Step(total.detach(), detached(outputs), score.detach())
+            _accumulate(total, [leaf for leaf, own in zip(_floats(y), _floats(given)) if leaf is not own])
+    return Step(total.detach(), detached(outputs), detached(score))
 
 
-def _accumulate(total: Tensor, hidden: Tensor | None) -> None:
-    """Run the backward pass to all leaves but a hidden one, which nobody else has seen."""
-    if hidden is None:
+@contextmanager
+def first_order() -> Iterator[None]:
+    """Let second derivatives of torch's convolutions consist of first-order convolutions, within a ``with`` block.
+
+    For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
+    ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster, and else
+    through their own vjp and jvp (as any block can be made to with :func:`cdn_kernels.foreign`), of which those that
+    the library could take over are named in a warning. Attention runs by torch's plain implementation, for the fused
+    ones cannot be differentiated twice. Calls of this thread are seen, and nothing is patched.
+
+    Limitation: torch.utils.checkpoint around convolutions or attention fails, for it runs them again in the backward
+    pass, where they are not seen.
+    """
+    with _functions(None, "auto"):
+        yield
+
+
+@contextmanager
+def _functions(network: object, impl: str) -> Iterator[None]:
+    """Intercept torch's functions, if the network may call them, and warn of what could be replaced."""
+    if isinstance(network, nn.Module) and not may_call_them(network):
+        yield
+        return
+    functions = FirstOrderFunctions(convolutions=impl != "reference")
+    try:
+        with functions:
+            yield
+    except CheckpointError as error:
+        raise RuntimeError(
+            "score_matching_step: torch.utils.checkpoint ran a part of the network again in the backward pass, without "
+            "the library's way of doing convolutions and attention; switch checkpoints off, or for convolutions use "
+            "impl='reference'"
+        ) from error
+    if functions.filters:
+        _warn_foreign(network, functions.filters)
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    return reference.differentiable(x, keep=True) if x.is_floating_point() else x
+
+
+def _floats(tree: Any) -> Iterator[Tensor]:
+    return (t for t in tensors_in(tree) if t.is_floating_point())
+
+
+def _score(value: Any, y: Samples) -> Any:
+    """Return the gradient by y, built as y is."""
+    if isinstance(y, Tensor):
+        return reference.input_gradient("score_matching_step", value, y, create_graph=True)
+    gradients = iter(reference.input_gradients("score_matching_step", value, list(_floats(y)), create_graph=True))
+    return _scores(y, gradients)
+
+
+def _scores(tree: Any, gradients: Iterator[Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return next(gradients) if tree.is_floating_point() else None
+    if isinstance(tree, dict):
+        return {key: _scores(value, gradients) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return rebuilt(tree, [_scores(value, gradients) for value in tree])
+    return None
+
+
+def _call_with(function: Callable[..., Any], y: Samples, *arguments: Any) -> Any:
+    """Call a function, with y too if it has a further parameter of that name."""
+    return function(*arguments, y=y) if _takes_y(function, len(arguments)) else function(*arguments)
+
+
+def _takes_y(function: Callable[..., Any], given: int) -> bool:
+    if isinstance(function, FunctionType) and "y" not in function.__code__.co_varnames:
+        return False  # most, and at once
+    try:
+        names = list(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters)
+    except (TypeError, ValueError):  # of builtin functions nothing is known
+        return False
+    return "y" in names[given:]
+
+
+def _accumulate(total: Tensor, hidden: Sequence[Tensor]) -> None:
+    """Run the backward pass to all leaves but the hidden ones, which nobody else has seen."""
+    if not hidden:
         total.backward()
         return
-    leaves = [leaf for leaf in graph_leaves(total) if leaf is not hidden]
+    known = {id(leaf) for leaf in hidden}
+    leaves = [leaf for leaf in graph_leaves(total) if id(leaf) not in known]
     if leaves:
         total.backward(inputs=leaves)
 
@@ -120,12 +209,12 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
             raise TypeError(
                 f"score_matching_step: {name} must be a function or a module, got {type(function).__name__}"
             )
-    if not isinstance(y, Tensor) or not y.is_floating_point():
+    if not isinstance(y, (Tensor, tuple, dict)) or not any(True for _ in _floats(y)):
         raise TypeError(
-            "score_matching_step: y must be a tensor of floats, got "
+            "score_matching_step: y must be a tensor of floats, or a tuple or dict that holds some, got "
             f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}"
         )
-    if y.dim() == 0:
+    if isinstance(y, Tensor) and y.dim() == 0:
         raise ValueError("score_matching_step: y must be samples [B, ...], got a 0-d tensor")
     if transformed():
         raise RuntimeError(
@@ -134,11 +223,10 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
         )
 
 
-def _check_range(network: object, y: Tensor) -> None:
-    device = y.device.type
+def _check_range(network: object, y: Samples, device: str) -> None:
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     parameters = network.parameters() if isinstance(network, nn.Module) else ()
-    if rounded or y.dtype == torch.float16 or any(p.dtype == torch.float16 for p in parameters):
+    if rounded or any(t.dtype == torch.float16 for t in (*_floats(y), *parameters)):
         raise ValueError(
             "score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
             "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
@@ -156,21 +244,52 @@ def _check_loss(total: object) -> None:
         raise ValueError("score_matching_step: loss must depend on outputs or score through differentiable operations")
 
 
-def _names(network: object, filters: Iterable[Tensor]) -> list[str]:
-    """Describe convolutions by the modules that own their filters, or by the shapes of the filters."""
-    modules = network.named_modules() if isinstance(network, nn.Module) else ()
-    owners = {id(p): f"{type(m).__name__} {name!r}" for name, m in modules for p in m.parameters(recurse=False)}
-    return list(dict.fromkeys(owners.get(id(f), f"a convolution with filters {list(f.shape)}") for f in filters))
+_warned: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_said: set[str] = set()
 
 
-def _warn_foreign(names: Sequence[str]) -> None:
+def _warn_foreign(network: object, filters: Iterable[Tensor]) -> None:
+    """Warn, once a network, of convolutions that the library could take over."""
+    owners = [module for module in _modules_of(network) if module not in _warned]
+    if not owners and any(True for _ in _modules_of(network)):
+        return
+    _warned.update(owners)
+    names = _names(owners, filters)
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    _warn_once(
-        f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d would "
-        'be faster in place of those without bias and with "same" padding'
+    message = (
+        f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d, "
+        "without bias, would be faster in their place"
     )
+    if owners or message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=_stack_level())
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+def _modules_of(network: object) -> Iterator[nn.Module]:
+    """Yield the network, or the modules that a function is a method of or refers to."""
+    cells, defaults = (getattr(network, name, None) or () for name in ("__closure__", "__defaults__"))
+    for found in (network, getattr(network, "__self__", None), *map(_content, cells), *defaults):
+        if isinstance(found, nn.Module):
+            yield found
+
+
+def _content(cell: Any) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _names(owners: Iterable[nn.Module], filters: Iterable[Tensor]) -> list[str]:
+    """Describe convolutions by the modules that own their filters, or by the shapes of the filters."""
+    modules = ((name, module) for owner in owners for name, module in owner.named_modules())
+    named = {id(p): f"{type(m).__name__} {name!r}" for name, m in modules for p in m.parameters(recurse=False)}
+    return list(dict.fromkeys(named.get(id(f), f"a convolution with filters {list(f.shape)}") for f in filters))
+
+
+def _stack_level() -> int:
+    """Return how far up the caller of the library stands."""
+    for level, frame in enumerate(inspect.stack(0), 0):
+        if not frame.frame.f_globals.get("__name__", "").startswith(("cdn_kernels", "contextlib")):
+            return level
+    return 1

@@ -5,7 +5,10 @@ Every name is looked up when it is used, and none is needed to import the librar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -75,18 +78,29 @@ def may_be_view(x: torch.Tensor) -> bool:
 
 
 def detached(tree: Any) -> Any:
-    """Detach all tensors in nested containers: those that torch knows, or else tuples, lists and dicts."""
+    """Detach all tensors in nested containers: those that torch knows, dataclasses, namespaces, tuples and dicts."""
     pytree = getattr(torch.utils, "_pytree", None)
-    if pytree is not None:
-        return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
+    return _detached(tree) if pytree is None else pytree.tree_map(_detached, tree)
+
+
+def _detached(tree: Any) -> Any:
     if isinstance(tree, torch.Tensor):
         return tree.detach()
+    if (dataclasses.is_dataclass(tree) and not isinstance(tree, type)) or isinstance(tree, SimpleNamespace):
+        new = copy.copy(tree)
+        for name, value in vars(tree).items():
+            object.__setattr__(new, name, detached(value))  # frozen ones, too
+        return new
     if isinstance(tree, dict):
         return type(tree)((key, detached(value)) for key, value in tree.items())
     if isinstance(tree, (tuple, list)):
-        values = [detached(value) for value in tree]
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+        return rebuilt(tree, [detached(value) for value in tree])
     return tree
+
+
+def rebuilt(old: Any, values: Sequence[Any]) -> Any:
+    """Return a tuple or list like another, of other values."""
+    return type(old)(*values) if hasattr(old, "_fields") else type(old)(values)
 
 
 def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
@@ -111,7 +125,7 @@ def tree_map(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: tree_map(function, value) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
-        return type(tree)(tree_map(function, value) for value in tree)
+        return rebuilt(tree, [tree_map(function, value) for value in tree])
     return tree
 
 

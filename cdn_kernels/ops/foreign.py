@@ -183,15 +183,17 @@ def _random_numbers_again(states: Iterable[tuple[torch.Generator, Tensor]]) -> I
 def graph_leaves(out: Tensor) -> Iterator[Tensor]:
     """Yield the leaves that require grad in the graph of a tensor."""
     nodes: list[Any] = [out.grad_fn]  # Any: torch declares no variable of its nodes
-    seen = set()
+    seen = {None}
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node in seen:
             continue
         seen.add(node)
-        if node.name() == "torch::autograd::AccumulateGrad":
-            yield node.variable
-        nodes += [next_node for next_node, _ in node.next_functions]
+        following = node.next_functions
+        if following:
+            nodes += [next_node for next_node, _ in following]
+        elif (leaf := getattr(node, "variable", None)) is not None:  # only those that accumulate have one
+            yield leaf
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ def score(
     leaves a graph whose backward pass consists of first-order convolutions and one pass per operation.
 
     Args:
-        log_density: a function or module from samples [B, ...] to one value per sample [B].
+        log_density: a function or module from samples [B, ...] to log-densities of any shape, which are summed: one
+            for each sample, [B], or for each patch or group; a sample must not count in those of others.
         y: samples [B, ...].
         create_graph: keep the graph, so that the score can be differentiated again.
         impl: what runs the library's operations inside log_density, where these leave it open: "auto",
@@ -28,8 +29,8 @@ def score(
         s, the shape of y. The grad mode and ``y.requires_grad`` are left as found.
 
     Raises:
-        TypeError: y is no tensor of floats.
-        ValueError: log_density did not return one value per sample, or does not depend on y differentiably.
+        TypeError: y, or what log_density returns, is no tensor of floats.
+        ValueError: log_density does not depend on y differentiably.
         RuntimeError: the chosen impl cannot run here.
     """
     with using(impl):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +26,8 @@ from cdn_kernels.transforms import transformed
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
 # The second is seen instead of the first that it calls.
 ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
+# The layers of torch.nn that call any of these themselves. Containers may hold anything, which modules() then finds.
+_CALLERS = (nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
 class FirstOrderFunctions(TorchFunctionMode):
@@ -35,12 +37,17 @@ class FirstOrderFunctions(TorchFunctionMode):
     what they are, and so does what runs under torch.func transforms. Attention runs by torch's plain implementation,
     for the backward pass of the fused ones cannot be differentiated.
 
+    Args:
+        convolutions: whether they are seen; if not, attention alone is.
+
     Attributes:
-        filters: of the convolutions that ran through vjp and jvp of torch's, in order, as they were given.
+        filters: of the convolutions that ran through vjp and jvp of torch's, though the library has an operation for
+            their kind, in order, as they were given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, convolutions: bool = True) -> None:
         super().__init__()
+        self.convolutions = convolutions
         self.filters: list[Tensor] = []
 
     def __torch_function__(
@@ -51,7 +58,7 @@ class FirstOrderFunctions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
+        if self.convolutions and func in CONVOLUTIONS and not _is_own(sys._getframe(1).f_globals):
             return self._convolution(func, *args, **kwargs)
         if func in ATTENTION:
             with sdpa_kernel(SDPBackend.MATH):
@@ -70,27 +77,40 @@ class FirstOrderFunctions(TorchFunctionMode):
         tensors = [input, weight] if bias is None else [input, weight, bias]
         if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return func(input, weight, bias, *options, **named)
-        if func is torch.conv2d:
-            own = _of_our_own(input, weight, bias, *options, **named)
+        stride = _own_stride(input, weight, *options, **named) if func is torch.conv2d else None
+        if stride is not None:
+            own = _of_our_own(input, weight, bias, stride)
             if own is not None:
                 return own
-        self.filters.append(weight)
+            self.filters.append(weight)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
         return by_first_derivatives(_Convolution(func, options, named), tensors)
 
 
-def _of_our_own(
+def may_call_them(network: nn.Module) -> bool:
+    """Tell whether a network may call a convolution or attention: all but those made of other layers of torch.nn."""
+    return any(
+        isinstance(module, _CALLERS) or type(module).__module__.split(".")[:2] != ["torch", "nn"]
+        for module in network.modules()
+    )
+
+
+def _is_own(names: dict[str, Any]) -> bool:
+    """Tell whether a call comes from the reference, or from here."""
+    return names is vars(reference) or names is globals()
+
+
+def _own_stride(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Tensor | None:
-    """Run conv2d by the library's operation where all its maps have kernels that are faster, else return None."""
+) -> int | None:
+    """Return the stride of a conv2d of the kind that the library's operation is, None for others."""
     size, steps = weight.shape[-1], _same(stride)
     if x.dim() != 4 or groups != 1 or _same(dilation) != 1 or steps is None:
         return None
@@ -98,17 +118,20 @@ def _of_our_own(
         return None
     if x.device != weight.device or x.shape[1] != weight.shape[1]:  # for torch to explain
         return None
-    if _same(padding) != size // 2 and not (padding == "same" and steps == 1):
-        return None
+    return steps if _same(padding) == size // 2 or (padding == "same" and steps == 1) else None
+
+
+def _of_our_own(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor | None:
+    """Run conv2d by the library's operation where all its maps have kernels that are faster, else return None."""
     backend = resolve_untransformed("conv2d", "auto", x)
     if backend == "reference":
         return None
     x, weight = as_autocast(x, weight=weight)
-    if not convolve.all_run_here(x, weight, steps, backend):
+    if not convolve.all_run_here(x, weight, stride, backend):
         return None
     if convolve.asks_for_channels_last(x):  # gradients and tangents come in any layout, and filters decide for them
         weight = weight.contiguous(memory_format=torch.channels_last)
-    u = torch.ops.cdn_kernels.conv2d(x, weight, steps, backend)
+    u = torch.ops.cdn_kernels.conv2d(x, weight, stride, backend)
     return u if bias is None else u.add_(bias.to(u.dtype).view(1, -1, 1, 1))
 
 

@@ -122,14 +122,7 @@ def test_score_takes_any_function_with_one_value_per_sample():
     assert not ops.score(net, y).requires_grad
 
 
-@pytest.mark.parametrize(
-    "function, message",
-    [
-        (lambda y: y, "one value per sample"),
-        (lambda y: y.sum(), "one value per sample"),
-        (lambda y: y.detach().sum(1), "does not depend on y"),
-    ],
-)
+@pytest.mark.parametrize("function, message", [(lambda y: y.detach().sum(1), "does not depend on y")])
 def test_score_refuses_what_has_none(function, message):
     with pytest.raises(ValueError, match=message):
         ops.score(function, randn(4, 3))

@@ -284,7 +284,6 @@ def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeyp
         nn.Flatten(),
     ).double()
     y = samples(size=7).contiguous(memory_format=torch.channels_last)
-    step_file._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="runs Conv2d '4' through"):
         cdn_kernels.score_matching_step(network, y, joint)
     # Six of the second layer, five of the first, whose images have no adjoint.
@@ -298,32 +297,47 @@ def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeyp
         cdn_kernels.score_matching_step(network, y.repeat(1, 2, 1, 1), joint)
 
 
-def test_foreign_convolutions_are_named_once():
-    step_file._warn_once.cache_clear()
-    network, y = mixed().double(), samples()
-    with pytest.warns(
-        UserWarning,
-        match="runs Conv2d '0', Conv2d '2' through their own vjp and jvp; "
-        "cdn_kernels.ConvGELU or conv2d would be faster",
-    ) as caught:
-        cdn_kernels.score_matching_step(network, y, joint)
-        cdn_kernels.score_matching_step(network, y, joint)
-    assert len(caught) == 1 and caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"runs a convolution with filters \[8, 3, 3, 3\], a convolution with"):
-        cdn_kernels.score_matching_step(lambda y: network(y), y, joint)
+def test_convolutions_that_could_be_replaced_are_named_once_a_network():
+    y = samples()
+    message = (
+        "runs Conv2d '0' through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d, without bias, would be faster"
+    )
+    for network in (mixed().double(), mixed().double()):  # which has one that could not be replaced, too
+        calls = network, network.forward, lambda y, network=network: network(y), lambda y: network(y)
+        with pytest.warns(UserWarning, match=message) as caught:
+            for call in calls:
+                for _ in range(2):
+                    cdn_kernels.score_matching_step(call, y, joint)
+        assert len(caught) == 1 and caught[0].filename == __file__
+
+
+FUNCTION_OF_ITS_OWN = mixed().double()
+
+
+def test_convolutions_of_functions_are_named_by_their_filters_once(monkeypatch):
+    monkeypatch.setattr(step_file, "_said", set())
+    with pytest.warns(UserWarning, match=r"runs a convolution with filters \[8, 3, 3, 3\] through") as caught:
+        for _ in range(2):
+            cdn_kernels.score_matching_step(lambda y: FUNCTION_OF_ITS_OWN(y), samples(), joint)
+    assert len(caught) == 1
+
+
+def test_where_nothing_could_be_replaced_nothing_is_said():
+    depthwise = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Tanh(), nn.Flatten()).double()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        step_file._warn_once.cache_clear()
-        cdn_kernels.score_matching_step(library().double(), y, joint)
-        cdn_kernels.score_matching_step(network, y, joint, impl="reference")
+        for network in (depthwise, library().double()):
+            cdn_kernels.score_matching_step(network, samples(), joint if network is not depthwise else penalty)
+        cdn_kernels.score_matching_step(mixed().double(), samples(), joint, impl="reference")
 
 
-def test_attention_is_differentiated_twice():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_attention_is_differentiated_twice(impl):
     network = nn.Sequential(
         nn.TransformerEncoderLayer(6, 2, 8, 0.0, "gelu", batch_first=True), nn.Flatten(), nn.Linear(30, 2)
     ).double()
     y = torch.randn(3, 5, 6, dtype=torch.float64)
-    cdn_kernels.score_matching_step(network, y, penalty)
+    cdn_kernels.score_matching_step(network, y, penalty, impl=impl)
     mine = [g.clone() for g in gradients(network)]
     network.zero_grad()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -395,8 +409,9 @@ LINEAR = nn.Linear(3, 2)
         ((3, Y, penalty), {}, TypeError, "network must be a function or a module, got int"),
         ((LINEAR, Y, 1.0), {}, TypeError, "loss must be a function or a module, got float"),
         ((LINEAR, Y, penalty), dict(log_density=2), TypeError, "log_density must be a function or a module, got int"),
-        ((LINEAR, Y.long(), penalty), {}, TypeError, "y must be a tensor of floats, got torch.int64"),
-        ((LINEAR, [1.0], penalty), {}, TypeError, "y must be a tensor of floats, got list"),
+        ((LINEAR, Y.long(), penalty), {}, TypeError, "y must be a tensor of floats, .*, got torch.int64"),
+        ((LINEAR, [1.0], penalty), {}, TypeError, "y must be a tensor of floats, or a tuple or dict .*, got list"),
+        ((LINEAR, (1, Y.long()), penalty), {}, TypeError, "y must be a tensor of floats, or a tuple .*, got tuple"),
         ((LINEAR, Y[0, 0], penalty), {}, ValueError, r"y must be samples \[B, ...\], got a 0-d tensor"),
         ((LINEAR, Y, penalty), dict(impl="fast"), ValueError, "impl must be one of"),
         (
@@ -406,7 +421,13 @@ LINEAR = nn.Linear(3, 2)
             r"log-densities \[B\] or logits \[B, C\], got \[2, 3, 1\]",
         ),
         ((lambda y: (y, y), Y, penalty), {}, ValueError, "without log_density, network must return .*, got tuple"),
-        ((LINEAR, Y, penalty), dict(log_density=torch.sum), ValueError, r"one value per sample, \[2\], got \[\]"),
+        ((LINEAR, Y, penalty), dict(log_density=lambda f: 1.0), TypeError, "log_density must return a .*, got float"),
+        (
+            (LINEAR, Y, penalty),
+            dict(log_density=torch.argmax),
+            TypeError,
+            "log_density must return .*, got torch.int64",
+        ),
         ((lambda y: LINEAR(y.detach()), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
         ((lambda y: LINEAR(y).detach(), Y, penalty), {}, ValueError, "does not depend on y through differentiable"),
         ((LINEAR, Y, lambda outputs, score: 1.0), {}, TypeError, "loss must return a tensor of floats, got float"),

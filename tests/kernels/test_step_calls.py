@@ -1,0 +1,301 @@
+"""The training step called as other people's networks want to be called."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import cdn_kernels
+
+pytestmark = pytest.mark.filterwarnings("ignore:score_matching_step runs")
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def compare(network, step, plain):
+    """Call both, from no gradients, and compare what they left in those of the parameters."""
+    found = []
+    for call in (step, plain):
+        network.zero_grad()
+        result = call()
+        found.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        if call is step:
+            given = result
+    assert found[0] and len(found[0]) == len(found[1])
+    for mine, exact in zip(*found):
+        torch.testing.assert_close(mine, exact, rtol=1e-11, atol=1e-13)
+    return given
+
+
+def penalty(outputs, score):
+    return (score.square().sum(tuple(range(1, score.dim()))) - 1).square().mean()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Densities of any shape
+# ------------------------------------------------------------------------------------------------------------
+
+DENSITIES = {
+    "a scalar": lambda f: f.square().sum(),
+    "a value per sample": lambda f: f.square().flatten(1).sum(1),
+    "a column": lambda f: f.square().flatten(1).sum(1, keepdim=True),
+    "a map of patches": lambda f: f[:, :1] ** 2,
+}
+
+
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+def test_densities_of_any_shape(density):
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 3, 2)).double()
+    y = double(3, 2, 6, 6)
+
+    def plain():
+        leaf = y.clone().requires_grad_()
+        (score,) = torch.autograd.grad(density(network(leaf)).sum(), leaf, create_graph=True)
+        penalty(None, score).backward()
+
+    compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, log_density=density), plain)
+    leaf = y.clone().requires_grad_()
+    (score,) = torch.autograd.grad(density(network(leaf)).sum(), leaf)
+    torch.testing.assert_close(cdn_kernels.score(lambda y: density(network(y)), y), score)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Conditions, and several inputs
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Embedding(3, 4)
+        self.body = nn.Sequential(nn.Linear(9, 8), nn.SiLU(), nn.Linear(8, 2))
+
+    def forward(self, y, label, *, time):
+        return self.body(torch.cat([y, self.classes(label), time[:, None]], 1))
+
+
+def test_conditions_are_passed_on():
+    network, y, label, time = Conditional().double(), double(5, 4), torch.tensor([0, 2, 1, 1, 0]), double(5)
+
+    def plain():
+        leaf = y.clone().requires_grad_()
+        outputs = network(leaf, label, time=time)
+        (score,) = torch.autograd.grad(outputs.logsumexp(1).sum(), leaf, create_graph=True)
+        penalty(outputs, score).backward()
+
+    options = dict(args=(label,), kwargs=dict(time=time))
+    compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, **options), plain)
+
+
+class Energies(nn.Module):
+    """Energies of molecules from kinds of atoms, their positions, a strain and the molecules they belong to."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds = nn.Embedding(5, 4)
+        self.body = nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, kinds, positions, strain, molecule):
+        moved = positions + (positions[:, None] @ strain[molecule])[:, 0]
+        of_atoms = self.body(torch.cat([self.kinds(kinds), moved], 1))[:, 0]
+        return torch.zeros(len(strain), dtype=of_atoms.dtype).index_add(0, molecule, of_atoms)
+
+
+class OfDict(Energies):
+    def forward(self, atoms):
+        return dict(energy=super().forward(atoms["kinds"], atoms["positions"], atoms["strain"], atoms["molecule"]))
+
+
+ATOMS = dict(
+    kinds=torch.tensor([0, 1, 4, 2, 2, 1]),
+    positions=double(6, 3),
+    strain=torch.zeros(2, 3, 3, dtype=torch.float64),
+    molecule=torch.tensor([0, 0, 0, 1, 1, 1]),
+)
+
+
+def forces_and_stress(positions, strain):
+    return (positions - 1).square().mean() + (strain + 0.5).square().mean()
+
+
+def plain_forces(network):
+    positions, strain = (ATOMS[name].clone().requires_grad_() for name in ("positions", "strain"))
+    energy = Energies.forward(network, ATOMS["kinds"], positions, strain, ATOMS["molecule"])
+    forces_and_stress(*torch.autograd.grad(energy.sum(), (positions, strain), create_graph=True)).backward()
+
+
+def test_samples_in_a_tuple_fill_as_many_places():
+    network = Energies().double()
+    y = ATOMS["kinds"], ATOMS["positions"], ATOMS["strain"]
+    loss = lambda energy, score: forces_and_stress(*score[1:])
+    step = compare(
+        network,
+        lambda: cdn_kernels.score_matching_step(network, y, loss, args=(ATOMS["molecule"],)),
+        lambda: plain_forces(network),
+    )
+    assert step.score[0] is None and not any(s.requires_grad for s in step.score[1:])
+    assert not y[1].requires_grad
+
+
+def test_samples_in_a_dict():
+    network = OfDict().double()
+    loss = lambda outputs, score: forces_and_stress(score["positions"], score["strain"])
+    density = lambda outputs: outputs["energy"]
+    step = compare(
+        network,
+        lambda: cdn_kernels.score_matching_step(network, ATOMS, loss, log_density=density),
+        lambda: plain_forces(network),
+    )
+    assert step.score["kinds"] is None and step.score["strain"].shape == (2, 3, 3)
+
+
+def test_samples_that_do_not_count_have_no_score_and_those_that_require_grad_get_theirs():
+    network = nn.Linear(3, 1).double()
+    first, second = double(4, 3).requires_grad_(), double(4, 3)
+    loss = lambda outputs, score: (score[0] * (1 + first)).sum() + score[1].square().sum()
+    step = cdn_kernels.score_matching_step(lambda a, b: network(a)[:, 0], (first, second), loss)
+    assert torch.equal(step.score[1], torch.zeros(4, 3, dtype=torch.float64))
+    torch.testing.assert_close(first.grad, network.weight.detach().expand(4, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Losses that differentiate, outputs of any kind
+# ------------------------------------------------------------------------------------------------------------
+
+
+def laplacian(score, y):
+    columns = range(y.shape[1])
+    return sum(torch.autograd.grad(score[:, i].sum(), y, create_graph=True)[0][:, i] for i in columns)
+
+
+class Residual(nn.Module):
+    def forward(self, u, gradient, y):
+        return (laplacian(gradient, y) - y[:, 0]).square().mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda u, gradient, y: Residual()(u, gradient, y),
+        Residual(),
+        lambda u, gradient, *, y: Residual()(u, gradient, y),
+    ],
+    ids=["positional", "module", "by name"],
+)
+def test_a_loss_may_use_the_samples(loss):
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    y = double(5, 2)
+
+    def plain():
+        leaf = y.clone().requires_grad_()
+        (score,) = torch.autograd.grad(network(leaf).sum(), leaf, create_graph=True)
+        Residual()(None, score, leaf).backward()
+
+    compare(network, lambda: cdn_kernels.score_matching_step(network, y, loss), plain)
+
+
+def test_a_density_may_use_the_samples():
+    network = nn.Linear(3, 3).double()
+    y = double(4, 3)
+    density = lambda outputs, y: (outputs * y).sum(1)  # a network that returns a field, as GSDRUNet does
+    step = cdn_kernels.score_matching_step(network, y, penalty, log_density=density)
+    torch.testing.assert_close(step.score, cdn_kernels.score(lambda y: (network(y) * y).sum(1), y))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    logits: Tensor
+    features: list
+
+
+@dataclass
+class Nested:
+    inside: Outputs
+
+
+class Named(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(3, 2)
+
+    def forward(self, y):
+        logits = self.layer(y)
+        return self.kind(logits=logits, features=[logits, dict(more=2 * logits)])
+
+
+KINDS = {
+    "dataclass": Outputs,
+    "namespace": SimpleNamespace,
+    "dataclass in a dataclass": lambda **fields: Nested(Outputs(**fields)),
+    "dataclass in a dict": lambda **fields: dict(inside=Outputs(**fields)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_outputs_are_detached(kind):
+    inside = lambda outputs: getattr(outputs, "inside", outputs["inside"] if isinstance(outputs, dict) else outputs)
+    step = cdn_kernels.score_matching_step(
+        Named(kind), torch.randn(4, 3), penalty, log_density=lambda outputs: inside(outputs).logits
+    )
+    outputs = inside(step.outputs)
+    tensors = outputs.logits, outputs.features[0], outputs.features[1]["more"]
+    assert not any(t.requires_grad for t in tensors) and torch.equal(tensors[2], 2 * tensors[0])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Interception
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Forces(nn.Module):
+    """A model that differentiates inside its own forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3))
+
+    def forward(self, y):
+        y = y.detach().requires_grad_()
+        return torch.autograd.grad(self.body(y).sum(), y, create_graph=True)[0]
+
+
+def test_first_order_for_models_that_differentiate_themselves():
+    network, y = Forces().double(), double(3, 2, 7, 7)
+
+    def step():
+        with cdn_kernels.first_order():
+            loss = (network(y) - 1).square().mean()
+        loss.backward()
+
+    compare(network, step, lambda: (network(y) - 1).square().mean().backward())
+    assert torch.overrides._get_current_function_mode() is None
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, y):
+        block = lambda h: F.silu(self.second(F.silu(self.first(h))))
+        return checkpoint(block, y, use_reentrant=False).mean((2, 3))
+
+
+def test_checkpoints_run_with_the_reference_and_else_name_the_way_out():
+    network, y = Checkpointed().double(), double(3, 2, 7, 7)
+
+    def plain():
+        leaf = y.clone().requires_grad_()
+        h = F.silu(network.second(F.silu(network.first(leaf)))).mean((2, 3))
+        (score,) = torch.autograd.grad(h.logsumexp(1).sum(), leaf, create_graph=True)
+        penalty(h, score).backward()
+
+    compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, impl="reference"), plain)
+    with pytest.raises(RuntimeError, match="torch.utils.checkpoint ran a part .* use impl='reference'"):
+        cdn_kernels.score_matching_step(network, y, penalty)
