@@ -48,9 +48,9 @@ def score_matching_step(
     The step consists of four sweeps: forward; score, backward to the input; tangent, forward along the gradient of the
     loss by the score; and adjoint, backward through both. It accumulates as ``loss.backward()`` does, so optimizers,
     frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
-    operations compute no weight gradients, and no sweep uses convolutions of higher order.
+    operations compute no weight gradients, and in no sweep they use convolutions of higher order.
 
-    Convolutions of torch inside the network and the loss run as under :func:`cdn_kernels.first_order`; the network is
+    Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`; the network is
     not touched for that. Linear layers, pointwise functions and norms are left to torch's double backward.
 
     Args:
@@ -89,9 +89,9 @@ def score_matching_step(
     density = log_density or _default_density
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
     as_stored = torch.autocast(device, enabled=False)
-    with using(impl), torch.inference_mode(False), torch.enable_grad(), _functions(network, impl):
+    with using(impl), torch.inference_mode(False), torch.enable_grad(), _checkpoints_explained():
         given, y = y, tree_map(_differentiable, y)
-        with phase("forward"):
+        with phase("forward"), _functions(network, impl):
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs)
@@ -109,10 +109,11 @@ def first_order() -> Iterator[None]:
     """Let second derivatives of torch's convolutions consist of first-order convolutions, within a ``with`` block.
 
     For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
-    ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster, and else
-    through their own vjp and jvp (as any block can be made to with :func:`cdn_kernels.foreign`), of which those that
-    the library could take over are named in a warning. Attention runs by torch's plain implementation, for the fused
-    ones cannot be differentiated twice. Calls of this thread are seen, and nothing is patched.
+    ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster; others
+    that are large, or depthwise, by torch's, with derivatives of the first order; and small ones as ever, which lose
+    more in Python than they gain. A warning names, once a network, those that the library could take over in another
+    form. Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice. Calls of
+    this thread are seen, and nothing is patched.
 
     Limitation: torch.utils.checkpoint around convolutions or attention fails, for it runs them again in the backward
     pass, where they are not seen.
@@ -128,17 +129,23 @@ def _functions(network: object, impl: str) -> Iterator[None]:
         yield
         return
     functions = FirstOrderFunctions(convolutions=impl != "reference")
+    with functions:
+        yield
+    if functions.filters:
+        _warn_foreign(network, functions.filters)
+
+
+@contextmanager
+def _checkpoints_explained() -> Iterator[None]:
+    """Turn the error of torch.utils.checkpoint that finds another forward into one that names the way out."""
     try:
-        with functions:
-            yield
+        yield
     except CheckpointError as error:
         raise RuntimeError(
             "score_matching_step: torch.utils.checkpoint ran a part of the network again in the backward pass, without "
             "the library's way of doing convolutions and attention; switch checkpoints off, or for convolutions use "
             "impl='reference'"
         ) from error
-    if functions.filters:
-        _warn_foreign(network, functions.filters)
 
 
 def _differentiable(x: Tensor) -> Tensor:
@@ -257,8 +264,8 @@ def _warn_foreign(network: object, filters: Iterable[Tensor]) -> None:
     names = _names(owners, filters)
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     message = (
-        f"score_matching_step runs {listed} through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d, "
-        "without bias, would be faster in their place"
+        f"score_matching_step runs {listed} in torch's kernels; channels last they may run in the library's "
+        "(network.to(memory_format=torch.channels_last), and y too), and so may cdn_kernels.ConvGELU or conv2d"
     )
     if owners or message not in _said:
         _said.add(message)

@@ -1,10 +1,10 @@
-"""Run torch's own convolutions through their first derivatives, wherever a network calls them.
+"""Run torch's own convolutions by derivatives of the first order, wherever a network calls them and that gains.
 
-A convolution is linear in each of its arguments, so its tangent needs no second forward: six units of convolution a
-step, as in :mod:`cdn_kernels.ops.conv`, for any number of dimensions, groups, dilations and transposed ones. Those of
-two dimensions for which the library has faster kernels run in these, their bias is added afterwards.
+Those of two dimensions for which the library has faster kernels run in these; others, where they are large or
+depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`; and the rest is left to torch.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,20 +18,35 @@ from torch.overrides import TorchFunctionMode
 from cdn_kernels import reference
 from cdn_kernels.backends.interface import TYPES
 from cdn_kernels.ops import convolve
+from cdn_kernels.ops.any_convolution import Options, convolution, options_of
 from cdn_kernels.ops.common import resolve_untransformed
 from cdn_kernels.ops.conv import as_autocast
-from cdn_kernels.ops.foreign import by_first_derivatives
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
 # The second is seen instead of the first that it calls.
 ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 # The layers of torch.nn that call any of these themselves. Containers may hold anything, which modules() then finds.
-_CALLERS = (nn.modules.conv._ConvNd, nn.MultiheadAttention)
+_CALLERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.MultiheadAttention,
+)
+
+# Which convolutions are taken over on a CPU: "measured" for those that were measured to gain, or "all".
+CHOICE = "measured"
+# From how many multiplications on they gain: in the library's kernels, and by torch's own maps, depthwise ones of small
+# filters before others (one thread of a Zen 5; the maps cost some 20 microseconds of Python each).
+FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 6e6, 1e8, 3e5
+LARGEST_DEPTHWISE = 9
 
 
 class FirstOrderFunctions(TorchFunctionMode):
-    """Within a ``with`` block, run torch's convolutions through their own vjp and jvp.
+    """Within a ``with`` block, run torch's convolutions by derivatives of the first order, where that gains.
 
     Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Calls of the reference stay
     what they are, and so does what runs under torch.func transforms. Attention runs by torch's plain implementation,
@@ -41,8 +56,8 @@ class FirstOrderFunctions(TorchFunctionMode):
         convolutions: whether they are seen; if not, attention alone is.
 
     Attributes:
-        filters: of the convolutions that ran through vjp and jvp of torch's, though the library has an operation for
-            their kind, in order, as they were given.
+        filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
+            they are large enough, in order, as they were given.
     """
 
     def __init__(self, convolutions: bool = True) -> None:
@@ -58,7 +73,7 @@ class FirstOrderFunctions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self.convolutions and func in CONVOLUTIONS and not _is_own(sys._getframe(1).f_globals):
+        if self.convolutions and func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
             return self._convolution(func, *args, **kwargs)
         if func in ATTENTION:
             with sdpa_kernel(SDPBackend.MATH):
@@ -77,16 +92,22 @@ class FirstOrderFunctions(TorchFunctionMode):
         tensors = [input, weight] if bias is None else [input, weight, bias]
         if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return func(input, weight, bias, *options, **named)
-        stride = _own_stride(input, weight, *options, **named) if func is torch.conv2d else None
-        if stride is not None:
-            own = _of_our_own(input, weight, bias, stride)
+        kind = options_of(func, input, weight, *options, **named)
+        if kind is None:
+            return func(input, weight, bias, *options, **named)
+        products = _products(input, weight, kind)
+        if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
+            own = _of_our_own(input, weight, bias, kind.stride[0])
             if own is not None:
                 return own
             self.filters.append(weight)
+        if not _is_worth_it(input, _gains(input, weight, kind, products)):
+            return func(input, weight, bias, *options, **named)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
-        return by_first_derivatives(_Convolution(func, options, named), tensors)
+        x, filters, *added = tensors
+        return convolution(x, filters, added[0] if added else None, kind)
 
 
 def may_call_them(network: nn.Module) -> bool:
@@ -97,28 +118,37 @@ def may_call_them(network: nn.Module) -> bool:
     )
 
 
-def _is_own(names: dict[str, Any]) -> bool:
-    """Tell whether a call comes from the reference, or from here."""
-    return names is vars(reference) or names is globals()
+def _products(x: Tensor, weight: Tensor, kind: Options) -> float:
+    """Return how many multiplications a convolution takes, up to what lies over the borders."""
+    pixels = x.shape[0] * math.prod(x.shape[2:])
+    return weight.numel() * (pixels if kind.transposed else pixels / math.prod(kind.stride))
 
 
-def _own_stride(
-    x: Tensor,
-    weight: Tensor,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> int | None:
-    """Return the stride of a conv2d of the kind that the library's operation is, None for others."""
-    size, steps = weight.shape[-1], _same(stride)
-    if x.dim() != 4 or groups != 1 or _same(dilation) != 1 or steps is None:
-        return None
-    if size % 2 == 0 or weight.shape[-2] != size or x.dtype not in TYPES:
-        return None
-    if x.device != weight.device or x.shape[1] != weight.shape[1]:  # for torch to explain
-        return None
-    return steps if _same(padding) == size // 2 or (padding == "same" and steps == 1) else None
+def _is_worth_it(x: Tensor, on_cpus: bool) -> bool:
+    """Tell whether a convolution is taken over, which was measured on CPUs only."""
+    return on_cpus or x.device.type != "cpu" or CHOICE == "all"
+
+
+def _gains(x: Tensor, weight: Tensor, kind: Options, products: float) -> bool:
+    """Tell whether torch's own convolutions gain by derivatives of the first order, on a CPU.
+
+    Small ones lose more in Python than they gain. 1x1 filters have no others, and volumes of few images are torch's
+    slowest.
+    """
+    size = math.prod(weight.shape[2:])
+    if kind.groups == x.shape[1] and kind.groups > 1:
+        return size <= LARGEST_DEPTHWISE and products >= FEWEST_DEPTHWISE
+    return size > 1 and products >= FEWEST and (weight.dim() < 5 or len(x) >= 4)
+
+
+def _has_operation(x: Tensor, weight: Tensor, kind: Options) -> bool:
+    """Tell whether a convolution is of the kind that the library's operation is."""
+    if x.dim() != 4 or kind.transposed or kind.groups != 1 or kind.dilation != [1, 1] or x.dtype not in TYPES:
+        return False
+    size, other = weight.shape[2:]
+    if size % 2 == 0 or other != size or kind.padding != [size // 2] * 2 or kind.stride[0] != kind.stride[1]:
+        return False
+    return x.device == weight.device and x.shape[1] == weight.shape[1]  # for torch to explain
 
 
 def _of_our_own(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor | None:
@@ -133,42 +163,3 @@ def _of_our_own(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> 
         weight = weight.contiguous(memory_format=torch.channels_last)
     u = torch.ops.cdn_kernels.conv2d(x, weight, stride, backend)
     return u if bias is None else u.add_(bias.to(u.dtype).view(1, -1, 1, 1))
-
-
-def _same(numbers: object) -> int | None:
-    """Return the number that holds for both dimensions, None where there is no such."""
-    if isinstance(numbers, int):
-        return numbers
-    if isinstance(numbers, (tuple, list)) and len(numbers) in (1, 2) and numbers[0] == numbers[-1]:
-        return numbers[0]
-    return None
-
-
-class _Convolution:
-    """A convolution, with the options that follow its bias."""
-
-    def __init__(self, func: Callable[..., Tensor], options: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self.func, self.options, self.named = func, options, named
-
-    def graph(self, leaves: Sequence[Tensor]) -> Tensor:
-        x, weight, *bias = leaves
-        return self._run(x, weight, *bias)
-
-    def second_derivatives(
-        self, leaves: Sequence[Tensor], tangents: Sequence[Tensor | None], g: Tensor
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        x, weight, *_ = leaves
-        by_x, by_weight, *by_bias = tangents
-        # Who runs the backward pass under autocast does not mean these, which have been rounded already if at all.
-        with torch.autocast(x.device.type, enabled=False):
-            terms = [] if by_x is None else [self._run(by_x, weight)]
-            if any(v is not None for v in (by_weight, *by_bias)):
-                terms.append(self._run(x, torch.zeros_like(weight) if by_weight is None else by_weight, *by_bias))
-        tangent = sum(terms[1:], terms[0])
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        if not tangent.requires_grad:
-            return tangent, [None] * len(wanted)
-        return tangent, torch.autograd.grad(tangent, wanted, g, allow_unused=True)
-
-    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.func(x, weight, bias, *self.options, **self.named)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cdn_kernels
 from cdn_kernels import step as step_file
 from cdn_kernels.backends import cpu, cpu_engines
+from cdn_kernels.ops import torch_functions
 from tests.kernels import convolutions
 
 IMPLS = ["reference", pytest.param("auto", marks=pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING)))]
@@ -59,6 +60,12 @@ def purely_foreign():
         nn.Flatten(),
         nn.Linear(4, 4),
     )
+
+
+@pytest.fixture(autouse=True)
+def every_convolution(monkeypatch):
+    """Those of networks this small are otherwise left to torch."""
+    monkeypatch.setattr(torch_functions, "CHOICE", "all")
 
 
 NETWORKS = pytest.mark.parametrize("make", [library, mixed, purely_foreign])
@@ -284,7 +291,7 @@ def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeyp
         nn.Flatten(),
     ).double()
     y = samples(size=7).contiguous(memory_format=torch.channels_last)
-    with pytest.warns(UserWarning, match="runs Conv2d '4' through"):
+    with pytest.warns(UserWarning, match="runs Conv2d '4' in torch's kernels"):
         cdn_kernels.score_matching_step(network, y, joint)
     # Six of the second layer, five of the first, whose images have no adjoint.
     kinds = [kind for kind, *_ in calls]
@@ -299,9 +306,7 @@ def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeyp
 
 def test_convolutions_that_could_be_replaced_are_named_once_a_network():
     y = samples()
-    message = (
-        "runs Conv2d '0' through their own vjp and jvp; cdn_kernels.ConvGELU or conv2d, without bias, would be faster"
-    )
+    message = "runs Conv2d '0' in torch's kernels; channels last they may run in the library's"
     for network in (mixed().double(), mixed().double()):  # which has one that could not be replaced, too
         calls = network, network.forward, lambda y, network=network: network(y), lambda y: network(y)
         with pytest.warns(UserWarning, match=message) as caught:
@@ -316,7 +321,9 @@ FUNCTION_OF_ITS_OWN = mixed().double()
 
 def test_convolutions_of_functions_are_named_by_their_filters_once(monkeypatch):
     monkeypatch.setattr(step_file, "_said", set())
-    with pytest.warns(UserWarning, match=r"runs a convolution with filters \[8, 3, 3, 3\] through") as caught:
+    with pytest.warns(
+        UserWarning, match=r"runs a convolution with filters \[8, 3, 3, 3\] in torch's kernels"
+    ) as caught:
         for _ in range(2):
             cdn_kernels.score_matching_step(lambda y: FUNCTION_OF_ITS_OWN(y), samples(), joint)
     assert len(caught) == 1

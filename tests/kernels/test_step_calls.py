@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import cdn_kernels
+from cdn_kernels.backends import cpu_engines
+from cdn_kernels.ops import torch_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:score_matching_step runs")
+
+
+@pytest.fixture(autouse=True, params=["measured", "all"])
+def convolutions(request, monkeypatch):
+    """Those of networks this small are left to torch, unless all are taken over."""
+    monkeypatch.setattr(torch_functions, "CHOICE", request.param)
+    return request.param
 
 
 def double(*shape):
@@ -277,25 +286,33 @@ def test_first_order_for_models_that_differentiate_themselves():
     assert torch.overrides._get_current_function_mode() is None
 
 
-class Checkpointed(nn.Module):
+class Twice(nn.Module):
+    """Filters and images of one shape, in each of two checkpoints."""
+
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
 
     def forward(self, y):
-        block = lambda h: F.silu(self.second(F.silu(self.first(h))))
-        return checkpoint(block, y, use_reentrant=False).mean((2, 3))
+        for first, second in (self.layers[:2], self.layers[2:]):
+            y = checkpoint(lambda h, f=first, s=second: F.silu(s(F.silu(f(h)))), y, use_reentrant=False)
+        return y.mean((2, 3))
 
 
-def test_checkpoints_run_with_the_reference_and_else_name_the_way_out():
-    network, y = Checkpointed().double(), double(3, 2, 7, 7)
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_checkpoints(monkeypatch, impl, layout):
+    monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")  # the library's kernels for all that they can do
+    network = Twice().double().to(memory_format=layout)
+    y = double(3, 3, 3, 3).contiguous(memory_format=layout)
 
     def plain():
         leaf = y.clone().requires_grad_()
-        h = F.silu(network.second(F.silu(network.first(leaf)))).mean((2, 3))
-        (score,) = torch.autograd.grad(h.logsumexp(1).sum(), leaf, create_graph=True)
-        penalty(h, score).backward()
+        h = leaf
+        for layer in network.layers:
+            h = F.silu(layer(h))
+        outputs = h.mean((2, 3))
+        (score,) = torch.autograd.grad(outputs.logsumexp(1).sum(), leaf, create_graph=True)
+        penalty(outputs, score).backward()
 
-    compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, impl="reference"), plain)
-    with pytest.raises(RuntimeError, match="torch.utils.checkpoint ran a part .* use impl='reference'"):
-        cdn_kernels.score_matching_step(network, y, penalty)
+    compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, impl=impl), plain)
