@@ -72,6 +72,8 @@ JEM: dict[str, dict[str, Any]] = {
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
 }
+# What runs of older versions, which did not write it down, did.
+UNWRITTEN: dict[str, Any] = dict(clean="independent", fused=False)
 # Default of the settings that have none of their own: they are filled in when the others are known.
 _LATER: Any = None
 
@@ -120,6 +122,7 @@ class Settings:
     sigma_low: float = 0.01
     sigma_high: float = 1.0
     clean_share: float = _LATER
+    clean: str = "stratified"
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = _LATER
@@ -177,7 +180,7 @@ class Settings:
     @property
     def levels(self) -> NoiseLevels:
         """The distribution of noise levels."""
-        return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
+        return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share, self.clean)
 
     @property
     def kernels(self) -> str:
@@ -246,9 +249,12 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings of a ``config.json``, ignoring what is not a setting.
 
+        What an older version did not write down is as that version had it.
+
         Raises:
             CDNError: a value of another type, or options that contradict each other.
         """
+        values = UNWRITTEN | values
         # None is what stands for a recipe's value, in settings that have one.
         form = {
             field.name: hint if field.default is not None else hint | None
