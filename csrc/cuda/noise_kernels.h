@@ -1,7 +1,7 @@
 // The kernels of noise, noise levels and the denoising residual, which draw from counters.
 #pragma once
 
-#include "levels.h"
+#include "../levels.h"
 #include "noise_units.h"
 
 extern __shared__ __align__(16) unsigned char cdn_shared[];
