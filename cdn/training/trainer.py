@@ -46,6 +46,7 @@ class Trainer:
         device: torch.device,
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
+        settings = settings.decided(device)
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
@@ -189,9 +190,7 @@ class Trainer:
         if settings.final_denoising_weight is not None and settings.objective != "classification":
             weights["denoising_weight"] = self.denoising_weight
         noise = Noise(settings.seed, self.number)
-        return joint_step(
-            self.model, x, labels, settings.levels, noise, clean=self.clean, impl=self.impl, **weights
-        )
+        return joint_step(self.model, x, labels, settings.levels, noise, clean=self.clean, impl=self.impl, **weights)
 
     def _update_average(self) -> None:
         with torch.no_grad():
