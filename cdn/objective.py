@@ -1,19 +1,21 @@
 """The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
 
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.capabilities import is_direct_denoiser, treats_images_alone
 from cdn.model.finite import decided
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import Sigma
+from cdn_kernels.ops.noise import check_noise
 from cdn_kernels.phases import phase
-from cdn_kernels.transforms import transformed
+from cdn_kernels.transforms import can_be_read, transformed
 
 # The factor of a term of the objective: a number, or a tensor [].
 Weight = float | Tensor
@@ -71,11 +73,22 @@ def joint_step(
     classification_weight: Weight = 1.0,
     denoising_weight: Weight = 1.0,
     label_smoothing: float = 0.0,
+    clean: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Parts]:
     """Add the parameter gradient of :func:`joint_loss` to ``.grad``, by :func:`cdn_kernels.score_matching_step`.
 
+    Images with sigma = 0 take part in the cross-entropy only: where the host knows how many there are, and the model
+    computes every image for itself (:func:`cdn.model.capabilities.treats_images_alone`), they are spared the sweeps of
+    the score, and the model is called twice, on the noisy images and on the clean ones. The gradient is that of the
+    whole batch, within rounding, and reaches every parameter, and its hooks, once. The host knows sigma itself, as a
+    number or a tensor on the CPU that requires no grad, and what stratified :class:`cdn.NoiseLevels` draw; independent
+    ones run whole, as ever.
+
     Args, errors: as for :func:`joint_loss` and the step.
+        clean: how many images of the batch stay clean, from :func:`cdn_kernels.count_clean`, for stratified levels with
+            a key whose offset is in a tensor that the host does not read; None to run such batches whole. A number that
+            is too high makes loss and gradient nan.
 
     Returns:
         (loss, parts), both detached.
@@ -86,7 +99,8 @@ def joint_step(
             "use cdn.joint_loss"
         )
     with cdn_kernels.using(impl), torch.enable_grad():
-        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
+        weights = classification_weight, denoising_weight
+        objective = _Objective(model, x, labels, sigma, noise, *weights, label_smoothing, apart=True, clean=clean)
         if objective.needs_score:
             return cdn_kernels.score_matching_step(model, objective.y, objective, impl=impl).loss, objective.parts
         loss = _value(model, objective)
@@ -120,7 +134,12 @@ def _value(model: nn.Module, objective: "_Objective") -> Tensor:
 
 
 class _Objective:
-    """The joint objective at the noisy images y of one step: a function of a model's output and score."""
+    """The joint objective at the noisy images y of one step: a function of a model's output and score.
+
+    Args:
+        apart: take clean images out of y where they can run without a score; they then run as the value is computed.
+        clean: how many there are, as of :func:`joint_step`.
+    """
 
     def __init__(
         self,
@@ -132,6 +151,9 @@ class _Objective:
         classification_weight: Weight,
         denoising_weight: Weight,
         label_smoothing: float,
+        *,
+        apart: bool = False,
+        clean: int | None = None,
     ) -> None:
         if not _computed(classification_weight) and not _computed(denoising_weight):
             raise ValueError("joint_loss: classification_weight and denoising_weight are both 0: nothing to minimize")
@@ -145,32 +167,122 @@ class _Objective:
         check_floating(x, "joint_loss")
         if not len(x):
             raise ValueError("joint_loss: expected images [B, C, H, W], one or more, got none")
-        self.labels, self.noise = labels, noise
+        self.model, self.labels = model, labels
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)
+        self.rest: Tensor | None = None  # the clean images beside y
+        self.blank = False  # whether all are clean, and nothing is denoised
+        self.valid: Tensor | None = None  # 1, or nan
         self.parts: Parts = {}
+        count = self._spared(len(x), _count_clean(x, sigma, noise, clean)) if apart else 0
         with phase("noise"):
-            self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
+            if count:
+                check_noise(noise, x)
+                x, sigma, noise = self._separated(x, sigma, noise, count, counted=clean is not None)
+            self.noise = noise
+            if self.blank:
+                self.y = x
+            else:
+                self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
+
+    def _spared(self, batch: int, clean: int) -> int:
+        """Return how many clean images are taken out of y: all, or none where that gains nothing or is not allowed."""
+        classification, denoising = map(_computed, self.weights)
+        gains = clean and denoising and (classification or clean < batch)
+        return clean if gains and treats_images_alone(self.model) else 0
+
+    def _separated(
+        self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, count: int, *, counted: bool
+    ) -> tuple[Tensor, Tensor, Noise | Tensor]:
+        """Return the images, levels and noise of the noisy images, and keep the clean ones apart.
+
+        No shape depends on a value, and none is looked at: a CUDA graph can hold it.
+        """
+        real = torch_ops.compute_dtype(x.dtype)
+        if isinstance(sigma, NoiseLevels):
+            assert isinstance(noise, Noise)  # others have no count
+            sigma = cdn_kernels.sample_sigma(len(x), noise, sigma, dtype=real, device=x.device)
+        sigma = torch_ops.per_image(sigma, x, "sigma")
+        order = (sigma == 0).to(torch.uint8).argsort(stable=True)  # noisy images first
+        noisy, clean = order.split([len(x) - count, count])
+        if counted:
+            as_told = (sigma[clean] == 0).all().to(real)
+            self.valid = as_told / as_told
+        if count == len(x):
+            self.blank, self.needs_score = True, False
+            return x, sigma, noise
+        self.labels = None if self.labels is None else self.labels[order]
+        self.rest = x[clean]
+        return x[noisy], sigma[noisy], noise.chosen(noisy) if isinstance(noise, Noise) else noise[noisy]
 
     def __call__(self, output: Tensor, score: Tensor | None) -> Tensor:
         terms: list[Tensor] = []
         classification_weight, denoising_weight = self.weights
         if _computed(classification_weight):
-            assert self.labels is not None  # checked above
-            loss = torch_ops.cross_entropy(output, self.labels, label_smoothing=self.label_smoothing)
-            terms.append(classification_weight * loss)
-            self.parts["classification"] = loss.detach()
-            self.parts["accuracy"] = (decided(output.detach()) == self.labels).float().mean()
+            terms.append(classification_weight * self._classification(output))
         if _computed(denoising_weight):
-            if score is None:
-                noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
-                score = -output / torch_ops.expand(noisy, output).square()
-            # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
-            with phase("noise"):
-                loss = cdn_kernels.denoising_loss(score, self.sigma, self.noise)
+            loss = torch.zeros((), device=output.device) if self.blank else self._denoising(output, score)
             terms.append(denoising_weight * loss)
             self.parts["denoising"] = loss.detach()
-        return cast(Tensor, sum(terms))  # at least one
+        total = cast(Tensor, sum(terms))  # at least one
+        return total if self.valid is None else total * self.valid
+
+    def _classification(self, logits: Tensor) -> Tensor:
+        assert self.labels is not None  # checked at the start
+        if self.rest is not None:
+            with phase("forward"):
+                logits = torch.cat([logits, self.model(self.rest)])
+        loss = torch_ops.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
+        self.parts["classification"] = loss.detach()
+        self.parts["accuracy"] = (decided(logits.detach()) == self.labels).float().mean()
+        return loss
+
+    def _denoising(self, output: Tensor, score: Tensor | None) -> Tensor:
+        if score is None:
+            noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
+            score = -output / torch_ops.expand(noisy, output).square()
+        # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
+        with phase("noise"):
+            return cdn_kernels.denoising_loss(score, self.sigma, self.noise)
+
+
+def _count_clean(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, told: int | None) -> int:
+    """Return how many images of a step stay clean, as far as the host knows without waiting for a device; else 0.
+
+    Raises:
+        ValueError: a number was told that cannot be, or of other levels than stratified ones.
+    """
+    if isinstance(sigma, NoiseLevels):
+        if sigma.clean != "stratified" or not isinstance(noise, Noise):
+            _refuse_count(told, sigma)
+            return 0
+        if told is not None:
+            if isinstance(told, bool) or not isinstance(told, int) or not 0 <= told <= len(x):
+                raise ValueError(f"joint_step: clean must be an integer in [0, {len(x)}], got {told!r}")
+            return told
+        if isinstance(noise.offset, Tensor):
+            if not _can_look_at(noise.offset):
+                return 0
+            noise = replace(noise, offset=int(noise.offset))
+        if not isinstance(noise.places, Tensor):
+            return cdn_kernels.count_clean(len(x), noise, sigma)
+        if not _can_look_at(noise.places):
+            return 0
+        return int(torch_ops.is_clean(noise.placed(len(x), "cpu"), noise, sigma).sum())
+    _refuse_count(told, sigma)
+    if isinstance(sigma, Tensor):
+        known = _can_look_at(sigma) and not sigma.requires_grad and sigma.shape in ((), x.shape[:1])
+        return int((sigma == 0).expand(len(x)).sum()) if known else 0
+    return len(x) if sigma == 0 else 0
+
+
+def _refuse_count(told: int | None, sigma: Sigma | NoiseLevels) -> None:
+    if told is not None:
+        raise ValueError(f"joint_step: clean counts images of stratified NoiseLevels with a key, got sigma={sigma!r}")
+
+
+def _can_look_at(x: Tensor) -> bool:
+    return x.device.type == "cpu" and can_be_read(x)
 
 
 def _computed(weight: Weight) -> bool:

@@ -19,7 +19,7 @@ from cdn_kernels.ops.noise import sample_noise, sample_sigma, standard_normal
 from cdn_kernels.ops.norm import gelu_group_norm
 from cdn_kernels.ops.pool import channel_mean, energy
 from cdn_kernels.ops.score import score
-from cdn_kernels.reference import cross_entropy, logsumexp
+from cdn_kernels.reference import count_clean, cross_entropy, logsumexp
 from cdn_kernels.step import first_order, score_matching_step
 
 __version__ = "0.2.0"
@@ -33,6 +33,7 @@ __all__ = [
     "conv2d",
     "conv2d_gelu",
     "conv2d_gelu_conv2d",
+    "count_clean",
     "cross_entropy",
     "denoising_loss",
     "energy",

@@ -12,6 +12,14 @@ from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, OPERATIONS, automatic
 from cdn_kernels.console import run_steadily
 
 _CPU = torch.device("cpu")
+# By capability; None where there is no library.
+_INSTRUCTIONS = {
+    None: "no kernels",
+    "scalar": "portable",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512_bf16": "AVX-512 bf16",
+}
 
 
 def describe(impl: str = "auto", device: torch.device = _CPU) -> list[tuple[str, str]]:
@@ -24,6 +32,11 @@ def describe(impl: str = "auto", device: torch.device = _CPU) -> list[tuple[str,
     """
     check_impl(impl)
     return [(operation, _fastest(operation, impl, device)) for operation in OPERATIONS]
+
+
+def hardware(device: torch.device) -> str:
+    """Return what the kernels of a device are compiled for: the name of a GPU, or the instructions of a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _INSTRUCTIONS[cpu.CAPABILITY]
 
 
 def _fastest(operation: str, impl: str, device: torch.device) -> str:

@@ -5,7 +5,7 @@ configuration. The drawing is specified in :mod:`cdn_kernels.reference`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -16,7 +16,9 @@ from cdn_kernels.transforms import can_be_read
 # Far above any noise under which something is left of an image in [0, 1].
 HIGHEST_LEVEL = 10.0
 SEEDS = 1 << 64  # how many seeds there are
+PLACES = 1 << 32  # how many places of images there are in a batch
 LAWS = ("log-uniform", "uniform", "fixed")
+CLEAN_LAWS = ("independent", "stratified")
 
 Sigma = float | Tensor  # one noise level, or one per image, [B]
 
@@ -59,15 +61,21 @@ class Noise:
         offset: the position in it, 0 <= offset < 2**63; typically the training step. Or a tensor that holds it, int64
             [] on the device of the noise, whose value only the kernels read: a CUDA graph draws new noise at every
             replay if that tensor moves on.
+        places: the place in the whole batch of the first image that noise is drawn for, 0 <= places < 2**32; or of each
+            image, int64 [B] on the device of the noise. An image gets the noise of its place, in whatever part or order
+            of the batch it comes: the second half of 64 images is drawn with places=32. Places count modulo 2**32, and
+            values on another device than the CPU are not looked at, which would wait for them.
 
     Raises:
-        ValueError: seed or offset out of range, or a tensor of another kind.
+        ValueError: seed, offset or places out of range, or a tensor of another kind.
     """
 
     seed: int
     offset: int | Tensor = 0
+    places: int | Tensor = 0
 
     def __post_init__(self) -> None:
+        _check_places(self.places)
         for name, bits in (("seed", 64), ("offset", 63)):
             value = getattr(self, name)
             if name == "offset" and isinstance(value, Tensor):
@@ -91,6 +99,56 @@ class Noise:
             raise ValueError(f"Noise: offset must be on the device of the noise, {device}, got {found}")
         return self.offset
 
+    def moved(self, distance: int) -> "Noise":
+        """Return the key of another position, so much further in the stream, for the same places.
+
+        Raises:
+            ValueError: that position is out of range.
+        """
+        return replace(self, offset=self.offset + distance)
+
+    def chosen(self, index: Tensor) -> "Noise":
+        """Return the key that draws for some images of a batch what this one draws for them.
+
+        Args:
+            index: which images of the batch, int64 [n], in any order.
+        """
+        whole = self.places
+        return replace(self, places=whole[index] if isinstance(whole, Tensor) else (index + whole) % PLACES)
+
+    def placed(self, batch: int, device: torch.device | str) -> Tensor:
+        """Return the places of the images of a batch, int64 [batch], on a device.
+
+        Raises:
+            ValueError: they are a tensor of another length, or on another device.
+        """
+        if not isinstance(self.places, Tensor):
+            return torch.arange(self.places, self.places + batch, dtype=torch.int64, device=device)
+        self.check_places(batch, device)
+        return self.places
+
+    def check_places(self, batch: int, device: torch.device | str) -> None:
+        """Raise ValueError if places are a tensor of another length than the batch, or on another device."""
+        if not isinstance(self.places, Tensor):
+            return
+        if len(self.places) != batch:
+            raise ValueError(f"Noise: places must be one per image, [{batch}], got {list(self.places.shape)}")
+        device, found = torch.device(device), self.places.device
+        if device.type != found.type or device.index not in (None, found.index):
+            raise ValueError(f"Noise: places must be on the device of the noise, {device}, got {found}")
+
+
+def _check_places(places: object) -> None:
+    if not isinstance(places, Tensor):
+        if isinstance(places, bool) or not isinstance(places, int) or not 0 <= places < PLACES:
+            raise ValueError(f"Noise: places must be an integer in [0, 2**32) or a tensor of them, got {places!r}")
+    elif places.dtype != torch.int64 or places.dim() != 1:
+        raise ValueError(f"Noise: a tensor as places must be int64 [B], got {places.dtype} {list(places.shape)}")
+    elif places.device.type == "cpu" and can_be_read(places) and bool(((places < 0) | (places >= PLACES)).any()):
+        raise ValueError(
+            f"Noise: places must be in [0, 2**32), got values from {int(places.min())} to {int(places.max())}"
+        )
+
 
 @dataclass(frozen=True)
 class NoiseLevels:
@@ -100,6 +158,9 @@ class NoiseLevels:
         law: "log-uniform" or "uniform" on [low, high], or "fixed" (sigma = high, low is ignored).
         low, high: noise levels in the units of the images ([0, 1]); 0 < low <= high.
         clean_share: the probability, in [0, 1], that an image gets sigma = 0 instead.
+        clean: "stratified": among any consecutive places of a batch the share is met to within one image, so that the
+            number of clean images hardly changes from step to step (:func:`cdn_kernels.reference.is_clean`); or
+            "independent": every image for itself, as in versions before 0.2.0.
 
     Raises:
         ValueError: an unknown law, or values out of range.
@@ -109,8 +170,11 @@ class NoiseLevels:
     low: float = 0.01
     high: float = 1.0
     clean_share: float = 0.0
+    clean: str = "stratified"
 
     def __post_init__(self) -> None:
+        if self.clean not in CLEAN_LAWS:
+            raise ValueError(f"NoiseLevels: clean must be one of {', '.join(CLEAN_LAWS)}, got {self.clean!r}")
         if self.law not in LAWS:
             raise ValueError(f"NoiseLevels: law must be one of {', '.join(LAWS)}, got {self.law!r}")
         low = self.high if self.law == "fixed" else self.low

@@ -19,6 +19,7 @@ from cdn_kernels.noise import Noise, NoiseLevels, Sigma, check_level
 from cdn_kernels.transforms import transformed
 
 Output = TypeVar("Output")
+Word = TypeVar("Word", int, Tensor)
 Pullback = Callable[[Tensor], tuple[Tensor]]  # from a gradient by the value to that by the input
 
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
@@ -269,8 +270,9 @@ def _check_density(name: str, value: object) -> None:
 # Noise
 #
 # Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed. The
-# counter is (block within the image, image within the batch, offset, offset and stream): image i gets the same noise
-# whatever the batch size, the layout or the number of threads. A block of four words gives four normals.
+# counter is (block within the image, place in the batch, offset, offset and stream): the image at place i gets the same
+# noise whatever the batch size, the layout or the number of threads. A block of four words gives four normals. Of the
+# stream of levels, an image takes two words of block 0, and the whole batch one word of block 1 at place 0.
 # ----------------------------------------------------------------------------------------------------------------
 
 NORMAL_STREAM, LEVEL_STREAM = 0, 1
@@ -279,15 +281,15 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
     """Apply the ten rounds of Philox4x32.
 
     Args:
-        counter: four int64 tensors (broadcastable) holding 32-bit words.
+        counter: four 32-bit words: integers, or int64 tensors (broadcastable).
         key: two 32-bit integers.
 
     Returns:
-        Four int64 tensors holding 32-bit words.
+        Four 32-bit words, integers or int64 tensors.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -302,10 +304,18 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor,
 def random_words(batch: int, blocks: int, noise: Noise, stream: int, device: Device = None) -> Tensor:
     """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
     block = torch.arange(blocks, device=device)[None, :]
-    image = torch.arange(batch, device=device)[:, None]
+    place = noise.placed(batch, block.device)[:, None] & _MASK
     offset = noise.position(block.device)
-    counter = torch.broadcast_tensors(block, image, offset & _MASK, offset >> 32 | stream << 31)
-    return torch.stack(philox4x32(counter, (noise.seed & _MASK, noise.seed >> 32)), -1)
+    counter = torch.broadcast_tensors(block, place, *_position_words(offset, stream))
+    return torch.stack(philox4x32(counter, _key_words(noise)), -1)
+
+
+def _position_words(offset: Word, stream: int) -> tuple[Word, Word]:
+    return offset & _MASK, offset >> 32 | stream << 31
+
+
+def _key_words(noise: Noise) -> tuple[int, int]:
+    return noise.seed & _MASK, noise.seed >> 32
 
 
 def standard_normal(
@@ -341,8 +351,9 @@ def sample_sigma(
 ) -> Tensor:
     """Draw one noise level per image, [batch], from the images' own counters.
 
-    The position in [low, high] comes from the first word and the choice of a clean image from the second; both are
-    computed in float64 and rounded once, so every backend gets the same values.
+    The position in [low, high] comes from the first word, computed in float64 and rounded once, so every backend gets
+    the same values. Which images stay clean says :func:`is_clean`, or, if they are independent, the second word, with
+    the probability of the share.
     """
     drawn = random_words(batch, 1, noise, LEVEL_STREAM, device)[:, 0]
     words = in_float64(drawn)
@@ -353,8 +364,70 @@ def sample_sigma(
         sigma = levels.low + position * (levels.high - levels.low)
     else:
         sigma = torch.full_like(position, levels.high)
-    clean = words[:, 1] < levels.clean_share * 2.0**32
+    if levels.clean == "stratified":
+        clean = is_clean(noise.placed(batch, drawn.device), noise, levels).to(words.device)
+    else:
+        clean = words[:, 1] < levels.clean_share * 2.0**32
     return torch.where(clean, 0.0, sigma).to(dtype).to(drawn.device)
+
+
+def is_clean(places: Tensor, noise: Noise, levels: NoiseLevels) -> Tensor:
+    """Tell which images of a batch stay clean by the stratified law.
+
+    With the share in integers, ``S = round(2**32 clean_share)``, and u the first word of block 1 of the stream of
+    levels at place 0, one for the whole batch, the image at place i is clean if ``(i S + u) mod 2**32 + S >= 2**32``:
+    if a multiple of 2**32 lies in ``(i S + u, (i + 1) S + u]``. Since u is uniform, each place is clean with
+    probability ``S / 2**32``; and n consecutive places, wherever they begin, hold ``n S / 2**32`` clean images, rounded
+    up or down.
+
+    Args:
+        places: int64 [n].
+        noise: the key, of which seed and offset count.
+        levels: of which clean_share counts.
+
+    Returns:
+        bool [n].
+    """
+    share = clean_integer(levels)
+    words = _position_words(noise.position(places.device), LEVEL_STREAM)
+    one, none = torch.ones_like(words[0]), torch.zeros_like(words[0])
+    u = philox4x32((one, none, *words), _key_words(noise))[0]
+    # Only the low 32 bits of a product count, which wrapping in int64 leaves right.
+    return (places * share + u & _MASK) + share >= 1 << 32
+
+
+def clean_integer(levels: NoiseLevels) -> int:
+    """Return the share of clean images in units of 2**-32, an integer in [0, 2**32]."""
+    return round(levels.clean_share * 2.0**32)
+
+
+def count_clean(batch: int, noise: Noise, levels: NoiseLevels) -> int:
+    """Count the images of a batch that stay clean by the stratified law, on the host and in integers.
+
+    Args:
+        batch: the number of images; their places are consecutive.
+        noise: the key, of which offset and places are integers.
+        levels: of which clean is "stratified".
+
+    Returns:
+        How many of the images :func:`is_clean` is true for: ``batch clean_share`` rounded up or down.
+
+    Raises:
+        TypeError: batch is no integer of at least 0, or noise no key, or levels no NoiseLevels.
+        ValueError: offset or places are a tensor, or clean images independent of one another.
+    """
+    if not isinstance(noise, Noise) or not isinstance(levels, NoiseLevels):
+        got = type(levels if isinstance(noise, Noise) else noise).__name__
+        raise TypeError(f"count_clean: expected (batch, Noise, NoiseLevels), got {got}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
+        raise TypeError(f"count_clean: batch must be an integer of at least 0, got {batch!r}")
+    if isinstance(noise.offset, Tensor) or isinstance(noise.places, Tensor):
+        raise ValueError("count_clean: offset and places must be integers, got a tensor")
+    if levels.clean != "stratified":
+        raise ValueError(f"count_clean: clean must be 'stratified', got {levels.clean!r}")
+    u = philox4x32((1, 0, *_position_words(noise.offset, LEVEL_STREAM)), _key_words(noise))[0]
+    share, first = clean_integer(levels), noise.places
+    return ((first + batch) * share + u >> 32) - (first * share + u >> 32)
 
 
 def sample_noise(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 10
+#define CDN_INTERFACE 11
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
 enum cdn_type { CDN_FLOAT32, CDN_FLOAT64, CDN_BFLOAT16, CDN_FLOAT16 };
 enum cdn_law { CDN_LOG_UNIFORM, CDN_UNIFORM, CDN_FIXED };
+enum cdn_clean_law { CDN_INDEPENDENT, CDN_STRATIFIED };
 enum cdn_sweep { CDN_FORWARD, CDN_BACKWARD, CDN_TANGENT };
 enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
@@ -56,18 +57,23 @@ CDN_API const char* cdn_features();
 
 // y = x + sigma eps. x is null for zero, sigma null for one. sigma is double for CDN_FLOAT64 and float
 // otherwise; half precision is computed in float and rounded once. channels = 0: C order; channels = C: each
-// image is stored [size / C, C] (channels last), while eps is still numbered in the order [C, size / C].
+// image is stored [size / C, C] (channels last), while eps is still numbered in the order [C, size / C]. Noise is drawn
+// for places of images in a batch, modulo 2^32: places[batch], or first and those after it if places is null.
 CDN_API int cdn_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
-                          std::int64_t channels, std::uint64_t seed, std::uint64_t offset, int threads, int capability);
+                          std::int64_t channels, std::uint64_t seed, std::uint64_t offset, std::int64_t first,
+                          const std::int64_t* places, int threads, int capability);
 
-// sigma[i], float or double, drawn from a law on [low, high], or 0 with probability clean_share.
+// sigma[i], float or double, drawn from a law on [low, high], or 0 with probability clean_share: by a clean law for
+// each image for itself, or for all places so that consecutive ones meet the share to within one image.
 CDN_API int cdn_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
-                             double clean_share, std::uint64_t seed, std::uint64_t offset);
+                             double clean_share, int clean, std::uint64_t seed, std::uint64_t offset,
+                             std::int64_t first, const std::int64_t* places);
 
 // Both in one call: sigma[batch] is drawn and written, then y = x + sigma eps. x must not be null.
 CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
-                             std::int64_t channels, int law, double low, double high, double clean_share,
-                             std::uint64_t seed, std::uint64_t offset, int threads, int capability);
+                             std::int64_t channels, int law, double low, double high, double clean_share, int clean,
+                             std::uint64_t seed, std::uint64_t offset, std::int64_t first, const std::int64_t* places,
+                             int threads, int capability);
 
 // The denoising residual sigma s + eps of a score, with the eps that cdn_add_noise adds; images with sigma = 0 have
 // none. Either errors[batch] = mean over the image of its square (gradient null), or gradient = factors[batch] times
@@ -75,7 +81,8 @@ CDN_API int cdn_sample_noise(const void* x, void* sigma, void* y, int type, std:
 // otherwise. channels as for cdn_add_noise, size >= 1.
 CDN_API int cdn_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
                           int type, std::int64_t batch, std::int64_t size, std::int64_t channels, std::uint64_t seed,
-                          std::uint64_t offset, int threads, int capability);
+                          std::uint64_t offset, std::int64_t first, const std::int64_t* places, int threads,
+                          int capability);
 
 // words[batch, blocks, 4]: the integers behind the noise, for tests.
 CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int stream,

@@ -7,10 +7,11 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define CDN_HOST_DEVICE static __host__ __device__ __forceinline__
+#define CDN_MEMBER __host__ __device__ __forceinline__
 #else
-#define CDN_HOST_DEVICE static inline __attribute__((always_inline))
+#define CDN_MEMBER inline __attribute__((always_inline))
 #endif
+#define CDN_HOST_DEVICE static CDN_MEMBER
 
 namespace cdn {
 
@@ -18,6 +19,17 @@ enum Stream : std::uint32_t { kNormalStream = 0, kLevelStream = 1 };
 
 struct Key {
     std::uint64_t seed, offset;
+};
+
+// Where images stand in a batch, which is all that their noise knows of it: at `places`, or one after the other from
+// `first` if that is null; modulo 2^32.
+struct Places {
+    std::int64_t first;
+    const std::int64_t* places;
+
+    CDN_MEMBER std::uint32_t of(std::int64_t image) const {
+        return static_cast<std::uint32_t>(places ? places[image] : first + image);
+    }
 };
 
 template <typename Word>

@@ -20,7 +20,7 @@ from cdn.model.modes import PRECISIONS
 from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
 from cdn.training.settings import BLOCKS, KERNELS, OBJECTIVES, RECIPES, Settings
-from cdn_kernels.noise import LAWS
+from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
@@ -35,8 +35,8 @@ gradient of logsumexp denoises them. Defaults marked * depend on the data set.""
 Row = tuple[str, Any, str]
 GROUPS: dict[str, tuple[Row, ...]] = {
     "run": (
-        ("fused", bool, "train with the compiled kernels, on a GPU as a CUDA graph; stops if they cannot run"),
-        ("impl", KERNELS, "whose kernels --fused runs; auto: the fastest"),
+        ("fused", bool, "insist on the compiled kernels, or take plain PyTorch (default: the kernels if they can run)"),
+        ("impl", KERNELS, "whose kernels, as --fused; auto: the fastest"),
         ("device", str, "auto, cpu, cuda or cuda:N"),
         ("precision", PRECISIONS, "bf16: convolutions in bfloat16, everything delicate in float32"),
         ("seed", seed_number, "of weights, batches, augmentation and noise"),
@@ -75,6 +75,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("sigma_low", noise_level, "lowest noise level, for images in [0, 1]: 0.1 or 25/255"),
         ("sigma_high", noise_level, "highest noise level, or the only one"),
         ("clean_share", fraction, "share of images that are left without noise"),
+        ("clean", CLEAN_LAWS, "which: stratified, as many in every step, or independent, each by a draw of its own"),
         ("label_smoothing", fraction, "of the cross-entropy"),
     ),
     "joint energy model (--objective jem); lengths are those of images in [-1, 1], as in the paper": (

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 import cdn_kernels
 from cdn.cli.arguments import pick_device
 from cdn.cli.training import training_parser
 from cdn.errors import CDNError
 from cdn.run_folder.config import read_config
-from cdn.training.settings import FREE, Settings
+from cdn.training.settings import FREE, UNWRITTEN, Settings
+from cdn_kernels.info import hardware
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -29,9 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     else:
         settings = Settings(**arguments)
     device = pick_device(settings.device)
-    if found := settings.backends(device):
-        for backend in dict.fromkeys(found.values()):
-            print(f"fused, by the {backend} kernels: {', '.join(name for name in found if found[name] == backend)}")
+    reason = settings.why_not_fused(device) if settings.fused is None else None
+    settings = settings.decided(device)
+    print("kernels: " + kernels_text(settings.backends(device), device, reason))
+    if settings.fused:
         cdn_kernels.keep_pages()
 
     from cdn.run_folder.names import PICTURES
@@ -53,6 +57,23 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     look = f"look at {pictures}; more" if pictures else "more"
     print(f"{look} figures with: {shlex.join(['python', '-m', 'cdn.evaluate', str(run)])}")
     return None
+
+
+def kernels_text(backends: Mapping[str, str], device: torch.device, reason: str | None) -> str:
+    """Return in words whose kernels run.
+
+    Args:
+        backends: by operation; none for plain PyTorch.
+        device: where.
+        reason: why no other kernels run, if that is what decided it.
+    """
+    if not backends:
+        return "plain PyTorch" + (f", because {reason}" if reason else "")
+    names = list(dict.fromkeys(backends.values()))
+    if len(names) == 1:
+        return f"{names[0]} ({hardware(device)})"
+    used = (f"{name} for {', '.join(op for op in backends if backends[op] == name)}" for name in names)
+    return f"{'; '.join(used)} ({hardware(device)})"
 
 
 def new_folder(path: Path) -> Path:
@@ -107,7 +128,7 @@ def _resumed_folder(out: Path | None, resume: str | Literal[True]) -> Path:
 def _resumed_settings(run: Path, arguments: Mapping[str, Any]) -> Settings:
     """Return the settings a run was started with; what is given again has to agree, or be free to change."""
     config = read_config(run)
-    stored = dict(config.training)
+    stored = UNWRITTEN | config.training
     if stored.get("data") == "imagefolder" and stored.get("image_size") is None:  # as it was once left open
         stored["image_size"] = config.image_side
     for name, value in arguments.items():

@@ -1,7 +1,7 @@
 """Measure the test error against the number of training images, for both tasks together and for each alone.
 
     python -m cdn.experiments.learning_curves --data digits --sizes 100 300 1437 --seeds 0 1 --steps 500
-    python -m cdn.experiments.learning_curves --data cifar10 --data-dir data --sizes 500 5000 50000 --steps 3000 --fused
+    python -m cdn.experiments.learning_curves --data cifar10 --data-dir data --sizes 500 5000 50000 --steps 3000
 
 Trains joint, classification-only and denoising-only models, all for the same number of steps, on the first images of
 one random order per seed, so that a smaller training set is part of a larger one. Fits the form b + v/n of
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[P
             raise CDNError(f"--{name.replace('_', '-')} is what this experiment varies or fixes itself: leave it out")
     plans = [(objective, n, seed) for objective in args.objectives for n in args.sizes for seed in args.seeds]
     settings = lambda o, n, seed: Settings(**common, objective=o, train_images=n, seed=seed, steps=args.steps)
-    return args, {plan: settings(*plan) for plan in plans}
+    return args, {plan: settings(*plan).decided(pick_device(common.get("device", "auto"))) for plan in plans}
 
 
 if __name__ == "__main__":

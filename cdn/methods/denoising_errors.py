@@ -158,7 +158,7 @@ def noisy_copies(
     keys = -(-draws // 2)
     for node, (sigma, _) in enumerate(level_nodes(levels, nodes)):
         for draw in range(draws):
-            key = Noise(noise.seed, noise.offset + node * keys + draw // 2)
+            key = noise.moved(node * keys + draw // 2)
             eps = cdn_kernels.standard_normal(x.shape, key, dtype=x.dtype, device=x.device)
             yield sigma, x + (-1) ** draw * sigma * eps
 

@@ -15,6 +15,14 @@ from cdn.model.gradresnet import Trunk
 from cdn.model.network import Network
 
 _WRAPPERS = (AveragedModel, nn.DataParallel, DistributedDataParallel)
+_BATCH_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),  # which may keep statistics of batches
+)
+_DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU),
+)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -78,6 +86,27 @@ def is_ours(model: nn.Module) -> bool:
 def is_direct_denoiser(model: nn.Module) -> bool:
     """Say whether the outputs of a model are the noise in its images, not logits."""
     return isinstance(unwrapped(model), DirectDenoiser)
+
+
+def treats_images_alone(model: nn.Module) -> bool:
+    """Say whether a model, as it is now, computes every image for itself, and the same again.
+
+    A batch may then run in parts. The networks of this package do; of any other module it is not assumed: one that does
+    says so by an attribute ``images_alone = True``. It is false in any case where a layer looks at the other images of
+    a batch (BatchNorm that is training or keeps no statistics), draws numbers (dropout, RReLU, while training), or is
+    parametrized, for spectral norms move with every forward.
+    """
+    inner = unwrapped(model)
+    return getattr(inner, "images_alone", False) is True and not any(map(_mixes_images, inner.modules()))
+
+
+def _mixes_images(layer: nn.Module) -> bool:
+    if isinstance(layer, _BATCH_NORMS):
+        return layer.training or not layer.track_running_stats
+    if isinstance(layer, nn.utils.parametrize.ParametrizationList):
+        return True
+    draws = isinstance(layer, _DROPOUTS) or isinstance(getattr(layer, "dropout", None), float)  # of attention
+    return draws and layer.training
 
 
 def kind(model: nn.Module, objective: str | None = None) -> str:

@@ -13,10 +13,13 @@ class Network(nn.Module):
         classes: names of the classes; set by :func:`cdn.load` alone.
         objective: what a loaded model was trained on, as in the settings of its run; None where nobody said, and after
             training it on something else, set it to None.
+        images_alone: that it computes every image for itself; see
+            :func:`cdn.model.capabilities.treats_images_alone`.
         mean: what is subtracted from the images, float32 [1, C, 1, 1].
     """
 
     config: dict[str, Any]
     classes: tuple[str, ...]
     objective: str | None = None
+    images_alone: bool = True
     mean: Tensor

@@ -18,7 +18,7 @@ _FORM = dict(
     ),
     classes=[str],
     model=dict(kind=str),
-    training=dict(objective=str | None, sigma_law=str, sigma_low=float, sigma_high=float),
+    training=dict(objective=str | None, sigma_law=str, sigma_low=float, sigma_high=float, clean=str),
 )
 
 

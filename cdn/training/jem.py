@@ -88,7 +88,7 @@ def sgld(
         The last samples, without a graph.
     """
     for k in range(steps):
-        eps = cdn_kernels.standard_normal(y.shape, Noise(noise.seed, noise.offset + k), dtype=y.dtype, device=y.device)
+        eps = cdn_kernels.standard_normal(y.shape, noise.moved(k), dtype=y.dtype, device=y.device)
         y = y + step_size * torch_ops.score(log_density, y) + deviation * eps
     return y
 

@@ -79,7 +79,7 @@ def train(
     with ExitStack() as stack:
         if resume:
             stack.enter_context(locked(run))
-        settings, dataset, found = _prepare(settings, run, resume, download)
+        settings, dataset, found = _prepare(settings.decided(device), run, resume, download)
         steps = settings.total_steps(steps_per_epoch(len(dataset.train), settings.batch_size))
         progress: Progress  # made when it is known where the run begins
         trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))

@@ -72,6 +72,8 @@ JEM: dict[str, dict[str, Any]] = {
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
 }
+# What runs of older versions, which did not write it down, did.
+UNWRITTEN: dict[str, Any] = dict(clean="independent", fused=False)
 # Default of the settings that have none of their own: they are filled in when the others are known.
 _LATER: Any = None
 
@@ -120,6 +122,7 @@ class Settings:
     sigma_low: float = 0.01
     sigma_high: float = 1.0
     clean_share: float = _LATER
+    clean: str = "stratified"
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = _LATER
@@ -135,7 +138,7 @@ class Settings:
     precision: str = "float32"
     device: str = "auto"
     seed: int = 0
-    fused: bool = False
+    fused: bool | None = None
     impl: str = "auto"
     log_every: int = 20
     evaluations: int = 10
@@ -152,8 +155,12 @@ class Settings:
                 object.__setattr__(self, name, value)
         if self.model not in BLOCKS:
             raise CDNError(f"model: expected one of {', '.join(BLOCKS)}, got {self.model!r}")
+        if self.impl != "auto" and self.fused is None:
+            object.__setattr__(self, "fused", True)
         if self.impl != "auto" and not self.fused:
-            raise CDNError(f"--impl {self.impl} says whose kernels --fused runs: give both")
+            raise CDNError(
+                f"--impl {self.impl} chooses among the fused kernels, which --no-fused does without: give one"
+            )
         if self.steps is not None and self.epochs is not None:
             raise CDNError("give epochs or steps, not both")
         family = self.model.partition("-")[0].rstrip("0123456789")
@@ -177,12 +184,27 @@ class Settings:
     @property
     def levels(self) -> NoiseLevels:
         """The distribution of noise levels."""
-        return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share)
+        return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share, self.clean)
 
     @property
     def kernels(self) -> str:
         """Whose kernels all operations of the run take, the one choice that ``fused`` and ``impl`` stand for."""
         return self.impl if self.fused else "reference"
+
+    def decided(self, device: torch.device) -> "Settings":
+        """Return the settings with the kernels decided: fused ones where they can run, if that was left open.
+
+        What was decided is recorded, and holds when a run is resumed.
+        """
+        return self if self.fused is not None else replace(self, fused=self.why_not_fused(device) is None)
+
+    def why_not_fused(self, device: torch.device) -> str | None:
+        """Return None if the fused kernels can run on a device, or the reason why not."""
+        try:
+            replace(self, fused=True).backends(device)
+        except CDNError as error:
+            return str(error).removeprefix("--fused: ")
+        return None
 
     def backends(self, device: torch.device) -> dict[str, str]:
         """Return the backend of each operation on a device, where the run is fused; else nothing.
@@ -246,9 +268,12 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
         """Return the settings of a ``config.json``, ignoring what is not a setting.
 
+        What an older version did not write down is as that version had it.
+
         Raises:
             CDNError: a value of another type, or options that contradict each other.
         """
+        values = {**UNWRITTEN, **values}
         # None is what stands for a recipe's value, in settings that have one.
         form = {
             field.name: hint if field.default is not None else hint | None

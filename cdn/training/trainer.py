@@ -17,7 +17,7 @@ from cdn.training.health import Health
 from cdn.training.jem import MOMENT_IMAGES, JointEnergy
 from cdn.training.recipe import learning_rate, make_optimizer
 from cdn.training.settings import Settings
-from cdn_kernels import Noise
+from cdn_kernels import Noise, count_clean
 from cdn_kernels.graphs import Graphed
 from cdn_kernels.phases import phase
 
@@ -28,7 +28,8 @@ class Trainer:
     A step is a pure function of the state, the settings and its own number: batches, augmentation and noise are drawn
     from counters. That is what makes resuming exact. What changes from step to step is written into tensors first; the
     step itself only works on the device and never waits for it, and with the fused kernels it is replayed
-    (:class:`cdn_kernels.Graphed`): as a CUDA graph on a GPU, and on a CPU if it is small.
+    (:class:`cdn_kernels.Graphed`), with a recording for each number of clean images: as a CUDA graph on a GPU, and on a
+    CPU if it is small.
 
     Args:
         settings: a :class:`cdn.training.settings.Settings`.
@@ -46,6 +47,7 @@ class Trainer:
         device: torch.device,
         say: Callable[[str], object] = warnings.warn,
     ) -> None:
+        settings = settings.decided(device)
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
@@ -76,6 +78,7 @@ class Trainer:
         self.jem: JointEnergy | None = None
         if settings.objective == "jem":
             self.jem = JointEnergy(settings, self._first_images(MOMENT_IMAGES), len(dataset.train), device)
+        self.clean: int | None = None  # how many images of the step stay clean, where the host can tell
         self.say = say
         self.step = 0
         self._start()
@@ -86,7 +89,7 @@ class Trainer:
             group["lr"] = self.rate
         # The chains of a joint energy model are drawn on the CPU, from what torch's generator gives.
         recorded = self.settings.fused and self.device.type in ("cpu", "cuda") and not self.jem
-        self.run: Callable[[], Parts] = Graphed(self.work, self.device, say=self.say) if recorded else self.work
+        self.run: Callable[[], Parts] = Recordings(self) if recorded else self.work
 
     def _first_images(self, count: int) -> Tensor:
         """Return the images of the first steps, at least so many, on the CPU."""
@@ -113,6 +116,8 @@ class Trainer:
         # Early weights are worth little: the average starts short and reaches its full length with time.
         self.share.fill_(1 - min(settings.ema, (1 + step) / (10 + step)))
         self.denoising_weight.fill_(settings.weights(step / self.steps)["denoising_weight"])
+        if settings.clean == "stratified":
+            self.clean = count_clean(settings.batch_size, Noise(settings.seed, step), settings.levels)
 
     def work(self) -> Parts:
         """Do the step that was prepared, all of it on the device, and return its scalars."""
@@ -185,9 +190,8 @@ class Trainer:
         weights = settings.weights(0)
         if settings.final_denoising_weight is not None and settings.objective != "classification":
             weights["denoising_weight"] = self.denoising_weight
-        return joint_step(
-            self.model, x, labels, settings.levels, Noise(settings.seed, self.number), impl=self.impl, **weights
-        )
+        noise = Noise(settings.seed, self.number)
+        return joint_step(self.model, x, labels, settings.levels, noise, clean=self.clean, impl=self.impl, **weights)
 
     def _update_average(self) -> None:
         with torch.no_grad():
@@ -195,3 +199,21 @@ class Trainer:
                 mine.lerp_(theirs, self.share)
             for buffer, current in zip(self.average.buffers(), self.model.buffers()):
                 buffer.copy_(current)
+
+
+class Recordings:
+    """The step of a trainer, recorded once for each number of clean images, of which there are two at most.
+
+    That number, which the host knows, decides the shapes of a step.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.by_count: dict[int | None, Graphed[Parts]] = {}
+
+    def __call__(self) -> Parts:
+        """Do the step that was prepared."""
+        trainer = self.trainer
+        if trainer.clean not in self.by_count:
+            self.by_count[trainer.clean] = Graphed(trainer.work, trainer.device, say=trainer.say)
+        return self.by_count[trainer.clean]()

@@ -16,11 +16,13 @@ from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.cpu_engines import ENGINES, engine_for
 from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
-from cdn_kernels.noise import LAWS
+from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 10  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 11  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
+_LEVELS = c_int, c_double, c_double, c_double, c_int
+_KEY = c_uint64, c_uint64, c_int64, c_void_p
 _SIGNATURES: Signatures = {
     "cdn_interface": (),
     "cdn_capability": (),
@@ -28,26 +30,10 @@ _SIGNATURES: Signatures = {
     "cdn_use_openmp": (c_void_p, c_void_p, c_void_p),
     "cdn_build": (),
     "cdn_features": (),
-    "cdn_add_noise": (c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
-    "cdn_sample_noise": (
-        c_void_p,
-        c_void_p,
-        c_void_p,
-        c_int,
-        c_int64,
-        c_int64,
-        c_int64,
-        c_int,
-        c_double,
-        c_double,
-        c_double,
-        c_uint64,
-        c_uint64,
-        c_int,
-        c_int,
-    ),
-    "cdn_sample_sigma": (c_void_p, c_int, c_int64, c_int, c_double, c_double, c_double, c_uint64, c_uint64),
-    "cdn_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, c_uint64, c_int, c_int),
+    "cdn_add_noise": (*[c_void_p] * 3, c_int, *[c_int64] * 3, *_KEY, c_int, c_int),
+    "cdn_sample_noise": (*[c_void_p] * 3, c_int, *[c_int64] * 3, *_LEVELS, *_KEY, c_int, c_int),
+    "cdn_sample_sigma": (c_void_p, c_int, c_int64, *_LEVELS, *_KEY),
+    "cdn_denoising": (*[c_void_p] * 5, c_int, *[c_int64] * 3, *_KEY, c_int, c_int),
     "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
     "cdn_gelu_norm": (
         c_int,
@@ -123,6 +109,8 @@ def add_noise(
     seed: int,
     offset: int | Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
     *,
     threads: int | None = None,
     capability: str | None = None,
@@ -134,21 +122,22 @@ def add_noise(
         sigma: None for one, or [B] contiguous, in the computing dtype.
         y: [B, ...], contiguous, or channels last if channels (their number) is given.
         seed, offset: the key, as any integers modulo 2**64; offset may be a tensor that holds one.
+        first, places: the place in the batch of the first image; or of every image, int64 [B] contiguous.
         threads: at most; as many as torch uses if None.
         capability: one of CAPABILITIES; the chosen one if None.
     """
     batch = y.shape[0]
     _call(
         LIBRARY.cdn_add_noise,
-        None if x is None else x.data_ptr(),
-        None if sigma is None else sigma.data_ptr(),
-        y.data_ptr(),
+        *map(address, (x, sigma, y)),
         TYPES[y.dtype],
         batch,
         y.numel() // max(batch, 1),
         channels,
         seed,
         integer(offset),
+        first,
+        address(places),
         threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY),
     )
@@ -162,22 +151,23 @@ def sample_noise(
     low: float,
     high: float,
     clean_share: float,
+    clean: str,
     seed: int,
     offset: int | Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Draw noise levels into sigma [B], in the computing dtype, and write ``x + sigma eps`` into y.
 
     Args:
-        x, y, seed, offset, channels: as for :func:`add_noise`; x is not None.
-        law, low, high, clean_share: the fields of :class:`cdn_kernels.NoiseLevels`.
+        x, y, seed, offset, channels, first, places: as for :func:`add_noise`; x is not None.
+        law, low, high, clean_share, clean: the fields of :class:`cdn_kernels.NoiseLevels`.
     """
     batch = y.shape[0]
     _call(
         LIBRARY.cdn_sample_noise,
-        x.data_ptr(),
-        sigma.data_ptr(),
-        y.data_ptr(),
+        *map(address, (x, sigma, y)),
         TYPES[y.dtype],
         batch,
         y.numel() // max(batch, 1),
@@ -186,15 +176,27 @@ def sample_noise(
         low,
         high,
         clean_share,
+        CLEAN_LAWS.index(clean),
         seed,
         integer(offset),
+        first,
+        address(places),
         torch.get_num_threads(),
         CAPABILITIES.index(CAPABILITY),
     )
 
 
 def sample_sigma(
-    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: int | Tensor
+    sigma: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    clean: str,
+    seed: int,
+    offset: int | Tensor,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _call(
@@ -206,8 +208,11 @@ def sample_sigma(
         low,
         high,
         clean_share,
+        CLEAN_LAWS.index(clean),
         seed,
         integer(offset),
+        first,
+        address(places),
     )
 
 
@@ -217,6 +222,8 @@ def denoising(
     seed: int,
     offset: int | Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
     *,
     errors: Tensor | None = None,
     factors: Tensor | None = None,
@@ -229,7 +236,7 @@ def denoising(
     Args:
         score, gradient: [B, ...] with at least one element per image, as x and y of :func:`add_noise`.
         sigma, errors, factors: [B] contiguous, in the computing dtype.
-        seed, offset, channels, threads, capability: as for :func:`add_noise`.
+        seed, offset, channels, first, places, threads, capability: as for :func:`add_noise`.
     """
     batch = score.shape[0]
     _call(
@@ -241,6 +248,8 @@ def denoising(
         channels,
         seed,
         integer(offset),
+        first,
+        address(places),
         threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY),
     )

@@ -20,11 +20,12 @@ from cdn_kernels.backends.convolution_choice import own_runs
 from cdn_kernels.backends.driver import why_no_gpu
 from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address
-from cdn_kernels.noise import LAWS
+from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 2  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
+INTERFACE = 3  # CDN_CUDA_INTERFACE of the csrc/cuda/api.h that this file was written for
 LEAST_CAPABILITY = 80  # Ampere: bfloat16 arithmetic, asynchronous copies
 
+_KEY = c_uint64, c_void_p, c_int64, c_void_p
 _SIGNATURES: Signatures = {
     "cdn_cuda_interface": (),
     "cdn_cuda_build": (),
@@ -48,21 +49,10 @@ _SIGNATURES: Signatures = {
     "cdn_cuda_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_void_p),
     "cdn_cuda_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_void_p, c_void_p),
     "cdn_cuda_pool_workspace": (c_int, c_int, c_int64, c_int64, c_int64, c_int),
-    "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, c_int64, c_int64, c_int64, c_uint64, c_void_p, c_void_p),
-    "cdn_cuda_sample_sigma": (
-        c_void_p,
-        c_int,
-        c_int64,
-        c_int,
-        c_double,
-        c_double,
-        c_double,
-        c_uint64,
-        c_void_p,
-        c_void_p,
-    ),
+    "cdn_cuda_add_noise": (*[c_void_p] * 3, c_int, *[c_int64] * 3, *_KEY, c_void_p),
+    "cdn_cuda_sample_sigma": (c_void_p, c_int, c_int64, c_int, *[c_double] * 3, c_int, *_KEY, c_void_p),
     "cdn_cuda_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_void_p, c_void_p),
-    "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int64, c_uint64, *[c_void_p] * 3),
+    "cdn_cuda_denoising": (*[c_void_p] * 5, c_int, *[c_int64] * 3, *_KEY, c_void_p, c_void_p),
     "cdn_cuda_denoising_workspace": (c_int64, c_int64),
     "cdn_cuda_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_void_p),
     "cdn_cuda_conv2d_refuses": (c_int, c_int, *[c_int64] * 7),
@@ -166,8 +156,17 @@ def why_not_on(
     return None
 
 
-def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offset: Tensor, channels: int = 0) -> None:
-    """Write ``x + sigma eps`` into y; arguments as for the function of cpu.py, the offset a tensor on the device."""
+def add_noise(
+    x: Tensor | None,
+    sigma: Tensor | None,
+    y: Tensor,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
+) -> None:
+    """Write ``x + sigma eps`` into y; arguments as for the function of cpu.py, the offset on the device."""
     batch = y.shape[0]
     _run(
         "cdn_cuda_add_noise",
@@ -179,6 +178,8 @@ def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offs
         channels,
         seed,
         address(offset),
+        first,
+        address(places),
     )
 
 
@@ -190,17 +191,29 @@ def sample_noise(
     low: float,
     high: float,
     clean_share: float,
+    clean: str,
     seed: int,
     offset: Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Draw noise levels into sigma and write ``x + sigma eps`` into y; arguments as for the function of cpu.py."""
-    sample_sigma(sigma, law, low, high, clean_share, seed, offset)
-    add_noise(x, sigma, y, seed, offset, channels)
+    sample_sigma(sigma, law, low, high, clean_share, clean, seed, offset, first, places)
+    add_noise(x, sigma, y, seed, offset, channels, first, places)
 
 
 def sample_sigma(
-    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor
+    sigma: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    clean: str,
+    seed: int,
+    offset: Tensor,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     _run(
@@ -213,8 +226,11 @@ def sample_sigma(
         low,
         high,
         clean_share,
+        CLEAN_LAWS.index(clean),
         seed,
         address(offset),
+        first,
+        address(places),
     )
 
 
@@ -224,6 +240,8 @@ def denoising(
     seed: int,
     offset: Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
     *,
     errors: Tensor | None = None,
     factors: Tensor | None = None,
@@ -243,6 +261,8 @@ def denoising(
         channels,
         seed,
         address(offset),
+        first,
+        address(places),
         address(workspace),
     )
 

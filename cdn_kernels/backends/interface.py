@@ -18,11 +18,20 @@ ConvolutionShape = tuple[Sequence[int], Sequence[int]]  # [B, I, H, W] of the im
 class Kernels(Protocol):
     """The module of a backend's kernels, as the operations call it; cpu.py describes the functions.
 
-    Results are written into arguments. The offset of a key is a tensor int64 [] on the device of the others.
+    Results are written into arguments. The offset of a key is a tensor int64 [] on the device of the others, and so are
+    the places of its images, int64 [B]; None for consecutive ones from the first.
     """
 
     def add_noise(
-        self, x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offset: Tensor, channels: int = 0
+        self,
+        x: Tensor | None,
+        sigma: Tensor | None,
+        y: Tensor,
+        seed: int,
+        offset: Tensor,
+        channels: int = 0,
+        first: int = 0,
+        places: Tensor | None = None,
     ) -> None:
         """Write ``x + sigma eps`` into y."""
 
@@ -35,14 +44,27 @@ class Kernels(Protocol):
         low: float,
         high: float,
         clean_share: float,
+        clean: str,
         seed: int,
         offset: Tensor,
         channels: int = 0,
+        first: int = 0,
+        places: Tensor | None = None,
     ) -> None:
         """Draw noise levels into sigma and write ``x + sigma eps`` into y."""
 
     def sample_sigma(
-        self, sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor
+        self,
+        sigma: Tensor,
+        law: str,
+        low: float,
+        high: float,
+        clean_share: float,
+        clean: str,
+        seed: int,
+        offset: Tensor,
+        first: int = 0,
+        places: Tensor | None = None,
     ) -> None:
         """Write noise levels drawn from a law into sigma."""
 
@@ -53,6 +75,8 @@ class Kernels(Protocol):
         seed: int,
         offset: Tensor,
         channels: int = 0,
+        first: int = 0,
+        places: Tensor | None = None,
         *,
         errors: Tensor | None = None,
         factors: Tensor | None = None,

@@ -24,10 +24,13 @@ from cdn_kernels.ops.common import (
 from cdn_kernels.ops.noise import check_images, check_noise, key
 from cdn_kernels.reference import compute_dtype, expand, per_image
 
-LIBRARY.define("denoising_error(Tensor score, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
 LIBRARY.define(
-    "denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, Tensor offset, "
+    "denoising_error(Tensor score, Tensor sigma, SymInt seed, Tensor offset, SymInt first, Tensor? places, "
     "str backend) -> Tensor"
+)
+LIBRARY.define(
+    "denoising_error_backward(Tensor score, Tensor sigma, Tensor grad, SymInt seed, Tensor offset, SymInt first, "
+    "Tensor? places, str backend) -> Tensor"
 )
 
 
@@ -59,55 +62,62 @@ def denoising_loss(score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, impl: 
         noise = reference.standard_normal(score.shape, noise, compute_dtype(score.dtype), score.device)
     if not isinstance(noise, Noise):
         return reference.denoising_loss(score, sigma, noise)
-    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *key(noise, score.device), backend)
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *key(noise, len(score), score.device), backend)
     return errors.sum() / (sigma > 0).sum().clamp(min=1)
 
 
-def _error(score: Tensor, sigma: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
+def _error(
+    score: Tensor, sigma: Tensor, seed: int, offset: Tensor, first: int, places: Tensor | None, backend: str
+) -> Tensor:
     score, channels = as_kernels_take_it(score)
     errors = torch.empty_like(sigma, memory_format=torch.contiguous_format)
-    kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, errors=errors)
+    kernels(backend).denoising(score, sigma.contiguous(), seed, offset, channels, first, places, errors=errors)
     return errors
 
 
-def _error_backward(score: Tensor, sigma: Tensor, grad: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
+def _error_backward(
+    score: Tensor,
+    sigma: Tensor,
+    grad: Tensor,
+    seed: int,
+    offset: Tensor,
+    first: int,
+    places: Tensor | None,
+    backend: str,
+) -> Tensor:
     gradient = empty_result(score)
     score, channels = as_kernels_take_it(score)
-    kernels(backend).denoising(
-        score, sigma.contiguous(), seed, offset, channels, factors=grad.contiguous(), gradient=gradient
-    )
+    drawn = seed, offset, channels, first, places
+    kernels(backend).denoising(score, sigma.contiguous(), *drawn, factors=grad.contiguous(), gradient=gradient)
     return gradient
 
 
 register(
-    "denoising_error",
-    _error,
-    lambda score, sigma, seed, offset, backend: torch.empty_like(sigma, memory_format=torch.contiguous_format),
+    "denoising_error", _error, lambda score, sigma, *_: torch.empty_like(sigma, memory_format=torch.contiguous_format)
 )
 register("denoising_error_backward", _error_backward, lambda score, *_: empty_result(score))
 
 
 def _save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.seed, offset, ctx.backend = inputs
-    ctx.save_for_backward(*tensors, offset)
+    *tensors, ctx.seed, offset, ctx.first, places, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, offset, places)
 
 
 def _error_derivative(ctx: Context, g: Tensor) -> Gradients:
-    score, sigma, offset = ctx.saved_tensors
-    gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, ctx.seed, offset, ctx.backend)
-    return gradient, *[None] * 4
+    score, sigma, offset, places = ctx.saved_tensors
+    drawn = ctx.seed, offset, ctx.first, places
+    gradient = torch.ops.cdn_kernels.denoising_error_backward(score, sigma, g, *drawn, ctx.backend)
+    return gradient, *[None] * 6
 
 
 def _second_derivatives(ctx: Context, t: Tensor) -> Gradients:
     """Differentiate <2 sigma / size grad (sigma s + eps), t>, linear in s and in grad; rarely asked for."""
-    score, sigma, grad, offset = ctx.saved_tensors
+    score, sigma, grad, offset, places = ctx.saved_tensors
     scale = 2 * sigma / (score.numel() // score.shape[0])
     by_score = (t * expand(grad * scale * sigma, t)).to(score.dtype)
-    real = score.to(grad.dtype)
-    unit = torch.ops.cdn_kernels.denoising_error_backward(
-        real, sigma, torch.ones_like(grad), ctx.seed, offset, ctx.backend
-    )
-    return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), *[None] * 3
+    real, drawn = score.to(grad.dtype), (ctx.seed, offset, ctx.first, places)
+    unit = torch.ops.cdn_kernels.denoising_error_backward(real, sigma, torch.ones_like(grad), *drawn, ctx.backend)
+    return by_score, None, (t.to(grad.dtype) * unit).flatten(1).sum(1), *[None] * 5
 
 
 torch.library.register_autograd("cdn_kernels::denoising_error", _error_derivative, setup_context=_save, lib=LIBRARY)

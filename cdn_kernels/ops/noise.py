@@ -32,6 +32,8 @@ from cdn_kernels.ops.common import (
 from cdn_kernels.reference import compute_dtype, per_image
 from cdn_kernels.transforms import transformed
 
+Key = tuple[int, Tensor, int, Tensor | None]  # seed, offset, first, places
+
 # ------------------------------------------------------------------------------------------------------------
 # Public functions
 # ------------------------------------------------------------------------------------------------------------
@@ -70,10 +72,10 @@ def sample_noise(
         eps = standard_normal(x.shape, noise, dtype=real, device=x.device, impl=impl)
         return reference.sample_noise(x, sigma, eps)
     if isinstance(sigma, NoiseLevels):
-        y, drawn = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *key(noise, x.device), backend)
+        y, drawn = torch.ops.cdn_kernels.sample_noise(x, *_law(sigma), *key(noise, len(x), x.device), backend)
         return y, drawn.detach()
     sigma = per_image(sigma, x, "sigma")
-    return torch.ops.cdn_kernels.add_noise(x, sigma, *key(noise, x.device), backend), sigma
+    return torch.ops.cdn_kernels.add_noise(x, sigma, *key(noise, len(x), x.device), backend), sigma
 
 
 def standard_normal(
@@ -106,7 +108,8 @@ def standard_normal(
     backend = resolve("standard_normal", impl, device, dtype)
     if backend == "reference":
         return reference.standard_normal(shape, noise, dtype, device).contiguous(memory_format=memory_format)
-    return torch.ops.cdn_kernels.standard_normal(shape, *key(noise, device), dtype, device, memory_format, backend)
+    drawn = key(noise, shape[0], device)
+    return torch.ops.cdn_kernels.standard_normal(shape, *drawn, dtype, device, memory_format, backend)
 
 
 def sample_sigma(
@@ -128,7 +131,8 @@ def sample_sigma(
     backend = resolve("sample_sigma", impl, device, dtype)
     if backend == "reference":
         return reference.sample_sigma(batch, noise, levels, dtype, device)
-    return torch.ops.cdn_kernels.sample_sigma(batch, *_law(levels), *key(noise, device), dtype, device, backend)
+    drawn = key(noise, batch, device)
+    return torch.ops.cdn_kernels.sample_sigma(batch, *_law(levels), *drawn, dtype, device, backend)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -162,47 +166,80 @@ def check_noise(noise: object, x: Tensor) -> None:
         raise ValueError(f"noise must be on the device of the images, {x.device}, got {noise.device}")
 
 
-def key(noise: Noise, device: torch.device) -> tuple[int, Tensor]:
-    """Return (seed, offset) as the operations take them: the signed integer of the same 64 bits, and a tensor."""
-    return (noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)), noise.position(device)
+def key(noise: Noise, batch: int, device: torch.device) -> Key:
+    """Return (seed, offset, first, places) of a key as the operations take them.
+
+    Args:
+        noise: the key.
+        batch: the number of images that it is to draw for.
+        device: where.
+
+    Returns:
+        The signed integer of the same 64 bits, a tensor int64 [], the place of the first image, and None; or 0 and the
+        places of all, int64 [B].
+
+    Raises:
+        ValueError: a tensor on another device, or of another length than the batch.
+    """
+    signed = noise.seed if noise.seed < 1 << 63 else noise.seed - (1 << 64)
+    if not isinstance(noise.places, Tensor):
+        return signed, noise.position(device), noise.places, None
+    noise.check_places(batch, device)
+    return signed, noise.position(device), 0, noise.places.contiguous()
 
 
-def _law(levels: NoiseLevels) -> tuple[str, float, float, float]:
-    return levels.law, levels.low, levels.high, levels.clean_share
+def _law(levels: NoiseLevels) -> tuple[str, float, float, float, str]:
+    return levels.law, levels.low, levels.high, levels.clean_share, levels.clean
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Registration
 # ------------------------------------------------------------------------------------------------------------
 
-LIBRARY.define("add_noise(Tensor x, Tensor sigma, SymInt seed, Tensor offset, str backend) -> Tensor")
 LIBRARY.define(
-    "sample_noise(Tensor x, str law, float low, float high, float clean_share, SymInt seed, "
-    "Tensor offset, str backend) -> (Tensor, Tensor)"
+    "add_noise(Tensor x, Tensor sigma, SymInt seed, Tensor offset, SymInt first, Tensor? places, str backend) -> Tensor"
 )
 LIBRARY.define(
-    "standard_normal(SymInt[] shape, SymInt seed, Tensor offset, ScalarType dtype, Device device, "
-    "MemoryFormat memory_format, str backend) -> Tensor"
+    "sample_noise(Tensor x, str law, float low, float high, float clean_share, str clean, SymInt seed, "
+    "Tensor offset, SymInt first, Tensor? places, str backend) -> (Tensor, Tensor)"
 )
 LIBRARY.define(
-    "sample_sigma(SymInt batch, str law, float low, float high, float clean_share, SymInt seed, "
-    "Tensor offset, ScalarType dtype, Device device, str backend) -> Tensor"
+    "standard_normal(SymInt[] shape, SymInt seed, Tensor offset, SymInt first, Tensor? places, ScalarType dtype, "
+    "Device device, MemoryFormat memory_format, str backend) -> Tensor"
+)
+LIBRARY.define(
+    "sample_sigma(SymInt batch, str law, float low, float high, float clean_share, str clean, SymInt seed, "
+    "Tensor offset, SymInt first, Tensor? places, ScalarType dtype, Device device, str backend) -> Tensor"
 )
 
 
-def _add_noise(x: Tensor, sigma: Tensor, seed: int, offset: Tensor, backend: str) -> Tensor:
+def _add_noise(
+    x: Tensor, sigma: Tensor, seed: int, offset: Tensor, first: int, places: Tensor | None, backend: str
+) -> Tensor:
     y = empty_result(x)
     x, channels = as_kernels_take_it(x)
-    kernels(backend).add_noise(x, sigma.contiguous(), y, seed, offset, channels)
+    kernels(backend).add_noise(x, sigma.contiguous(), y, seed, offset, channels, first, places)
     return y
 
 
 def _sample_noise(
-    x: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor, backend: str
+    x: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    clean: str,
+    seed: int,
+    offset: Tensor,
+    first: int,
+    places: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     y, sigma = _empty_results(x)
     x, channels = as_kernels_take_it(x)
-    kernels(backend).sample_noise(x, sigma, y, law, low, high, clean_share, seed, offset, channels)
+    kernels(backend).sample_noise(
+        x, sigma, y, law, low, high, clean_share, clean, seed, offset, channels, first, places
+    )
     return y, sigma
 
 
@@ -215,13 +252,16 @@ def _standard_normal(
     shape: Sequence[int],
     seed: int,
     offset: Tensor,
+    first: int,
+    places: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
     memory_format: torch.memory_format,
     backend: str,
 ) -> Tensor:
     eps = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
-    kernels(backend).add_noise(None, None, eps, seed, offset, eps.shape[1] if is_channels_last(eps) else 0)
+    channels = eps.shape[1] if is_channels_last(eps) else 0
+    kernels(backend).add_noise(None, None, eps, seed, offset, channels, first, places)
     return eps
 
 
@@ -231,21 +271,24 @@ def _sample_sigma(
     low: float,
     high: float,
     clean_share: float,
+    clean: str,
     seed: int,
     offset: Tensor,
+    first: int,
+    places: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
     backend: str,
 ) -> Tensor:
     sigma = torch.empty(batch, dtype=dtype, device=device)
-    kernels(backend).sample_sigma(sigma, law, low, high, clean_share, seed, offset)
+    kernels(backend).sample_sigma(sigma, law, low, high, clean_share, clean, seed, offset, first, places)
     return sigma
 
 
 def _save_for_backward(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, ctx.seed, offset, ctx.backend = inputs
+    x, _, ctx.seed, offset, ctx.first, places, ctx.backend = inputs
     ctx.shape = x.shape
-    ctx.save_for_backward(offset)
+    ctx.save_for_backward(offset, places)
 
 
 def _add_noise_backward(ctx: Context, g: Tensor) -> Gradients:
@@ -253,26 +296,28 @@ def _add_noise_backward(ctx: Context, g: Tensor) -> Gradients:
     g_sigma = None
     if ctx.needs_input_grad[1]:
         real = compute_dtype(g.dtype)
+        offset, places = ctx.saved_tensors
+        drawn = ctx.seed, offset, ctx.first, places
         eps = torch.ops.cdn_kernels.standard_normal(
-            ctx.shape, ctx.seed, *ctx.saved_tensors, real, g.device, torch.contiguous_format, ctx.backend
+            ctx.shape, *drawn, real, g.device, torch.contiguous_format, ctx.backend
         )
         g_sigma = (g.to(real) * eps).reshape(ctx.shape[0], math.prod(ctx.shape[1:])).sum(1)
-    return g, g_sigma, None, None, None
+    return g, g_sigma, *[None] * 5
 
 
-register("add_noise", _add_noise, lambda x, sigma, seed, offset, backend: empty_result(x))
+register("add_noise", _add_noise, lambda x, *_: empty_result(x))
 register("sample_noise", _sample_noise, lambda x, *_: _empty_results(x))
 register(
     "standard_normal",
     _standard_normal,
-    lambda shape, seed, offset, dtype, device, memory_format, backend: torch.empty(
+    lambda shape, seed, offset, first, places, dtype, device, memory_format, backend: torch.empty(
         shape, dtype=dtype, device=device, memory_format=memory_format
     ),
 )
 register(
     "sample_sigma",
     _sample_sigma,
-    lambda batch, law, low, high, clean_share, seed, offset, dtype, device, backend: torch.empty(
+    lambda batch, law, low, high, clean_share, clean, seed, offset, first, places, dtype, device, backend: torch.empty(
         batch, dtype=dtype, device=device
     ),
 )
@@ -280,4 +325,4 @@ torch.library.register_autograd(
     "cdn_kernels::add_noise", _add_noise_backward, setup_context=_save_for_backward, lib=LIBRARY
 )
 # A drawn sigma is a constant, and y moves with x one to one.
-torch.library.register_autograd("cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, *[None] * 7), lib=LIBRARY)
+torch.library.register_autograd("cdn_kernels::sample_noise", lambda ctx, g, g_sigma: (g, *[None] * 10), lib=LIBRARY)

@@ -14,14 +14,14 @@ namespace {
 constexpr int kBlocks = NoiseJob::kUnit / 4;
 static_assert(kBlocks % kLanes == 0, "vectors of words fill a unit");
 
-// Write the normals of `blocks` blocks of an image, in C order: words across blocks, then normals, then
+// Write the normals of `blocks` blocks of the image at a place, in C order: words across blocks, then normals, then
 // interleaved, in loops that vectorize. The last vector of words may reach past `blocks`, never past kBlocks.
 template <typename Real>
-inline void normals(std::uint32_t first, int blocks, std::uint32_t image, Key key, Real* __restrict out) {
+inline void normals(std::uint32_t first, int blocks, std::uint32_t place, Key key, Real* __restrict out) {
     std::uint32_t words[4][kBlocks];
     Real values[4][kBlocks];
     for (int block = 0; block < blocks; block += kLanes) {
-        const Words<Lanes> w = philox(lane_numbers() + (first + block), image, key, kNormalStream);
+        const Words<Lanes> w = philox(lane_numbers() + (first + block), place, key, kNormalStream);
         const Lanes in_order[] = {w.w0, w.w1, w.w2, w.w3};
         for (int i = 0; i < 4; ++i) std::memcpy(words[i] + block, &in_order[i], sizeof(Lanes));
     }
@@ -49,8 +49,8 @@ struct Unit {
     Real sigma() const { return job.sigma ? static_cast<const Real*>(job.sigma)[image] : Real(1); }
 
     void draw(Real* eps) const {
-        normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4),
-                static_cast<std::uint32_t>(image), job.key, eps);
+        normals(static_cast<std::uint32_t>(first / 4), static_cast<int>((count + 3) / 4), job.places.of(image), job.key,
+                eps);
     }
 
     // The unit's elements of job.x, in the buffer if they lie apart.

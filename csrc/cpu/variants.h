@@ -16,6 +16,7 @@ struct NoiseJob {
     int type;
     std::int64_t batch, size, channels;
     Key key;
+    Places places;
 
     static constexpr std::int64_t kUnit = 1024;  // elements of an image, in C order, that make a unit
 

@@ -8,7 +8,7 @@
 #include "../api.h"
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_CUDA_INTERFACE 2
+#define CDN_CUDA_INTERFACE 3
 
 // The value of CDN_CUDA_INTERFACE that the library was built with.
 CDN_API int cdn_cuda_interface();
@@ -43,19 +43,21 @@ CDN_API int cdn_cuda_pool(int kind, const void* a, const void* b, void* values, 
 CDN_API std::int64_t cdn_cuda_pool_workspace(int kind, int type, std::int64_t batch, std::int64_t channels,
                                              std::int64_t pixels, int channels_last);
 
-// As cdn_add_noise, cdn_sample_sigma and cdn_random_words, but for the offset, which is read on the GPU.
+// As cdn_add_noise, cdn_sample_sigma and cdn_random_words, but for offset and places, which are read on the GPU.
 CDN_API int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch,
                                std::int64_t size, std::int64_t channels, std::uint64_t seed, const std::int64_t* offset,
-                               void* stream);
+                               std::int64_t first, const std::int64_t* places, void* stream);
 CDN_API int cdn_cuda_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
-                                  double clean_share, std::uint64_t seed, const std::int64_t* offset, void* stream);
+                                  double clean_share, int clean, std::uint64_t seed, const std::int64_t* offset,
+                                  std::int64_t first, const std::int64_t* places, void* stream);
 CDN_API int cdn_cuda_random_words(std::uint32_t* words, std::int64_t batch, std::int64_t blocks, int random_stream,
                                   std::uint64_t seed, const std::int64_t* offset, void* stream);
 
 // As cdn_denoising; if errors are asked for, with a workspace of cdn_cuda_denoising_workspace bytes.
 CDN_API int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
                                int type, std::int64_t batch, std::int64_t size, std::int64_t channels,
-                               std::uint64_t seed, const std::int64_t* offset, void* workspace, void* stream);
+                               std::uint64_t seed, const std::int64_t* offset, std::int64_t first,
+                               const std::int64_t* places, void* workspace, void* stream);
 CDN_API std::int64_t cdn_cuda_denoising_workspace(std::int64_t batch, std::int64_t size);
 
 // A convolution as cdn_conv2d, forward or by the input, of bfloat16 or float16, 3x3 with stride 1 and 64 channels on

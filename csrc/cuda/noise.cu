@@ -1,5 +1,4 @@
 // The C interface of noise, noise levels and the denoising residual.
-#include <cmath>
 #include <type_traits>
 
 #include "launch.h"
@@ -35,8 +34,9 @@ int refused(std::int64_t batch, std::int64_t size, std::int64_t channels) {
     return batch > kMostBlocks || size >= kMostValues ? kTooLarge : 0;
 }
 
-NoiseImage image_of(std::int64_t size, std::int64_t channels, std::uint64_t seed, const std::int64_t* offset) {
-    return {static_cast<int>(size), channels ? static_cast<int>(channels) : 1, {seed, offset}};
+NoiseImage image_of(std::int64_t size, std::int64_t channels, std::uint64_t seed, const std::int64_t* offset,
+                    std::int64_t first, const std::int64_t* places) {
+    return {static_cast<int>(size), channels ? static_cast<int>(channels) : 1, {seed, offset}, {first, places}};
 }
 
 }  // namespace
@@ -47,9 +47,10 @@ using cdn::kRefused, cdn::kThreads, cdn::launch, cdn::launch_units, cdn::NoisePa
     cdn::refused, cdn::with_layout, cdn::with_storage;
 
 int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std::int64_t batch, std::int64_t size,
-                       std::int64_t channels, std::uint64_t seed, const std::int64_t* offset, void* stream) {
+                       std::int64_t channels, std::uint64_t seed, const std::int64_t* offset, std::int64_t first,
+                       const std::int64_t* places, void* stream) {
     if (const int status = refused(batch, size, channels)) return status;
-    NoisePass pass{x, sigma, nullptr, y, nullptr, nullptr, cdn::image_of(size, channels, seed, offset)};
+    NoisePass pass{x, sigma, nullptr, y, nullptr, nullptr, cdn::image_of(size, channels, seed, offset, first, places)};
     return with_storage(type, kRefused, [&](auto storage) {
         using Storage = decltype(storage);
         return with_layout<Storage>(pass, [&](auto layout) {
@@ -60,14 +61,15 @@ int cdn_cuda_add_noise(const void* x, const void* sigma, void* y, int type, std:
 }
 
 int cdn_cuda_sample_sigma(void* sigma, int type, std::int64_t batch, int law, double low, double high,
-                          double clean_share, std::uint64_t seed, const std::int64_t* offset, void* stream) {
-    if (law < CDN_LOG_UNIFORM || law > CDN_FIXED || (type != CDN_FLOAT32 && type != CDN_FLOAT64)) return kRefused;
+                          double clean_share, int clean, std::uint64_t seed, const std::int64_t* offset,
+                          std::int64_t first, const std::int64_t* places, void* stream) {
+    const cdn::Levels levels = cdn::levels_of(law, low, high, clean_share, clean);
+    if (!levels.known() || (type != CDN_FLOAT32 && type != CDN_FLOAT64)) return kRefused;
     if (const int status = refused(batch, 0, 0)) return status;
     const dim3 blocks(static_cast<unsigned>(parts(batch, kThreads)));
-    const double log_low = std::log(low), log_range = std::log(high) - log_low;
-    const auto run = [&](auto kernel, auto* levels) {
-        return blocks.x ? launch(kernel, blocks, kThreads, 0, stream, levels, batch, law, low, high, log_low, log_range,
-                                 clean_share * 0x1p32, cdn::StoredKey{seed, offset})
+    const auto run = [&](auto kernel, auto* drawn) {
+        return blocks.x ? launch(kernel, blocks, kThreads, 0, stream, drawn, batch, levels,
+                                 cdn::StoredKey{seed, offset}, cdn::Places{first, places})
                         : 0;
     };
     return type == CDN_FLOAT64 ? run(cdn::sample_sigma<double>, static_cast<double*>(sigma))
@@ -76,7 +78,8 @@ int cdn_cuda_sample_sigma(void* sigma, int type, std::int64_t batch, int law, do
 
 int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors, void* errors, void* gradient,
                        int type, std::int64_t batch, std::int64_t size, std::int64_t channels, std::uint64_t seed,
-                       const std::int64_t* offset, void* workspace, void* stream) {
+                       const std::int64_t* offset, std::int64_t first, const std::int64_t* places, void* workspace,
+                       void* stream) {
     if (size < 1 || !errors == !gradient) return kRefused;
     if (const int status = refused(batch, size, channels)) return status;
     NoisePass pass{score,
@@ -85,7 +88,7 @@ int cdn_cuda_denoising(const void* score, const void* sigma, const void* factors
                    gradient,
                    errors,
                    static_cast<double*>(workspace),
-                   cdn::image_of(size, channels, seed, offset)};
+                   cdn::image_of(size, channels, seed, offset, first, places)};
     return with_storage(type, kRefused, [&](auto storage) {
         using Storage = decltype(storage);
         return with_layout<Storage>(pass, [&](auto layout) {

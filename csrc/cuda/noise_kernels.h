@@ -1,6 +1,7 @@
 // The kernels of noise, noise levels and the denoising residual, which draw from counters.
 #pragma once
 
+#include "../levels.h"
 #include "noise_units.h"
 
 extern __shared__ __align__(16) unsigned char cdn_shared[];
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, 1) add_noise(const NoisePass pass) {
     const Real sigma = pass.sigma ? share.of<Real>(pass.sigma) : Real(1);
     Real values[Unit::kCount] = {}, eps[Unit::kCount];
     if (pass.x) unit.read(static_cast<const typename Storage::Element*>(pass.x) + start, values);
-    unit.draw(share.image, eps);
+    unit.draw(pass.image.places.of(share.image), eps);
 #pragma unroll
     for (int i = 0; i < Unit::kCount; ++i) values[i] = pass.x ? values[i] + sigma * eps[i] : sigma * eps[i];
     unit.write(static_cast<typename Storage::Element*>(pass.y) + start, values);
@@ -54,7 +55,7 @@ CDN_DEVICE void residual(const Unit& unit, const NoisePass& pass, std::int64_t i
                          Real (&values)[Unit::kCount]) {
     Real eps[Unit::kCount];
     unit.read(static_cast<const typename Unit::Element*>(pass.x) + image * pass.image.size, values);
-    unit.draw(image, eps);
+    unit.draw(pass.image.places.of(image), eps);
 #pragma unroll
     for (int i = 0; i < Unit::kCount; ++i) values[i] = sigma > 0 ? eps[i] + sigma * values[i] : sigma * Real(0);
 }
@@ -103,19 +104,11 @@ __global__ void __launch_bounds__(kThreads, 1) residual_squares(const NoisePass 
     else pass.partial[blockIdx.x] = sum;
 }
 
-// Levels are drawn in double and rounded once, so that every backend draws the same.
 template <typename Real>
 __global__ void __launch_bounds__(kThreads, 1)
-    sample_sigma(Real* sigma, std::int64_t batch, int law, double low, double high, double log_low, double log_range,
-                 double clean, StoredKey key) {
+    sample_sigma(Real* sigma, std::int64_t batch, const Levels levels, StoredKey key, Places places) {
     const std::int64_t image = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-    if (image >= batch) return;
-    const auto w = philox(std::uint32_t{0}, static_cast<std::uint32_t>(image), key, kLevelStream);
-    const double position = (w.w0 + 0.5) * 0x1p-32;
-    double level = high;
-    if (law == CDN_LOG_UNIFORM) level = ::exp(log_low + position * log_range);
-    if (law == CDN_UNIFORM) level = low + position * (high - low);
-    sigma[image] = static_cast<Real>(w.w1 < clean ? 0.0 : level);
+    if (image < batch) sigma[image] = static_cast<Real>(level_at(places.of(image), levels, key));
 }
 
 __global__ void __launch_bounds__(kThreads, 1)

@@ -22,11 +22,12 @@ struct StoredKey {
 struct NoiseImage {
     int size, channels;  // channels: of an image stored channels last, or 1
     StoredKey key;
+    Places places;
 };
 
 template <typename Real>
-CDN_DEVICE void four_normals(std::uint32_t block, std::uint32_t image, Key key, Real (&out)[4]) {
-    const auto w = philox(block, image, key, kNormalStream);
+CDN_DEVICE void four_normals(std::uint32_t block, std::uint32_t place, Key key, Real (&out)[4]) {
+    const auto w = philox(block, place, key, kNormalStream);
     box_muller(w.w0, w.w1, out[0], out[1]);
     box_muller(w.w2, w.w3, out[2], out[3]);
 }
@@ -45,13 +46,13 @@ struct NoiseUnit {
     __device__ __forceinline__ bool exists(int) const { return true; }
     CDN_HOST_DEVICE int units(const NoiseImage& of) { return of.size / kCount; }
 
-    __device__ __forceinline__ void draw(std::uint32_t image, Real (&eps)[kCount]) const {
+    __device__ __forceinline__ void draw(std::uint32_t place, Real (&eps)[kCount]) const {
 #pragma unroll
         for (int channel = 0; channel < kLayout; ++channel) {
 #pragma unroll
             for (int pixel = 0; pixel < kPixels; pixel += 4) {
                 Real four[4];
-                four_normals((channel * (of.size / kLayout) + index * kPixels + pixel) / 4, image, of.key, four);
+                four_normals((channel * (of.size / kLayout) + index * kPixels + pixel) / 4, place, of.key, four);
 #pragma unroll
                 for (int i = 0; i < 4; ++i) eps[(pixel + i) * kLayout + channel] = four[i];
             }
@@ -92,8 +93,8 @@ struct NoiseUnit<Storage, kScattered> {
         const int element = kCount * index + i, pixels = of.size / of.channels;
         return element % pixels * of.channels + element / pixels;
     }
-    __device__ __forceinline__ void draw(std::uint32_t image, Real (&eps)[kCount]) const {
-        four_normals(index, image, of.key, eps);
+    __device__ __forceinline__ void draw(std::uint32_t place, Real (&eps)[kCount]) const {
+        four_normals(index, place, of.key, eps);
     }
     __device__ __forceinline__ void read(const Element* image, Real (&values)[kCount]) const {
         for (int i = 0; i < kCount; ++i) values[i] = exists(i) ? Storage::load(image[place(i)]) : Real(0);

@@ -1,6 +1,7 @@
 """The training command: options, errors, profile, and what it learns."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def test_baselines_finish(plain_run, denoiser_run):
         (["--epochs", "3"], "epochs or steps, not both"),
         (["--data", "cifar10"], "data"),
         (["--width", "12"], "multiple of 8"),
-        (["--impl", "cpu"], "whose kernels --fused runs: give both"),
+        (["--impl", "cpu", "--no-fused"], "--impl cpu chooses among the fused kernels, which --no-fused does without"),
+        (["--device", "cpu", "--impl", "triton"], "--fused: "),
         (["--device", "cpu", "--fused", "--impl", "triton"], "--fused: "),
         (["--resume"], "name the run folder"),
         (["--device", "tpu:7"], "device 'tpu:7'"),
@@ -122,15 +124,48 @@ def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path):
     assert all(torch.equal(value, profiled[name]) for name, value in weights(joint_run).items())
 
 
+def recorded(folder):
+    return json.loads((folder / "config.json").read_text())["training"]
+
+
+@pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 @pytest.mark.usefixtures("blank_pictures")
-def test_fused_draws_the_same_noise(joint_run, tmp_path, capsys):
-    if cpu.MISSING:
-        pytest.skip(cpu.MISSING)
-    run("--out", tmp_path / "fused", "--fused", "--impl", "cpu")
-    assert "fused, by the cpu kernels" in capsys.readouterr().out
-    fused = weights(tmp_path / "fused")
+def test_the_kernels_run_by_default_and_draw_the_same_noise(joint_run, tmp_path, capsys):
+    assert recorded(joint_run)["fused"] is True
+    run("--out", tmp_path / "plain", "--no-fused")
+    assert "kernels: plain PyTorch\n" in capsys.readouterr().out and recorded(tmp_path / "plain")["fused"] is False
+    plain = weights(tmp_path / "plain")
     for name, value in weights(joint_run).items():
-        torch.testing.assert_close(value, fused[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(value, plain[name], rtol=1e-2, atol=1e-3)
+    for options in (["--fused"], ["--impl", "cpu"]):
+        run("--out", tmp_path / options[-1], *options)
+        assert re.search(r"^kernels: cpu \((portable|AVX2|AVX-512( bf16)?)\)$", capsys.readouterr().out, re.MULTILINE)
+        mine = weights(tmp_path / options[-1])
+        assert all(torch.equal(value, mine[name]) for name, value in weights(joint_run).items())
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_where_the_kernels_cannot_run_plain_pytorch_does(tmp_path, monkeypatch, capsys):
+    def missing(*arguments):
+        raise RuntimeError("the CPU library was not built")
+
+    monkeypatch.setattr("cdn.training.settings.fused_backends", missing)
+    folder = tmp_path / "run"
+    assert run("--out", folder) is None
+    assert "kernels: plain PyTorch, because the CPU library was not built\n" in capsys.readouterr().out
+    assert recorded(folder)["fused"] is False
+    with pytest.raises(CDNError, match="--fused: the CPU library was not built"):
+        run("--out", tmp_path / "other", "--fused")
+    monkeypatch.undo()
+    command.main(["--resume", str(folder)])  # what was decided holds
+    assert "kernels: plain PyTorch\n" in capsys.readouterr().out
+
+
+def test_kernels_of_several_backends_are_listed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    backends = dict(gelu="triton", conv2d="cuda", energy="triton")
+    text = command.kernels_text(backends, torch.device("cuda"), None)
+    assert text == "triton for gelu, energy; cuda for conv2d (a GPU)"
 
 
 def test_schedule_warms_up_and_ends_at_zero():

@@ -4,6 +4,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
+from cdn_kernels.noise import CLEAN_LAWS, PLACES
 from tests.kernels.oracle import derivatives, in_layouts
 
 KEY = Noise(0xFEDCBA9876543210, 0x123456789)
@@ -11,8 +12,9 @@ LEVELS = [
     NoiseLevels(),
     NoiseLevels("uniform", 0.1, 2.0),
     NoiseLevels("fixed", high=0.3),
-    NoiseLevels(clean_share=0.4),
-    NoiseLevels(clean_share=1.0),
+    *(NoiseLevels(clean_share=share, clean=law) for law in CLEAN_LAWS for share in (0.4, 1.0)),
+    # Rounded down to 0, and to the even 2, in units of 2**-32; and all but one unit.
+    *(NoiseLevels(clean_share=share) for share in (2.0**-33, 1.5 * 2.0**-32, 1 - 2.0**-32)),
 ]
 
 
@@ -32,6 +34,32 @@ def assert_levels_are_those_of_the_cpu(impl, device, levels):
     both = sample_noise(x, levels, KEY, impl=impl), sample_noise(x.cpu(), levels, KEY, impl="cpu")
     for mine, expected in zip(*both):
         assert torch.equal(mine.cpu(), expected)
+
+
+def assert_images_get_the_noise_of_their_places(impl, device, x):
+    """Check that parts of a batch, and any order of it, draw, and draw again, what each image draws in the whole."""
+    levels, count = NoiseLevels(clean_share=0.4), len(x)
+    drawn = lambda x, noise: (
+        *sample_noise(x, levels, noise, impl=impl),
+        standard_normal(x.shape, noise, dtype=x.dtype, device=device, impl=impl),
+        sample_sigma(len(x), noise, levels, device=device, impl=impl),
+    )
+    for first in (0, (1 << 32) - 2):  # from which places go on at 0
+        whole = Noise(KEY.seed, KEY.offset, first)
+        expected = drawn(x, whole)
+        assert len(torch.unique(expected[2].flatten(1), dim=0)) == count
+        for part in (slice(0, 2), slice(2, count)):
+            shard = Noise(KEY.seed, KEY.offset, (first + part.start) % PLACES)
+            assert all(torch.equal(mine, all_of[part]) for mine, all_of in zip(drawn(x[part], shard), expected))
+        index = torch.tensor([3, 0, 4], device=device)
+        chosen = Noise(KEY.seed, KEY.offset, (index + first) % PLACES)
+        assert torch.equal(whole.chosen(index).places, chosen.places)
+        assert all(torch.equal(mine, all_of[index]) for mine, all_of in zip(drawn(x[index], chosen), expected))
+    errors = lambda x, noise: torch.stack([denoising_loss(row[None], 0.5, k, impl=impl) for row, k in zip(x, noise)])
+    places = [Noise(KEY.seed, KEY.offset, int(i)) for i in index]
+    torch.testing.assert_close(
+        denoising_loss(x[index], 0.5, Noise(KEY.seed, KEY.offset, index), impl=impl), errors(x[index], places).mean()
+    )
 
 
 def assert_noise_is_that_of_the_cpu(impl, device, shape, dtype):

@@ -112,7 +112,7 @@ def test_the_library_loads_without_a_gpu(compiled):
     assert missing is None and loaded.cdn_cuda_toolkit() >= 12000 and loaded.cdn_cuda_driver() >= 0
     assert {80, 90} <= cuda.built_for(loaded.cdn_cuda_build().decode())[0]
     if loaded.cdn_cuda_driver() == 0:  # what a launch then says
-        status = loaded.cdn_cuda_add_noise(None, None, None, 0, 1, 4, 0, 0, 0, None)
+        status = loaded.cdn_cuda_add_noise(None, None, None, 0, 1, 4, 0, 0, 0, 0, None, None)
         assert "driver" in loaded.cdn_cuda_error(status).decode()
     assert loaded.cdn_cuda_error(-1).decode() == "an argument is out of range"
 

@@ -21,6 +21,7 @@ from tests.kernels.noises import (
     LEVELS,
     assert_denoising_is_that_of_the_cpu,
     assert_denoising_loss_passes_numerical_checks,
+    assert_images_get_the_noise_of_their_places,
     assert_levels_are_those_of_the_cpu,
     assert_noise_is_that_of_the_cpu,
     assert_words_are_those_of_the_reference,
@@ -294,6 +295,12 @@ def test_noise_is_that_of_the_cpu(place, dtype, shape):
     assert_noise_is_that_of_the_cpu("cuda", place, shape, dtype)
 
 
+def test_images_get_the_noise_of_their_places(place):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(5, 3, 8, 8).to(memory_format=layout)
+        assert_images_get_the_noise_of_their_places("cuda", place, x)
+
+
 @needs_cpu
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_levels_are_those_of_the_cpu(place, levels):
@@ -309,7 +316,7 @@ def test_denoising_is_that_of_the_cpu(place, dtype, shape):
 
 def test_a_level_that_is_no_number_shows(place):
     score, sigma = torch.randn(2, 7), torch.tensor([0.5, float("nan")])
-    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, 1, torch.tensor(2), "cuda")
+    errors = torch.ops.cdn_kernels.denoising_error(score, sigma, 1, torch.tensor(2), 0, None, "cuda")
     assert errors.isnan().tolist() == [False, True]
 
 

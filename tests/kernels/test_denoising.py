@@ -46,7 +46,8 @@ def test_loss_passes_numerical_checks():
         assert gradcheck(loss, inputs) and gradgradcheck(loss, inputs)
     factors = torch.randn(3, dtype=torch.float64, requires_grad=True)
     sigma = sigmas(3, torch.float64)
-    pull = lambda s, f: OPS.denoising_error_backward(s, sigma, f, KEY.seed - (1 << 64), KEY.position("cpu"), "cpu")
+    key = KEY.seed - (1 << 64), KEY.position("cpu"), 0, None, "cpu"
+    pull = lambda s, f: OPS.denoising_error_backward(s, sigma, f, *key)
     assert gradcheck(pull, (score, factors))
 
 
@@ -86,8 +87,10 @@ def test_neither_processor_nor_threads_change_the_result(capability):
 
 def test_registration_passes_opcheck():
     score, sigma, factors = torch.randn(2, 3, 4, 4, requires_grad=True), sigmas(2), torch.rand(2, requires_grad=True)
-    torch.library.opcheck(OPS.denoising_error, (score, sigma, 1, torch.tensor(2), "cpu"))
-    torch.library.opcheck(OPS.denoising_error_backward, (score, sigma, factors, 1, torch.tensor(2), "cpu"))
+    for places in (None, torch.tensor([3, 1])):
+        key = 1, torch.tensor(2), 5, places, "cpu"
+        torch.library.opcheck(OPS.denoising_error, (score, sigma, *key))
+        torch.library.opcheck(OPS.denoising_error_backward, (score, sigma, factors, *key))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,13 @@ import torch._dynamo.testing
 
 from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
 from cdn_kernels.backends import cpu
-from tests.kernels.noises import KEY, LEVELS, assert_words_are_those_of_the_reference
+from cdn_kernels.noise import CLEAN_LAWS, LAWS
+from tests.kernels.noises import (
+    KEY,
+    LEVELS,
+    assert_images_get_the_noise_of_their_places,
+    assert_words_are_those_of_the_reference,
+)
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -25,6 +31,11 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Logarithm, square root, sine or cosine and their product, each within an ulp on either side of the
 # comparison.
 ULPS = 8
+
+
+def at(places):
+    """Return the key for images at places of a batch."""
+    return Noise(KEY.seed, KEY.offset, places)
 
 
 def raw_normals(shape, dtype=torch.float32, **options):
@@ -182,6 +193,24 @@ def test_gradients_with_drawn_levels_to_second_order():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_get_the_noise_of_their_places(dtype, layout):
+    assert_images_get_the_noise_of_their_places("cpu", "cpu", torch.rand(5, 3, 8, 8).to(dtype).to(memory_format=layout))
+
+
+def test_gradients_are_drawn_again_at_the_places():
+    noise = at(torch.tensor([7, 0, 1 << 31]))
+    x, sigma = (torch.rand(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 2), (3,)))
+    noisy = lambda x, sigma: sample_noise(x, sigma, noise, impl="cpu")[0]
+    assert torch.autograd.gradcheck(noisy, (x, sigma), check_batched_grad=True, check_forward_ad=True)
+    score = torch.rand(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    loss = lambda s: denoising_loss(s, sigma.detach(), noise, impl="cpu")
+    assert torch.autograd.gradcheck(loss, score) and torch.autograd.gradgradcheck(loss, score)
+    y = torch.func.vmap(lambda x: sample_noise(x, 0.5, noise, impl="cpu")[0])(x.detach().expand(2, 3, 2, 2))
+    torch.testing.assert_close(y[1], sample_noise(x.detach(), 0.5, noise, impl="cpu")[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
     x = torch.rand(3, 5, 7, 3).to(dtype).to(memory_format=layout)
     levels = NoiseLevels(clean_share=0.3)
@@ -205,20 +234,26 @@ def test_drawing_levels_in_the_same_call_changes_nothing(dtype, layout):
 def test_add_noise_is_a_proper_operation(x):
     x = x.detach().requires_grad_()
     sigma = torch.rand(x.shape[0], requires_grad=True)
-    torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, -5, OFFSET, "cpu"))
-    torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, "uniform", 0.1, 1.0, 0.2, -5, OFFSET, "cpu"))
+    for places in (None, torch.arange(len(x)).flip(0)):
+        key = -5, OFFSET, 2, places, "cpu"
+        torch.library.opcheck(torch.ops.cdn_kernels.add_noise.default, (x, sigma, *key))
+        for clean in CLEAN_LAWS:
+            law = "uniform", 0.1, 1.0, 0.2, clean
+            torch.library.opcheck(torch.ops.cdn_kernels.sample_noise.default, (x, *law, *key))
 
 
 def test_factories_are_proper_operations():
     device = torch.device("cpu")
-    torch.library.opcheck(
-        torch.ops.cdn_kernels.standard_normal.default,
-        ([2, 3, 4, 4], 5, OFFSET, torch.float32, device, torch.channels_last, "cpu"),
-    )
-    torch.library.opcheck(
-        torch.ops.cdn_kernels.sample_sigma.default,
-        (5, "uniform", 0.1, 1.0, 0.0, 5, OFFSET, torch.float64, device, "cpu"),
-    )
+    for places in (None, torch.tensor([4, 2])):
+        key = 5, OFFSET, 3, places
+        torch.library.opcheck(
+            torch.ops.cdn_kernels.standard_normal.default,
+            ([2, 3, 4, 4], *key, torch.float32, device, torch.channels_last, "cpu"),
+        )
+        torch.library.opcheck(
+            torch.ops.cdn_kernels.sample_sigma.default,
+            (2, "uniform", 0.1, 1.0, 0.5, "stratified", *key, torch.float64, device, "cpu"),
+        )
 
 
 def test_compiles_without_a_graph_break_and_once_for_all_steps():
@@ -305,6 +340,22 @@ X = torch.zeros(2, 3)
             "auto, reference, cpu, triton, cuda, got 'metal'",
         ),
         (
+            lambda: sample_noise(X, 1.0, at(torch.arange(3))),
+            ValueError,
+            r"places must be one per image, \[2\], got \[3\]",
+        ),
+        (lambda: standard_normal((2, 3), at(torch.arange(1))), ValueError, r"places must be .* \[2\], got \[1\]"),
+        (
+            lambda: sample_sigma(3, at(torch.arange(2)), NoiseLevels()),
+            ValueError,
+            r"places must be .* \[3\], got \[2\]",
+        ),
+        (
+            lambda: sample_noise(X, 1.0, at(torch.arange(2).to("meta"))),
+            ValueError,
+            "places must be on the device of the noise, cpu, got meta",
+        ),
+        (
             lambda: sample_noise(X, 1.0, Noise(1, OFFSET.to("meta"))),
             ValueError,
             "offset must be on the .* cpu, got meta",
@@ -327,4 +378,7 @@ def test_errors_name_the_argument_and_what_came(call, error, message):
 def test_the_library_refuses_numbers_it_does_not_know():
     y = torch.empty(1, 4)
     for kind, capability in ((0, len(cpu.CAPABILITIES)), (0, -1), (len(cpu.TYPES), 0)):
-        assert cpu.LIBRARY.cdn_add_noise(None, None, y.data_ptr(), kind, 1, 4, 0, 1, 2, 1, capability) == 1
+        assert cpu.LIBRARY.cdn_add_noise(None, None, y.data_ptr(), kind, 1, 4, 0, 1, 2, 0, None, 1, capability) == 1
+    levels = torch.empty(1)
+    for law, clean in ((len(LAWS), 0), (0, len(CLEAN_LAWS)), (0, -1)):
+        assert cpu.LIBRARY.cdn_sample_sigma(levels.data_ptr(), 0, 1, law, 0.1, 1.0, 0.5, clean, 1, 2, 0, None) == 1

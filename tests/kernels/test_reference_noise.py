@@ -1,13 +1,15 @@
 """The specification of noise: known answers of Philox, the laws of what is drawn, and its independence."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.stats
 import torch
 
-from cdn_kernels import Noise, NoiseLevels
-from cdn_kernels.reference import philox4x32, random_words, sample_noise, sample_sigma, standard_normal
+from cdn_kernels import Noise, NoiseLevels, count_clean
+from cdn_kernels.noise import CLEAN_LAWS
+from cdn_kernels.reference import is_clean, philox4x32, random_words, sample_noise, sample_sigma, standard_normal
 
 ONES = 0xFFFFFFFF
 
@@ -111,3 +113,88 @@ def test_tensors_of_another_kind_are_no_offsets(offset):
 def test_levels_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="NoiseLevels"):
         NoiseLevels(*arguments)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Which images stay clean
+# ------------------------------------------------------------------------------------------------------------
+
+SHARES = [0.0, 2.0**-32, 0.1, 1 / 3, 0.5, 0.9, 1 - 2.0**-32, 1.0]
+
+
+def clean(batch, noise, share, law="stratified"):
+    return sample_sigma(batch, noise, NoiseLevels(clean_share=share, clean=law)) == 0
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("first", [0, 12345, (1 << 32) - 20])
+def test_every_run_of_places_meets_the_share_to_within_one_image(share, first):
+    for step in range(20):
+        key, levels = Noise(8, step, first), NoiseLevels(clean_share=share)
+        flags = clean(33, key, share)
+        # The law itself, in integers of Python.
+        u = int(random_words(1, 2, Noise(8, step), 1)[0, 1, 0])
+        wide = round(share * 2**32)
+        assert flags.tolist() == [(i * wide + u) % 2**32 + wide >= 2**32 for i in range(first, first + 33)]
+        sums = torch.cat([torch.zeros(1, dtype=torch.int64), flags.cumsum(0)])
+        for n in range(1, 34):
+            held = sums[n:] - sums[:-n]
+            assert held.min() >= math.floor(n * wide / 2**32) and held.max() <= math.ceil(n * wide / 2**32)
+        for batch in (0, 1, 2, 7, 33):
+            assert count_clean(batch, key, levels) == int(flags[:batch].sum())
+        assert torch.equal(is_clean(key.placed(33, "cpu"), key, levels), flags)
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5])
+def test_every_place_is_clean_as_often_as_every_other(share):
+    flags = torch.stack([clean(12, Noise(seed, step), share) for seed in range(4) for step in range(500)])
+    hits, expected = flags.sum(0).double(), len(flags) * share
+    assert ((hits - expected).abs() < 4 * math.sqrt(expected * (1 - share))).all()
+    # The phase u, of which all follows, is uniform, and another one for every key.
+    words = torch.stack([random_words(1, 2, Noise(9, step), 1)[0, 1, 0] for step in range(2000)])
+    bins = torch.histc(words.double(), 32, 0, 2**32)
+    assert scipy.stats.chisquare(bins.numpy()).pvalue > 1e-3 and len(words.unique()) == len(words)
+
+
+def test_the_law_of_clean_images_changes_nothing_else():
+    noise, levels = Noise(10), NoiseLevels(clean_share=0.5)
+    old, mine = (sample_sigma(500, noise, replace(levels, clean=law)) for law in CLEAN_LAWS)
+    both = (mine > 0) & (old > 0)
+    assert 80 < both.sum() < 170 and torch.equal(mine[both], old[both])
+    assert torch.equal(mine[mine > 0], sample_sigma(500, noise, NoiseLevels())[mine > 0])
+    words = random_words(500, 1, noise, 1)[:, 0, 1]
+    assert torch.equal(old == 0, words < 2**31)  # as in version 0.1.0
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: Noise(0, 0, -1), ValueError, r"places must be an integer in \[0, 2\*\*32\) or a tensor .* got -1"),
+        (lambda: Noise(0, 0, 1 << 32), ValueError, "places must be an integer in .* got 4294967296"),
+        (lambda: Noise(0, 0, 1.5), ValueError, "places must be an integer in .* got 1.5"),
+        (
+            lambda: Noise(0, 0, torch.tensor([1.0])),
+            ValueError,
+            r"as places must be int64 \[B\], got torch.float32 \[1\]",
+        ),
+        (lambda: Noise(0, 0, torch.tensor(1)), ValueError, r"as places must be int64 \[B\], got torch.int64 \[\]"),
+        (lambda: Noise(0, 0, torch.tensor([3, -1])), ValueError, "got values from -1 to 3"),
+        (lambda: NoiseLevels(clean="often"), ValueError, "clean must be one of independent, stratified, got 'often'"),
+        (lambda: count_clean(-1, Noise(0), NoiseLevels()), TypeError, "batch must be an integer of at least 0, got -1"),
+        (lambda: count_clean(2, 3, NoiseLevels()), TypeError, r"expected \(batch, Noise, NoiseLevels\), got int"),
+        (lambda: count_clean(2, Noise(0), 0.5), TypeError, r"expected \(batch, Noise, NoiseLevels\), got float"),
+        (
+            lambda: count_clean(2, Noise(0, torch.tensor(1)), NoiseLevels()),
+            ValueError,
+            "must be integers, got a tensor",
+        ),
+        (
+            lambda: count_clean(2, Noise(0), NoiseLevels(clean="independent")),
+            ValueError,
+            "must be 'stratified', got 'ind",
+        ),
+    ],
+)
+def test_bad_places_and_laws_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

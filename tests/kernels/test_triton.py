@@ -98,7 +98,7 @@ def pooling(operations, dtype, last):
 def noise(operations, dtype, channels):
     x, sigma = empty(4, 3, 32, 32, dtype=dtype), empty(4, dtype=FP64 if dtype == FP64 else FP32)
     key = 2**40, torch.empty((), dtype=torch.int64, device="meta")
-    operations.sample_noise(x, sigma, x, "log-uniform", 0.1, 1.0, 0.2, *key, channels)
+    operations.sample_noise(x, sigma, x, "log-uniform", 0.1, 1.0, 0.2, "stratified", *key, channels)
     operations.denoising(x, sigma, *key, channels, errors=sigma)
     operations.denoising(x, sigma, *key, channels, factors=sigma, gradient=x)
 

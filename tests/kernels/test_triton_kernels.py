@@ -23,6 +23,7 @@ from tests.kernels.noises import (
     LEVELS,
     assert_denoising_is_that_of_the_cpu,
     assert_denoising_loss_passes_numerical_checks,
+    assert_images_get_the_noise_of_their_places,
     assert_levels_are_those_of_the_cpu,
     assert_noise_is_that_of_the_cpu,
     assert_words_are_those_of_the_reference,
@@ -190,6 +191,12 @@ needs_cpu = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 @pytest.mark.parametrize("shape", [(3, 1), (2, 1025), (7,), (0, 3), (2, 0), (2, 3, 8, 8), (2, 5, 7, 3)], ids=str)
 def test_noise_is_that_of_the_cpu(dtype, shape):
     assert_noise_is_that_of_the_cpu("triton", DEVICE, shape, dtype)
+
+
+def test_images_get_the_noise_of_their_places():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(5, 3, 8, 8, device=DEVICE).to(memory_format=layout)
+        assert_images_get_the_noise_of_their_places("triton", DEVICE, x)
 
 
 @needs_cpu

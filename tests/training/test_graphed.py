@@ -1,6 +1,7 @@
 """Steps that never wait for the device, and their recording, as far as both can be seen without a GPU."""
 
 import contextlib
+import functools
 from unittest import mock
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from cdn.data import load_dataset
 from cdn.training.settings import Settings
-from cdn.training.trainer import Trainer
+from cdn.training.trainer import Recordings, Trainer
 from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.graphs import WARM_UP, Graphed
 from cdn_kernels.phases import watch
@@ -76,6 +77,8 @@ SETTINGS = {
     "default": dict(),
     "fused": dict(fused=True),
     "fused bf16 muon": dict(fused=True, precision="bf16", optimizer="muon", clean_share=0.5),
+    "clean images": dict(fused=True, clean_share=0.3),
+    "plain clean images": dict(clean_share=0.3, objective="denoising"),
     "moving lambda": dict(fused=True, final_denoising_weight=0.5, flip=True, crop_size=6, label_smoothing=0.1),
     "homogeneous": dict(homogeneous=True, head="log-energy", sigma_law="uniform", clip=0.0),
     "plain linear": dict(norm="plain", head="linear", sigma_law="fixed", fused=True),
@@ -199,6 +202,24 @@ def test_replayed_steps_are_those_of_the_function(digits, options, graphed):
         pairs = zip(getattr(plain, name).state_dict().values(), getattr(recorded, name).state_dict().values())
         assert all(torch.equal(a, b) for a, b in pairs)
     assert all(torch.equal(a, b) for a, b in zip(plain.health.counters, recorded.health.counters))
+
+
+def test_every_number_of_clean_images_is_recorded(digits, monkeypatch):
+    """Steps of 4 and of 5 clean images, in the order in which they come."""
+    monkeypatch.setattr("cdn.training.trainer.Graphed", functools.partial(Graphed, record=record))
+    options = SETTINGS["clean images"]
+    plain, recorded = trainer(digits, **options), trainer(digits, **options)
+    recorded.run = recordings = Recordings(recorded)
+    counts = []
+    for _ in range(4 * WARM_UP + 4):
+        expected, found = plain.advance(), recorded.advance()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        counts.append(recorded.clean)
+    assert set(counts) == recordings.by_count.keys() == {4, 5}
+    assert all(one.replay for one in recordings.by_count.values())
+    assert any(a != b for a, b in zip(counts[-6:], counts[-5:]))  # replays of both, in turn
+    for a, b in zip(plain.model.parameters(), recorded.model.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_a_restored_trainer_records_anew(digits):

@@ -197,7 +197,7 @@ def rate_sets(
     """
     evidence = []
     for number, images in enumerate((training, *sets.values())):
-        y, _ = sample_noise(images, sigma, Noise(noise.seed, noise.offset + number))
+        y, _ = sample_noise(images, sigma, noise.moved(number))
         evidence.append(gather(model, y, **how))
         if bar is not None:
             bar.update()

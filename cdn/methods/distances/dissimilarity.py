@@ -113,7 +113,7 @@ def information(
         parts = []
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             for draw in range(draws):
-                key = Noise(noise.seed, noise.offset + node * draws + draw)
+                key = noise.moved(node * draws + draw)
                 y = x + sigma * torch_ops.standard_normal((1, *x.shape[1:]), key, x.dtype, x.device)
                 graph = torch.is_grad_enabled() and x.requires_grad
                 error = (denoise(model, y, sigma, create_graph=graph) - x).double()

@@ -116,7 +116,7 @@ def information_estimation_distance(
         for node, (sigma, weight) in enumerate(level_nodes(levels, nodes)):
             factor = weight * 2 / sigma**2 / draws
             for draw in range(draws):
-                key = Noise(noise.seed, noise.offset + node * draws + draw)
+                key = noise.moved(node * draws + draw)
                 eps = sigma * torch_ops.standard_normal(a.shape, key, a.dtype, a.device)
                 y = pair + torch.cat([eps, eps])
                 error = denoiser(y, y.new_full((len(y),), sigma)) - pair

@@ -75,7 +75,7 @@ def draw_samples(
     """
     parts, steps = [], 0
     for batch, indices in enumerate(torch.arange(count).split(batch_size)):
-        key = Noise(noise.seed, noise.offset + BATCH * batch)
+        key = noise.moved(BATCH * batch)
         residual = blind_residual(model, None if label is None else label[indices], guidance=guidance)
         y, taken = sampler(residual, noisy_start((len(indices), *shape), key, sigma=sigma, device=device), key)
         steps += taken * len(indices)

@@ -108,7 +108,7 @@ def advance(y: Tensor, f: Tensor, step: float, gamma: Tensor, noise: Noise) -> T
 
 def key_of_step(noise: Noise, t: int) -> Noise:
     """Return the key of step t of a walk; the key of the walk itself is for where it starts."""
-    return Noise(noise.seed, noise.offset + 1 + t)
+    return noise.moved(1 + t)
 
 
 def _direct_residual(model: nn.Module, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -189,7 +189,7 @@ def _votes(
     for chunk, start in enumerate(range(0, count, CHUNK)):
         # Convolutions are fastest in this layout; the values of the noise do not depend on it.
         copies = image.expand(min(CHUNK, count - start), *image.shape).contiguous(memory_format=torch.channels_last)
-        noisy, _ = cdn_kernels.sample_noise(copies, sigma, Noise(key.seed, key.offset + chunk))
+        noisy, _ = cdn_kernels.sample_noise(copies, sigma, key.moved(chunk))
         for part in noisy.split(batch_size):
             logits = model(part)
             if bar is not None:

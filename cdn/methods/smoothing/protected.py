@@ -158,7 +158,7 @@ class LevelVote(nn.Module):
         """Yield each level and x with its noise, independent from level to level."""
         check_floating(x, "LevelVote")
         for k, level in enumerate(cast(Iterable[Protected], self.levels)):
-            key = cdn_kernels.Noise(noise.seed, noise.offset + k)
+            key = noise.moved(k)
             yield level, cdn_kernels.sample_noise(x, level.sigma, key)[0]
 
 

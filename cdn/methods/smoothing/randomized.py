@@ -38,7 +38,7 @@ class Randomized(nn.Module):
         """Return logarithms of mean probabilities, [B, classes], of images [B, C, H, W]."""
         values = []
         for _ in range(self.draws):
-            logits = self.classify(x, Noise(self.noise.seed, self.noise.offset + self.drawn * STRIDE))
+            logits = self.classify(x, self.noise.moved(self.drawn * STRIDE))
             # The logits of a density share a huge offset, which has to go before anything is rounded.
             values.append((logits - logits.mean(1, keepdim=True)).log_softmax(1))
             self.drawn += 1

@@ -95,7 +95,7 @@ def probe(jacobian: Jacobian, probes: int, noise: Noise) -> Probing:
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
     y = jacobian.denoised
-    signs = [_signs(y, Noise(noise.seed, noise.offset + k)) for k in range(probes)]
+    signs = [_signs(y, noise.moved(k)) for k in range(probes)]
     products = [jacobian.transposed_product(v) for v in signs]
     u, images = (torch.stack(rows, 1).flatten(2).double() for rows in (signs, products))
     forms = images @ u.mT  # [B, K, K]: <J^T u_i, u_j> = <u_i, J u_j>

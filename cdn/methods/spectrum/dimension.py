@@ -68,7 +68,7 @@ def effective_dimension(
         for k, (clean, unit) in enumerate(zip(x.split(batch_size), eps.split(batch_size))):
             y = clean + sigma * unit
             jacobian = Jacobian(model, y, sigma)
-            probing = probe(jacobian, probes, Noise(probe_noise.seed, probe_noise.offset + k * probes))
+            probing = probe(jacobian, probes, probe_noise.moved(k * probes))
             loss, residual = (
                 ((jacobian.denoised - image).double() / sigma).square().flatten(1).mean(1) for image in (clean, y)
             )

@@ -201,7 +201,7 @@ def rate_searches(
         noise: the first key; each set has one of its own.
         batch_size: images per forward.
     """
-    key = lambda number: Noise(noise.seed, noise.offset + number)
+    key = lambda number: noise.moved(number)
     arbiter = Arbiter(model, sets[TRAINING], sigma, key(0), batch_size)
     given = {name: arbiter(images, key(number)) for number, (name, images) in enumerate(sets.items(), 1)}
     ratings: Ratings = {}

@@ -1,7 +1,8 @@
 """Noise, noise levels and the denoising residual, drawn from counters inside the kernels.
 
 A program draws whole units of an image in C order, whatever its layout; channels last, it gathers. The offset of a key
-is read from memory, a tensor int64 [] on the device, where a CUDA graph finds another one at every replay.
+is read from memory, a tensor int64 [] on the device, where a CUDA graph finds another one at every replay; so are the
+places of images, if they do not follow one another.
 """
 
 import math
@@ -21,7 +22,16 @@ LONGEST = 16  # units of one program, where it sums
 LOG_UNIFORM, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in ("log-uniform", "uniform"))
 
 
-def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offset: Tensor, channels: int = 0) -> None:
+def add_noise(
+    x: Tensor | None,
+    sigma: Tensor | None,
+    y: Tensor,
+    seed: int,
+    offset: Tensor,
+    channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
+) -> None:
     """Write ``x + sigma eps`` into y; arguments as for the function of ../cpu.py."""
     units, size = _units(y)
     launch(
@@ -32,6 +42,8 @@ def add_noise(x: Tensor | None, sigma: Tensor | None, y: Tensor, seed: int, offs
         sigma,
         seed,
         offset,
+        first,
+        places,
         size,
         units,
         CHANNELS=channels,
@@ -48,17 +60,29 @@ def sample_noise(
     low: float,
     high: float,
     clean_share: float,
+    clean: str,
     seed: int,
     offset: Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Draw noise levels into sigma and write ``x + sigma eps`` into y; arguments as for the function of ../cpu.py."""
-    sample_sigma(sigma, law, low, high, clean_share, seed, offset)
-    add_noise(x, sigma, y, seed, offset, channels)
+    sample_sigma(sigma, law, low, high, clean_share, clean, seed, offset, first, places)
+    add_noise(x, sigma, y, seed, offset, channels, first, places)
 
 
 def sample_sigma(
-    sigma: Tensor, law: str, low: float, high: float, clean_share: float, seed: int, offset: Tensor
+    sigma: Tensor,
+    law: str,
+    low: float,
+    high: float,
+    clean_share: float,
+    clean: str,
+    seed: int,
+    offset: Tensor,
+    first: int = 0,
+    places: Tensor | None = None,
 ) -> None:
     """Write noise levels drawn from a law into sigma [B], float32 or float64."""
     log_low = math.log(low) if law == "log-uniform" else 0.0
@@ -72,10 +96,14 @@ def sample_sigma(
         log_low,
         log_range,
         clean_share * 2.0**32,
+        round(clean_share * 2.0**32),
         seed,
         offset,
+        first,
+        places,
         sigma.shape[0],
         LAW=LAWS.index(law),
+        STRATIFIED=clean == "stratified",
         BLOCK=128,
     )
 
@@ -86,6 +114,8 @@ def denoising(
     seed: int,
     offset: Tensor,
     channels: int = 0,
+    first: int = 0,
+    places: Tensor | None = None,
     *,
     errors: Tensor | None = None,
     factors: Tensor | None = None,
@@ -103,6 +133,8 @@ def denoising(
             gradient,
             seed,
             offset,
+            first,
+            places,
             size,
             units,
             CHANNELS=channels,
@@ -121,6 +153,8 @@ def denoising(
         partial,
         seed,
         offset,
+        first,
+        places,
         size,
         parts,
         CHANNELS=channels,
@@ -159,33 +193,54 @@ def _units(x: Tensor) -> tuple[int, int]:
 
 
 @triton.jit
-def _drawn(unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr):
-    """Return (normals, their places in memory, which of them exist) of a unit of an image."""
-    eps = normals(unit * BLOCKS + tl.arange(0, BLOCKS), image, seed, offset, REAL)
+def _place(image, first, places):
+    """Return where an image stands in its batch, which is all that its noise knows of it, modulo 2^32."""
+    if places is None:
+        return image + first
+    else:
+        return tl.load(places + image)
+
+
+@triton.jit
+def _drawn(unit, place, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr):
+    """Return (normals, where they lie in memory, which of them exist) of a unit of the image at a place."""
+    eps = normals(unit * BLOCKS + tl.arange(0, BLOCKS), place, seed, offset, REAL)
     element = unit * (4 * BLOCKS) + tl.arange(0, 4 * BLOCKS)
-    place = element
+    where = element
     if CHANNELS > 1:
         pixels = size // CHANNELS
-        place = element % pixels * CHANNELS + element // pixels
-    return eps, place, element < size
+        where = element % pixels * CHANNELS + element // pixels
+    return eps, where, element < size
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "first"])
 def _add_noise(
-    y, x, sigma, seed: "i64", offset, size, units, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr
+    y,
+    x,
+    sigma,
+    seed: "i64",
+    offset,
+    first: "i64",
+    places,
+    size,
+    units,
+    CHANNELS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    REAL: tl.constexpr,
 ):
     offset = tl.load(offset)
     image = tl.program_id(0) // units
-    value, place, exists = _drawn(tl.program_id(0) % units, image, seed, offset, size, CHANNELS, BLOCKS, REAL)
+    place = _place(image, first, places)
+    value, where, exists = _drawn(tl.program_id(0) % units, place, seed, offset, size, CHANNELS, BLOCKS, REAL)
     start = image.to(tl.int64) * size
     if sigma is not None:
         value *= tl.load(sigma + image)
     if x is not None:
-        value += load(x + start, place, exists, REAL)
-    store(y + start, place, value, exists)
+        value += load(x + start, where, exists, REAL)
+    store(y + start, where, value, exists)
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "first", "share"])
 def _sample_sigma(
     sigma,
     low: "fp64",
@@ -193,44 +248,71 @@ def _sample_sigma(
     log_low: "fp64",
     log_range: "fp64",
     clean: "fp64",
+    share: "i64",
     seed: "i64",
     offset,
+    first: "i64",
+    places,
     batch,
     LAW: tl.constexpr,
+    STRATIFIED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Draw levels in double and round once, so that every backend draws the same."""
+    """Draw levels in double and round once, and clean images in integers, so that every backend draws the same."""
     offset = tl.load(offset)
     image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    where, choice, _, _ = philox(tl.zeros_like(image), image, seed, offset, 1)
-    position = (where.to(tl.float64) + 0.5) * 2.3283064365386963e-10
+    if places is None:
+        place = image + first
+    else:
+        place = tl.load(places + image, mask=image < batch, other=0)
+    block = tl.zeros_like(image)
+    drawn, choice, _, _ = philox(block, place, seed, offset, 1)
+    position = (drawn.to(tl.float64) + 0.5) * 2.3283064365386963e-10
     if LAW == LOG_UNIFORM:
         level = tl.exp(log_low + position * log_range)
     elif LAW == UNIFORM:
         level = low + position * (high - low)
     else:
         level = position * 0.0 + high
-    level = tl.where(choice.to(tl.float64) < clean, 0.0, level)
+    if STRATIFIED:
+        u, _, _, _ = philox(block + 1, block, seed, offset, 1)
+        stays = ((place * share + u.to(tl.int64)) & 0xFFFFFFFF) + share >= 0x100000000
+    else:
+        stays = choice.to(tl.float64) < clean
+    level = tl.where(stays, 0.0, level)
     tl.store(sigma + image, level.to(sigma.dtype.element_ty), mask=image < batch)
 
 
 @triton.jit
 def _residual(
-    score, level, unit, image, seed, offset, size, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, REAL: tl.constexpr
+    score,
+    level,
+    unit,
+    image,
+    seed,
+    offset,
+    first,
+    places,
+    size,
+    CHANNELS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    REAL: tl.constexpr,
 ):
-    """Return (sigma s + eps, its places, which of them exist); images with sigma = 0 have none, NaN stays NaN."""
-    eps, place, exists = _drawn(unit, image, seed, offset, size, CHANNELS, BLOCKS, REAL)
-    residual = level * load(score + image.to(tl.int64) * size, place, exists, REAL) + eps
-    return tl.where(level > 0, residual, level * 0.0), place, exists
+    """Return (sigma s + eps, where it lies in memory, which exist); images with sigma = 0 have none, NaN stays NaN."""
+    eps, where, exists = _drawn(unit, _place(image, first, places), seed, offset, size, CHANNELS, BLOCKS, REAL)
+    residual = level * load(score + image.to(tl.int64) * size, where, exists, REAL) + eps
+    return tl.where(level > 0, residual, level * 0.0), where, exists
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "first"])
 def _residual_squares(
     score,
     sigma,
     partial,
     seed: "i64",
     offset,
+    first: "i64",
+    places,
     size,
     parts,
     CHANNELS: tl.constexpr,
@@ -244,13 +326,13 @@ def _residual_squares(
     total = tl.zeros([4 * BLOCKS], REAL)
     for step in range(LENGTH):
         residual, _, exists = _residual(
-            score, level, part * LENGTH + step, image, seed, offset, size, CHANNELS, BLOCKS, REAL
+            score, level, part * LENGTH + step, image, seed, offset, first, places, size, CHANNELS, BLOCKS, REAL
         )
         total += tl.where(exists, residual * residual, 0.0)
     tl.store(partial + tl.program_id(0), (tl.sum(total.to(tl.float64), 0) / size).to(REAL))
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "first"])
 def _residual_gradient(
     score,
     sigma,
@@ -258,6 +340,8 @@ def _residual_gradient(
     gradient,
     seed: "i64",
     offset,
+    first: "i64",
+    places,
     size,
     units,
     CHANNELS: tl.constexpr,
@@ -267,11 +351,12 @@ def _residual_gradient(
     offset = tl.load(offset)
     image = tl.program_id(0) // units
     level = tl.load(sigma + image)
-    residual, place, exists = _residual(
-        score, level, tl.program_id(0) % units, image, seed, offset, size, CHANNELS, BLOCKS, REAL
+    unit = tl.program_id(0) % units
+    residual, where, exists = _residual(
+        score, level, unit, image, seed, offset, first, places, size, CHANNELS, BLOCKS, REAL
     )
     factor = tl.load(factors + image) * 2.0 * level / size
-    store(gradient + image.to(tl.int64) * size, place, factor * residual, exists)
+    store(gradient + image.to(tl.int64) * size, where, factor * residual, exists)
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])

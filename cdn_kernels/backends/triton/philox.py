@@ -9,12 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
-def philox(block, image, seed, offset, STREAM: tl.constexpr):
-    """Return the four words of blocks of an image; seed and offset are 64-bit integers, offset < 2^63."""
+def philox(block, place, seed, offset, STREAM: tl.constexpr):
+    """Return the four words of blocks of the image at a place; seed and offset are 64-bit integers, offset < 2^63."""
     seed, offset = seed.to(tl.int64), offset.to(tl.int64)
     k0, k1 = (seed & 0xFFFFFFFF).to(tl.uint32), ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     c0 = block.to(tl.uint32)
-    c1 = tl.zeros_like(c0) + image.to(tl.uint32)
+    c1 = tl.zeros_like(c0) + place.to(tl.uint32)
     c2 = tl.zeros_like(c0) + (offset & 0xFFFFFFFF).to(tl.uint32)
     c3 = tl.zeros_like(c0) + ((offset >> 32).to(tl.uint32) | (STREAM << 31))
     for _ in tl.static_range(10):
@@ -27,9 +27,9 @@ def philox(block, image, seed, offset, STREAM: tl.constexpr):
 
 
 @triton.jit
-def normals(block, image, seed, offset, REAL: tl.constexpr):
-    """Return the normals of blocks [n] of an image, [4 n] in order."""
-    w0, w1, w2, w3 = philox(block, image, seed, offset, 0)
+def normals(block, place, seed, offset, REAL: tl.constexpr):
+    """Return the normals of blocks [n] of the image at a place, [4 n] in order."""
+    w0, w1, w2, w3 = philox(block, place, seed, offset, 0)
     n0, n1 = _box_muller(w0, w1, REAL)
     n2, n3 = _box_muller(w2, w3, REAL)
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

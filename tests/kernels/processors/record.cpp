@@ -77,23 +77,23 @@ struct Recorder {
         Elements y(kSize), gradient(kSize);
         Reals level(kBatch), errors(kBatch);
         const Reals factors = reals(kBatch, 7);
-        check(cdn_add_noise(x.data(), sigma.data(), y.data(), type, kBatch, kImage, channels, kSeed, kOffset, kThreads,
-                            capability),
+        check(cdn_add_noise(x.data(), sigma.data(), y.data(), type, kBatch, kImage, channels, kSeed, kOffset, 0,
+                            nullptr, kThreads, capability),
               "add_noise");
         put("add_noise" + layout, noisy, y);
         for (int law = CDN_LOG_UNIFORM; law <= CDN_FIXED; ++law) {
             check(cdn_sample_noise(x.data(), level.data(), y.data(), type, kBatch, kImage, channels, law, 0.01, 0.7,
-                                   0.25, kSeed, kOffset, kThreads, capability),
+                                   0.25, CDN_STRATIFIED, kSeed, kOffset, 0, nullptr, kThreads, capability),
                   "sample_noise");
             put("sample_noise" + layout, noisy, y);
             put_wide("levels", noisy, level);
         }
         check(cdn_denoising(x.data(), sigma.data(), nullptr, errors.data(), nullptr, type, kBatch, kImage, channels,
-                            kSeed, kOffset, kThreads, capability),
+                            kSeed, kOffset, 0, nullptr, kThreads, capability),
               "denoising");
         put_wide("errors" + layout, noisy, errors);
         check(cdn_denoising(x.data(), sigma.data(), factors.data(), nullptr, gradient.data(), type, kBatch, kImage,
-                            channels, kSeed, kOffset, kThreads, capability),
+                            channels, kSeed, kOffset, 0, nullptr, kThreads, capability),
               "denoising");
         put("residual" + layout, noisy, gradient);
     }
