@@ -130,14 +130,18 @@ public:
         const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, tiles_.count()));
         const auto [own, own_end] = tiles_.pixels(first, last);
         const auto* images = static_cast<const Element*>(job_.first);
-        auto* results = static_cast<Element*>(job_.out ? job_.out : job_.activation);
-        Ahead ahead[] = {{images + next * inner_, images + next_end * inner_, steps},
-                         {results + own * outer_, results + own_end * outer_, steps}};
+        Wanted wanted;
+        wanted.add(images + next * inner_, images + next_end * inner_, steps);
+        for (void* result : {job_.out, job_.activation, job_.product})
+            if (auto* to = static_cast<Element*>(result)) wanted.add(to + own * outer_, to + own_end * outer_, steps);
+        for (const void* operand : {job_.u, job_.added})
+            if (const auto* from = static_cast<const Element*>(operand))
+                wanted.add(from + own * outer_, from + own_end * outer_, steps);
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
                 multiply<Real>(patches + f * distance_, filters + f * filters_ + panel * inner_ * kPanel<Real>,
                                scratch + f * distance_ + panel * kPanel<Real>, last - first, inner_,
-                               columns_ - panel * kPanel<Real>, distances, false, ahead);
+                               columns_ - panel * kPanel<Real>, distances, false, wanted);
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
     }
 
@@ -147,7 +151,7 @@ private:
         Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
         transform_tiles(scratch, 0, block_);
         const Distances distances{row_, 1, kPanel<Real>, kPanel<Real>};
-        Ahead nothing[2];
+        Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
             const std::int64_t first = panel * kPanel<Real>, last = first + kPanel<Real>;
             for (std::int64_t channel = first; channel < std::min(last, outer_); channel += kFilters)

@@ -62,13 +62,14 @@ public:
             const std::int64_t last = std::min(first + block_, end);
             transform_tiles(patches, gradients, first, last, output, outputs);
             const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, end));
-            Ahead ahead[] = {{images + next * job_.inputs, images + next_end * job_.inputs, steps},
-                             {results + next * job_.outputs, results + next_end * job_.outputs, steps}};
+            Wanted wanted;
+            wanted.add(images + next * job_.inputs, images + next_end * job_.inputs, steps);
+            wanted.add(results + next * job_.outputs, results + next_end * job_.outputs, steps);
             for (int f = 0; f < kFrequencies; ++f)
                 for (std::int64_t column = 0; column < columns_; column += kPanel<Real>)
                     multiply<Real>(gradients + f * gradients_, patches + f * patches_ + column,
                                    sum + f * sums_ + column, outputs, last - first, columns_ - column, distances,
-                                   first > start, ahead);
+                                   first > start, wanted);
         }
     }
 
@@ -111,7 +112,7 @@ private:
     void multiply_whole(const Real* patches, const Real* gradients, Real* sums, std::int64_t output,
                         std::int64_t outputs) const {
         const Distances distances{1, rows_, columns_, kPanel<Real>};
-        Ahead nothing[2];
+        Wanted nothing;
         for (std::int64_t row = 0; row < outputs; row += kPanel<Real>)
             for (std::int64_t column = 0; column < columns_; column += kPanel<Real>) {
                 const std::int64_t rows = std::min(kPanel<Real>, outputs - row);
