@@ -5,8 +5,8 @@ variable CDN_CPU_CONVOLUTIONS decides: "measured", the default, takes what was m
 (benchmarks/test_convolutions.py), "winograd" minimal filtering wherever it can run, also in float64, and "direct"
 torch's, and the direct engine for bfloat16.
 
-In float32, minimal filtering errs some three times as much as direct sums, and an outlier within a tile of 4x4 pixels,
-infinity and nan included, touches all of the tile.
+In float32, minimal filtering errs some three times as much as direct sums. An outlier, infinity and nan included,
+touches all of its tile of 4x4 pixels, or of 8x8 in 16 bits.
 """
 
 import os

@@ -20,8 +20,11 @@ struct Tile {
     std::int64_t sample, y, x, rows, columns;
 };
 
-// The tiles of all samples, in the order of their pixels.
+// The tiles of all samples of a side, in the order of their pixels.
+template <int tile>
 class Tiles {
+    static constexpr std::int64_t kTile = tile;
+
 public:
     explicit Tiles(const ConvolutionJob& job)
         : height_(job.height), width_(job.width), down_(divide_up(job.height, kTile)),
@@ -44,12 +47,12 @@ public:
     // Call use(read), where read(i, j) gives vectors of a patch that begins `before` pixels ahead of a tile; 0 is
     // outside.
     template <typename Storage, int size, typename Use>
-    CDN_INLINE void patch(const void* image, const Tile& tile, std::int64_t before, std::int64_t channels,
+    CDN_INLINE void patch(const void* image, const Tile& at, std::int64_t before, std::int64_t channels,
                           std::int64_t channel, Use use) const {
         using Real = typename Storage::Real;
-        const std::int64_t first_y = tile.y - before, first_x = tile.x - before, count = channels - channel;
+        const std::int64_t first_y = at.y - before, first_x = at.x - before, count = channels - channel;
         const auto* corner = static_cast<const typename Storage::Element*>(image)
-            + ((tile.sample * height_ + first_y) * width_ + first_x) * channels + channel;
+            + ((at.sample * height_ + first_y) * width_ + first_x) * channels + channel;
         const std::int64_t down = width_ * channels;
         const bool inside = first_y >= 0 && first_x >= 0 && first_y + size <= height_ && first_x + size <= width_;
         if (inside && count >= kWide<Real>)
@@ -66,7 +69,7 @@ private:
     std::int64_t height_, width_, down_, across_, count_;
 };
 
-// Vectors of 36 frequencies, a fixed distance apart that is no multiple of a power of two: 36 streams of writes would
+// Vectors of all frequencies, a fixed distance apart that is no multiple of a power of two: streams of writes would
 // else meet in the same lines of the first-level cache.
 static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_t bytes) {
     const std::int64_t lines = divide_up(elements * bytes, 64);
@@ -76,10 +79,12 @@ static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_
 constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
 constexpr std::int64_t kFewestTiles = 11 * kRows;  // of a block: the filters are read once for each
 
-template <typename Storage>
+template <typename Storage, int tile>
 class WinogradImage {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
+    using Spectrum = Frequencies<Real, tile>;
+    static constexpr std::int64_t kTile = tile, kFrequencies = (tile + 2) * (tile + 2);
     static constexpr std::int64_t kFilters = kWide<Real>;  // output channels whose filters are packed together
 
 public:
@@ -130,14 +135,18 @@ public:
         const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, tiles_.count()));
         const auto [own, own_end] = tiles_.pixels(first, last);
         const auto* images = static_cast<const Element*>(job_.first);
-        auto* results = static_cast<Element*>(job_.out ? job_.out : job_.activation);
-        Ahead ahead[] = {{images + next * inner_, images + next_end * inner_, steps},
-                         {results + own * outer_, results + own_end * outer_, steps}};
+        Wanted wanted;
+        wanted.add(images + next * inner_, images + next_end * inner_, steps);
+        for (void* result : {job_.out, job_.activation, job_.product})
+            if (auto* to = static_cast<Element*>(result)) wanted.add(to + own * outer_, to + own_end * outer_, steps);
+        for (const void* operand : {job_.u, job_.added})
+            if (const auto* from = static_cast<const Element*>(operand))
+                wanted.add(from + own * outer_, from + own_end * outer_, steps);
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
                 multiply<Real>(patches + f * distance_, filters + f * filters_ + panel * inner_ * kPanel<Real>,
                                scratch + f * distance_ + panel * kPanel<Real>, last - first, inner_,
-                               columns_ - panel * kPanel<Real>, distances, false, ahead);
+                               columns_ - panel * kPanel<Real>, distances, false, wanted);
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
     }
 
@@ -147,7 +156,7 @@ private:
         Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
         transform_tiles(scratch, 0, block_);
         const Distances distances{row_, 1, kPanel<Real>, kPanel<Real>};
-        Ahead nothing[2];
+        Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
             const std::int64_t first = panel * kPanel<Real>, last = first + kPanel<Real>;
             for (std::int64_t channel = first; channel < std::min(last, outer_); channel += kFilters)
@@ -161,11 +170,11 @@ private:
 
     void transform_tiles(Real* patches, std::int64_t first, std::int64_t last) const {
         for (std::int64_t t = first; t < last; ++t) {
-            const Tile tile = tiles_[t];
+            const Tile at = tiles_[t];
             for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
-                const Frequencies<Real> to{patches + (t - first) * row_ + channel, distance_};
-                tiles_.template patch<Storage, kPatch>(job_.first, tile, 1, inner_, channel, [=](auto read) CDN_INLINE {
-                    transform<Real, OfData>(read, to);
+                const Spectrum to{patches + (t - first) * row_ + channel, distance_};
+                tiles_.template patch<Storage, tile + 2>(job_.first, at, 1, inner_, channel, [=](auto read) CDN_INLINE {
+                    transform<Real, OfData<Real, tile>>(read, to);
                 });
             }
         }
@@ -175,12 +184,12 @@ private:
     void finish_tiles(Real* products, std::int64_t row, std::int64_t first, std::int64_t last, std::int64_t channel,
                       std::int64_t end) const {
         for (std::int64_t t = first; t < last; ++t) {
-            const Tile tile = tiles_[t];
+            const Tile at = tiles_[t];
             // Up to which channel vectors are whole, of a tile that is.
-            const std::int64_t whole = tile.rows == kTile && tile.columns == kTile ? outer_ - kWide<Real> : -1;
+            const std::int64_t whole = at.rows == kTile && at.columns == kTile ? outer_ - kWide<Real> : -1;
             for (std::int64_t c = channel; c < std::min(end, outer_); c += kWide<Real>) {
-                const Frequencies<Real> from{products + (t - first) * row + c, products_};
-                c <= whole ? finish<true>(from, tile, c) : finish<false>(from, tile, c);
+                const Spectrum from{products + (t - first) * row + c, products_};
+                c <= whole ? finish<true>(from, at, c) : finish<false>(from, at, c);
             }
         }
     }
@@ -197,8 +206,8 @@ private:
             else rotate(from, first, count, start, together, taps);
             for (std::int64_t k = 0; k < together; ++k) {
                 const Wide<Real>* filter = taps[k];
-                transform<Real, OfFilter>([=](int i, int j) CDN_INLINE { return filter[i * kTaps + j]; },
-                                          Frequencies<Real>{to + (start + k) * kPanel<Real>, filters_});
+                transform<Real, OfFilter<Real, tile>>([=](int i, int j) CDN_INLINE { return filter[i * kTaps + j]; },
+                                                      Spectrum{to + (start + k) * kPanel<Real>, filters_});
             }
         }
     }
@@ -225,32 +234,33 @@ private:
 
     // Transform products back to a tile of results, round them, and what follows them.
     template <bool whole>
-    void finish(const Frequencies<Real>& products, const Tile& tile, std::int64_t channel) const {
-        const std::int64_t corner = ((tile.sample * job_.height + tile.y) * job_.width + tile.x) * outer_ + channel;
+    void finish(const Spectrum& products, const Tile& at, std::int64_t channel) const {
+        const std::int64_t corner = ((at.sample * job_.height + at.y) * job_.width + at.x) * outer_ + channel;
         const std::int64_t count = whole ? kWide<Real> : std::min(outer_ - channel, kWide<Real>);
-        const std::int64_t rows = whole ? kTile : tile.rows, columns = whole ? kTile : tile.columns;
+        const std::int64_t rows = whole ? kTile : at.rows, columns = whole ? kTile : at.columns;
         const std::int64_t down = job_.width * outer_, across = outer_;
         if (!job_.product && !job_.u && !job_.added && !job_.activation) {
             auto* out = static_cast<Element*>(job_.out) + corner;
-            return transform<Real, ToData>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
+            return transform<Real, ToData<Real, tile>>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
                 if (whole || (i < rows && j < columns)) store<Storage>(out + i * down + j * across, v, count);
             });
         }
         Wide<Real> results[kTile * kTile];
-        transform<Real, ToData>(products, [&](int i, int j, Wide<Real> v) CDN_INLINE { results[i * kTile + j] = v; });
+        transform<Real, ToData<Real, tile>>(products,
+                                            [&](int i, int j, Wide<Real> v) CDN_INLINE { results[i * kTile + j] = v; });
         const auto each = [&](auto f) {
             for (std::int64_t i = 0; i < rows; ++i)
                 for (std::int64_t j = 0; j < columns; ++j) f(results[i * kTile + j], corner + i * down + j * across);
         };
-        if (job_.product) each([&](auto& v, std::int64_t at) { put(job_.product, at, v, count); });
+        if (job_.product) each([&](auto& v, std::int64_t place) { put(job_.product, place, v, count); });
         if (job_.u) {
             Wide<Real> slopes[kTile * kTile] = {};
-            each([&](auto& v, std::int64_t at) { slopes[&v - results] = get(job_.u, at, count); });
+            each([&](auto& v, std::int64_t place) { slopes[&v - results] = get(job_.u, place, count); });
             apply_gelu<Storage::brief, true>(slopes);
             for (int i = 0; i < kTile * kTile; ++i) results[i] *= slopes[i];
         }
-        if (job_.added) each([&](auto& v, std::int64_t at) { v += get(job_.added, at, count); });
-        if (job_.out) each([&](auto& v, std::int64_t at) { put(job_.out, at, v, count); });
+        if (job_.added) each([&](auto& v, std::int64_t place) { v += get(job_.added, place, count); });
+        if (job_.out) each([&](auto& v, std::int64_t place) { put(job_.out, place, v, count); });
         if (!job_.activation) return;
         // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
         for (int i = 0; i < kTile * kTile; ++i) {
@@ -259,14 +269,14 @@ private:
             results[i] = load<Storage>(rounded, kWide<Real>);
         }
         apply_gelu<Storage::brief, false>(results);
-        each([&](auto& v, std::int64_t at) { put(job_.activation, at, v, count); });
+        each([&](auto& v, std::int64_t place) { put(job_.activation, place, v, count); });
     }
 
-    static Wide<Real> get(const void* image, std::int64_t at, std::int64_t count) {
-        return load<Storage>(static_cast<const Element*>(image) + at, count);
+    static Wide<Real> get(const void* image, std::int64_t place, std::int64_t count) {
+        return load<Storage>(static_cast<const Element*>(image) + place, count);
     }
-    static void put(void* image, std::int64_t at, Wide<Real> v, std::int64_t count) {
-        store<Storage>(static_cast<Element*>(image) + at, v, count);
+    static void put(void* image, std::int64_t place, Wide<Real> v, std::int64_t count) {
+        store<Storage>(static_cast<Element*>(image) + place, v, count);
     }
 
     // Replace a tile by GELU of it, or by the derivative of that.
@@ -291,7 +301,7 @@ private:
     }
 
     const ConvolutionJob& job_;
-    const Tiles tiles_;
+    const Tiles<tile> tiles_;
     std::int64_t inner_, outer_;  // channels that are summed over, and of results
     std::int64_t row_, columns_, panels_;  // of a transformed patch; of products, which panels divide
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit

@@ -48,6 +48,22 @@ private:
     bool to_write_ = false;
 };
 
+// All that is wanted next.
+class Wanted {
+public:
+    template <typename Element>
+    void add(Element* first, Element* last, std::int64_t steps) {
+        if (first < last) places_[count_++] = Ahead(first, last, steps);
+    }
+    void fetch() {
+        for (int i = 0; i < count_; ++i) places_[i].fetch();
+    }
+
+private:
+    Ahead places_[6];  // a next image; two results, a pre-activation, what is added and a product
+    int count_ = 0;
+};
+
 template <typename Real, int rows, int vectors>
 CDN_HOST_DEVICE void multiply_block(const Real* a, const Real* b, Real* c, std::int64_t inner, Distances d, bool add) {
     Wide<Real> sums[rows][vectors];
@@ -77,9 +93,9 @@ CDN_HOST_DEVICE void multiply_block(const Real* a, const Real* b, Real* c, std::
 // columns; c and b have whole vectors of columns.
 template <typename Real, int vectors>
 void multiply_rows(const Real* a, const Real* b, Real* c, std::int64_t rows, std::int64_t inner, Distances d, bool add,
-                   Ahead (&ahead)[2]) {
+                   Wanted& wanted) {
     for (; rows >= kRows; rows -= kRows, a += kRows * d.a_row, c += kRows * d.c_row) {
-        for (Ahead& one : ahead) one.fetch();
+        wanted.fetch();
         if (add)  // sums of many rows come from farther away
             for (int i = 0; i < kRows; ++i)
                 for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + (kRows + i) * d.c_row + v * kWide<Real>, 1, 3);
@@ -96,13 +112,13 @@ void multiply_rows(const Real* a, const Real* b, Real* c, std::int64_t rows, std
 
 template <typename Real>
 void multiply(const Real* a, const Real* b, Real* c, std::int64_t rows, std::int64_t inner, std::int64_t columns,
-              Distances d, bool add, Ahead (&ahead)[2]) {
+              Distances d, bool add, Wanted& wanted) {
     static_assert(kVectors == 2 || kVectors == 4);
     switch ((columns + kWide<Real> - 1) / kWide<Real>) {
-        case 1: return multiply_rows<Real, 1>(a, b, c, rows, inner, d, add, ahead);
-        case 2: return multiply_rows<Real, 2>(a, b, c, rows, inner, d, add, ahead);
-        case 3: return multiply_rows<Real, kVectors == 4 ? 3 : 2>(a, b, c, rows, inner, d, add, ahead);
-        default: return multiply_rows<Real, kVectors>(a, b, c, rows, inner, d, add, ahead);
+        case 1: return multiply_rows<Real, 1>(a, b, c, rows, inner, d, add, wanted);
+        case 2: return multiply_rows<Real, 2>(a, b, c, rows, inner, d, add, wanted);
+        case 3: return multiply_rows<Real, kVectors == 4 ? 3 : 2>(a, b, c, rows, inner, d, add, wanted);
+        default: return multiply_rows<Real, kVectors>(a, b, c, rows, inner, d, add, wanted);
     }
 }
 

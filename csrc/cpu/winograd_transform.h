@@ -1,10 +1,13 @@
-// The transforms of Winograd's minimal filtering F(4x4, 3x3): 4x4 results of a 3x3 filter from 36 products instead of
-// 144.
+// The transforms of Winograd's minimal filtering F(4x4, 3x3) and F(8x8, 3x3): 4x4 results of a 3x3 filter from 36
+// products instead of 144, or 8x8 from 100 instead of 576.
 //
-// A polynomial of degree 5 is known by its values at 0, +-a, +-b and its leading coefficient ("at infinity"). With
-// a = 1/sqrt(2) and b = sqrt(2) results err half as much as with the usual 1 and 2. In one dimension, 4 results are
-// A' ((G g) * (B' d)) of 3 taps g and 6 neighbours d; in two, every transform is applied along columns and rows. The
-// gradient by the filter is the transpose, G' ((A y) * (B' d)), and shares B' d.
+// A polynomial is known by its values at 0 and at points +-p, and by its leading coefficient ("at infinity"). In one
+// dimension, results are A' ((G g) * (B' d)) of 3 taps g and neighbours d; in two, every transform is applied along
+// columns and rows. The gradient by the filter is the transpose, G' ((A y) * (B' d)), and shares B' d.
+//
+// Points of 4 results are 1/sqrt(2) and sqrt(2), with which they err half as much as with the usual 1 and 2. Those of 8
+// results, 0.4, 0.8 and their inverses, err 20 times as much, some 2e-5 of the results: that is for storage of 16 bits,
+// which rounds to 2e-3.
 //
 // Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016 (the algorithm); Barabasz et al.,
 // "Error analysis and improving the accuracy of Winograd convolution for deep neural networks", 2020 (points).
@@ -18,7 +21,7 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-constexpr std::int64_t kTile = 4, kTaps = 3, kPatch = kTile + kTaps - 1, kFrequencies = kPatch * kPatch;
+constexpr std::int64_t kTaps = 3;
 
 // Vectors of one number a lane, as many bytes as the processor's.
 template <typename Real>
@@ -69,123 +72,189 @@ CDN_HOST_DEVICE void store(typename Storage::Element* to, Wide<typename Storage:
     for (std::int64_t i = 0; i < std::min(count, kWide<Real>); ++i) to[i] = Storage::store(v[i]);
 }
 
-constexpr double kA = 0.70710678118654752440, kB = 1.41421356237309504880;
-constexpr double kA2 = 0.5, kB2 = 2, kA3 = kA2 * kA, kB3 = kB2 * kB;
-// By what the products at +-a and +-b are divided, the derivative of x (x^2 - a^2) (x^2 - b^2) there.
-constexpr double kOverA = 1 / (2 * kA2 * (kA2 - kB2)), kOverB = 1 / (2 * kB2 * (kB2 - kA2));
+// The positive points of tiles of a side, half as many as a tile has rows. Their squares multiply to 1.
+template <int tile>
+constexpr double kPoints[tile / 2] = {};
+template <>
+constexpr double kPoints<4>[] = {0.70710678118654752440, 1.41421356237309504880};
+template <>
+constexpr double kPoints<8>[] = {0.4, 0.8, 1.25, 2.5};
 
-// Each of these maps in one dimension.
+// What transforms multiply with. With M = x (x^2 - p^2) (x^2 - q^2) ... over all points:
+template <int tile>
+struct Factors {
+    static constexpr int kPairs = tile / 2;
+    double power[kPairs][tile] = {};  // p^k
+    double all[kPairs + 1] = {};  // the coefficients of M / x in x^2
+    double others[kPairs][kPairs] = {};  // those of M / (x (x^2 - p^2))
+    double over[kPairs] = {};  // 1 over the derivative of M at +-p, by which products there are divided
+
+    constexpr Factors() {
+        all[0] = 1;
+        for (int p = 0; p < kPairs; ++p) {
+            power[p][0] = 1;
+            for (int k = 1; k < tile; ++k) power[p][k] = power[p][k - 1] * kPoints<tile>[p];
+            times_difference(all, p + 1, power[p][2]);
+        }
+        for (int p = 0; p < kPairs; ++p) {
+            double value = 0;
+            others[p][0] = 1;
+            for (int q = 0, count = 0; q < kPairs; ++q)
+                if (q != p) times_difference(others[p], ++count, power[q][2]);
+            for (int k = kPairs; k-- > 0;) value = value * power[p][2] + others[p][k];
+            over[p] = 1 / (2 * power[p][2] * value);
+        }
+    }
+
+private:
+    // Multiply a polynomial in x^2 by x^2 - root, which gives it a degree.
+    static constexpr void times_difference(double* polynomial, int degree, double root) {
+        for (int k = degree; k >= 0; --k)
+            polynomial[k] = (k > 0 ? polynomial[k - 1] : 0) - (k < degree ? root * polynomial[k] : 0);
+    }
+};
+template <int tile>
+constexpr Factors<tile> kFactors{};
+
+#define CDN_UNROLL _Pragma("GCC unroll 10")
+
+// Each of these maps in one dimension; values at +-p follow each other.
 
 // B': of neighbours.
-template <typename Real>
+template <typename Real, int tile>
 struct OfData {
-    static constexpr int from = kPatch, to = kPatch;
+    static constexpr int from = tile + 2, to = tile + 2, pairs = tile / 2;
     CDN_HOST_DEVICE void map(const Wide<Real>* d, Wide<Real>* out) {
-        const Wide<Real> even_a = times<Real>(-kB2, d[2], d[4]), odd_a = times<Real>(-kB2, d[1], d[3]);
-        const Wide<Real> even_b = times<Real>(-kA2, d[2], d[4]), odd_b = times<Real>(-kA2, d[1], d[3]);
-        out[0] = times<Real>(-(kA2 + kB2), d[2], d[0] + d[4]);
-        out[1] = times<Real>(kA, odd_a, even_a);
-        out[2] = times<Real>(-kA, odd_a, even_a);
-        out[3] = times<Real>(kB, odd_b, even_b);
-        out[4] = times<Real>(-kB, odd_b, even_b);
-        out[5] = times<Real>(-(kA2 + kB2), d[3], d[1] + d[5]);
+        constexpr const auto& factors = kFactors<tile>;
+        Wide<Real> first = d[0] + d[tile], last = d[1] + d[tile + 1];
+        CDN_UNROLL for (int k = 1; k < pairs; ++k) {
+            first = times<Real>(factors.all[k], d[2 * k], first);
+            last = times<Real>(factors.all[k], d[2 * k + 1], last);
+        }
+        out[0] = first;
+        CDN_UNROLL for (int p = 0; p < pairs; ++p) {
+            Wide<Real> even = d[tile], odd = d[tile - 1];
+            CDN_UNROLL for (int k = pairs - 2; k >= 0; --k) {
+                even = times<Real>(factors.others[p][k], d[2 * k + 2], even);
+                odd = times<Real>(factors.others[p][k], d[2 * k + 1], odd);
+            }
+            out[1 + 2 * p] = times<Real>(factors.power[p][1], odd, even);
+            out[2 + 2 * p] = times<Real>(-factors.power[p][1], odd, even);
+        }
+        out[tile + 1] = last;
     }
 };
 
 // G: of the taps of a filter.
-template <typename Real>
+template <typename Real, int tile>
 struct OfFilter {
-    static constexpr int from = kTaps, to = kPatch;
+    static constexpr int from = kTaps, to = tile + 2;
     CDN_HOST_DEVICE void map(const Wide<Real>* g, Wide<Real>* out) {
-        const Wide<Real> even_a = times<Real>(kOverA, times<Real>(kA2, g[2], g[0]));
-        const Wide<Real> even_b = times<Real>(kOverB, times<Real>(kB2, g[2], g[0]));
-        out[0] = g[0];
-        out[1] = times<Real>(kA * kOverA, g[1], even_a);
-        out[2] = times<Real>(-kA * kOverA, g[1], even_a);
-        out[3] = times<Real>(kB * kOverB, g[1], even_b);
-        out[4] = times<Real>(-kB * kOverB, g[1], even_b);
-        out[5] = g[2];
+        constexpr const auto& factors = kFactors<tile>;
+        out[0] = g[0], out[tile + 1] = g[2];
+        CDN_UNROLL for (int p = 0; p < tile / 2; ++p) {
+            const double odd = factors.power[p][1] * factors.over[p];
+            const Wide<Real> even = times<Real>(factors.over[p], times<Real>(factors.power[p][2], g[2], g[0]));
+            out[1 + 2 * p] = times<Real>(odd, g[1], even);
+            out[2 + 2 * p] = times<Real>(-odd, g[1], even);
+        }
     }
 };
 
 // A': results from products.
-template <typename Real>
+template <typename Real, int tile>
 struct ToData {
-    static constexpr int from = kPatch, to = kTile;
+    static constexpr int from = tile + 2, to = tile;
     CDN_HOST_DEVICE void map(const Wide<Real>* m, Wide<Real>* out) {
-        const Wide<Real> sum_a = m[1] + m[2], difference_a = m[1] - m[2];
-        const Wide<Real> sum_b = m[3] + m[4], difference_b = m[3] - m[4];
-        out[0] = m[0] + sum_a + sum_b;
-        out[1] = times<Real>(kA, difference_a, times<Real>(kB, difference_b));
-        out[2] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b));
-        out[3] = times<Real>(kA3, difference_a, times<Real>(kB3, difference_b, m[5]));
+        constexpr const auto& factors = kFactors<tile>;
+        out[0] = m[0];
+        CDN_UNROLL for (int p = 0; p < tile / 2; ++p) {
+            const Wide<Real> sum = m[1 + 2 * p] + m[2 + 2 * p], difference = m[1 + 2 * p] - m[2 + 2 * p];
+            out[0] += sum;
+            CDN_UNROLL for (int k = 1; k < tile; ++k) {
+                const Wide<Real>& part = k % 2 ? difference : sum;
+                if (p == 0 && k < tile - 1) out[k] = times<Real>(factors.power[p][k], part);
+                else out[k] = times<Real>(factors.power[p][k], part, p == 0 ? m[tile + 1] : out[k]);
+            }
+        }
     }
 };
 
 // A: of the gradient by results.
-template <typename Real>
+template <typename Real, int tile>
 struct OfGradient {
-    static constexpr int from = kTile, to = kPatch;
+    static constexpr int from = tile, to = tile + 2;
     CDN_HOST_DEVICE void map(const Wide<Real>* y, Wide<Real>* out) {
-        const Wide<Real> even_a = times<Real>(kA2, y[2], y[0]), odd_a = times<Real>(kA2, y[3], y[1]);
-        const Wide<Real> even_b = times<Real>(kB2, y[2], y[0]), odd_b = times<Real>(kB2, y[3], y[1]);
-        out[0] = y[0];
-        out[1] = times<Real>(kA, odd_a, even_a);
-        out[2] = times<Real>(-kA, odd_a, even_a);
-        out[3] = times<Real>(kB, odd_b, even_b);
-        out[4] = times<Real>(-kB, odd_b, even_b);
-        out[5] = y[3];
+        constexpr const auto& factors = kFactors<tile>;
+        out[0] = y[0], out[tile + 1] = y[tile - 1];
+        CDN_UNROLL for (int p = 0; p < tile / 2; ++p) {
+            Wide<Real> even = y[tile - 2], odd = y[tile - 1];
+            CDN_UNROLL for (int k = tile - 4; k >= 0; k -= 2) {
+                even = times<Real>(factors.power[p][2], even, y[k]);
+                odd = times<Real>(factors.power[p][2], odd, y[k + 1]);
+            }
+            out[1 + 2 * p] = times<Real>(factors.power[p][1], odd, even);
+            out[2 + 2 * p] = times<Real>(-factors.power[p][1], odd, even);
+        }
     }
 };
 
 // G': the gradient by a filter from sums of products.
-template <typename Real>
+template <typename Real, int tile>
 struct ToFilter {
-    static constexpr int from = kPatch, to = kTaps;
+    static constexpr int from = tile + 2, to = kTaps;
     CDN_HOST_DEVICE void map(const Wide<Real>* s, Wide<Real>* out) {
-        const Wide<Real> sum_a = times<Real>(kOverA, s[1] + s[2]), sum_b = times<Real>(kOverB, s[3] + s[4]);
-        const Wide<Real> difference_a = s[1] - s[2], difference_b = s[3] - s[4];
-        out[0] = s[0] + sum_a + sum_b;
-        out[1] = times<Real>(kA * kOverA, difference_a, times<Real>(kB * kOverB, difference_b));
-        out[2] = times<Real>(kA2, sum_a, times<Real>(kB2, sum_b, s[5]));
+        constexpr const auto& factors = kFactors<tile>;
+        out[0] = s[0], out[1] = Wide<Real>{}, out[2] = s[tile + 1];
+        CDN_UNROLL for (int p = 0; p < tile / 2; ++p) {
+            const Wide<Real> sum = times<Real>(factors.over[p], s[1 + 2 * p] + s[2 + 2 * p]);
+            out[0] += sum;
+            out[1] = times<Real>(factors.power[p][1] * factors.over[p], s[1 + 2 * p] - s[2 + 2 * p], out[1]);
+            out[2] = times<Real>(factors.power[p][2], sum, out[2]);
+        }
     }
 };
 
-// Apply a transform along rows and columns of vectors that read(i, j) gives, and call write(i, j, vector).
-template <typename Real, template <typename> class Transform, typename Read, typename Write>
-CDN_HOST_DEVICE void transform(Read read, Write write) {
-    constexpr int from = Transform<Real>::from, to = Transform<Real>::to;
-    Wide<Real> rows[from * to];
-#pragma GCC unroll 6
-    for (int i = 0; i < from; ++i) {
-        Wide<Real> in[from];
-#pragma GCC unroll 6
-        for (int j = 0; j < from; ++j) in[j] = read(i, j);
-        Transform<Real>::map(in, rows + i * to);
-    }
-#pragma GCC unroll 6
-    for (int j = 0; j < to; ++j) {
-        Wide<Real> in[from], out[to];
-#pragma GCC unroll 6
-        for (int i = 0; i < from; ++i) in[i] = rows[i * to + j];
-        Transform<Real>::map(in, out);
-#pragma GCC unroll 6
-        for (int i = 0; i < to; ++i) write(i, j, out[i]);
+#define CDN_INLINE __attribute__((always_inline))
+
+// Call f(i) for i < count: where there are few, in as many copies of the code.
+template <int count, typename F>
+CDN_HOST_DEVICE void repeat(F f) {
+    if constexpr (count <= 6) {
+        CDN_UNROLL for (int i = 0; i < count; ++i) f(i);
+    } else {
+        _Pragma("GCC unroll 1") for (int i = 0; i < count; ++i) f(i);
     }
 }
 
-#define CDN_INLINE __attribute__((always_inline))
+// Apply a transform along rows and columns of vectors that read(i, j) gives, and call write(i, j, vector).
+template <typename Real, typename Transform, typename Read, typename Write>
+CDN_HOST_DEVICE void transform(Read read, Write write) {
+    constexpr int from = Transform::from, to = Transform::to;
+    Wide<Real> rows[from * to];
+    repeat<from>([&](int i) CDN_INLINE {
+        Wide<Real> in[from];
+        CDN_UNROLL for (int j = 0; j < from; ++j) in[j] = read(i, j);
+        Transform::map(in, rows + i * to);
+    });
+    repeat<to>([&](int j) CDN_INLINE {
+        Wide<Real> in[from], out[to];
+        CDN_UNROLL for (int i = 0; i < from; ++i) in[i] = rows[i * to + j];
+        Transform::map(in, out);
+        CDN_UNROLL for (int i = 0; i < to; ++i) write(i, j, out[i]);
+    });
+}
 
-// Vectors of 36 frequencies in memory, a fixed distance apart, as what `transform` reads and writes.
-template <typename Real>
+// Vectors of all frequencies of a tile in memory, a fixed distance apart, as what `transform` reads and writes.
+template <typename Real, int tile>
 struct Frequencies {
     Real* first;
     std::int64_t distance;
 
     CDN_INLINE Wide<Real> operator()(int i, int j) const {
-        return read<Wide<Real>>(first + (i * kPatch + j) * distance);
+        return read<Wide<Real>>(first + (i * (tile + 2) + j) * distance);
     }
-    CDN_INLINE void operator()(int i, int j, Wide<Real> v) const { write(first + (i * kPatch + j) * distance, v); }
+    CDN_INLINE void operator()(int i, int j, Wide<Real> v) const { write(first + (i * (tile + 2) + j) * distance, v); }
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from tests.kernels import convolutions
 from tests.kernels.convolutions import MAPS, exact, intact, nhwc, problem
 from tests.kernels.fresh import printed_by
-from tests.kernels.minimal_filtering import TILE, allowed_error, filtered, transforms
+from tests.kernels.minimal_filtering import POINTS, allowed_error, filtered, side, transforms
 from tests.kernels.oracle import assert_as_exact_as_eager
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
@@ -23,7 +23,8 @@ engines = pytest.mark.parametrize("engine", ENGINES)
 kinds = pytest.mark.parametrize("kind", MAPS)
 dtypes = pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype)[6:])
 # (B, I, O, H, W): single channels and pixels, channels that fill no vector or more than a panel, images within a tile,
-# sides that tiles do not divide, more tiles than a block, and so many that sums are cut into chunks.
+# sides that tiles do not divide, more tiles than a block, and so many that sums are cut into chunks. In 16 bits, the
+# last ones have large tiles: cut at the borders, in one block, and more than a block and than one panel of channels.
 SHAPES = [
     (1, 1, 1, 1, 1),
     (2, 3, 33, 7, 5),
@@ -32,8 +33,13 @@ SHAPES = [
     (3, 70, 130, 4, 4),
     (2, 16, 20, 31, 31),
     (70, 18, 8, 5, 9),
+    (16, 5, 18, 13, 15),
+    (65, 40, 70, 8, 7),
+    (3, 70, 130, 64, 47),
 ]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+# (B, I, O, H, W) of small tiles in every type, and of large ones in 16 bits.
+both_sides = pytest.mark.parametrize("shape", [(3, 40, 20, 6, 7), (17, 20, 40, 13, 16)], ids=str)
 
 
 def run(kind, shape, dtype, **options):
@@ -41,9 +47,10 @@ def run(kind, shape, dtype, **options):
 
 
 @kinds
-def test_the_matrices_of_the_oracle_are_those_of_a_convolution(kind):
+@pytest.mark.parametrize("tile", POINTS)
+def test_the_matrices_of_the_oracle_are_those_of_a_convolution(tile, kind):
     operands, _ = problem((2, 3, 4, 6, 9), 3, 1, dtype=torch.float64)
-    torch.testing.assert_close(filtered(kind, operands, transforms()), exact(kind, operands, 3, 1)[0])
+    torch.testing.assert_close(filtered(kind, operands, transforms(tile)), exact(kind, operands, 3, 1)[0])
 
 
 @engines
@@ -93,21 +100,22 @@ def test_threads_do_not_change_the_result(engine, shape, dtype, kind):
 
 @engines
 @dtypes
-def test_activation_is_that_of_the_rounded_preactivation(engine, dtype):
-    operands, sizes = problem((3, 20, 40, 6, 7), 3, 1, dtype=dtype)
+@both_sides
+def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape):
+    operands, sizes = problem(shape, 3, 1, dtype=dtype)
     x, weight, like = operands[CONV_FORWARD]
     (u, _), (activation, buffer), (alone, _) = (nhwc(*like.shape, dtype=dtype) for _ in range(3))
     cpu.conv2d(CONV_FORWARD, x, weight, u, sizes, 1, activation=activation, engine=engine)
     cpu.conv2d(CONV_FORWARD, x, weight, None, sizes, 1, activation=alone, engine=engine)
-    assert torch.equal(u, run(CONV_FORWARD, (3, 20, 40, 6, 7), dtype, engine=engine))
+    assert torch.equal(u, run(CONV_FORWARD, shape, dtype, engine=engine))
     assert torch.equal(alone, activation) and intact(buffer)
     torch.testing.assert_close(activation, torch.ops.cdn_kernels.gelu(u, "cpu"), rtol=2e-7, atol=1e-7)
 
 
 @engines
 @dtypes
-def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype):
-    shape = (3, 40, 20, 6, 7)
+@both_sides
+def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, shape):
     operands, sizes = problem(shape, 3, 1, dtype=dtype)
     g, weight, like = operands[CONV_INPUT]
     draw = lambda: nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0]
@@ -149,8 +157,12 @@ def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
 @engines
 @kinds
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their_tiles(engine, kind, value):
-    operands, sizes = problem((3, 6, 10, 9, 13), 3, 1, dtype=torch.float32)
+@pytest.mark.parametrize("tile, dtype", [(4, torch.float32), (8, torch.bfloat16)], ids=str)
+def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their_tiles(
+    engine, tile, dtype, kind, value
+):
+    operands, sizes = problem((17, 6, 10, 16, 13), 3, 1, dtype=dtype)
+    assert side(kind, operands[kind][0]) == tile
     row, column = 4, 7
     operands[kind][0][1, 2, row, column] = value
     out = convolutions.run(cpu.conv2d, kind, operands, sizes, 1, engine=engine)
@@ -159,7 +171,7 @@ def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their
         needed[:, 2] = possible[:, 2] = True
     else:
         needed[1, :, row - 1 : row + 2, column - 1 : column + 2] = True
-        tiles = [slice((at - 1) // TILE * TILE, (at + 1) // TILE * TILE + TILE) for at in (row, column)]
+        tiles = [slice((at - 1) // tile * tile, (at + 1) // tile * tile + tile) for at in (row, column)]
         possible[1, :, tiles[0], tiles[1]] = True
     strange = ~out.isfinite()
     assert strange[needed].all() and not strange[~possible].any()
@@ -167,14 +179,15 @@ def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their
 
 @engines
 @kinds
-def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind, dtype):
     """One pixel in ten a thousand times as large as the rest: the weak spot of minimal filtering."""
-    operands, sizes = problem((2, 32, 32, 16, 16), 3, 1, dtype=torch.float32)
+    operands, sizes = problem((16, 32, 32, 16, 16), 3, 1, dtype=dtype)
     first = operands[kind][0]
     first[:, :, ::5, ::2] *= 1000
     out = convolutions.run(cpu.conv2d, kind, operands, sizes, 1, engine=engine)
     truth, _ = exact(kind, operands, 3, 1)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, torch.float32)).all()
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
