@@ -41,15 +41,6 @@ def check_level(value: Sigma, name: str) -> None:
         raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
 
 
-def seeded(seed: int, position: int = 0) -> torch.Generator:
-    """Return a generator of the CPU that draws the same for the same seed, at each of its positions something else.
-
-    Raises:
-        ValueError: a seed that :class:`Noise` does not take either.
-    """
-    return torch.Generator().manual_seed((Noise(seed).seed + position) % SEEDS)
-
-
 @dataclass(frozen=True)
 class Noise:
     """Name one realisation of noise: the same key gives the same noise on every backend and device.

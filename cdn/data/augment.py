@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdn.data.generator import keyed_generator
 from cdn.errors import DataError
+from cdn.noise_keys import AUGMENTATION
 
 
 class Augmentation:
@@ -52,7 +52,7 @@ class Augmentation:
         Returns:
             int64 [3, batch]: rows and columns in the padded image, and 1 for images to mirror.
         """
-        generator = keyed_generator("augment", seed, step)
+        generator = AUGMENTATION.generator(seed, step)
         starts = [
             torch.randint(side + 2 * self.padding - crop + 1, (batch,), generator=generator)
             for side, crop in zip(self.sides, self.crops)

@@ -61,5 +61,14 @@ def sigma_text(sigma: float) -> str:
     Args:
         sigma: in the units of images in [0, 1].
     """
-    grey = round(255 * sigma, 6)
-    return f"{grey:g}/255" if grey.is_integer() else f"{sigma:.4g}"
+    grey = sigma_key(sigma)
+    return f"{grey}/255" if grey.isdigit() else f"{sigma:.4g}"
+
+
+def sigma_key(sigma: float) -> str:
+    """Return a noise level as the keys of reports have it, in grey levels of 255: 25 for 25/255.
+
+    Args:
+        sigma: in the units of images in [0, 1].
+    """
+    return f"{round(255 * sigma, 6):g}"

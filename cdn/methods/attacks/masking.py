@@ -17,7 +17,7 @@ from cdn.methods.attacks import losses
 from cdn.methods.attacks.ball import Ball, diameter
 from cdn.methods.attacks.pursuit import Classifier, Pursuit
 from cdn.methods.attacks.sweep import attack
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import ATTACK_STARTS
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01
@@ -116,7 +116,7 @@ def _rise(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, steps: int, 
     means = []
     for count in counts:
         pursuit = Pursuit(model, x, labels, losses.cross_entropy, batch_size=batch_size, stop=False)
-        attacks.pgd(pursuit, x, ball, count, seeded(seed))
+        attacks.pgd(pursuit, x, ball, count, ATTACK_STARTS.generator(seed))
         means.append(float(pursuit.last_loss.double().mean()))
     drop = max(max(means[: k + 1]) - mean for k, mean in enumerate(means))
     rise = means[-1] - means[0]

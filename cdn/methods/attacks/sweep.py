@@ -13,7 +13,7 @@ from cdn.methods.attacks import losses
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.pursuit import UNTOLD, Classifier, Pursuit
 from cdn.model.finite import require_finite
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import ATTACK_STARTS
 
 # Name: the search and the loss that it climbs.
 ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
@@ -101,7 +101,7 @@ def attack(
     _check(x, labels, [name], steps, restarts=1)
     if targets is not None:
         _check_classes("targets", targets, x)
-    generator = seeded(seed, seed * 1_000_002 + restart)
+    generator = ATTACK_STARTS.generator(seed, restart)
     search, loss = ATTACKS[name]
     pursuit = Pursuit(model, x, labels, loss, targets=targets, batch_size=batch_size)
     if len(x):

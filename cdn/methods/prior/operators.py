@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import MEASUREMENTS
 
 
 class Operator(ABC):
@@ -147,7 +147,7 @@ class MissingPixels(_Pixels):
         _, height, width = shape
         count = _share("ratio", ratio, height * width)
         kept = torch.zeros(height * width, dtype=torch.bool)
-        kept[torch.randperm(height * width, generator=seeded(seed))[:count]] = True
+        kept[torch.randperm(height * width, generator=MEASUREMENTS.generator(seed))[:count]] = True
         super().__init__(shape, kept)
 
 
@@ -263,7 +263,7 @@ class CompressiveSensing(Operator):
         super().__init__(shape)
         values = math.prod(self.shape)
         count = _share("ratio", ratio, values)
-        generator = seeded(seed)
+        generator = MEASUREMENTS.generator(seed)
         self.flipped = torch.randint(2, self.shape, generator=generator).bool()
         self.rows = torch.randperm(values, generator=generator)[:count]
 

@@ -11,8 +11,7 @@ from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix,
 from cdn.methods.spectrum.lanczos import Eigenpairs
 from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.modes import evaluating
-from cdn.noise_keys import PROBES
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import LANCZOS, PROBES
 
 # Images of the float64 check, and the size up to which a dense Jacobian is affordable.
 EXACT_IMAGES, DENSE_SIZE = 4, 4096
@@ -67,7 +66,8 @@ def measure_spectrum(
     with evaluating(model, precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
         if not is_direct_denoiser(model):
-            pairs = eigenpairs(model, y[0], sigma, largest, smallest, generator=seeded(seed), limit=limit)
+            generator = LANCZOS.generator(seed)
+            pairs = eigenpairs(model, y[0], sigma, largest, smallest, generator=generator, limit=limit)
             values = pairs.values.tolist()
             found.update(
                 largest=values[:largest],

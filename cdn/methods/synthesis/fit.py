@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.methods.synthesis.generators import ClassGenerators
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import FITTING
 
 
 def fit(
@@ -47,7 +47,7 @@ def fit(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     members = _members(labels, generators.classes)
-    generator = seeded(seed)
+    generator = FITTING.generator(seed)
     trained = [parameter for parameter in generators.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

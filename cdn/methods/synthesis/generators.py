@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
 from cdn.files import json_text, write_atomically
+from cdn.noise_keys import GENERATORS
 from cdn.run_folder.weights import fitting, read_safetensors
-from cdn_kernels.noise import seeded
 
 FORMAT = "cdn-generators-1"
 # Pixel deviation at which learning it starts.
@@ -65,7 +65,7 @@ class ClassGenerators(nn.Module):
             classes=classes, shape=list(shape), latents=latents, width=width, sigma=sigma, seed=seed
         )
         self.classes, self.shape, self.latents = classes, tuple(shape), latents
-        generator = seeded(seed)
+        generator = GENERATORS.generator(seed)
         pixels, inner = math.prod(shape), (width + 1) // 2
         layers = lambda *sizes: nn.ModuleList(
             ClassLinear(classes, *ends, generator) for ends in itertools.pairwise(sizes)
