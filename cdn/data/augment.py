@@ -83,26 +83,6 @@ class Augmentation:
         return cropped.gather(3, columns[:, None, None, :].expand(-1, channels, self.crops[0], -1))
 
 
-def augment(
-    images: Tensor, seed: int, step: int, *, crop_padding: int = 0, flip: bool = False, crop_size: int | None = None
-) -> Tensor:
-    """Draw the :class:`Augmentation` of a batch and apply it.
-
-    Args:
-        images: uint8 [B, C, H, W] on any device.
-        seed, step: name the draw; neither negative.
-        crop_padding, flip, crop_size: of the augmentation.
-
-    Raises:
-        DataError: images of another type, or a padding or crop that the image is too small for.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise DataError(f"images: expected uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
-    channels, height, width = images.shape[1:]
-    augmentation = Augmentation((channels, height, width), crop_padding=crop_padding, flip=flip, crop_size=crop_size)
-    return augmentation.apply(images, augmentation.draw(len(images), seed, step).to(images.device))
-
-
 def _positions(start: Tensor, side: int, crop: int, padding: int) -> Tensor:
     """Return int64 [B, crop]: for each output position along an axis, the source position it shows."""
     positions = start[:, None] - padding + torch.arange(crop, device=start.device)

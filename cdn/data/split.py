@@ -112,14 +112,6 @@ class Subset(ImageSplit):
         super().__init__(split.labels[indices], split.shape, split.exact[indices])
         self.split, self.indices = split, indices
 
-    def images(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return images as networks take them, float32 [B, C, H, W] in [0, 1] on a device, and labels on the CPU.
-
-        Args, raises: as for :meth:`load`.
-        """
-        images, labels = self.load(indices)
-        return images.to(device).float().div(255), labels
-
     def in_memory(self) -> Tensor | None:
         """Return a copy of the images, uint8 [N, C, H, W]; None if the other split decodes them when asked for."""
         images = self.split.in_memory()

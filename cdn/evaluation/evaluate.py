@@ -79,16 +79,13 @@ def evaluate(
     Warns:
         UserWarning: a noise level so high that grey levels must be meant.
     """
-    for name, value in (("batch_size", batch_size), ("limit", limit), ("denoising_limit", denoising_limit)):
-        if value is not None and value < 1:
-            raise CDNError(f"{name}: expected at least 1 image, got {value}")
-    for sigma in sigmas:
-        check_sigma(sigma)
+    _check(sigmas, batch_size=batch_size, limit=limit, denoising_limit=denoising_limit)
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
     classifies = capabilities.classifies(model, objective)
     denoises = capabilities.denoises(model, objective) and len(exact) > 0
-    report = _empty_report(sigmas, with_ssim)
+    of_classes, of_images = _figures(sigmas, with_ssim)
+    report: Report = dict.fromkeys(["classified", "denoised", *of_classes, *of_images])
     with tqdm(
         total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
     ) as bar:
@@ -98,7 +95,7 @@ def evaluate(
             report |= _classification(model, split, indices, sigmas, levels, **options)
         if denoises:
             report |= dict(denoised=len(exact))
-            report |= _denoising(model, split, exact, sigmas, levels, with_ssim, **options)
+            report |= _denoising(model, split, exact, sigmas, levels, of_images, **options)
     return report
 
 
@@ -139,6 +136,14 @@ def predict(
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
 
 
+def _check(sigmas: Sequence[float], **limits: int | None) -> None:
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise CDNError(f"{name}: expected at least 1 image, got {value}")
+    for sigma in sigmas:
+        check_sigma(sigma)
+
+
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, batch_size: int) -> float:
     """Return the share of images x [N, C, H, W] that a model classifies as labels [N] say, logits of nan as none."""
     with torch.no_grad():
@@ -165,45 +170,37 @@ def _denoising(
     indices: Tensor,
     sigmas: Sequence[float],
     levels: NoiseLevels,
-    with_ssim: bool,
+    figures: Sequence[str],
     *,
     seed: int,
     batch_size: int,
     precision: str,
     bar: tqdm,
 ) -> dict[str, float]:
-    metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
-    sums = dict.fromkeys(_denoising_keys(sigmas, with_ssim), 0.0)
+    sums = dict.fromkeys(figures, 0.0)
     levels = replace(levels, clean_share=0.0)
     with evaluating(model, precision) as device, torch.no_grad():
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma in sigmas:
                 y, _ = torch_ops.sample_noise(x, sigma, eps)
                 for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma))):
-                    for name, metric in metrics.items():
-                        sums[f"{name}_{prefix}{sigma_key(sigma)}"] += float(metric(images, x).sum())
+                    for name, metric in (("psnr", psnr), ("ssim", ssim)):
+                        if (key := f"{name}_{prefix}{sigma_key(sigma)}") in sums:
+                            sums[key] += float(metric(images, x).sum())
             y, _ = torch_ops.sample_noise(x, level, eps)
             residual = (denoise(model, y, level) - x) / torch_ops.expand(level, x)
             sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
     return {key: value / len(indices) for key, value in sums.items()}
 
 
-def _empty_report(sigmas: Sequence[float], with_ssim: bool) -> Report:
-    keys = [
-        "classified",
-        "denoised",
-        "accuracy",
-        "accuracy_noisy",
-        "ece",
-        *(f"accuracy_sigma_{sigma_key(sigma)}" for sigma in sigmas),
+def _figures(sigmas: Sequence[float], with_ssim: bool) -> tuple[list[str], list[str]]:
+    """Return the names of what is measured of a classifier, and of a denoiser."""
+    names, metrics = list(map(sigma_key, sigmas)), ("psnr", "ssim") if with_ssim else ("psnr",)
+    levels = [f"{metric}_{prefix}{name}" for metric in metrics for name in names for prefix in ("noisy_", "")]
+    return ["accuracy", "accuracy_noisy", "ece", *(f"accuracy_sigma_{name}" for name in names)], [
+        *levels,
+        "denoising_loss",
     ]
-    return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
-
-
-def _denoising_keys(sigmas: Sequence[float], with_ssim: bool) -> list[str]:
-    metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
-    keys = [f"{name}_{prefix}{sigma_key(sigma)}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")]
-    return [*keys, "denoising_loss"]
 
 
 def _batches(

@@ -28,10 +28,12 @@ from cdn.methods.synthesis.beside_another import HELD_OUT
 
 OUTLIERS = Option("--outliers", named_folder, [], "further sets, NAME=FOLDER, of images or strips", many=True)
 RADII = (0, 0.1, 0.2, 0.3, 0.4, 0.5)
+SIGMAS = Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True)
+ATTACK = (Option("--norm", NORMS, "l2", "of the attacks"), Option("--radius", nonnegative_float, 0.5, "of the attacks"))
 OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
     "denoisers": {
         "": (
-            Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True),
+            SIGMAS,
             Option("--shown", noise_level, 50 / 255, "noise level of denoisers.png"),
             Option("--rows", positive_int, 6, "images in denoisers.png, the first of the test split"),
             Option(
@@ -49,13 +51,12 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--attacked", positive_int, 32, "attack the first N of the images"),
             Option("--attack-steps", positive_int, 5, "of gradient ascent"),
             Option("--attack-nodes", positive_int, 4, "noise levels that a step of the attack looks at, one draw each"),
-            Option("--norm", NORMS, "l2", "of the attacks"),
-            Option("--radius", nonnegative_float, 0.5, "of the attacks"),
+            *ATTACK,
         )
     },
     "jacobian": {
         "": (
-            Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True),
+            SIGMAS,
             Option("--probes", positive_int, 8, "random probes per image, at least 2"),
             Option("--image", whole_number, 0, "test image whose spectrum is shown"),
             Option("--largest", positive_int, 6, "eigenpairs at the upper end"),
@@ -112,8 +113,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--sigma", noise_level, 0.25, "noise level"),
             Option("--steps", positive_int, 3, "of purification"),
             Option("--levels", noise_level, [0.12, 0.25, 0.5], "noise levels that vote", many=True),
-            Option("--norm", NORMS, "l2", "of the attacks"),
-            Option("--radius", nonnegative_float, 0.5, "of the attacks"),
+            *ATTACK,
             Option("--attack-steps", positive_int, 10, "of gradient ascent"),
             Option("--eot", positive_int, 2, "draws of noise per step of an attack"),
             Option("--draws", positive_int, 16, "draws of noise per decision"),

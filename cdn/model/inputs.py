@@ -55,6 +55,13 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ValueError, which names the argument, unless all numbers of things are at least 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def sigma_text(sigma: float) -> str:
     """Return a noise level as everything prints it: 25/255 where it is a whole number of grey levels, else 0.1.
 

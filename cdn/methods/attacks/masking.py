@@ -6,6 +6,7 @@ measured; the curve of one that shows any of them is not to be believed.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -77,17 +78,7 @@ def masking_checks(
         classes = model(x[:1]).shape[1]
     white_box = ("apgd-ce", "apgd-dlr") if classes > 2 else ("apgd-ce",)
     ball, everything = Ball(norm, radius), Ball(norm, diameter(norm, x.shape[1:]))
-
-    def left(ball: Ball, names: Sequence[str], steps: int, restarts: Iterable[int] = (0,)) -> float:
-        """Return the share of images that withstand all attacks from all starts."""
-        found = torch.zeros_like(labels, dtype=torch.bool)
-        for restart, name in product(restarts, names):
-            rows = (~found).nonzero()[:, 0]
-            found[rows] = attack(
-                model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed, batch_size=batch_size
-            ).found
-        return 1 - float(found.double().mean())
-
+    left = partial(_left, model, x, labels, seed=seed, batch_size=batch_size)
     single = left(ball, white_box, steps)
     repeated = left(ball, white_box, steps, range(1, restarts + 1))
     return [
@@ -103,6 +94,28 @@ def masking_checks(
         ),
         _unbounded(left(everything, ["pgd"], steps)),
     ]
+
+
+def _left(
+    model: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    names: Sequence[str],
+    steps: int,
+    restarts: Iterable[int] = (0,),
+    *,
+    seed: int,
+    batch_size: int,
+) -> float:
+    """Return the share of images that withstand all attacks from all starts."""
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for restart, name in product(restarts, names):
+        rows = (~found).nonzero()[:, 0]
+        found[rows] = attack(
+            model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed, batch_size=batch_size
+        ).found
+    return 1 - float(found.double().mean())
 
 
 def _gradients(gradient: Tensor) -> Verdict:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
 from cdn.files import json_text, write_atomically
+from cdn.model.inputs import check_counts
 from cdn.noise_keys import GENERATORS
 from cdn.run_folder.weights import fitting, read_safetensors
 
@@ -55,10 +56,7 @@ class ClassGenerators(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        numbers = dict(classes=classes, latents=latents, width=width, shape=min(shape))
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_counts(classes=classes, latents=latents, width=width, shape=min(shape))
         if sigma is not None and not 0 < sigma < math.inf:
             raise ValueError(f"sigma: expected a number above 0, or None to learn it, got {sigma}")
         self.config: dict[str, Any] = dict(
