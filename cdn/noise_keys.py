@@ -46,11 +46,6 @@ class Stream:
             raise ValueError(f"position: expected one of the {self.size} of the stream, got {position}")
         return Noise(seed, self.first + position)
 
-    def __contains__(self, noise: object) -> bool:
-        """Say whether a key, or a position, is one of the stream."""
-        position = noise.offset if isinstance(noise, Noise) else noise
-        return isinstance(position, int) and self.first <= position < self.first + self.size
-
 
 # The steps of training, each its number.
 TRAINING = Stream(0, 1 << 60)
@@ -76,8 +71,6 @@ EVALUATION = Stream(1 << 62, 1 << 32)
 PROBES = Stream((1 << 62) + (1 << 32), 1 << 32)
 # The votes of certificates.
 CERTIFICATION = Stream(3 << 61, 1 << 61)
-
-STREAMS = {name: value for name, value in globals().items() if isinstance(value, Stream)}
 
 
 @dataclass(frozen=True)
@@ -119,5 +112,3 @@ MEASUREMENTS = Draws("measurements")
 OUTLIERS, UNIFORM_IMAGES = Draws("outliers"), Draws("uniform images")
 # The vectors that the Lanczos iteration begins with.
 LANCZOS = Draws("lanczos")
-
-DRAWS = {name: value for name, value in globals().items() if isinstance(value, Draws)}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdn_kernels.transforms import can_be_read
 
-# Far above any noise under which something is left of an image in [0, 1].
+# The highest noise level that commands take: above it nothing is left of an image in [0, 1].
 HIGHEST_LEVEL = 10.0
 SEEDS = 1 << 64  # how many seeds there are
 LAWS = ("log-uniform", "uniform", "fixed")

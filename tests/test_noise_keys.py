@@ -19,14 +19,20 @@ from cdn.methods.prior.operators import Inpainting
 from cdn.methods.smoothing import LevelVote
 from cdn.methods.smoothing.randomized import Randomized
 from cdn.methods.spectrum.denoiser_jacobian import Jacobian, probe
-from cdn.noise_keys import AUGMENTATION, CHAINS, DRAWS, ORDER, POSITIONS, REPLAY, STREAMS, SUBSET
+from cdn.noise_keys import AUGMENTATION, CHAINS, ORDER, POSITIONS, REPLAY, SUBSET, Draws, Stream
 from tests.runs import TINY_JEM
 
 SEED = 12345
+STREAMS = {name: value for name, value in vars(noise_keys).items() if isinstance(value, Stream)}
+DRAWS = {name: value for name, value in vars(noise_keys).items() if isinstance(value, Draws)}
 # Where a key may be made of a number: everywhere else it comes from a stream, or from a key that was given.
 MADE = {"cdn/noise_keys.py": 2}
 # Where generators of torch are seeded: those of the table, and the global one before a network gets its first weights.
 SEEDED = {"cdn/noise_keys.py": 1, "cdn/training/trainer.py": 1}
+
+
+def holds(stream, position):
+    return stream.first <= position < stream.first + stream.size
 
 
 def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
@@ -35,7 +41,7 @@ def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
         assert one.first + one.size <= other.first or other.first + other.size <= one.first
     for stream in STREAMS.values():
         assert stream.size > 0 and stream.first >= 0 and stream.first + stream.size <= POSITIONS
-        assert stream.key(3, stream.size - 1) in stream and stream.first - 1 not in stream
+        assert holds(stream, stream.key(3).offset) and holds(stream, stream.key(3, stream.size - 1).offset)
         with pytest.raises(ValueError, match="position: expected one of the"):
             stream.key(3, stream.size)
         with pytest.raises(ValueError, match="position: expected one of the"):
@@ -147,15 +153,15 @@ class Bar:
 @torch.no_grad()
 def test_every_use_stays_within_its_stream(name, drawn):
     USES[name]()
-    assert drawn and all(position in STREAMS[name] for position in drawn)
+    assert drawn and all(holds(STREAMS[name], position) for position in drawn)
 
 
 def test_a_training_draws_from_its_own_streams(drawn, tmp_path):
     """The evaluations of a training have a seed of their own."""
     train.main(f"{TINY_JEM} --seed {SEED} --out {tmp_path / 'jem'}".split())
-    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    used = {next(name for name, stream in STREAMS.items() if holds(stream, position)) for position in drawn}
     assert used == {"TRAINING", "JEM"}
     drawn.clear()
     train.main(f"--width 8 --steps 3 --batch-size 16 --evaluations 1 --seed {SEED} --out {tmp_path / 'joint'}".split())
-    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    used = {next(name for name, stream in STREAMS.items() if holds(stream, position)) for position in drawn}
     assert used == {"TRAINING", "CALIBRATION"}

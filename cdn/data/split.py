@@ -1,6 +1,8 @@
 """One split of a dataset: labelled uint8 images, read by index."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +17,13 @@ class ImageSplit(ABC):
         labels: int64 [N], none negative; `Dataset` checks them against its classes.
         shape: (C, H, W) of every image.
         exact: bool [N], False for images that are no exact originals and so stay out of any denoising PSNR.
+        paths: the files of the images, N of them; none where the images are in memory.
 
     Raises:
         DataError: no images, or `labels` or `exact` of the wrong type or length.
     """
+
+    paths: Sequence[Path] = ()
 
     def __init__(self, labels: Tensor, shape: tuple[int, int, int], exact: Tensor | None = None) -> None:
         if labels.dtype != torch.int64 or labels.ndim != 1:

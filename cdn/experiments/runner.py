@@ -1,4 +1,4 @@
-"""The frame of all experiments: one states what it needs of a run, and measures; this does all the rest.
+"""The frame of all experiments: each states what it needs of a run and measures; the frame does the rest.
 
 An experiment is a module of this folder: an :class:`Experiment` with its options and its needs, and a function from the
 opened :class:`Session` to :class:`Findings`, which are printed, drawn and written to ``report.json``.
@@ -110,7 +110,7 @@ class Experiment:
             DATA_DIR,
             Option("--limit", positive_int, self.limit, "use the first N test images"),
             Option("--batch-size", positive_int, self.batch_size, "images per forward"),
-            Option("--seed", seed_number, 0, "of all that is drawn at random"),
+            Option("--seed", seed_number, 0, "seed of all random numbers"),
             DEVICE,
             PRECISION,
         )

@@ -67,7 +67,7 @@ def denoising_picture(
 
 
 def chains_picture(images: Tensor, path: str | Path, side: int = 8) -> None:
-    """Draw where the chains of a sampler are: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
+    """Draw the states of the chains of a sampler: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
     save(draw_grid([[("", images[column : side**2 : side], ()) for column in range(side)]]), path)
 
 

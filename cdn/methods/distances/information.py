@@ -13,7 +13,7 @@ from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.transforms import recorded_if
 
-# Of the noise, where none is given.
+# The key of the noise where none is given.
 KEY = SIMILARITY.key(0)
 
 

@@ -105,7 +105,7 @@ class LevelVote(nn.Module):
     with m_k and s_k the mean and standard deviation of ``log p(y_k)`` over clean reference images at that level: w_k
     is, up to its largest value, the density of the observed log p under a normal fit to clean images. The bare log p
     could not be the weight, for it falls with the level whatever the image; in z that cancels. A level at which image
-    and noise look as those of the training speaks; one that sees something else keeps silent.
+    and noise look as those of the training counts most, and one at which they do not hardly counts.
 
     Args:
         classifier: any module that gives logits, frozen as in :class:`Protected`.

@@ -19,7 +19,7 @@ from cdn.noise_keys import GENERATORS
 from cdn.run_folder.weights import fitting, read_safetensors
 
 FORMAT = "cdn-generators-1"
-# Pixel deviation at which learning it starts.
+# The standard deviation of pixels that learning it starts from.
 FIRST_SIGMA = 0.2
 
 
@@ -90,7 +90,7 @@ class ClassGenerators(nn.Module):
         return images.unflatten(-1, self.shape)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each class takes the latents of images for.
+        """Return the approximate posterior of the latents of images under each class.
 
         Args:
             x: images [N, C, H, W] in [0, 1], which all classes see, or [N, K, C, H, W], one for each class.

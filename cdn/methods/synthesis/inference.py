@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cdn.noise_keys import LATENTS
 
-# Values that one comparison of images with reconstructions of draws may hold at once.
+# Values in memory at once while images are compared with the reconstructions of draws.
 CHUNK = 1 << 23
 # Adam's averages of gradients and of their squares, and what keeps it from dividing by 0.
 FADING, SQUARE_FADING, EPS = 0.9, 0.999, 1e-8
