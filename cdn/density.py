@@ -24,12 +24,12 @@ from cdn_kernels.transforms import can_be_read, recorded_if, transformed
 
 # A class: one for all images, or one per image [B].
 Label = int | Tensor
-# From here on a noise level is looked at twice: images in [0, 1] would be gone.
+# Noise levels from here on are compared with the images: noise of this level would hide any image in [0, 1].
 SUSPICIOUS_LEVEL = 5.0
 
 
 class LogDensity(Protocol):
-    """What a model of log-densities has; the options are asked for classes only, the curve for noise levels."""
+    """A model of log-densities: its logits, its options (for the number of classes), its curve of noise levels."""
 
     config: dict[str, Any]
     calibration_sigma: Tensor
@@ -172,7 +172,7 @@ def estimate_sigma(model: nn.Module, y: Tensor, *, create_graph: bool = False) -
 
 
 def sigma_from_score(model: nn.Module, score: Tensor) -> Tensor:
-    """Do as :func:`estimate_sigma`, of images whose scores [B, C, H, W] are at hand."""
+    """Return what :func:`estimate_sigma` does, [B], from scores [B, C, H, W] that were computed before."""
     density = _density(model)
     # Squares of half-precision scores would overflow.
     mean_square = score.to(torch_ops.compute_dtype(score.dtype)).square().flatten(1).mean(1)

@@ -1,13 +1,22 @@
-"""Every stream of noise: which positions of a seed belong to what, so that no two uses ever see the same noise.
+"""Every stream of random numbers, so that no two uses of one seed ever see the same ones.
 
-A :class:`cdn.Noise` key is a seed and a position below 2^63. One seed serves a whole run and all that is measured of
-it; what is drawn for what is told by the position. A key stands for itself and for the positions after it that its user
-counts up to (steps of a walk, chunks of images, noise levels), all within the stream.
+One seed serves a whole run and all that is measured of it. Two kinds of streams divide what it gives:
 
-The positions of training, joint energy models, evaluation, probes and certification are those of version 0.1.0.
+* :class:`Stream`: counter-based noise, the same on every device. A :class:`cdn.Noise` key is a seed and a position
+  below 2^63, and a stream is a range of positions. A key stands for itself and for the positions after it that its user
+  counts up to (steps of a walk, chunks of images, noise levels), all within the stream.
+* :class:`Draws`: numbers that are drawn on the CPU by generators of torch, such as orders of images, random places and
+  the first weights of generators. These streams are told apart by their names.
+
+Only the first weights of a network come from neither, but from torch's global generator, seeded with the seed. The
+positions of training, joint energy models, evaluation, probes and certification are those of version 0.1.0, and so are
+the draws of training.
 """
 
 from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from cdn_kernels import Noise
 
@@ -37,11 +46,6 @@ class Stream:
             raise ValueError(f"position: expected one of the {self.size} of the stream, got {position}")
         return Noise(seed, self.first + position)
 
-    def __contains__(self, noise: object) -> bool:
-        """Say whether a key, or a position, is one of the stream."""
-        position = noise.offset if isinstance(noise, Noise) else noise
-        return isinstance(position, int) and self.first <= position < self.first + self.size
-
 
 # The steps of training, each its number.
 TRAINING = Stream(0, 1 << 60)
@@ -68,4 +72,43 @@ PROBES = Stream((1 << 62) + (1 << 32), 1 << 32)
 # The votes of certificates.
 CERTIFICATION = Stream(3 << 61, 1 << 61)
 
-STREAMS = {name: value for name, value in globals().items() if isinstance(value, Stream)}
+
+@dataclass(frozen=True)
+class Draws:
+    """A stream of generators on the CPU.
+
+    Args:
+        name: what tells its draws from those of all others.
+    """
+
+    name: str
+
+    def generator(self, seed: int, position: int = 0) -> torch.Generator:
+        """Return the generator of a seed and a position; equal ones draw the same, neighbours are unrelated.
+
+        Raises:
+            ValueError: a seed or a position that :class:`cdn.Noise` does not take either.
+
+        Limitations: torch's generators have 2^32 states to begin from. Two positions share one by chance alone.
+        """
+        key = Noise(seed, position)
+        words = np.random.SeedSequence([int.from_bytes(self.name.encode(), "little"), key.seed, position])
+        return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0]))
+
+
+# The order of the images of an epoch, and the images of a smaller training set.
+ORDER, SUBSET = Draws("order"), Draws("subset")
+# Crops and mirrors of the images of a step.
+AUGMENTATION = Draws("augment")
+# Where the chains of joint energy models start, and which of them a step moves.
+CHAINS, REPLAY = Draws("chains"), Draws("replay")
+# First weights of the generators of classes, the images and latents of their training, and latents to search from.
+GENERATORS, FITTING, LATENTS = Draws("generators"), Draws("fitting"), Draws("latents")
+# Where attacks start and, without gradients, go; each restart its number.
+ATTACK_STARTS = Draws("attack starts")
+# Pixels that are kept and vectors that images are projected onto.
+MEASUREMENTS = Draws("measurements")
+# Noise and shuffled images that stand for outliers, and the uniform noise that samples are compared with.
+OUTLIERS, UNIFORM_IMAGES = Draws("outliers"), Draws("uniform images")
+# The vectors that the Lanczos iteration begins with.
+LANCZOS = Draws("lanczos")

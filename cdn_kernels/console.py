@@ -1,4 +1,4 @@
-"""Standard output and error of commands, which bear readers that leave and terminals that know few letters."""
+"""Standard output and error of commands, where a reader may have gone and a terminal may lack letters."""
 
 import contextlib
 import errno

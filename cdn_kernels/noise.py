@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdn_kernels.transforms import can_be_read
 
-# Far above any noise under which something is left of an image in [0, 1].
+# The highest noise level that commands take: above it nothing is left of an image in [0, 1].
 HIGHEST_LEVEL = 10.0
 SEEDS = 1 << 64  # how many seeds there are
 PLACES = 1 << 32  # how many places of images there are in a batch
@@ -41,15 +41,6 @@ def check_level(value: Sigma, name: str) -> None:
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
     elif isinstance(value, str) or not hasattr(value, "__len__"):
         raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
-
-
-def seeded(seed: int, position: int = 0) -> torch.Generator:
-    """Return a generator of the CPU that draws the same for the same seed, at each of its positions something else.
-
-    Raises:
-        ValueError: a seed that :class:`Noise` does not take either.
-    """
-    return torch.Generator().manual_seed((Noise(seed).seed + position) % SEEDS)
 
 
 @dataclass(frozen=True)

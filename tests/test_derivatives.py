@@ -160,7 +160,7 @@ ROWS = {
     "gradresnet18": "GradResNet",
     "gradresnet34": "GradResNet",
     "gradresnet_small": "GradResNet",
-    "certify": Row(lambda y: cdn.certify(RESNET, y, 0.2, 2, 4, 0.4).radius, refuses=all_ways("counts votes")),
+    "certify": Row(lambda y: cdn.certify(RESNET, y, 0.2, 2, 4, 0.4).radius, refuses=all_ways("count votes")),
     "calibrate": Row(lambda y: cdn.calibrate(GRADRESNET, y, KEY), refuses=all_ways("fills buffers")),
     "Certificate": NO_FUNCTION,
     "Noise": NO_FUNCTION,

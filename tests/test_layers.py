@@ -20,7 +20,7 @@ ROOMS += ("evaluation", "methods", "pictures", "training", "cli", "experiments",
 ARROWS = {
     "cli": "errors images model training",
     "commands": "cli density errors evaluation experiments files images methods model pictures run_folder training",
-    "data": "errors images",
+    "data": "errors images noise_keys",
     "density": "model",
     "evaluation": "data density errors model noise_keys",
     "experiments": "cli data errors evaluation files images methods model noise_keys pictures run_folder training",

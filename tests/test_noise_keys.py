@@ -1,7 +1,7 @@
-"""No two uses of a seed ever see the same noise: streams are disjoint, and every use stays within its own."""
+"""No two uses of a seed ever see the same numbers: streams are disjoint, and every use stays within its own."""
 
 import ast
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,20 @@ from cdn.methods.prior.operators import Inpainting
 from cdn.methods.smoothing import LevelVote
 from cdn.methods.smoothing.randomized import Randomized
 from cdn.methods.spectrum.denoiser_jacobian import Jacobian, probe
-from cdn.noise_keys import POSITIONS, STREAMS
+from cdn.noise_keys import AUGMENTATION, CHAINS, ORDER, POSITIONS, REPLAY, SUBSET, Draws, Stream
 from tests.runs import TINY_JEM
 
 SEED = 12345
+STREAMS = {name: value for name, value in vars(noise_keys).items() if isinstance(value, Stream)}
+DRAWS = {name: value for name, value in vars(noise_keys).items() if isinstance(value, Draws)}
 # Where a key may be made of a number: everywhere else it comes from a stream, or from a key that was given.
-MADE = {"cdn/noise_keys.py": 1}
+MADE = {"cdn/noise_keys.py": 2}
+# Where generators of torch are seeded: those of the table, and the global one before a network gets its first weights.
+SEEDED = {"cdn/noise_keys.py": 1, "cdn/training/trainer.py": 1}
+
+
+def holds(stream, position):
+    return stream.first <= position < stream.first + stream.size
 
 
 def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
@@ -33,7 +41,7 @@ def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
         assert one.first + one.size <= other.first or other.first + other.size <= one.first
     for stream in STREAMS.values():
         assert stream.size > 0 and stream.first >= 0 and stream.first + stream.size <= POSITIONS
-        assert stream.key(3, stream.size - 1) in stream and stream.first - 1 not in stream
+        assert holds(stream, stream.key(3).offset) and holds(stream, stream.key(3, stream.size - 1).offset)
         with pytest.raises(ValueError, match="position: expected one of the"):
             stream.key(3, stream.size)
         with pytest.raises(ValueError, match="position: expected one of the"):
@@ -46,16 +54,43 @@ def test_positions_that_may_not_move():
     assert first == dict(TRAINING=0, EVALUATION=2**62, JEM=2**61, PROBES=2**62 + 2**32, CERTIFICATION=3 * 2**61)
 
 
-def test_keys_are_made_of_streams_or_of_other_keys():
-    found = {}
-    root = Path(cdn.__file__).parents[1]
+def test_draws_on_the_cpu_are_told_apart_by_stream_seed_and_position():
+    assert len({stream.name for stream in DRAWS.values()}) == len(DRAWS) == 13
+    keys = list(product(DRAWS.values(), (0, 1, 1 << 32, (1 << 64) - 1), (0, 1, 1 << 32)))
+    first = {tuple(torch.rand(3, generator=stream.generator(*key)).tolist()) for stream, *key in keys}
+    assert len(first) == len(keys)
+    for stream, *key in keys[:: len(keys) // 7]:
+        again = [torch.rand(3, generator=stream.generator(*key)) for _ in range(2)]
+        assert torch.equal(*again)
+
+
+def test_draws_that_may_not_move():
+    """The batches of a training, and the chains of joint energy models, are those of version 0.1.0."""
+    drawn = [
+        torch.randint(1000, (2,), generator=stream.generator(3, 2)).tolist()
+        for stream in (ORDER, SUBSET, AUGMENTATION, CHAINS, REPLAY)
+    ]
+    assert drawn == [[770, 789], [144, 822], [464, 855], [354, 54], [822, 80]]
+
+
+def calls_by_file(chosen):
+    """Return how many calls in each file of cdn are chosen by a function of the node and its name."""
+    found, root = {}, Path(cdn.__file__).parents[1]
     for path in root.glob("cdn/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            made = isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Noise"
-            if made and not ast.unparse(node.args[0]).endswith(".seed") and "self.number" not in ast.unparse(node):
+            if isinstance(node, ast.Call) and chosen(node, getattr(node.func, "id", getattr(node.func, "attr", ""))):
                 name = path.relative_to(root).as_posix()
                 found[name] = found.get(name, 0) + 1
-    assert found == MADE
+    return found
+
+
+def test_keys_are_made_of_streams_or_of_other_keys():
+    given = lambda node: ast.unparse(node.args[0]).endswith(".seed") or "self.number" in ast.unparse(node)
+    assert calls_by_file(lambda node, name: name == "Noise" and not given(node)) == MADE
+
+
+def test_generators_of_torch_are_seeded_in_the_table():
+    assert calls_by_file(lambda node, name: name in ("manual_seed", "default_rng", "RandomState")) == SEEDED
 
 
 @pytest.fixture
@@ -118,15 +153,15 @@ class Bar:
 @torch.no_grad()
 def test_every_use_stays_within_its_stream(name, drawn):
     USES[name]()
-    assert drawn and all(position in STREAMS[name] for position in drawn)
+    assert drawn and all(holds(STREAMS[name], position) for position in drawn)
 
 
 def test_a_training_draws_from_its_own_streams(drawn, tmp_path):
     """The evaluations of a training have a seed of their own."""
     train.main(f"{TINY_JEM} --seed {SEED} --out {tmp_path / 'jem'}".split())
-    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    used = {next(name for name, stream in STREAMS.items() if holds(stream, position)) for position in drawn}
     assert used == {"TRAINING", "JEM"}
     drawn.clear()
     train.main(f"--width 8 --steps 3 --batch-size 16 --evaluations 1 --seed {SEED} --out {tmp_path / 'joint'}".split())
-    used = {next(name for name, stream in STREAMS.items() if position in stream) for position in drawn}
+    used = {next(name for name, stream in STREAMS.items() if holds(stream, position)) for position in drawn}
     assert used == {"TRAINING", "CALIBRATION"}

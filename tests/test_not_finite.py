@@ -137,7 +137,7 @@ def test_an_evaluation_takes_nan_for_wrong(networks):
     model = Networks().joint
     with torch.no_grad():
         model.head.classes.weight.fill_(NAN)
-    report = measure(model, split(), sigmas=(25,), batch_size=8)
+    report = measure(model, split(), sigmas=(25 / 255,), batch_size=8)
     assert report["accuracy"] == report["accuracy_noisy"] == report["accuracy_sigma_25"] == 0
     assert math.isnan(report["ece"]) and math.isnan(report["psnr_25"]) and math.isfinite(report["psnr_noisy_25"])
 

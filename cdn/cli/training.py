@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("impl", KERNELS, "whose kernels, as --fused; auto: the fastest"),
         ("device", str, "auto, cpu, cuda or cuda:N"),
         ("precision", PRECISIONS, "bf16: convolutions in bfloat16, everything delicate in float32"),
-        ("seed", seed_number, "of weights, batches, augmentation and noise"),
+        ("seed", seed_number, "seed of weights, batches, augmentation and noise"),
         ("log_every", positive_int, "steps between rows of metrics.jsonl"),
         ("evaluations", positive_int, "evaluations over the run"),
         ("checkpoint_seconds", nonnegative_float, "longest time between checkpoints"),
@@ -76,7 +76,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("sigma_high", noise_level, "highest noise level, or the only one"),
         ("clean_share", fraction, "share of images that are left without noise"),
         ("clean", CLEAN_LAWS, "which: stratified, as many in every step, or independent, each by a draw of its own"),
-        ("label_smoothing", fraction, "of the cross-entropy"),
+        ("label_smoothing", fraction, "label smoothing of the cross-entropy"),
     ),
     "joint energy model (--objective jem); lengths are those of images in [-1, 1], as in the paper": (
         (
@@ -97,7 +97,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("optimizer", OPTIMIZERS, "muon: orthogonalized momentum for the filters between features, AdamW for all else"),
         ("learning_rate", positive_float, "peak of the cosine schedule"),
         ("warmup", whole_number, "steps of linear warm-up"),
-        ("weight_decay", nonnegative_float, "on filters and matrices"),
+        ("weight_decay", nonnegative_float, "weight decay of filters and matrices"),
         ("clip", nonnegative_float, "largest norm of the gradient; 0: do not clip"),
         ("ema", fraction, "decay of the average of the weights, which is what the run delivers"),
     ),

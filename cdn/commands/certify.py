@@ -20,7 +20,7 @@ from cdn.cli.arguments import Option, noise_level, nonnegative_float, positive_i
 from cdn.experiments.runner import Experiment, Findings, Session
 from cdn.files import Results
 from cdn.methods import smoothing
-from cdn.methods.smoothing.certified_accuracy import certified_accuracy
+from cdn.methods.smoothing.certificate import certified_accuracy
 from cdn.model.inputs import sigma_text
 from cdn.pictures.robust_accuracy import certified_figure, certified_table
 from cdn.run_folder.journal import Journal, Row

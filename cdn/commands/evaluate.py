@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cdn.cli.arguments import DATA_DIR, DEVICE, PRECISION, Option, make_parser, pick_device, positive_int
-from cdn.evaluation import evaluate, predict, reliability
+from cdn.evaluation import SIGMAS, evaluate, predict, reliability
 from cdn.files import json_text, require_writable, write_atomically
-from cdn.model.inputs import sigma_text
+from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.plots import reliability_picture
 from cdn.pictures.style import attempt
 from cdn.pictures.tables import text_table
 from cdn.run_folder.names import EVALUATION, RELIABILITY
 from cdn.run_folder.opened import open_run
 
-# Noise levels of the table, in grey levels of 255, by which figures are named.
-GREYS = (15, 25, 50)
 DESCRIPTION = """\
 Measure a trained run on the test split of its data: accuracy and denoising at noise levels of 15, 25 and 50
 grey levels of 255, calibration, and the denoising loss over the noise levels of its training. Prints a table
@@ -40,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = evaluate(
         model,
         split,
-        sigmas=GREYS,
         denoising_limit=args.limit,
         levels=run.levels,
         with_ssim=True,
@@ -68,18 +65,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {out}")
 
 
-def table(report: Mapping[str, float | None], greys: Sequence[float] = GREYS) -> str:
+def table(report: Mapping[str, float | None], sigmas: Sequence[float] = SIGMAS) -> str:
     """Return a report of :func:`cdn.evaluation.evaluate` as text: one column per noise level."""
+    greys = list(map(sigma_key, sigmas))
 
     def row(name: str, keys: Sequence[str | None], form: str, scale: float = 1) -> list[str | None]:
         values = [report[key] if key else None for key in keys]
         return [name, *(None if value is None else form.format(scale * value) for value in values)]
 
-    rows = [row("accuracy (%)", ["accuracy", *(f"accuracy_sigma_{g:g}" for g in greys)], "{:.2f}", 100)]
+    rows = [row("accuracy (%)", ["accuracy", *(f"accuracy_sigma_{g}" for g in greys)], "{:.2f}", 100)]
     for metric, title, form in (("psnr", "PSNR (dB)", "{:.2f}"), ("ssim", "SSIM", "{:.4f}")):
         for key, what in (("noisy_", "noisy"), ("", "denoised")):
-            rows.append(row(f"{title} {what}", [None, *(f"{metric}_{key}{g:g}" for g in greys)], form))
-    lines = [text_table(["noise level", "clean", *(sigma_text(g / 255) for g in greys)], rows)]
+            rows.append(row(f"{title} {what}", [None, *(f"{metric}_{key}{g}" for g in greys)], form))
+    lines = [text_table(["noise level", "clean", *map(sigma_text, sigmas)], rows)]
     for key, title, form in (
         ("accuracy_noisy", "accuracy over the noise levels of training", "{:.2%}"),
         ("ece", "calibration error", "{:.4f}"),

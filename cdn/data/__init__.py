@@ -1,6 +1,6 @@
 """Images and labels: where they come from, in which order, and with which random translations."""
 
-from cdn.data.augment import Augmentation, augment
+from cdn.data.augment import Augmentation
 from cdn.data.batches import Batches
 from cdn.data.contents import Fingerprint, differences, fingerprint
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
@@ -16,7 +16,6 @@ __all__ = [
     "Fingerprint",
     "ImageSplit",
     "Subset",
-    "augment",
     "balanced_indices",
     "batch_indices",
     "channel_mean",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdn.data.generator import keyed_generator
 from cdn.errors import DataError
+from cdn.noise_keys import AUGMENTATION
 
 
 class Augmentation:
@@ -52,7 +52,7 @@ class Augmentation:
         Returns:
             int64 [3, batch]: rows and columns in the padded image, and 1 for images to mirror.
         """
-        generator = keyed_generator("augment", seed, step)
+        generator = AUGMENTATION.generator(seed, step)
         starts = [
             torch.randint(side + 2 * self.padding - crop + 1, (batch,), generator=generator)
             for side, crop in zip(self.sides, self.crops)
@@ -81,26 +81,6 @@ class Augmentation:
         channels = images.shape[1]
         cropped = images.gather(2, rows[:, None, :, None].expand(-1, channels, -1, self.sides[1]))
         return cropped.gather(3, columns[:, None, None, :].expand(-1, channels, self.crops[0], -1))
-
-
-def augment(
-    images: Tensor, seed: int, step: int, *, crop_padding: int = 0, flip: bool = False, crop_size: int | None = None
-) -> Tensor:
-    """Draw the :class:`Augmentation` of a batch and apply it.
-
-    Args:
-        images: uint8 [B, C, H, W] on any device.
-        seed, step: name the draw; neither negative.
-        crop_padding, flip, crop_size: of the augmentation.
-
-    Raises:
-        DataError: images of another type, or a padding or crop that the image is too small for.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise DataError(f"images: expected uint8 [B, C, H, W], got {images.dtype} {list(images.shape)}")
-    channels, height, width = images.shape[1:]
-    augmentation = Augmentation((channels, height, width), crop_padding=crop_padding, flip=flip, crop_size=crop_size)
-    return augmentation.apply(images, augmentation.draw(len(images), seed, step).to(images.device))
 
 
 def _positions(start: Tensor, side: int, crop: int, padding: int) -> Tensor:

@@ -11,7 +11,7 @@ AHEAD = 64
 
 
 class Batches:
-    """Find the batches of a split on a device, augmented.
+    """The batches of a split on a device, augmented.
 
     What a step draws depends on nothing but the seed and its number. It is drawn on the CPU, for many steps at once,
     and images that are in memory are put on the device once and for all: a step then finds all that it needs there, in

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cdn.data.dataset import Dataset
-from cdn.data.imagefolder import FolderSplit
 from cdn.data.split import ImageSplit
 from cdn.errors import DataError
 
@@ -19,7 +18,7 @@ SHOWN = 3
 
 
 def fingerprint(dataset: Dataset) -> Fingerprint:
-    """Return what a run notes of its data: that of the same images in another place is equal.
+    """Return the fingerprint of a data set, which is equal for the same images in another place.
 
     Images in files go by their names and sizes, and the first of each class by all that it holds; images in memory go
     by their labels and order. What is not seen is another image in the place of one with the same label and, in a file,
@@ -63,7 +62,7 @@ def _split_differences(split: str, before: Mapping[str, Any], now: Mapping[str, 
 def _of_split(split: ImageSplit, classes: Sequence[str]) -> dict[str, Any]:
     counts = split.labels.bincount(minlength=len(classes)).tolist()
     holds: dict[str, list[Any]] = {name: [count] for name, count in zip(classes, counts)}
-    if isinstance(split, FolderSplit):
+    if split.paths:
         files: dict[str, list[Path]] = {name: [] for name in classes}
         for path, label in zip(split.paths, split.labels.tolist()):
             files[classes[label]].append(path)
@@ -73,7 +72,7 @@ def _of_split(split: ImageSplit, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_files(paths: Sequence[Path]) -> str:
-    """Return what tells files: names, sizes and, as in some formats all are of one size, what is in the first."""
+    """Return a hash of the names and sizes of files and of the content of the first, as some formats have one size."""
     try:
         lines = [b"%s %d" % (os.fsencode(path.name), path.stat().st_size) for path in paths]
         first = [path.read_bytes() for path in paths[:1]]

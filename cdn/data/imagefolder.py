@@ -116,7 +116,7 @@ def _common_side(data_dir: Path, paths: list[Path]) -> int:
             f"{advice}"
         )
     with ThreadPoolExecutor(DECODERS) as pool:
-        for start in range(0, len(paths), LOOKED_AT):  # or a million tasks would wait where the second path decides
+        for start in range(0, len(paths), LOOKED_AT):  # or all would be opened where the second decides
             part = paths[start : start + LOOKED_AT]
             for path, other in zip(part, pool.map(_shorter_side, part)):
                 if other != side:

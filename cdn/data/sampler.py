@@ -5,8 +5,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cdn.data.generator import keyed_generator
 from cdn.errors import DataError
+from cdn.noise_keys import ORDER, SUBSET
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -30,7 +30,8 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int) -> Tensor:
         int64 [batch_size], distinct, each in [0, size).
 
     Raises:
-        DataError: `batch_size` is not in 1..size, or `step` or `seed` is negative.
+        DataError: `batch_size` is not in 1..size.
+        ValueError: `step` or `seed` is negative.
     """
     epoch, batch = divmod(step, steps_per_epoch(size, batch_size))
     start = batch * batch_size
@@ -56,7 +57,7 @@ def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     """
     if not 1 <= count <= len(labels):
         raise DataError(f"train_images: expected 1..{len(labels)} (the number of training images), got {count}")
-    order = torch.randperm(len(labels), generator=keyed_generator("subset", seed, 0))
+    order = torch.randperm(len(labels), generator=SUBSET.generator(seed))
     # The k-th of the n images of a class stands at (k + 1/2) / n, so that the classes take turns.
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
@@ -67,4 +68,4 @@ def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=keyed_generator("order", seed, epoch))
+    return torch.randperm(size, generator=ORDER.generator(seed, epoch))

@@ -1,6 +1,8 @@
 """One split of a dataset: labelled uint8 images, read by index."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +17,13 @@ class ImageSplit(ABC):
         labels: int64 [N], none negative; `Dataset` checks them against its classes.
         shape: (C, H, W) of every image.
         exact: bool [N], False for images that are no exact originals and so stay out of any denoising PSNR.
+        paths: the files of the images, N of them; none where the images are in memory.
 
     Raises:
         DataError: no images, or `labels` or `exact` of the wrong type or length.
     """
+
+    paths: Sequence[Path] = ()
 
     def __init__(self, labels: Tensor, shape: tuple[int, int, int], exact: Tensor | None = None) -> None:
         if labels.dtype != torch.int64 or labels.ndim != 1:
@@ -111,14 +116,6 @@ class Subset(ImageSplit):
         _check_indices(indices, len(split))
         super().__init__(split.labels[indices], split.shape, split.exact[indices])
         self.split, self.indices = split, indices
-
-    def images(self, indices: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return images as networks take them, float32 [B, C, H, W] in [0, 1] on a device, and labels on the CPU.
-
-        Args, raises: as for :meth:`load`.
-        """
-        images, labels = self.load(indices)
-        return images.to(device).float().div(255), labels
 
     def in_memory(self) -> Tensor | None:
         """Return a copy of the images, uint8 [N, C, H, W]; None if the other split decodes them when asked for."""

@@ -15,11 +15,14 @@ from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
 from cdn.model import capabilities
 from cdn.model.finite import decided
+from cdn.model.inputs import check_sigma, sigma_key
 from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import NoiseLevels
 
+# Noise levels of tables and pictures.
+SIGMAS = (15 / 255, 25 / 255, 50 / 255)
 # Noise is drawn for this many images at a time, so that image i gets the same noise whatever the batch size.
 CHUNK = 256
 
@@ -31,7 +34,7 @@ def evaluate(
     model: nn.Module,
     split: ImageSplit,
     *,
-    sigmas: Sequence[float] = (15, 25, 50),
+    sigmas: Sequence[float] = SIGMAS,
     batch_size: int = 256,
     limit: int | None = None,
     denoising_limit: int | None = None,
@@ -47,7 +50,7 @@ def evaluate(
     Args:
         model: any model of :mod:`cdn.model`; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`.
-        sigmas: noise levels of the tables, in grey levels of 255: 25 adds noise of standard deviation 25/255.
+        sigmas: noise levels of the tables, above 0, in the units of images in [0, 1].
         batch_size: images per forward; more than 256 has no effect.
         limit: how many images to classify, from the first on; None for all.
         denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
@@ -60,26 +63,29 @@ def evaluate(
         progress: show a progress bar on stderr.
 
     Returns:
-        A dict, with ``S`` for each of the sigmas: ``classified`` and ``denoised``, the numbers of images, ``accuracy``,
-        ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``, ``psnr_noisy_S``, ``psnr_S`` (means over images
-        in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked for, and ``denoising_loss``, the mean of
-        ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot give is None: all denoising figures of a
-        :class:`cdn.model.ResNet`, all others of a :class:`cdn.model.DirectDenoiser`; so are figures of a task that the
-        objective leaves out, which would only mislead, and denoising figures on a split without exact
-        images. An image whose logits are not finite is classified wrongly; calibration and denoising figures that it
-        has a part in are nan.
+        A dict, with ``S`` for each of the sigmas in grey levels, as 25 for 25/255: ``classified`` and ``denoised``, the
+        numbers of images, ``accuracy``, ``accuracy_noisy``, ``accuracy_sigma_S`` (fractions), ``ece``,
+        ``psnr_noisy_S``, ``psnr_S`` (means over images in dB, nothing clipped), ``ssim_noisy_S``, ``ssim_S`` if asked
+        for, and ``denoising_loss``, the mean of ``(D(y) - x)^2 / sigma^2``, 1 for the identity. What a model cannot
+        give is None: all denoising figures of a :class:`cdn.model.ResNet`, all others of a
+        :class:`cdn.model.DirectDenoiser`; so are figures of a task that the objective leaves out, which would only
+        mislead, and denoising figures on a split without exact images. An image whose logits are not finite is
+        classified wrongly; calibration and denoising figures that it has a part in are nan.
 
     Raises:
         CDNError: a limit, batch size or precision out of range.
+        ValueError: a noise level that is not above 0.
+
+    Warns:
+        UserWarning: a noise level so high that grey levels must be meant.
     """
-    for name, value in (("batch_size", batch_size), ("limit", limit), ("denoising_limit", denoising_limit)):
-        if value is not None and value < 1:
-            raise CDNError(f"{name}: expected at least 1 image, got {value}")
+    _check(sigmas, batch_size=batch_size, limit=limit, denoising_limit=denoising_limit)
     indices = torch.arange(len(split))[:limit]
     exact = split.exact.nonzero()[:denoising_limit, 0]
     classifies = capabilities.classifies(model, objective)
     denoises = capabilities.denoises(model, objective) and len(exact) > 0
-    report = _empty_report(sigmas, with_ssim)
+    of_classes, of_images = _figures(sigmas, with_ssim)
+    report: Report = dict.fromkeys(["classified", "denoised", *of_classes, *of_images])
     with tqdm(
         total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
     ) as bar:
@@ -89,7 +95,7 @@ def evaluate(
             report |= _classification(model, split, indices, sigmas, levels, **options)
         if denoises:
             report |= dict(denoised=len(exact))
-            report |= _denoising(model, split, exact, sigmas, levels, with_ssim, **options)
+            report |= _denoising(model, split, exact, sigmas, levels, of_images, **options)
     return report
 
 
@@ -110,7 +116,7 @@ def predict(
     Args:
         model: a model with classes; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`.
-        sigmas: noise levels in grey levels of 255; 0 for clean images, None for levels drawn from ``levels``.
+        sigmas: noise levels in the units of the images; 0 for clean images, None for levels drawn from ``levels``.
         levels: the law of sigma for None.
         limit, batch_size, seed, precision: as for :func:`evaluate`.
         bar: a tqdm bar to advance by the number of images.
@@ -125,9 +131,17 @@ def predict(
         levels = replace(levels, clean_share=0.0)
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma, parts in probabilities.items():
-                y, _ = torch_ops.sample_noise(x, level if sigma is None else sigma / 255, eps)
+                y, _ = torch_ops.sample_noise(x, level if sigma is None else sigma, eps)
                 parts.append(model(y).float().softmax(1).cpu())
     return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
+
+
+def _check(sigmas: Sequence[float], **limits: int | None) -> None:
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise CDNError(f"{name}: expected at least 1 image, got {value}")
+    for sigma in sigmas:
+        check_sigma(sigma)
 
 
 def accuracy(model: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, batch_size: int) -> float:
@@ -146,8 +160,8 @@ def _classification(
     right = {sigma: float((decided(p) == labels).double().mean()) for sigma, p in probabilities.items()}
     told = bool(probabilities[0].isfinite().all())
     ece = calibration_error(probabilities[0], labels) if told else math.nan
-    report = dict(accuracy=right.pop(0), accuracy_noisy=right.pop(None), ece=ece)
-    return report | {f"accuracy_sigma_{sigma:g}": value for sigma, value in right.items()}
+    shares = {f"accuracy_sigma_{sigma_key(sigma)}": right[sigma] for sigma in sigmas}
+    return dict(accuracy=right[0], accuracy_noisy=right[None], ece=ece, **shares)
 
 
 def _denoising(
@@ -156,45 +170,37 @@ def _denoising(
     indices: Tensor,
     sigmas: Sequence[float],
     levels: NoiseLevels,
-    with_ssim: bool,
+    figures: Sequence[str],
     *,
     seed: int,
     batch_size: int,
     precision: str,
     bar: tqdm,
 ) -> dict[str, float]:
-    metrics = {"psnr": psnr, "ssim": ssim} if with_ssim else {"psnr": psnr}
-    sums = dict.fromkeys(_denoising_keys(sigmas, with_ssim), 0.0)
+    sums = dict.fromkeys(figures, 0.0)
     levels = replace(levels, clean_share=0.0)
     with evaluating(model, precision) as device, torch.no_grad():
         for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
             for sigma in sigmas:
-                y, _ = torch_ops.sample_noise(x, sigma / 255, eps)
-                for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma / 255))):
-                    for name, metric in metrics.items():
-                        sums[f"{name}_{prefix}{sigma:g}"] += float(metric(images, x).sum())
+                y, _ = torch_ops.sample_noise(x, sigma, eps)
+                for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma))):
+                    for name, metric in (("psnr", psnr), ("ssim", ssim)):
+                        if (key := f"{name}_{prefix}{sigma_key(sigma)}") in sums:
+                            sums[key] += float(metric(images, x).sum())
             y, _ = torch_ops.sample_noise(x, level, eps)
             residual = (denoise(model, y, level) - x) / torch_ops.expand(level, x)
             sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
     return {key: value / len(indices) for key, value in sums.items()}
 
 
-def _empty_report(sigmas: Sequence[float], with_ssim: bool) -> Report:
-    keys = [
-        "classified",
-        "denoised",
-        "accuracy",
-        "accuracy_noisy",
-        "ece",
-        *(f"accuracy_sigma_{sigma:g}" for sigma in sigmas),
+def _figures(sigmas: Sequence[float], with_ssim: bool) -> tuple[list[str], list[str]]:
+    """Return the names of what is measured of a classifier, and of a denoiser."""
+    names, metrics = list(map(sigma_key, sigmas)), ("psnr", "ssim") if with_ssim else ("psnr",)
+    levels = [f"{metric}_{prefix}{name}" for metric in metrics for name in names for prefix in ("noisy_", "")]
+    return ["accuracy", "accuracy_noisy", "ece", *(f"accuracy_sigma_{name}" for name in names)], [
+        *levels,
+        "denoising_loss",
     ]
-    return dict.fromkeys(keys + _denoising_keys(sigmas, with_ssim))
-
-
-def _denoising_keys(sigmas: Sequence[float], with_ssim: bool) -> list[str]:
-    metrics = ("psnr", "ssim") if with_ssim else ("psnr",)
-    keys = [f"{name}_{prefix}{sigma:g}" for name in metrics for sigma in sigmas for prefix in ("noisy_", "")]
-    return [*keys, "denoising_loss"]
 
 
 def _batches(

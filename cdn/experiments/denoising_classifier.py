@@ -61,7 +61,7 @@ def measure(session: Session) -> Findings:
                 if kind not in right[name]:
                     right[name][kind] = is_right(judge.decide, images, labels, args.seed, args.batch_size)
     for hits in right.values():
-        # An attack through a classifier may well be weaker than one that only passes by it.
+        # Images made for another classifier may well fool more often than those made for this one.
         hits[EITHER] = hits[TRANSFERRED] & hits[ATTACKED]
     shares = {name: {kind: float(hit.double().mean()) for kind, hit in hits.items()} for name, hits in right.items()}
     results = dict(images=len(x), attacked_images=len(x[few]), accuracy=shares, **curves)

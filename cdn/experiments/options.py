@@ -28,10 +28,15 @@ from cdn.methods.synthesis.beside_another import HELD_OUT
 
 OUTLIERS = Option("--outliers", named_folder, [], "further sets, NAME=FOLDER, of images or strips", many=True)
 RADII = (0, 0.1, 0.2, 0.3, 0.4, 0.5)
+SIGMAS = Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True)
+ATTACK = (
+    Option("--norm", NORMS, "l2", "norm in which attacks are bounded"),
+    Option("--radius", nonnegative_float, 0.5, "largest change by an attack, where white is 1"),
+)
 OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
     "denoisers": {
         "": (
-            Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True),
+            SIGMAS,
             Option("--shown", noise_level, 50 / 255, "noise level of denoisers.png"),
             Option("--rows", positive_int, 6, "images in denoisers.png, the first of the test split"),
             Option(
@@ -47,15 +52,14 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--levels", noise_level, [0.12, 0.25, 0.5], "noise levels of the vote", many=True),
             Option("--sigmas", noise_level, [25 / 255], "noise levels of noisy images, as 0.1 or 25/255", many=True),
             Option("--attacked", positive_int, 32, "attack the first N of the images"),
-            Option("--attack-steps", positive_int, 5, "of gradient ascent"),
+            Option("--attack-steps", positive_int, 5, "steps of gradient ascent"),
             Option("--attack-nodes", positive_int, 4, "noise levels that a step of the attack looks at, one draw each"),
-            Option("--norm", NORMS, "l2", "of the attacks"),
-            Option("--radius", nonnegative_float, 0.5, "of the attacks"),
+            *ATTACK,
         )
     },
     "jacobian": {
         "": (
-            Option("--sigmas", noise_level, [15 / 255, 25 / 255, 50 / 255, 100 / 255], "noise levels", many=True),
+            SIGMAS,
             Option("--probes", positive_int, 8, "random probes per image, at least 2"),
             Option("--image", whole_number, 0, "test image whose spectrum is shown"),
             Option("--largest", positive_int, 6, "eigenpairs at the upper end"),
@@ -76,17 +80,17 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
         ),
         "generator": (
             Option("--train-images", positive_int, 5000, "images to train on, at most"),
-            Option("--train-steps", positive_int, 1500, "of the training"),
+            Option("--train-steps", positive_int, 1500, "steps of the training"),
             Option("--train-batch", positive_int, 64, "images per step"),
             Option("--latents", positive_int, 64, "dimensions of the latent: many, to overpower it"),
-            Option("--width", positive_int, 256, "of the widest hidden layer"),
+            Option("--width", positive_int, 256, "width of the widest hidden layer"),
             Option(
                 "--pixel-sigma", positive_float, 0.05, "standard deviation of the pixels; a small one uses the latent"
             ),
         ),
         "search": (
-            Option("--steps", positive_int, 100, "of Adam"),
-            Option("--starts", positive_int, 1, "the encoder's, and the best of random draws"),
+            Option("--steps", positive_int, 100, "steps of Adam"),
+            Option("--starts", positive_int, 1, "latents to start from: the encoder's, and the best of random ones"),
             Option("--rate", positive_float, 0.1, "size of the first step"),
             Option("--free", positive_float, 1e-3, "weight of the density N(0, I) on the latent in the free search"),
             Option("--strength", positive_float, 30.0, "weight of it in the others; 1 is that of the training"),
@@ -110,17 +114,16 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--classifier", Path, None, "the run whose model is protected, frozen", required=True),
             Option("--systems", SYSTEMS, None, "measure only these (default: all that RUN allows)", many=True),
             Option("--sigma", noise_level, 0.25, "noise level"),
-            Option("--steps", positive_int, 3, "of purification"),
+            Option("--steps", positive_int, 3, "steps of purification"),
             Option("--levels", noise_level, [0.12, 0.25, 0.5], "noise levels that vote", many=True),
-            Option("--norm", NORMS, "l2", "of the attacks"),
-            Option("--radius", nonnegative_float, 0.5, "of the attacks"),
-            Option("--attack-steps", positive_int, 10, "of gradient ascent"),
+            *ATTACK,
+            Option("--attack-steps", positive_int, 10, "steps of gradient ascent"),
             Option("--eot", positive_int, 2, "draws of noise per step of an attack"),
             Option("--draws", positive_int, 16, "draws of noise per decision"),
             Option("--n0", positive_int, 20, "draws that guess a class"),
             Option("--n", positive_int, 200, "draws that certify it"),
             Option("--alpha", probability, 0.001, "probability that a certificate is wrong"),
-            Option("--radii", nonnegative_float, RADII, "of certified accuracies", many=True),
+            Option("--radii", nonnegative_float, RADII, "radii of certified accuracies", many=True),
         )
     },
     "reconstruction": {
@@ -128,26 +131,26 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
         "generators": (
             Option("--train-images", positive_int, 10_000, f"the last of them, at most {HELD_OUT}, only calibrate"),
             Option("--latents", positive_int, 8, "latent dimensions"),
-            Option("--width", positive_int, 128, "of the widest layer"),
+            Option("--width", positive_int, 128, "width of the widest layer"),
             Option("--sigma", positive_float, None, "standard deviation of the pixels (default: learned)"),
-            Option("--fit-steps", positive_int, 500, "of training"),
+            Option("--fit-steps", positive_int, 500, "steps of training"),
             Option("--fit-rate", positive_float, 2e-3, "learning rate"),
         ),
         "search": (
-            Option("--search-steps", whole_number, 30, "per start"),
-            Option("--starts", positive_int, 2, "the encoder, and the best draws"),
-            Option("--draws", whole_number, 64, "from the prior, of which the best are followed"),
+            Option("--search-steps", whole_number, 30, "steps of Adam from each start"),
+            Option("--starts", positive_int, 2, "latents to start from: the encoder's, and the best of the draws"),
+            Option("--draws", whole_number, 64, "random latents, of which the best are started from"),
         ),
         "attacks": (
             Option("--attack-images", positive_int, 50, "attack the first N test images"),
-            Option("--attack-steps", positive_int, 20, "of each attack"),
-            Option("--radii-l2", positive_float, (0.25, 0.5, 1), "white is 1, over all values of an image", many=True),
-            Option("--radii-linf", positive_float, (8, 16, 32), "in grey levels of 255", many=True),
+            Option("--attack-steps", positive_int, 20, "steps of each attack"),
+            Option("--radii-l2", positive_float, (0.25, 0.5, 1), "largest changes in L2, where white is 1", many=True),
+            Option("--radii-linf", positive_float, (8, 16, 32), "in L-infinity, in grey levels", many=True),
         ),
     },
     "restoration": {
         "": (
-            Option("--problems", PROBLEMS, list(PROBLEMS), "what to restore from", many=True),
+            Option("--problems", PROBLEMS, list(PROBLEMS), "kinds of measurements to restore from", many=True),
             Option("--samples", positive_int, 4, "restorations per image, whose mean is taken too"),
             Option(
                 "--block", positive_int, None, "inpainting: side of the lost block (default: 3/8 of the shorter side)"
@@ -156,9 +159,9 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--factor", positive_int, 2, "super-resolution: side of the squares that are averaged"),
             Option("--blur", positive_float, 1.5, "deblurring: standard deviation of the Gaussian, in pixels"),
             Option("--step", fraction, 0.1, "share of the way that the first step takes"),
-            Option("--beta", fraction, 0.1, "1: no noise on the way; the smaller, the slower and the better"),
-            Option("--stop", noise_level, 0.01, "noise level to end at"),
-            Option("--max-steps", positive_int, 1000, "end there in any case"),
+            Option("--beta", fraction, 0.1, "1 puts no noise back; the smaller, the slower and the better"),
+            Option("--stop", noise_level, 0.01, "noise level at which a restoration ends"),
+            Option("--max-steps", positive_int, 1000, "largest number of steps"),
         )
     },
     "robustness": {
@@ -173,9 +176,9 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
             Option("--steps", positive_int, 50, "steps of each attack"),
             Option("--restarts", positive_int, 1, "random starts of each attack"),
             Option("--targeted", whole_number, 0, "aim at each of the N most likely wrong classes in turn"),
-            Option("--norms", NORMS, list(NORMS), "of the attacks", many=True),
-            Option("--radii-linf", positive_float, (1, 2, 4, 8, 16, 32, 64), "in grey levels of 255", many=True),
-            Option("--radii-l2", positive_float, (0.1, 0.25, 0.5, 1, 2, 4), "white is 1, over all values", many=True),
+            Option("--norms", NORMS, list(NORMS), "norms in which attacks are bounded", many=True),
+            Option("--radii-linf", positive_float, (1, 2, 4, 8, 16, 32, 64), "largest changes, grey levels", many=True),
+            Option("--radii-l2", positive_float, (0.1, 0.25, 0.5, 1, 2, 4), "in L2, where white is 1", many=True),
             Option(
                 "--checks",
                 whole_number,
@@ -205,25 +208,25 @@ OPTIONS: Mapping[str, Mapping[str, tuple[Option, ...]]] = {
     },
     "similarities": {
         "": (
-            Option("--classifier", Path, None, "whose features to compare (default: RUN itself)"),
-            Option("--search", NAMES, [PIXELS, SSIM, FEATURES], "to search by; information takes long", many=True),
+            Option("--classifier", Path, None, "run whose features are compared (default: RUN itself)"),
+            Option("--search", NAMES, [PIXELS, SSIM, FEATURES], "what to search by; information takes long", many=True),
             Option("--sigma", noise_level, 25 / 255, "noise level of noisy images; they are clipped"),
             Option("--examples", positive_int, 20, "training images of each class that are neighbours"),
             Option("--nodes", positive_int, 4, "noise levels of information"),
             Option("--low", noise_level, None, "lowest noise level of information (default: that of the training)"),
         ),
         "generators": (
-            Option("--train-images", positive_int, 5000, "to train on, at most"),
-            Option("--train-steps", positive_int, 500, "of the training"),
-            Option("--width", positive_int, 128, "of the widest hidden layer"),
-            Option("--steps", whole_number, 30, "of each search, from what the encoder says"),
+            Option("--train-images", positive_int, 5000, "images to train on, at most"),
+            Option("--train-steps", positive_int, 500, "steps of the training"),
+            Option("--width", positive_int, 128, "width of the widest hidden layer"),
+            Option("--steps", whole_number, 30, "steps of each search, from the mean of the encoder"),
         ),
     },
     "learning_curves": {
         "": (
             Option("--sizes", positive_int, [100, 300, 1000], "numbers of training images", many=True),
-            Option("--seeds", seed_number, [0, 1], "of images, weights and noise; one run each", many=True),
-            Option("--objectives", OBJECTIVES, list(OBJECTIVES), "what to train on", many=True),
+            Option("--seeds", seed_number, [0, 1], "seeds of images, weights and noise; one run each", many=True),
+            Option("--objectives", OBJECTIVES, list(OBJECTIVES), "objectives to train on", many=True),
             Option("--steps", positive_int, 1000, "length of every run"),
         )
     },

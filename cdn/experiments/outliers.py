@@ -12,7 +12,6 @@ the other half is what distorted outliers are made of.
 A classifier without a density is measured by its maximum softmax alone. The figures hold for these outliers only.
 """
 
-from cdn.cli.arguments import Option, named_folder
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import DENSITY_OR_CLASSES, Experiment, Findings, Session
@@ -21,10 +20,6 @@ from cdn.methods.detection.outlier_sets import read_outlier_sets, synthetic_outl
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.separation import INLIERS, details, overview, ratings_figure, roc_figure, sets_figure
-
-OUTLIERS = Option(
-    "--outliers", named_folder, [], "further sets, NAME=FOLDER: folders of images or of strips", many=True
-)
 
 
 def measure(session: Session) -> Findings:

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from cdn.cli.process import run_command
+from cdn.evaluation import SIGMAS
 from cdn.experiments.runner import DENOISER, Experiment, Findings, Session
 from cdn.images.image_files import find_images, read_image
 from cdn.images.memory import advise_tile, require_memory
-from cdn.methods.whole_images import SIGMAS, denoise_photograph, mean_of, measure_denoised
+from cdn.methods.whole_images import denoise_photograph, mean_of, measure_denoised
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.photograph_details import means_table, per_photograph, photographs_figure

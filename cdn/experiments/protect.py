@@ -18,7 +18,7 @@ from cdn.evaluation.evaluate import accuracy
 from cdn.experiments.runner import CLASSES, DENOISER, Experiment, Findings, Session
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.gradient import strongest
-from cdn.methods.smoothing.certified_accuracy import certified_shares
+from cdn.methods.smoothing.certificate import certified_shares
 from cdn.methods.smoothing.defences import ALONE, DENOISED, VOTE, System, defences
 from cdn.methods.smoothing.protected import Protected
 from cdn.model.inputs import sigma_text

@@ -1,4 +1,4 @@
-"""The frame of all experiments: one states what it needs of a run, and measures; this does all the rest.
+"""The frame of all experiments: each states what it needs of a run and measures; the frame does the rest.
 
 An experiment is a module of this folder: an :class:`Experiment` with its options and its needs, and a function from the
 opened :class:`Session` to :class:`Findings`, which are printed, drawn and written to ``report.json``.
@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +110,7 @@ class Experiment:
             DATA_DIR,
             Option("--limit", positive_int, self.limit, "use the first N test images"),
             Option("--batch-size", positive_int, self.batch_size, "images per forward"),
-            Option("--seed", seed_number, 0, "of all that is drawn at random"),
+            Option("--seed", seed_number, 0, "seed of all random numbers"),
             DEVICE,
             PRECISION,
         )
@@ -158,12 +158,11 @@ class Session:
             CDNError: it cannot be read, lacks what is needed, or was trained on images of another kind.
         """
         run = open_run(path, self.device, self.args.data_dir)
-        kinds = [(other.dataset.name, other.dataset.shape, other.dataset.classes) for other in (self.run, run)]
-        if kinds[0] != kinds[1]:
-            (name, shape, classes), (first_name, first_shape, first_classes) = kinds[1], kinds[0]
+        own, its = self.run.dataset, run.dataset
+        if (own.name, own.shape, own.classes) != (its.name, its.shape, its.classes):
             raise CDNError(
-                f"{path}: was trained on {name}, {len(classes)} classes of images {list(shape)}, but "
-                f"{self.run.path} on {first_name}, {len(first_classes)} of {list(first_shape)}"
+                f"{path}: was trained on {its.name}, {len(its.classes)} classes of images {list(its.shape)}, but "
+                f"{self.run.path} on {own.name}, {len(own.classes)} of {list(own.shape)}"
             )
         require(run, *needs)
         return run
@@ -186,12 +185,10 @@ class Session:
     @contextmanager
     def evaluating(self, *others: torch.nn.Module) -> Iterator[None]:
         """Put the model, and others, into evaluation mode, at the precision of the options."""
-        if others:
-            with evaluating(others[0], self.args.precision), self.evaluating(*others[1:]):
-                yield
-        else:
-            with evaluating(self.model, self.args.precision):
-                yield
+        with ExitStack() as stack:
+            for model in (self.model, *others):
+                stack.enter_context(evaluating(model, self.args.precision))
+            yield
 
     def test_images(self, limit: int | None = None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first test images, float32 [N, C, H, W] in [0, 1], and their labels [N], on the device.

@@ -21,9 +21,8 @@ from cdn.experiments.runner import CLASSES, DENOISER, Experiment, Findings, Sess
 from cdn.files import Results
 from cdn.methods.prior.draw import SET, ascent, draw_samples, langevin
 from cdn.methods.prior.likeness import agreement, judge_sets
-from cdn.noise_keys import SAMPLING
+from cdn.noise_keys import SAMPLING, UNIFORM_IMAGES
 from cdn.pictures.samples import nearest_figure, samples_figure, samples_table
-from cdn_kernels.noise import seeded
 
 
 def measure(session: Session) -> Findings:
@@ -58,7 +57,7 @@ def measure(session: Session) -> Findings:
         samples[method + suffix] = images
         agreed = agreement(judge, images, label, args.precision, args.batch_size)
         rows[method + suffix] = dict(steps=steps, seconds=time.perf_counter() - start, agreement=agreed)
-    noise = torch.rand(test.shape, generator=seeded(args.seed)).to(device)
+    noise = torch.rand(test.shape, generator=UNIFORM_IMAGES.generator(args.seed)).to(device)
     sets = samples | {"test images": test, "uniform noise": noise}
     train = run.dataset.train
     reference, _ = session.spread_images(train, args.reference)

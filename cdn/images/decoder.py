@@ -17,8 +17,8 @@ from cdn.errors import DataError
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# Pillow's names of what the suffixes promise, so that no file can pick a more adventurous decoder (EPS runs
-# Ghostscript).
+# Pillow's names of the formats of these suffixes. Else the content of a file would choose the decoder, whatever its
+# suffix: that of EPS runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB"}
 GREY = ("1", "L", "LA")
@@ -82,7 +82,7 @@ def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
             that are not opaque.
     """
     with opened(path, formats) as image:
-        # First of all, as Pillow forgets it when it decodes: most deep images become 8-bit ones on the way.
+        # Before the pixels are read, which makes 8-bit images of most deeper ones.
         bits = _bits(image)
         if bits > 8:
             raise DataError(f"{path}: expected 8 bits per channel, got {bits}; convert it first")

@@ -114,7 +114,7 @@ def _describe(image: Image.Image, dropped: list[str]) -> tuple[bytes | None, int
         if image.format != "TIFF" and exif.get_ifd(ExifTags.IFD.IFD1):
             dropped.append("the thumbnail")
         return (kept.tobytes() if len(kept) else None), orientation
-    except Exception:  # they are not worth an image, and decode() takes it that nothing is to be turned
+    except Exception:  # the image is kept without them, and decode() does not turn it either
         dropped.append("EXIF data, which are damaged")
         return None, 1
 

@@ -15,6 +15,7 @@ import cdn_kernels
 from cdn.density import class_scores
 from cdn.methods.quadrature import level_nodes
 from cdn.model.capabilities import classifies, has_density, kind
+from cdn.model.inputs import check_counts
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 
@@ -85,9 +86,7 @@ class DenoisingErrorClassifier(nn.Module):
             raise ValueError(f"model: expected one that denoises given a class, got {kind(model)}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a number above 0, got {temperature}")
-        for name, value in (("nodes", nodes), ("draws", draws)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_counts(nodes=nodes, draws=draws)
         self.model, self.levels, self.nodes, self.draws = model, levels, nodes, draws
         self.weight, self.temperature = weight or likelihood_weight, temperature
 

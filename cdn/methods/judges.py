@@ -21,7 +21,7 @@ STRIDE = 1 << 20
 
 
 class Judge(NamedTuple):
-    """A classifier: what decides, a function of images and a key, and the module that attacks climb."""
+    """A classifier: the function of images and a key that decides, and the module whose gradient attacks follow."""
 
     decide: NoisyClassifier
     attacked: nn.Module

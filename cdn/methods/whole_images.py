@@ -15,8 +15,7 @@ from cdn.model.finite import require_finite
 from cdn_kernels import Noise
 from cdn_kernels import reference as torch_ops
 
-# Noise levels that photographs are measured at, and how.
-SIGMAS = (15 / 255, 25 / 255, 50 / 255)
+# How denoised photographs are measured.
 METRICS = {"psnr": psnr, "ssim": ssim}
 
 

@@ -79,7 +79,7 @@ def denoises(model: nn.Module, objective: str | None = None) -> bool:
 
 
 def is_ours(model: nn.Module) -> bool:
-    """Say whether a module is a network of this package, which knows how to build it again."""
+    """Say whether a module is a network of this package, which can be saved and built again."""
     return isinstance(model, Network)
 
 

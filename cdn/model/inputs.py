@@ -55,11 +55,27 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ValueError, which names the argument, unless all numbers of things are at least 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def sigma_text(sigma: float) -> str:
     """Return a noise level as everything prints it: 25/255 where it is a whole number of grey levels, else 0.1.
 
     Args:
         sigma: in the units of images in [0, 1].
     """
-    grey = round(255 * sigma, 6)
-    return f"{grey:g}/255" if grey.is_integer() else f"{sigma:.4g}"
+    grey = sigma_key(sigma)
+    return f"{grey}/255" if grey.isdigit() else f"{sigma:.4g}"
+
+
+def sigma_key(sigma: float) -> str:
+    """Return a noise level as the keys of reports have it, in grey levels of 255: 25 for 25/255.
+
+    Args:
+        sigma: in the units of images in [0, 1].
+    """
+    return f"{round(255 * sigma, 6):g}"

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from cdn.data.split import ImageSplit
 from cdn.density import denoise
 from cdn.errors import CDNError
+from cdn.evaluation import SIGMAS
 from cdn.model import capabilities
+from cdn.model.inputs import check_sigma, sigma_text
 from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.grid import Column, draw_grid, with_psnr
@@ -23,7 +25,7 @@ def denoising_picture(
     split: ImageSplit,
     path: str | Path,
     *,
-    sigmas: Sequence[float] = (15, 25, 50),
+    sigmas: Sequence[float] = SIGMAS,
     count: int = 8,
     classes: Sequence[str] = (),
     seed: int = 0,
@@ -38,7 +40,7 @@ def denoising_picture(
             classes; its training mode is restored afterwards.
         split: an :class:`cdn.data.ImageSplit`; ``count`` of its exact images, evenly spread, are shown.
         path: the picture, .png, .pdf or .svg.
-        sigmas: noise levels in grey levels of 255.
+        sigmas: noise levels above 0, in the units of images in [0, 1].
         count: number of rows.
         classes: names of the classes, to name the rows.
         seed: of the noise.
@@ -46,6 +48,7 @@ def denoising_picture(
 
     Raises:
         CDNError: the model cannot denoise, or no image of the split is exact.
+        ValueError: a noise level that is not above 0.
     """
     if not capabilities.denoises(model):
         raise CDNError(f"denoising_picture: expected a model that denoises, got {capabilities.kind(model)}")
@@ -64,13 +67,14 @@ def denoising_picture(
 
 
 def chains_picture(images: Tensor, path: str | Path, side: int = 8) -> None:
-    """Draw where the chains of a sampler are: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
+    """Draw the states of the chains of a sampler: the first ``side x side`` images [N, C, H, W], clipped to [0, 1]."""
     save(draw_grid([[("", images[column : side**2 : side], ()) for column in range(side)]]), path)
 
 
 def _columns(model: nn.Module, x: Tensor, labels: Tensor, sigma: float, key: Noise) -> list[Column]:
-    y, _ = torch_ops.sample_noise(x, sigma / 255, key)
-    columns = [(f"σ = {sigma:g}/255", y), ("denoised", denoise(model, y, sigma / 255))]
+    check_sigma(sigma)
+    y, _ = torch_ops.sample_noise(x, sigma, key)
+    columns = [(f"σ = {sigma_text(sigma)}", y), ("denoised", denoise(model, y, sigma))]
     if not capabilities.is_direct_denoiser(model):
-        columns.append(("given class", denoise(model, y, sigma / 255, labels)))
+        columns.append(("given class", denoise(model, y, sigma, labels)))
     return [with_psnr(title, images, x) for title, images in columns]

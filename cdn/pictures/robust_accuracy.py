@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cdn.files import Results
-from cdn.methods.smoothing.certified_accuracy import certified_accuracy
+from cdn.methods.smoothing.certificate import certified_accuracy
 from cdn.model.inputs import sigma_text
 from cdn.pictures.style import COLORS, SEQUENCE, named, tidy
 from cdn.pictures.tables import text_table

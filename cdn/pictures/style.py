@@ -39,7 +39,8 @@ FALLBACKS = (
     "Arial Unicode MS",
     "Unifont",
 )
-# Legends leave out what begins with an underscore; this before it is taken off again when the figure is saved.
+# Matplotlib leaves labels that begin with an underscore out of legends. This character, which has no width, is put
+# before labels, and removed when the figure is saved.
 _SHOWN = "\u2060"
 
 
@@ -72,7 +73,7 @@ def error_bars(axes: "Axes", x: Sequence[float], pairs: Iterable[Sequence[float]
 
 
 def named(text: str) -> str:
-    """Return the label of what a legend is to show, whatever it begins with."""
+    """Return a text as a label that legends show even if it begins with an underscore, as names of runs may."""
     return _SHOWN + text
 
 
@@ -99,7 +100,7 @@ def save(figure: "Figure", path: str | Path, dpi: float = 150) -> None:
 
 
 def attempt(draw: Callable[[], object], path: Path, say: Callable[[str], object] | None = None) -> bool:
-    """Draw a picture and return True; where that fails, say so in a line, for no result shall be lost with a picture.
+    """Draw a picture and return True; where that fails, print a line and return False, so that no result is lost by it.
 
     Args:
         draw: draws it and writes it.
@@ -118,7 +119,7 @@ def attempt(draw: Callable[[], object], path: Path, say: Callable[[str], object]
 
 @contextlib.contextmanager
 def _plain_text(figure: "Figure") -> Iterator[None]:
-    """Take the text of a figure as letters, and have it drawn so, whatever the settings of the user are."""
+    """Have all text of a figure drawn letter by letter, without formulas or TeX, whatever the settings of the user."""
     import matplotlib
     from matplotlib.text import Text
 

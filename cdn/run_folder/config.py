@@ -11,7 +11,7 @@ from cdn.run_folder.forms import misfit, read_json
 from cdn.run_folder.names import CONFIG
 from cdn_kernels import NoiseLevels
 
-# What a configuration says where it says it; old versions say less.
+# The form of the entries of a configuration. Each may be missing, as some are in files of old versions.
 _FORM = dict(
     data=dict(
         name=str, data_dir=str | None, image_size=int | None, train_images=int | None, test_images=int, shape=[int]
@@ -74,7 +74,7 @@ class RunConfig:
         return RunConfig(**(vars(self) | moved))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what it tells of the fingerprint of the data."""
+        """Return the part of the fingerprint of the data that the configuration holds, for runs that have none."""
         whole = self.training.get("train_images") is None
         counts = dict(train=self.data.get("train_images") if whole else None, test=self.data.get("test_images"))
         known = dict(classes=self.classes, shape=self.data.get("shape"))

@@ -16,15 +16,15 @@ _FORM = dict(classes=[str], shape=[int], train=_SPLIT, test=_SPLIT)
 
 
 def write_fingerprint(run: Path, found: Fingerprint) -> None:
-    """Note in a run folder which data the run is trained on."""
+    """Write the fingerprint of the training data into a run folder."""
     write_atomically(run / DATA, (json_text(found) + "\n").encode())
 
 
 def require_same_data(run: Path, found: Fingerprint) -> None:
-    """See that a run goes on with the data of its start.
+    """Raise DataError unless the data at hand is that of the start of a run.
 
-    What is left of it, its order of images and its schedule, belongs to these images. A run of a version that noted no
-    fingerprint is asked for what its configuration says.
+    The rest of a run, its order of images and its schedule, is made for the images of its start. Old versions wrote no
+    fingerprint: the data of their runs is compared with what the configuration says of it.
 
     Args:
         run: the run folder.
@@ -43,7 +43,7 @@ def require_same_data(run: Path, found: Fingerprint) -> None:
 
 
 def note_data(run: Path, data_dir: str | None, found: Fingerprint) -> None:
-    """Note in the folder of a run that goes on where its data is now and, if nobody did, which it is."""
+    """Write into the folder of a resumed run where its data is now, and the fingerprint of the data if it has none."""
     if not (run / DATA).exists():
         write_fingerprint(run, found)
     config = read_config(run)

@@ -52,7 +52,7 @@ def locked(run: Path) -> Iterator[None]:
             os.close(descriptor)
             raise
     try:
-        with contextlib.suppress(OSError):  # who holds it is good to know, and no more
+        with contextlib.suppress(OSError):  # the name of the holder only serves an error message
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
         yield

@@ -1,12 +1,12 @@
 """The names of the files in a run folder."""
 
-# What a run was started with, and which data it is trained on.
+# The configuration of a run, and the fingerprint of its data.
 CONFIG, DATA = "config.json", "data.json"
-# Its rows of losses and evaluations, the weights that it delivers, and what it goes on from.
+# Rows of losses and evaluations, the weights that it delivers, the checkpoint, and the checkpoint before.
 METRICS, WEIGHTS, STATE, PREVIOUS = "metrics.jsonl", "model.safetensors", "state.pt", "state.previous.pt"
-# Held while a process trains it.
+# Locked while a process trains the run.
 LOCK = ".lock"
-# What is left at the end of the training, and by `--profile`.
+# Pictures that are drawn at the end of a training, and what `--profile` writes.
 DENOISING, CHAINS, CURVES = PICTURES = "denoising.png", "chains.png", "curves.png"
 PROFILE = "profile.json"
 # What `python -m cdn.evaluate` adds.

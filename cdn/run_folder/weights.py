@@ -93,7 +93,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
-    # Parameters that are made in inference mode could never be differentiated by, nor the score be computed outside.
+    # Autograd takes no parameters that were made in inference mode: there would be no gradient and no score.
     with torch.inference_mode(False), fitting(path):
         model = build(json.loads(metadata["model"])).to(_precision(tensors.values()))
         model.load_state_dict(tensors)
@@ -115,7 +115,7 @@ def _objective_beside(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def fitting(path: str | Path) -> Iterator[None]:
-    """Raise CheckpointError where what a file holds does not fit what its metadata says that it is.
+    """Raise CheckpointError where the tensors of a file do not fit the model that its metadata names.
 
     What is built within can be differentiated later, in inference mode too.
     """

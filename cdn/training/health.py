@@ -11,7 +11,7 @@ TERMS = ("classification", "denoising", "contrastive", "gradient")
 
 
 class Health:
-    """Count skipped steps on the device, and say which term of the loss was to blame.
+    """Count skipped steps on the device, and which term of the loss was not finite in them.
 
     A step with a non-finite loss or gradient is skipped; ``patience`` of them in a row stop the run.
 

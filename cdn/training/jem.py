@@ -14,10 +14,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 import cdn_kernels
-from cdn.data.generator import keyed_generator
 from cdn.errors import CDNError
 from cdn.model.finite import decided
-from cdn.noise_keys import JEM, TRAINING
+from cdn.noise_keys import CHAINS, JEM, REPLAY, TRAINING
 from cdn.objective import Parts
 from cdn.training.settings import Settings
 from cdn_kernels import Noise
@@ -145,7 +144,7 @@ class JointEnergy:
         count = min(settings.jem_buffer, count)
         if count < settings.batch_size:
             raise CDNError(f"jem_buffer: a batch of {settings.batch_size} images needs as many chains, got {count}")
-        self.chains = self.start.draw(count, keyed_generator("chains", settings.seed, 0)).to(device)
+        self.chains = self.start.draw(count, CHAINS.generator(settings.seed)).to(device)
 
     def step(self, model: nn.Module, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Parts]:
         """Move some of the chains, and add the gradient of :func:`contrastive_loss` to ``.grad``.
@@ -175,7 +174,7 @@ class JointEnergy:
         A chain that leaves the finite numbers is returned as it is, for the step to be skipped, and starts afresh.
         """
         settings = self.settings
-        generator, device = keyed_generator("replay", settings.seed, step), self.chains.device
+        generator, device = REPLAY.generator(settings.seed, step), self.chains.device
         chosen = torch.randperm(len(self.chains), generator=generator)[:count].to(device)
         restart = torch.rand(count, generator=generator).to(device) < settings.jem_restart
         with torch.autocast("cpu", enabled=False):

@@ -105,13 +105,13 @@ def train(
 
 
 class _Training:
-    """What goes on between the first step of a run, or the first after a checkpoint, and its end.
+    """The part of a training from its first step, or the first after a checkpoint, to its end.
 
     Args:
         trainer: in the state to go on from.
-        run: the run folder, which this process holds.
-        metrics, progress: where it is told.
-        elapsed: seconds that were spent before.
+        run: the run folder, which this process has locked.
+        metrics, progress: the file of rows and the progress bar.
+        elapsed: seconds of training before that state.
     """
 
     def __init__(self, trainer: Trainer, run: Path, metrics: Journal, progress: Progress, elapsed: float) -> None:
@@ -306,7 +306,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     try:
         previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are someone else's business
+    except ValueError:  # Python allows handlers of signals in the main thread only
         previous = {}
     try:
         yield requests

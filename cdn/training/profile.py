@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cdn.files import json_text, write_atomically
+from cdn.pictures.tables import record_table
 from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
 from cdn_kernels.torch_private import TorchDispatchMode, tensors_in
@@ -54,9 +55,17 @@ def profile_steps(
         if name in times
     ]
     write_atomically(path, (json_text(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
-    say(f"{'phase':<10} {'ms':>9} {'share':>7} {'MB touched':>11}")
-    for row in rows:
-        say(f"{row['phase']:<10} {row['milliseconds']:9.2f} {row['share']:7.1%} {row['bytes'] / 1e6:11.1f}")
+    say(
+        record_table(
+            {
+                "phase": row["phase"],
+                "ms": f"{row['milliseconds']:.2f}",
+                "share": f"{row['share']:.1%}",
+                "MB touched": f"{row['bytes'] / 1e6:.1f}",
+            }
+            for row in rows
+        )
+    )
 
 
 class _Clock:

@@ -9,9 +9,11 @@ from torch import nn
 
 from cdn.data import Dataset
 from cdn.density import denoise
+from cdn.evaluation import SIGMAS
 from cdn.files import Results
 from cdn.model.finite import decided
 from cdn.model.head import DEEP_ENERGY
+from cdn.model.inputs import sigma_key
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.tables import text_table
 from cdn.training.settings import Settings
@@ -141,9 +143,9 @@ def measure_variant(model: nn.Module, data: Dataset, options: Options) -> Result
     if settings.objective != "classification":
         x = x[data.test.exact][:1024]
         square = lambda y, sigma: (denoise(model, y, sigma) - x).square().flatten(1).mean(1)
-        for grey in (15, 25, 50):
-            y, _ = torch_ops.sample_noise(x, grey / 255, EVALUATION.key(2))
-            result[f"psnr_{grey}"] = float(-10 * square(y, grey / 255).log10().mean())
+        for sigma in SIGMAS:
+            y, _ = torch_ops.sample_noise(x, sigma, EVALUATION.key(2))
+            result[f"psnr_{sigma_key(sigma)}"] = float(-10 * square(y, sigma).log10().mean())
         y, drawn = torch_ops.sample_noise(x, levels, EVALUATION.key(3))
         result["denoising"] = float((square(y, drawn) / drawn.square()).mean())
     return result

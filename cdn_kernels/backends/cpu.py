@@ -71,7 +71,7 @@ def load(path: Path) -> tuple[Library, str | None]:
     )
 
 
-# Once, at import, in well under a millisecond: a constant that torch.compile can see through.
+# Loaded once, at import, in well under a millisecond: torch.compile takes it for a constant.
 LIBRARY, MISSING = load(Path(__file__).parents[1] / "_cpu.so")
 THREADS, _FUNCTIONS = (openmp.find() if LIBRARY else None) or (None, None)  # whose they are, None for the calling one
 if _FUNCTIONS:

@@ -1,4 +1,4 @@
-"""What every backend agrees on: the numbers of csrc/api.h that say which pass, pooling, map or type is meant."""
+"""Numbers of csrc/api.h by which every backend names passes, poolings, maps of convolutions and types."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

@@ -14,7 +14,7 @@ from cdn.methods.attacks.losses import cross_entropy
 from cdn.methods.attacks.pursuit import Pursuit
 from cdn.methods.smoothing import ABSTAIN, predict_smoothed
 from cdn.methods.smoothing import certificate as smoothing
-from cdn.methods.smoothing.certified_accuracy import certified_accuracy
+from cdn.methods.smoothing.certificate import certified_accuracy
 from cdn.run_folder.journal import Journal
 from cdn.run_folder.opened import open_run
 

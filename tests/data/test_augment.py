@@ -4,8 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdn.data import augment
+from cdn.data import Augmentation
 from cdn.errors import DataError
+
+
+def augment(images, seed, step, **options):
+    """Draw the augmentation of a batch, uint8 [B, C, H, W], and apply it."""
+    augmentation = Augmentation(tuple(images.shape[1:]), **options)
+    return augmentation.apply(images, augmentation.draw(len(images), seed, step))
 
 
 def coordinates(batch, height, width):
@@ -87,9 +93,3 @@ def test_reflection_must_fit(images, padding):
 def test_the_crop_must_fit(images, size):
     with pytest.raises(DataError, match=rf"crop_size: expected 1\.\.9 .* got {size}"):
         augment(images, 0, 0, crop_size=size)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)])
-def test_images_must_be_a_uint8_batch(bad):
-    with pytest.raises(DataError, match="images: expected uint8"):
-        augment(bad, 0, 0, flip=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cdn.data import Augmentation, Batches, Subset, augment, batch_indices
+from cdn.data import Augmentation, Batches, Subset, batch_indices
 from cdn.data.batches import AHEAD
 from cdn.data.split import ImageSplit, MemorySplit
 from cdn.errors import DataError
@@ -35,12 +35,14 @@ def split():
 )
 def test_a_batch_is_the_augmented_images_of_its_step(split, view, options):
     split = view(split)
-    batches = Batches(split, 8, 5, CPU, Augmentation(split.shape, **options))
+    augmentation = Augmentation(split.shape, **options)
+    batches = Batches(split, 8, 5, CPU, augmentation)
     for step in (0, 1, 4, AHEAD - 1, AHEAD, 3 * AHEAD + 7, 1):
         batches.seek(step)
         images, labels = batches.read()
         expected, of = split.load(batch_indices(len(split), 8, step, 5))
-        assert torch.equal(images, augment(expected, 5, step, **options)) and torch.equal(labels, of)
+        assert torch.equal(images, augmentation.apply(expected, augmentation.draw(8, 5, step)))
+        assert torch.equal(labels, of)
 
 
 def test_the_tensors_of_a_step_stay_where_they_are(split):

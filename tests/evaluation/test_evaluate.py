@@ -100,6 +100,17 @@ def test_bf16_is_close_to_float32(make_model, make_split):
     assert half == pytest.approx(full, abs=1) and half != full
 
 
+def test_noise_levels_are_those_of_images_in_0_to_1(make_model, make_split):
+    model, split = make_model(), make_split(10)
+    report = evaluate(model, split, sigmas=(0.1, 25 / 255))
+    assert {"accuracy_sigma_25.5", "accuracy_sigma_25", "psnr_25.5", "psnr_noisy_25"} <= report.keys()
+    assert report["psnr_25"] == evaluate(model, split)["psnr_25"]
+    with pytest.raises(ValueError, match="sigma must be a number above 0, got 0"):
+        evaluate(model, split, sigmas=(0,))
+    with pytest.warns(UserWarning, match="25 grey levels are 25 / 255"):
+        evaluate(model, split, sigmas=(25,))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

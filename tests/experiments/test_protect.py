@@ -75,5 +75,5 @@ def test_every_call_averages_over_fresh_noise():
     assert len(set(offsets)) == 4 and {key.seed for key in offsets} == {7}
     expected = torch.stack([torch.tensor([0.0, 3.0]).softmax(0), torch.tensor([0.0, 4.0]).softmax(0)]).mean(0)
     torch.testing.assert_close(values.exp()[0], expected)
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="draws: expected at least 1, got 0"):
         Randomized(classify, 0, Noise(0))

@@ -142,8 +142,8 @@ def test_temperature_and_weight():
             lambda: DenoisingErrorClassifier(cdn.DirectDenoiser(1, width=8)),
             "denoises given a class, got a DirectDenoiser",
         ),
-        (lambda: DenoisingErrorClassifier(small_model(), nodes=0), "nodes must be at least 1, got 0"),
-        (lambda: DenoisingErrorClassifier(small_model(), draws=0), "draws must be at least 1, got 0"),
+        (lambda: DenoisingErrorClassifier(small_model(), nodes=0), "nodes: expected at least 1, got 0"),
+        (lambda: DenoisingErrorClassifier(small_model(), draws=0), "draws: expected at least 1, got 0"),
         (lambda: DenoisingErrorClassifier(small_model(), temperature=0.0), "temperature must be a number above 0"),
     ],
 )

@@ -18,7 +18,7 @@ def size(path):
 def test_denoising_picture(make_model, make_split, tmp_path, kind, shape):
     path = tmp_path / "denoised.png"
     model = make_model(kind, shape[0]).train()
-    denoising_picture(model, make_split(9, shape, inexact=(0,)), path, sigmas=(25,), count=2)
+    denoising_picture(model, make_split(9, shape, inexact=(0,)), path, sigmas=(25 / 255,), count=2)
     width, height = size(path)
     assert 400 < width < 1200 and 200 < height < 600
     assert model.training
@@ -27,7 +27,7 @@ def test_denoising_picture(make_model, make_split, tmp_path, kind, shape):
 
 def test_a_denoiser_has_no_column_given_the_class(make_model, make_split, tmp_path):
     for kind in ("joint", "denoiser"):
-        denoising_picture(make_model(kind), make_split(3), tmp_path / f"{kind}.png", sigmas=(25,), count=1)
+        denoising_picture(make_model(kind), make_split(3), tmp_path / f"{kind}.png", sigmas=(25 / 255,), count=1)
     assert size(tmp_path / "joint.png")[0] > size(tmp_path / "denoiser.png")[0]
 
 
@@ -37,7 +37,7 @@ def test_what_cannot_be_pictured_is_refused(make_model, make_split, tmp_path):
     with pytest.raises(CDNError, match="inexact"):
         denoising_picture(make_model(), make_split(2, inexact=(0, 1)), tmp_path / "a.png")
     with pytest.raises(CDNError, match="ending in .png"):
-        denoising_picture(make_model(), make_split(2), tmp_path / "a.gif", sigmas=(25,), count=1)
+        denoising_picture(make_model(), make_split(2), tmp_path / "a.gif", sigmas=(25 / 255,), count=1)
 
 
 TRAIN = [dict(kind="train", step=s, loss=3.0, classification=2 / (s + 1), denoising=1.0) for s in range(50)]

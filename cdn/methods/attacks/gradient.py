@@ -14,7 +14,7 @@ from torch import Tensor
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.losses import cross_entropy
 from cdn.methods.attacks.pursuit import Classifier, Pursuit
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import ATTACK_STARTS
 
 # Projected gradient descent can cross the ball 1.25 times: it reaches any border and has steps left to move along it.
 REACH = 2.5
@@ -118,5 +118,5 @@ def strongest(
         batch_size: images per evaluation of the model.
     """
     pursuit = Pursuit(model, x, labels, cross_entropy, batch_size=batch_size, stop=False)
-    pgd(pursuit, x, ball, steps, seeded(seed))
+    pgd(pursuit, x, ball, steps, ATTACK_STARTS.generator(seed))
     return pursuit.best

@@ -6,6 +6,7 @@ measured; the curve of one that shows any of them is not to be believed.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from cdn.methods.attacks import losses
 from cdn.methods.attacks.ball import Ball, diameter
 from cdn.methods.attacks.pursuit import Classifier, Pursuit
 from cdn.methods.attacks.sweep import attack
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import ATTACK_STARTS
 
 # An attack that goes on must not lose more than this share of what it had gained.
 SLACK = 0.01
@@ -77,17 +78,7 @@ def masking_checks(
         classes = model(x[:1]).shape[1]
     white_box = ("apgd-ce", "apgd-dlr") if classes > 2 else ("apgd-ce",)
     ball, everything = Ball(norm, radius), Ball(norm, diameter(norm, x.shape[1:]))
-
-    def left(ball: Ball, names: Sequence[str], steps: int, restarts: Iterable[int] = (0,)) -> float:
-        """Return the share of images that withstand all attacks from all starts."""
-        found = torch.zeros_like(labels, dtype=torch.bool)
-        for restart, name in product(restarts, names):
-            rows = (~found).nonzero()[:, 0]
-            found[rows] = attack(
-                model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed, batch_size=batch_size
-            ).found
-        return 1 - float(found.double().mean())
-
+    left = partial(_left, model, x, labels, seed=seed, batch_size=batch_size)
     single = left(ball, white_box, steps)
     repeated = left(ball, white_box, steps, range(1, restarts + 1))
     return [
@@ -105,6 +96,28 @@ def masking_checks(
     ]
 
 
+def _left(
+    model: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    names: Sequence[str],
+    steps: int,
+    restarts: Iterable[int] = (0,),
+    *,
+    seed: int,
+    batch_size: int,
+) -> float:
+    """Return the share of images that withstand all attacks from all starts."""
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for restart, name in product(restarts, names):
+        rows = (~found).nonzero()[:, 0]
+        found[rows] = attack(
+            model, x[rows], labels[rows], ball, name, steps=steps, restart=restart, seed=seed, batch_size=batch_size
+        ).found
+    return 1 - float(found.double().mean())
+
+
 def _gradients(gradient: Tensor) -> Verdict:
     zero = float((gradient.flatten(1).abs().amax(1) == 0).double().mean())
     return Verdict("no gradient is zero", zero == 0, f"zero for {zero:.1%}", [zero])
@@ -116,7 +129,7 @@ def _rise(model: Classifier, x: Tensor, labels: Tensor, ball: Ball, steps: int, 
     means = []
     for count in counts:
         pursuit = Pursuit(model, x, labels, losses.cross_entropy, batch_size=batch_size, stop=False)
-        attacks.pgd(pursuit, x, ball, count, seeded(seed))
+        attacks.pgd(pursuit, x, ball, count, ATTACK_STARTS.generator(seed))
         means.append(float(pursuit.last_loss.double().mean()))
     drop = max(max(means[: k + 1]) - mean for k, mean in enumerate(means))
     rise = means[-1] - means[0]

@@ -25,7 +25,7 @@ class Pursuit:
         loss: one of :mod:`cdn.methods.attacks.losses`.
         targets: None, or the classes to reach, int64 [N].
         batch_size: images per evaluation of the model.
-        stop: leave an image alone once it is fooled. The model sees only images that are still being chased, in full
+        stop: leave an image alone once it is fooled. The model sees only images that are not fooled yet, in full
             batches, while the search itself works on the whole batch.
 
     Attributes:

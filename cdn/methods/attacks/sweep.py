@@ -13,7 +13,8 @@ from cdn.methods.attacks import losses
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.pursuit import UNTOLD, Classifier, Pursuit
 from cdn.model.finite import require_finite
-from cdn_kernels.noise import seeded
+from cdn.model.inputs import check_counts
+from cdn.noise_keys import ATTACK_STARTS
 
 # Name: the search and the loss that it climbs.
 ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
@@ -101,7 +102,7 @@ def attack(
     _check(x, labels, [name], steps, restarts=1)
     if targets is not None:
         _check_classes("targets", targets, x)
-    generator = seeded(seed, seed * 1_000_002 + restart)
+    generator = ATTACK_STARTS.generator(seed, restart)
     search, loss = ATTACKS[name]
     pursuit = Pursuit(model, x, labels, loss, targets=targets, batch_size=batch_size)
     if len(x):
@@ -150,9 +151,7 @@ def sweep(
     if not radii or not radii[0] > 0:
         raise ValueError(f"radii: expected numbers above 0, got {radii}")
     logits = _logits(model, x, batch_size)
-    if not 0 <= targeted < logits.shape[1]:
-        raise ValueError(f"targeted: expected 0 to {logits.shape[1] - 1} of the wrong classes, got {targeted}")
-    aims = logits.scatter(1, labels[:, None], -torch.inf).topk(targeted, dim=1).indices.T if targeted else [None]
+    aims = _aims(logits, labels, targeted)
     broken_at = torch.where(logits.argmax(1) == labels, torch.inf, 0.0).double()
     images = x.clone()
     plan = list(product(radii, names, range(restarts), aims))
@@ -184,13 +183,19 @@ def _logits(model: Classifier, x: Tensor, batch_size: int) -> Tensor:
     return logits
 
 
+def _aims(logits: Tensor, labels: Tensor, targeted: int) -> Sequence[Tensor | None]:
+    """Return the most likely wrong classes, so many times one for each image [N]; one None to aim at none."""
+    if not 0 <= targeted < logits.shape[1]:
+        raise ValueError(f"targeted: expected 0 to {logits.shape[1] - 1} of the wrong classes, got {targeted}")
+    wrong = logits.scatter(1, labels[:, None], -torch.inf)
+    return list(wrong.topk(targeted, dim=1).indices.T) if targeted else [None]
+
+
 def _check(x: Tensor, labels: Tensor, names: Sequence[str], steps: int, restarts: int) -> None:
     for name in names:
         if name not in ATTACKS:
             raise ValueError(f"attack: expected one of {', '.join(ATTACKS)}, got {name!r}")
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_counts(steps=steps, restarts=restarts)
     if x.dim() != 4 or not x.is_floating_point() or (len(x) and not 0 <= float(x.min()) <= float(x.max()) <= 1):
         raise ValueError(
             f"x: expected floating-point images [N, C, H, W] in [0, 1], got {x.dtype} {list(x.shape)}"

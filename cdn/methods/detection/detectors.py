@@ -55,7 +55,7 @@ class Separation(NamedTuple):
 def gather(
     model: nn.Module, y: Tensor, *, density: bool = True, classes: bool = True, batch_size: int = 256
 ) -> Evidence:
-    """Read from a model what detectors need to know of images.
+    """Return the outputs of a model that detectors need of images.
 
     Args:
         model: a classifier, or a model of log-densities.

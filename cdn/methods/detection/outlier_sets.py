@@ -9,7 +9,7 @@ from torch import Tensor
 from cdn.errors import DataError
 from cdn.images.image_files import find_images, read_image
 from cdn.methods.detection.letters import letters
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import OUTLIERS
 
 BLOCKS = 4  # to a side, where an image has as many pixels
 
@@ -27,7 +27,7 @@ def synthetic_outliers(images: Tensor, seed: int = 0) -> dict[str, Tensor]:
 
         "mirrored" is a control: photographs remain photographs, so that nothing should tell them apart.
     """
-    generator = seeded(seed)
+    generator = OUTLIERS.generator(seed)
     uniform = torch.rand(images.shape, generator=generator)
     sets = {
         "Gaussian noise": 0.5 + 0.25 * torch.randn(images.shape, generator=generator),

@@ -23,10 +23,10 @@ from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 
 PIXELS, SSIM, FEATURES, INFORMATION = "pixels", "SSIM", "features", "information"
-# Images that a matrix embeds at once.
+# Images that are embedded at once for a matrix.
 BATCH = 64
 
-# Of the noise, where none is given.
+# The key of the noise where none is given.
 KEY = SIMILARITY.key(0)
 
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from cdn.density import denoise
 from cdn.methods.quadrature import level_nodes
-from cdn.model.inputs import check_floating
+from cdn.model.inputs import check_counts, check_floating
 from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.transforms import recorded_if
 
-# Of the noise, where none is given.
+# The key of the noise where none is given.
 KEY = SIMILARITY.key(0)
 
 
@@ -100,16 +100,8 @@ def information_estimation_distance(
     1 / high^2, which leaves out at most ``|a - b|^2 / high^2`` for Gaussian images. The formula is that of the authors'
     published code; the paper itself was not at hand. Its generalization by a function of the integrand is not offered.
     """
-    if a.shape != b.shape or a.dim() != 4:
-        raise ValueError(
-            "similarity: expected two batches of images [B, C, H, W] of one shape, "
-            f"got {list(a.shape)} and {list(b.shape)}"
-        )
-    for images in (a, b):
-        check_floating(images, "similarity")
-    for name, value in (("nodes", nodes), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"similarity: {name} must be at least 1, got {value}")
+    _check_pair(a, b)
+    check_counts(nodes=nodes, draws=draws)
     with recorded_if(create_graph):
         pair = torch.cat([torch_ops.recordable(a), torch_ops.recordable(b)])
         total = torch_ops.in_float64(a.new_zeros(len(a)))
@@ -123,3 +115,14 @@ def information_estimation_distance(
                 error_a, error_b = torch_ops.in_float64(error).chunk(2)
                 total = total + factor * (error_a - error_b).square().flatten(1).sum(1)
         return total.sqrt()
+
+
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    """Raise ValueError unless a and b are batches of images of one shape."""
+    if a.shape != b.shape or a.dim() != 4:
+        raise ValueError(
+            "similarity: expected two batches of images [B, C, H, W] of one shape, "
+            f"got {list(a.shape)} and {list(b.shape)}"
+        )
+    for images in (a, b):
+        check_floating(images, "similarity")

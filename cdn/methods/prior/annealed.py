@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.methods.prior.residual import advance, key_of_step
+from cdn.model.inputs import check_counts
 from cdn_kernels import Noise
 from cdn_kernels import reference as torch_ops
 
@@ -69,8 +70,7 @@ def annealed_langevin(
         raise ValueError(f"levels: expected noise levels above 0, each below the one before, got {levels.tolist()}")
     if not 0 < step <= 1:
         raise ValueError(f"step: expected a number in (0, 1], got {step}")
-    if repeats < 1:
-        raise ValueError(f"repeats: expected at least 1 step per level, got {repeats}")
+    check_counts(repeats=repeats)
     y = start
     for t in tqdm(range(len(levels) * repeats), unit="step", leave=False, disable=not progress):
         sigma = torch_ops.per_image(levels[t // repeats], y, "sigma")

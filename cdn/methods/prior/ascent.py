@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.methods.prior.residual import advance, key_of_step
+from cdn.model.inputs import check_counts
 from cdn_kernels import Noise
 from cdn_kernels import reference as torch_ops
 
@@ -71,8 +72,7 @@ def ascend(
             raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
     if not stop > 0:
         raise ValueError(f"stop: expected a noise level above 0, got {stop}")
-    if limit < 1:
-        raise ValueError(f"limit: expected at least 1 step, got {limit}")
+    check_counts(limit=limit)
     y, levels = start, []
     with tqdm(total=limit, unit="step", leave=False, disable=not progress) as bar:
         for t in range(limit + 1):

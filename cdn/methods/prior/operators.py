@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import MEASUREMENTS
 
 
 class Operator(ABC):
@@ -147,7 +147,7 @@ class MissingPixels(_Pixels):
         _, height, width = shape
         count = _share("ratio", ratio, height * width)
         kept = torch.zeros(height * width, dtype=torch.bool)
-        kept[torch.randperm(height * width, generator=seeded(seed))[:count]] = True
+        kept[torch.randperm(height * width, generator=MEASUREMENTS.generator(seed))[:count]] = True
         super().__init__(shape, kept)
 
 
@@ -263,7 +263,7 @@ class CompressiveSensing(Operator):
         super().__init__(shape)
         values = math.prod(self.shape)
         count = _share("ratio", ratio, values)
-        generator = seeded(seed)
+        generator = MEASUREMENTS.generator(seed)
         self.flipped = torch.randint(2, self.shape, generator=generator).bool()
         self.rows = torch.randperm(values, generator=generator)[:count]
 
@@ -295,7 +295,7 @@ def _share(name: str, ratio: float, total: int) -> int:
 
 def _cosines(x: Tensor, dims: Sequence[int], inverse: bool = False) -> Tensor:
     """Return the orthonormal discrete cosine transform (DCT-II) of x over some dimensions, or its inverse."""
-    with torch.autocast(x.device.type, enabled=False):  # measurements in bfloat16 would be no measurements
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round the measurements
         for dim in dims:
             basis = _cosine_basis(x.shape[dim], x.dtype, x.device)
             x = torch.movedim(torch.movedim(x, dim, -1) @ (basis if inverse else basis.T), -1, dim)
@@ -312,7 +312,8 @@ def _cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor
         return basis.to(device, dtype)
 
 
-# What is restored from, by name: an operator for images of a shape (C, H, W), with the numbers that it takes of all.
+# Problems of restoration by name: functions of the shape (C, H, W) of images and of the options of all problems that
+# return the operator.
 PROBLEMS: dict[str, Callable[..., Operator]] = {
     "inpainting": lambda shape, block, **_: Inpainting(shape, block or max(min(shape[1:]) * 3 // 8, 1)),
     "missing-pixels": lambda shape, ratio, seed, **_: MissingPixels(shape, ratio, seed),

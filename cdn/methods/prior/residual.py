@@ -81,7 +81,7 @@ def noisy_start(
     mean: float | Tensor = 0.5,
     device: str | torch.device = "cpu",
 ) -> Tensor:
-    """Return where samplers start: white noise of standard deviation sigma about a grey image.
+    """Return images to start samplers from: white noise of standard deviation sigma about a grey image.
 
     Args:
         shape: (B, C, H, W).

@@ -9,11 +9,13 @@ image.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,7 +23,7 @@ import cdn_kernels
 from cdn.methods.smoothing.binomial import check_alpha, differs_from_fair, fewest_for_majority, lower_bound
 from cdn.model import capabilities
 from cdn.model.finite import UNDECIDED, decided
-from cdn.model.inputs import check_floating, check_sigma
+from cdn.model.inputs import check_counts, check_floating, check_sigma
 from cdn.model.modes import evaluating
 from cdn.noise_keys import CERTIFICATION
 from cdn_kernels import Noise
@@ -102,21 +104,8 @@ def certify(
     Warns:
         UserWarning: n is too small for alpha, so that every image will abstain.
     """
-    if transformed():
-        raise RuntimeError(
-            "certify counts votes, which torch.func transforms and forward-mode differentiation cannot follow: "
-            "differentiate the classifier, or cdn.Protected"
-        )
-    _check(model, x, sigma, n, alpha, batch_size)
-    if n0 < 1:
-        raise ValueError(f"n0 must be at least 1, got {n0}")
-    needed = fewest_for_majority(n, alpha)
-    if needed is None:
-        warnings.warn(
-            f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g}, for 1 / 2^{n} is not below "
-            "it: every image will abstain",
-            stacklevel=2,
-        )
+    _check(model, x, sigma, alpha, n0=n0, n=n, batch_size=batch_size)
+    needed = _needed(n, alpha)
     rows = []
     with (
         torch.no_grad(),
@@ -152,7 +141,7 @@ def predict_smoothed(
 
     Args, raises: as for :func:`certify`, with draws of its own.
     """
-    _check(model, x, sigma, n, alpha, batch_size)
+    _check(model, x, sigma, alpha, n=n, batch_size=batch_size)
     labels = []
     with torch.no_grad(), evaluating(model, precision):
         for index, image in enumerate(x, first):
@@ -165,6 +154,51 @@ def predict_smoothed(
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """Return the radius where all n draws agree, ``sigma Phi^-1(alpha^(1/n))`` or 0: no certificate can exceed it."""
     return max(0.0, sigma * NormalDist().inv_cdf(lower_bound(n, n, alpha)))
+
+
+def certified_accuracy(labels: ArrayLike, predicted: ArrayLike, radii: ArrayLike, radius: ArrayLike) -> np.ndarray:
+    """Return the share of images that are classified rightly with a certificate of at least so large a radius.
+
+    Args:
+        labels: int [N], the true classes.
+        predicted: int [N], those of the certificates, -1 for abstention.
+        radii: float [N], of the certificates.
+        radius: a number, or an array [R].
+
+    Returns:
+        A share in [0, 1] for each radius. At 0 it is the accuracy of the smoothed classifier, abstentions being errors.
+    """
+    right = np.where(np.equal(labels, predicted), radii, -np.inf)
+    return (right >= np.expand_dims(radius, -1)).mean(-1)
+
+
+def certified_shares(
+    model: nn.Module, x: Tensor, labels: Tensor, sigma: float, radii: Sequence[float], **how: Any
+) -> dict[str, float | None]:
+    """Certify images, and return the certified accuracies by radius, None where the draws cannot reach it.
+
+    Args:
+        model, x, sigma: as for :func:`cdn.certify`.
+        labels: the true classes, int64 [N].
+        radii: where to count.
+        how: n0, n, alpha and others of :func:`cdn.certify`.
+    """
+    found = certify(model, x, sigma, **how)
+    shares = certified_accuracy(labels.cpu().numpy(), found.label.numpy(), found.radius.numpy(), radii)
+    reach = largest_radius(sigma, how["n"], how["alpha"])
+    return {f"{radius:g}": float(share) if radius <= reach else None for radius, share in zip(radii, shares)}
+
+
+def _needed(n: int, alpha: float) -> int | None:
+    """Return how many of n votes show a majority; None, with a warning, where not even all of them do."""
+    needed = fewest_for_majority(n, alpha)
+    if needed is None:
+        warnings.warn(
+            f"certify: n = {n} draws cannot show a majority at alpha = {alpha:g}, for 1 / 2^{n} is not below "
+            "it: every image will abstain",
+            stacklevel=3,
+        )
+    return needed
 
 
 def _estimate(
@@ -206,14 +240,17 @@ def _key(seed: int, index: int, part: int) -> Noise:
     return CERTIFICATION.key(seed, (index << _IMAGE_BITS) + part)
 
 
-def _check(model: nn.Module, x: Tensor, sigma: float, n: int, alpha: float, batch_size: int) -> None:
+def _check(model: nn.Module, x: Tensor, sigma: float, alpha: float, **counts: int) -> None:
+    if transformed():
+        raise RuntimeError(
+            "certificates count votes, which torch.func transforms and forward-mode differentiation cannot follow: "
+            "differentiate the classifier, or cdn.Protected"
+        )
     if not capabilities.classifies(model):
         raise ValueError(f"model: expected one that classifies, got {capabilities.kind(model)}")
     if x.dim() != 4:
         raise ValueError(f"x must be images [B, C, H, W], got {list(x.shape)}")
     check_floating(x, "x")
     check_sigma(sigma)
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(**counts)
     check_alpha(alpha)

@@ -17,9 +17,9 @@ class System(NamedTuple):
     """A way to classify.
 
     Attributes:
-        attacked: what attacks climb; where noise is drawn, over fresh draws at every step.
-        judged: what decides: the same, with more draws and all of them fresh.
-        certified: what is smoothed; None where there is no certificate.
+        attacked: the module whose gradient attacks follow; where it draws noise, it does so anew at every step.
+        judged: the module that decides: the same with more draws of noise, and others.
+        certified: the module that is smoothed for certificates; None where there are none.
     """
 
     attacked: nn.Module

@@ -16,7 +16,7 @@ import cdn_kernels
 from cdn.density import denoise, log_prob
 from cdn.model import capabilities
 from cdn.model.finite import require_finite
-from cdn.model.inputs import check_floating, check_sigma
+from cdn.model.inputs import check_counts, check_floating, check_sigma
 from cdn_kernels.replaced import replaced
 
 
@@ -48,8 +48,8 @@ class Protected(nn.Module):
         if not capabilities.classifies(classifier):
             raise ValueError(f"classifier: expected one that classifies, got {capabilities.kind(classifier)}")
         check_sigma(sigma)
-        self.classifier, self.model, self.sigma = classifier.eval(), model, sigma
-        self.steps = _at_least_one("steps", steps)
+        check_counts(steps=steps)
+        self.classifier, self.model, self.sigma, self.steps = classifier.eval(), model, sigma, steps
 
     def train(self, mode: bool = True) -> "Protected":
         """Set the training mode of the denoiser; the classifier stays in evaluation mode."""
@@ -75,7 +75,8 @@ class Protected(nn.Module):
         Returns:
             Images, the shape of y, not clipped.
         """
-        steps = self.steps if steps is None else _at_least_one("steps", steps)
+        steps = self.steps if steps is None else steps
+        check_counts(steps=steps)
         graph = torch.is_grad_enabled() and y.requires_grad
         for left in range(steps, 0, -1):
             clean = denoise(self.model, y, self.sigma * left / steps, create_graph=graph)
@@ -104,7 +105,7 @@ class LevelVote(nn.Module):
     with m_k and s_k the mean and standard deviation of ``log p(y_k)`` over clean reference images at that level: w_k
     is, up to its largest value, the density of the observed log p under a normal fit to clean images. The bare log p
     could not be the weight, for it falls with the level whatever the image; in z that cancels. A level at which image
-    and noise look as those of the training speaks; one that sees something else keeps silent.
+    and noise look as those of the training counts most, and one at which they do not hardly counts.
 
     Args:
         classifier: any module that gives logits, frozen as in :class:`Protected`.
@@ -160,9 +161,3 @@ class LevelVote(nn.Module):
         for k, level in enumerate(cast(Iterable[Protected], self.levels)):
             key = noise.moved(k)
             yield level, cdn_kernels.sample_noise(x, level.sigma, key)[0]
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value

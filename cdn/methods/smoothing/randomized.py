@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from cdn.model.inputs import check_counts
 from cdn_kernels import Noise
 
 # Positions between the keys of two draws: more than the noise levels of any vote.
@@ -30,8 +31,7 @@ class Randomized(nn.Module):
 
     def __init__(self, classify: NoisyClassifier, draws: int, noise: Noise) -> None:
         super().__init__()
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+        check_counts(draws=draws)
         self.classify, self.draws, self.noise, self.drawn = classify, draws, noise, 0
 
     def forward(self, x: Tensor) -> Tensor:

@@ -63,11 +63,7 @@ def extreme_eigenpairs(
     Limitations: the operator must be symmetric, which is not checked. Two float64 matrices [limit, n] are
     kept.
     """
-    wanted = largest + smallest
-    if min(largest, smallest) < 0 or not wanted:
-        raise ValueError(f"largest and smallest must be at least 0 and not both 0, got {largest} and {smallest}")
-    if block < 1 or limit < min(wanted, size):
-        raise ValueError(f"block must be at least 1 and limit at least {min(wanted, size)}, got {block} and {limit}")
+    wanted = _wanted(size, largest, smallest, block, limit)
     limit = min(limit, size)
     basis, images = torch.empty(2, limit, size, dtype=torch.float64)
     reduced = torch.empty(limit, limit, dtype=torch.float64)
@@ -88,6 +84,16 @@ def extreme_eigenpairs(
             if done == limit or float(pairs.residuals.max()) <= tolerance * scale:
                 return pairs
         seeds = images[start:done]
+
+
+def _wanted(size: int, largest: int, smallest: int, block: int, limit: int) -> int:
+    """Return how many eigenpairs are wanted, or raise ValueError where the numbers allow none."""
+    wanted = largest + smallest
+    if min(largest, smallest) < 0 or not wanted:
+        raise ValueError(f"largest and smallest must be at least 0 and not both 0, got {largest} and {smallest}")
+    if block < 1 or limit < min(wanted, size):
+        raise ValueError(f"block must be at least 1 and limit at least {min(wanted, size)}, got {block} and {limit}")
+    return wanted
 
 
 def _orthonormal(row: Tensor, basis: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,15 +7,26 @@ from tqdm import tqdm
 from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.files import Results
-from cdn.methods.spectrum.denoiser_jacobian import Jacobian, eigenpairs, matrix, probe
+from cdn.methods.spectrum.denoiser_jacobian import Jacobian, Probing, eigenpairs, matrix, probe
 from cdn.methods.spectrum.lanczos import Eigenpairs
 from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.modes import evaluating
-from cdn.noise_keys import PROBES
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import LANCZOS, PROBES
 
 # Images of the float64 check, and the size up to which a dense Jacobian is affordable.
 EXACT_IMAGES, DENSE_SIZE = 4, 4096
+# What is known of a spectrum, in the order of reports.
+FIGURES = [
+    "largest",
+    "smallest",
+    "residual",
+    "products",
+    "cosine",
+    "values",
+    "exact_trace",
+    "hutchinson",
+    "lanczos_error",
+]
 
 
 def measure_spectrum(
@@ -50,47 +61,43 @@ def measure_spectrum(
         values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
         and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.
     """
-    found = dict.fromkeys(
-        (
-            "largest",
-            "smallest",
-            "residual",
-            "products",
-            "cosine",
-            "values",
-            "exact_trace",
-            "hutchinson",
-            "lanczos_error",
-        )
-    )
-    pairs = None
+    found, pairs = dict.fromkeys(FIGURES), None
     with evaluating(model, precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
         if not is_direct_denoiser(model):
-            pairs = eigenpairs(model, y[0], sigma, largest, smallest, generator=seeded(seed), limit=limit)
-            values = pairs.values.tolist()
-            found.update(
-                largest=values[:largest],
-                smallest=values[largest:],
-                products=pairs.products,
-                residual=float(pairs.residuals.max()),
-                cosine=_cosine(pairs.vectors[0], y - denoised),
-            )
+            generator = LANCZOS.generator(seed)
+            pairs = eigenpairs(model, y[0], sigma, largest, smallest, generator=generator, limit=limit)
+            found |= _of_ends(pairs, largest, y - denoised)
         if dense:
             jacobian = matrix(model, y[0], sigma, batch_size=batch_size, bar=bar)
             probing = probe(Jacobian(model, y, sigma), max(probes, 32), PROBES.key(seed))
-            values = (
-                torch.linalg.eigvalsh((jacobian + jacobian.T) / 2).flip(0) if pairs else torch.linalg.svdvals(jacobian)
-            )
-            found.update(
-                values=values.tolist(),
-                exact_trace=float(jacobian.trace()),
-                hutchinson=[float(probing.trace), float(probing.trace_error)],
-            )
-            if pairs:
-                ends = torch.cat([values[:largest], values[len(values) - smallest :]])
-                found["lanczos_error"] = float((ends - pairs.values).abs().max())
+            found |= _of_all(jacobian, probing, pairs, largest, smallest)
     return found, denoised, pairs
+
+
+def _of_ends(pairs: Eigenpairs, largest: int, residual: Tensor) -> Results:
+    """Return the figures of eigenpairs at the ends of a spectrum, of which the first are the largest."""
+    values = pairs.values.tolist()
+    return dict(
+        largest=values[:largest],
+        smallest=values[largest:],
+        products=pairs.products,
+        residual=float(pairs.residuals.max()),
+        cosine=_cosine(pairs.vectors[0], residual),
+    )
+
+
+def _of_all(jacobian: Tensor, probing: Probing, pairs: Eigenpairs | None, largest: int, smallest: int) -> Results:
+    """Return the figures of a whole Jacobian [d, d], beside estimates of its trace and, if any, of its eigenvalues."""
+    symmetric = (jacobian + jacobian.T) / 2
+    values = torch.linalg.eigvalsh(symmetric).flip(0) if pairs else torch.linalg.svdvals(jacobian)
+    ends = torch.cat([values[:largest], values[len(values) - smallest :]])
+    return dict(
+        values=values.tolist(),
+        exact_trace=float(jacobian.trace()),
+        hutchinson=[float(probing.trace), float(probing.trace_error)],
+        lanczos_error=float((ends - pairs.values).abs().max()) if pairs else None,
+    )
 
 
 def check_numbers(size: int, *, probes: int, largest: int, smallest: int, limit: int) -> None:

@@ -20,7 +20,7 @@ from cdn.methods.synthesis.inference import Inference
 from cdn.methods.synthesis.latent_descent import latent_descent
 from cdn.model.finite import decided
 
-# Training images kept to calibrate the classifier, and images that are shown, at most.
+# The largest numbers of training images that only calibrate the classifier, and of images in the picture.
 HELD_OUT, SHOWN = 200, 5
 
 

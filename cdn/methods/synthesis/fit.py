@@ -7,7 +7,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdn.methods.synthesis.generators import ClassGenerators
-from cdn_kernels.noise import seeded
+from cdn.model.inputs import check_counts
+from cdn.noise_keys import FITTING
 
 
 def fit(
@@ -43,11 +44,9 @@ def fit(
     Raises:
         ValueError: a class without images, a label out of range, a number below 1, or a bound that is not finite.
     """
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_counts(steps=steps, batch_size=batch_size)
     members = _members(labels, generators.classes)
-    generator = seeded(seed)
+    generator = FITTING.generator(seed)
     trained = [parameter for parameter in generators.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from cdn.errors import CheckpointError
 from cdn.files import json_text, write_atomically
+from cdn.model.inputs import check_counts
+from cdn.noise_keys import GENERATORS
 from cdn.run_folder.weights import fitting, read_safetensors
-from cdn_kernels.noise import seeded
 
 FORMAT = "cdn-generators-1"
-# Pixel deviation at which learning it starts.
+# The standard deviation of pixels that learning it starts from.
 FIRST_SIGMA = 0.2
 
 
@@ -55,17 +56,14 @@ class ClassGenerators(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        numbers = dict(classes=classes, latents=latents, width=width, shape=min(shape))
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_counts(classes=classes, latents=latents, width=width, shape=min(shape))
         if sigma is not None and not 0 < sigma < math.inf:
             raise ValueError(f"sigma: expected a number above 0, or None to learn it, got {sigma}")
         self.config: dict[str, Any] = dict(
             classes=classes, shape=list(shape), latents=latents, width=width, sigma=sigma, seed=seed
         )
         self.classes, self.shape, self.latents = classes, tuple(shape), latents
-        generator = seeded(seed)
+        generator = GENERATORS.generator(seed)
         pixels, inner = math.prod(shape), (width + 1) // 2
         layers = lambda *sizes: nn.ModuleList(
             ClassLinear(classes, *ends, generator) for ends in itertools.pairwise(sizes)
@@ -92,7 +90,7 @@ class ClassGenerators(nn.Module):
         return images.unflatten(-1, self.shape)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each class takes the latents of images for.
+        """Return the approximate posterior of the latents of images under each class.
 
         Args:
             x: images [N, C, H, W] in [0, 1], which all classes see, or [N, K, C, H, W], one for each class.

@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cdn_kernels.noise import seeded
+from cdn.noise_keys import LATENTS
 
-# Values that one comparison of images with reconstructions of draws may hold at once.
+# Values in memory at once while images are compared with the reconstructions of draws.
 CHUNK = 1 << 23
 # Adam's averages of gradients and of their squares, and what keeps it from dividing by 0.
 FADING, SQUARE_FADING, EPS = 0.9, 0.999, 1e-8
@@ -124,7 +124,7 @@ def infer(
         raise ValueError(f"starts: expected the encoder and at most {draws} draws, so 1 to {draws + 1}, got {starts}")
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         distance = distance or pixel_distance(generators.sigma.detach())
-        drawn = torch.randn(draws, generators.latents, generator=seeded(seed)).to(x)
+        drawn = torch.randn(draws, generators.latents, generator=LATENTS.generator(seed)).to(x)
         drawn = drawn[:, None].expand(-1, generators.classes, -1)
         # Copies, as a tensor made in inference mode cannot be part of a graph.
         found = [

@@ -9,6 +9,7 @@ from cdn.methods.attacks.pursuit import UNTOLD
 from cdn.methods.synthesis.classifier import ReconstructionClassifier
 from cdn.methods.synthesis.inference import Inference
 from cdn.model.finite import require_finite
+from cdn.model.inputs import check_counts
 
 HALVINGS = 10
 
@@ -47,8 +48,7 @@ def latent_descent(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    check_counts(steps=steps)
     y, found = x.clone(), torch.zeros_like(labels, dtype=torch.bool)
     with torch.no_grad(), tqdm(range(steps + 1), unit="step", leave=False, disable=not progress) as bar:
         for step in bar:

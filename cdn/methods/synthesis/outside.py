@@ -21,9 +21,9 @@ from cdn.methods.detection.outlier_sets import synthetic_outliers
 from cdn.methods.synthesis.inference import Generators, infer, pixel_distance
 from cdn_kernels import Noise, sample_noise
 
-# Names of sets of images, of searches for latents, and of what tells sets apart.
+# Names of sets of images, of searches for latents, and of the detectors that tell sets apart.
 INSIDE, OTHERS, TRAINING = "inside", "other classes", "training"
-# The synthetic outliers that are asked about.
+# The synthetic outliers, of those of the detection of outliers, that are reconstructed.
 SYNTHETIC = ("Gaussian noise", "uniform noise", "inverted", "shuffled pixels")
 FREE, PRIOR, FITTED = "free", "prior", "fitted"
 ERROR, ENERGY, GIVEN, MADE, BOTH = "error", "energy", "log p, image", "log p, made", "error and log p"
@@ -85,7 +85,7 @@ class StandardLatents(nn.Module):
 
 
 def reconstruct(generators: Generators, strength: float, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Reconstruct images by the latents that explain them best, with the density of the latent as strong as told.
+    """Reconstruct images by the latents that explain them best, under a density of the latent of a given weight.
 
     Minimizes ``|x - G_c(z)|^2 / (2 sigma^2) + strength |z|^2 / 2`` over the latents of every class.
 
@@ -142,7 +142,7 @@ class Arbiter:
 def weakest(ratings: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
     """Return the lowest of several ratings of the same images, each in deviations of its own reference.
 
-    What an image needs is to look right to every judge.
+    So an image is rated high only if every judge rates it high.
 
     Args:
         ratings: a list of ratings [N], greater for what looks more like the training.
@@ -224,7 +224,7 @@ def rate_searches(
 def searches(
     generators: Generators, latents: StandardLatents, free: float, strength: float
 ) -> dict[str, tuple[Generators, float]]:
-    """Return what the three searches reconstruct by, and how strong the density of the latent is in each."""
+    """Return for each of the three searches its generators, and the weight of the density of the latent."""
     return {FREE: (generators, free), PRIOR: (generators, strength), FITTED: (latents, strength)}
 
 

@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from cdn_kernels.backends.interface import BACKWARD, FORWARD
-from cdn_kernels.backends.triton import norm_sweeps
+from cdn_kernels.backends.triton import norm_backward, norm_forward, norm_sweeps, norm_tangent
 from cdn_kernels.backends.triton.launch import check_sample, computing_type, launch, power_of_two
 from cdn_kernels.backends.triton.tiles import shape_of_tiles
 from cdn_kernels.floors import square_floor
@@ -56,14 +56,14 @@ def gelu_norm(
         return gain.new_empty(batch, *shape) if chunks > 1 else None
 
     if sweep == FORWARD:
-        kernel = norm_sweeps.forward
+        kernel = norm_forward.forward
         constants["FLOOR"] = square_floor(x.dtype)
         arguments = (x, residual, gain, statistics, x if residual is None else sum, out, buffer(chunks, 2, channels))
     elif sweep == BACKWARD:
-        kernel = norm_sweeps.backward
+        kernel = norm_backward.backward
         arguments = (x, grad, source, gain, statistics, out, gain_grad, buffer(chunks, 2, channels), buffer(2, groups))
     else:
-        kernel = norm_sweeps.tangent
+        kernel = norm_tangent.tangent
         arguments = (
             x,
             grad,

@@ -111,8 +111,8 @@ def test_it_is_a_distance():
     "options, sentence",
     [
         (dict(b=torch.rand(2, 1, 6, 5)), r"of one shape, got \[2, 1, 6, 6\] and \[2, 1, 6, 5\]"),
-        (dict(nodes=0), "nodes must be at least 1, got 0"),
-        (dict(draws=0), "draws must be at least 1"),
+        (dict(nodes=0), "nodes: expected at least 1, got 0"),
+        (dict(draws=0), "draws: expected at least 1"),
         (dict(model=cdn.ResNet(3, 1, width=8)), "models no density"),
     ],
 )

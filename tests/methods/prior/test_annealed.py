@@ -71,7 +71,7 @@ def test_the_key_decides():
         (dict(levels=[0.1, -0.1]), "levels: expected noise levels above 0"),
         (dict(levels=[]), "levels: expected"),
         (dict(step=0.0), "step: expected a number in"),
-        (dict(repeats=0), "repeats: expected at least 1 step"),
+        (dict(repeats=0), "repeats: expected at least 1, got 0"),
     ],
 )
 def test_bad_options(options, message):

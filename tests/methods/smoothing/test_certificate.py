@@ -159,10 +159,10 @@ def test_modes_and_precision():
     [
         (dict(sigma=0), "sigma must be a number above 0, got 0"),
         (dict(sigma=math.nan), "sigma must be"),
-        (dict(n=0), "n must be at least 1, got 0"),
-        (dict(n0=0), "n0 must be at least 1, got 0"),
+        (dict(n=0), "n: expected at least 1, got 0"),
+        (dict(n0=0), "n0: expected at least 1, got 0"),
         (dict(alpha=1), r"alpha must be in \(0, 1\), got 1"),
-        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(batch_size=0), "batch_size: expected at least 1"),
         (dict(x=torch.rand(4, 4)), r"x must be images \[B, C, H, W\], got \[4, 4\]"),
         (dict(model=cdn.DirectDenoiser(1, width=8)), "expected one that classifies, got a DirectDenoiser"),
     ],

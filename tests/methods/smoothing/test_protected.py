@@ -110,8 +110,11 @@ def test_the_vote_has_a_gradient_through_weights_and_denoisers():
         (lambda: cdn.Protected(classifier(), classifier(), SIGMA), "expected one that denoises, got a ResNet"),
         (lambda: cdn.Protected(cdn.DirectDenoiser(2, width=8), density(), SIGMA), "expected one that classifies"),
         (lambda: cdn.Protected(classifier(), density(), 0.0), "sigma must be a number above 0, got 0.0"),
-        (lambda: cdn.Protected(classifier(), density(), SIGMA, steps=0), "steps must be at least 1, got 0"),
-        (lambda: cdn.Protected(classifier(), density(), SIGMA).purify(torch.rand(1, 2, 4, 4), 0), "steps must be"),
+        (lambda: cdn.Protected(classifier(), density(), SIGMA, steps=0), "steps: expected at least 1, got 0"),
+        (
+            lambda: cdn.Protected(classifier(), density(), SIGMA).purify(torch.rand(1, 2, 4, 4), 0),
+            "steps: expected at least 1",
+        ),
         (
             lambda: LevelVote(classifier(), density(), [], torch.rand(3, 2, 4, 4), cdn.Noise(0)),
             "sigmas must name at least",
