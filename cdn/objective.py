@@ -1,6 +1,5 @@
 """The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
 
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -260,15 +259,13 @@ def _count_clean(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, t
             if isinstance(told, bool) or not isinstance(told, int) or not 0 <= told <= len(x):
                 raise ValueError(f"joint_step: clean must be an integer in [0, {len(x)}], got {told!r}")
             return told
-        if isinstance(noise.offset, Tensor):
-            if not _can_look_at(noise.offset):
-                return 0
-            noise = replace(noise, offset=int(noise.offset))
-        if not isinstance(noise.places, Tensor):
+        of_tensors = [t for t in (noise.offset, noise.places) if isinstance(t, Tensor)]
+        if not of_tensors:
             return cdn_kernels.count_clean(len(x), noise, sigma)
-        if not _can_look_at(noise.places):
+        if not all(map(_can_look_at, of_tensors)):
             return 0
-        return int(torch_ops.is_clean(noise.placed(len(x), "cpu"), noise, sigma).sum())
+        # Not the offset is looked at but the count, which stays the same for a recording of the step.
+        return int((cdn_kernels.sample_sigma(len(x), noise, sigma) == 0).sum())
     _refuse_count(told, sigma)
     if isinstance(sigma, Tensor):
         known = _can_look_at(sigma) and not sigma.requires_grad and sigma.shape in ((), x.shape[:1])

@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 LARGEST = 256 << 20
 MOST_PASSES = 4  # calls until the tensors from outside must be the same
 MOST_RECORDINGS = 8
+MOST_MISSES = 32
 ANY = object()  # a gradient that does not count
 
 
@@ -49,7 +50,7 @@ class Replayed(Generic[Result]):
     def __init__(self, function: Callable[[], Result], say: Callable[[str], object], largest: int = LARGEST) -> None:
         self.function, self.say, self.largest = function, say, largest
         self.gave_up = self.compared = False
-        self.passes = self.recordings = 0
+        self.passes = self.recordings = self.misses = 0
         self.seen: Recorder | None = None
         self.recording: Recording | None = None
 
@@ -62,6 +63,9 @@ class Replayed(Generic[Result]):
             try:
                 return self.recording.replay() if self.compared else self._compare(self.recording)
             except Changed:
+                self.misses += 1
+                if self.misses > MOST_MISSES:
+                    self._give_up("a value that it looks at changes from call to call")
                 return self.function()
         if self.recording is not None:
             self.recording, self.seen, self.passes = None, None, 0

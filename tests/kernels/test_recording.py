@@ -13,7 +13,7 @@ import cdn_kernels
 from cdn_kernels import Graphed, Noise, NoiseLevels
 from cdn_kernels.backends import cpu
 from cdn_kernels.phases import watch
-from cdn_kernels.recording import MOST_RECORDINGS, Replayed
+from cdn_kernels.recording import MOST_MISSES, MOST_RECORDINGS, Replayed
 
 CPU = torch.device("cpu")
 CALLS = 6  # two that find what there is, the recording, the comparison, and replays
@@ -379,6 +379,15 @@ def test_a_value_that_decides_is_looked_at_again():
         recorded.x.copy_(sign * torch.ones(3, 4))
         assert torch.equal(graphed(), function(recorded.x))
     assert recorded.calls < CALLS
+
+
+def test_a_value_that_always_changes_is_not_looked_at_for_ever():
+    said, counted = [], Function(lambda x: x * 2 if float(x.sum()) else x)
+    graphed = Replayed(counted, said.append)
+    for step in range(MOST_MISSES + CALLS):
+        counted.x.fill_(1 + step)
+        assert torch.equal(graphed(), 2 * counted.x)
+    assert said == ["steps run without a recording, because a value that it looks at changes from call to call"]
 
 
 class Watching(TorchDispatchMode):

@@ -183,18 +183,15 @@ def record(function, stream):
     return replay
 
 
-RECORDINGS = {
-    "as on a GPU": lambda work: Graphed(work, CPU, record=record),
-    "as on a CPU": lambda work: Graphed(work, CPU, say=pytest.fail),
-}
-
-
-@pytest.mark.parametrize("graphed", RECORDINGS.values(), ids=RECORDINGS)
+@pytest.mark.parametrize("options_of_graphed", [dict(record=record), dict(say=pytest.fail)], ids=["GPU", "CPU"])
 @kinds
-def test_replayed_steps_are_those_of_the_function(digits, options, graphed):
+def test_replayed_steps_are_those_of_the_function(digits, monkeypatch, options, options_of_graphed):
     """All that changes from step to step comes from tensors: batch, noise, learning rate, lambda, and the average."""
     plain, recorded = trainer(digits, **options), trainer(digits, **options)
-    plain.run, recorded.run = plain.work, graphed(recorded.work)
+    monkeypatch.setattr(
+        "cdn.training.trainer.Graphed", lambda work, device, say: Graphed(work, device, **options_of_graphed)
+    )
+    plain.run, recorded.run = plain.work, Recordings(recorded)
     for _ in range(WARM_UP + 4):
         expected, found = plain.advance(), recorded.advance()
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
