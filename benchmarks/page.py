@@ -20,6 +20,7 @@ from cdn_kernels.recording import LARGEST
 
 LESSONS = Path(__file__).parent / "lessons.md"
 CLASSIFIER, UNITS = "(eager step of a classifier)", "(its convolutions alone, by PyTorch)"
+WHOLE = "(this library, clean images as noisy ones)"
 # Compiled peers are measured on a GPU only. The library is recorded, but for the last.
 COMPILED, COMPILED_CLASSIFIER, CALLS = "compiled", "(compiled step of a classifier)", "this library, call by call"
 
@@ -188,6 +189,18 @@ SECTIONS = [
             "library / eager classifier": _ratio(CLASSIFIER, inverse=True),
             "library / its convolutions by PyTorch": _ratio(UNITS, inverse=True),
         }
+        | _COSTS,
+    ),
+    Section(
+        "Clean images",
+        "test_joint_step.py::test_clean_images",
+        "--full",
+        "Half of the images are clean and take part in classification only: the score is spared them, also by the "
+        "peers. The classifier sees all.",
+        ["joint step, half clean"],
+        {"clean images as noisy ones / library": _ratio(WHOLE)}
+        | _ALL_EAGER
+        | {"library / eager classifier": _ratio(CLASSIFIER, inverse=True)}
         | _COSTS,
     ),
     Section(

@@ -10,7 +10,6 @@ from benchmarks.harness.memory import peak_bytes
 from cdn_kernels.graphs import WARM_UP, Graphed
 from cdn_kernels.torch_private import TorchDispatchMode
 
-LEVELS = cdn_kernels.NoiseLevels()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By layers: the blocks of each stage. The shallow one has both kinds, with and without a stride.
 BLOCKS = {6: (1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -33,6 +32,8 @@ class Problem:
         batch, side: images [batch, 3, side, side].
         precision: "float32", or "bf16" under autocast.
         yardstick: plain norm and linear head, which every framework has, instead of the defaults of cdn.train.
+        clean_share: of the images without noise, which take part in classification only.
+        clean: "stratified", by which a step spares them the score, or "independent", by which it runs whole.
         device: "cpu" or "cuda".
     """
 
@@ -42,6 +43,8 @@ class Problem:
     side: int = 32
     precision: str = "bf16"
     yardstick: bool = False
+    clean_share: float = 0.0
+    clean: str = "stratified"
     device: str = "cpu"
 
     def model(self):
@@ -56,16 +59,20 @@ class Problem:
         x, labels = torch.rand(self.batch, 3, self.side, self.side), torch.randint(0, 10, (self.batch,))
         return x.to(self.device), labels.to(self.device)
 
+    @property
+    def levels(self):
+        """The law of the noise levels."""
+        return cdn_kernels.NoiseLevels(clean_share=self.clean_share, clean=self.clean)
+
     def autocast(self):
         """Return the context that a forward of this precision runs in."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def __str__(self):
         kind = "plain norm, linear head, " if self.yardstick else ""
-        return (
-            f"GradResNet-{self.depth}, width {self.width}, {kind}{self.batch} images of {self.side}x{self.side}, "
-            f"{self.precision}"
-        )
+        clean = f" ({self.clean_share:.0%} clean)" if self.clean_share else ""
+        images = f"{self.batch} images{clean} of {self.side}x{self.side}"
+        return f"GradResNet-{self.depth}, width {self.width}, {kind}{images}, {self.precision}"
 
 
 class Step:
@@ -92,7 +99,7 @@ class Step:
                 self.model,
                 self.x,
                 self.labels,
-                LEVELS,
+                self.problem.levels,
                 cdn_kernels.Noise(0),
                 denoising_weight=self.denoising,
                 impl=self.impl,

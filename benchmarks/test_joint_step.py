@@ -1,5 +1,7 @@
 """The training step, the heart of the library, against what a user would run instead; and the score alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.peers import PEERS
@@ -45,6 +47,19 @@ def test_joint_step(compare, settings, name):
             "(compiled step of a classifier)": (CompiledClassifier, problem, {}),
         }
     compare("joint step", problem, Step, peers, SixUnits(problem))
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("float32", marks=pytest.mark.full)])
+def test_clean_images(compare, settings, precision):
+    """Half of the images clean, as in the recipe of CIFAR-10; the peers spare them the score as the library does."""
+    problem = settings.problem(precision=precision, yardstick=True, clean_share=0.5)
+    whole = replace(problem, clean="independent")
+    peers = {
+        "(this library, clean images as noisy ones)": (Step, whole, settings.library, dict(keep_pages=True)),
+        **{name: (Step, problem, options) for name, options in EAGER.items()},
+        "(eager step of a classifier)": (Step, problem, dict(denoising=0.0, keep_pages=True)),
+    }
+    compare("joint step, half clean", problem, Step, peers)
 
 
 @pytest.mark.no_smoke

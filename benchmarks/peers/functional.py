@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch.func import functional_call, grad
 
 import cdn_kernels
-from benchmarks.steps import LEVELS, Step
+from benchmarks.steps import Step
 from cdn_kernels import reference
 
 
@@ -30,7 +30,7 @@ class Functional(Step):
         """Return (y, sigma, eps) of this step."""
         key, x = cdn_kernels.Noise(0), self.x
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        sigma = cdn_kernels.sample_sigma(len(x), key, LEVELS, dtype=x.dtype, device=x.device)
+        sigma = cdn_kernels.sample_sigma(len(x), key, self.problem.levels, dtype=x.dtype, device=x.device)
         eps = cdn_kernels.standard_normal(x.shape, key, dtype=x.dtype, device=x.device, memory_format=layout)
         return reference.sample_noise(x, sigma, eps)[0], sigma, eps
 
