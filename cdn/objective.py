@@ -173,7 +173,8 @@ class _Objective:
         self.blank = False  # whether all are clean, and nothing is denoised
         self.valid: Tensor | None = None  # 1, or nan
         self.parts: Parts = {}
-        count = self._spared(len(x), _count_clean(x, sigma, noise, clean)) if apart else 0
+        _check_told(clean, x, sigma, noise)
+        count = self._spared(x, sigma, noise, clean) if apart else 0
         with phase("noise"):
             if count:
                 check_noise(noise, x)
@@ -184,11 +185,13 @@ class _Objective:
             else:
                 self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
 
-    def _spared(self, batch: int, clean: int) -> int:
+    def _spared(self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, told: int | None) -> int:
         """Return how many clean images are taken out of y: all, or none where that gains nothing or is not allowed."""
         classification, denoising = map(_computed, self.weights)
-        gains = clean and denoising and (classification or clean < batch)
-        return clean if gains and treats_images_alone(self.model) else 0
+        if not denoising or not treats_images_alone(self.model):
+            return 0
+        clean = _count_clean(x, sigma, noise) if told is None else told
+        return clean if classification or clean < len(x) else 0
 
     def _separated(
         self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, count: int, *, counted: bool
@@ -245,37 +248,37 @@ class _Objective:
             return cdn_kernels.denoising_loss(score, self.sigma, self.noise)
 
 
-def _count_clean(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, told: int | None) -> int:
-    """Return how many images of a step stay clean, as far as the host knows without waiting for a device; else 0.
-
-    Raises:
-        ValueError: a number was told that cannot be, or of other levels than stratified ones.
-    """
-    if isinstance(sigma, NoiseLevels):
-        if sigma.clean != "stratified" or not isinstance(noise, Noise):
-            _refuse_count(told, sigma)
-            return 0
-        if told is not None:
-            if isinstance(told, bool) or not isinstance(told, int) or not 0 <= told <= len(x):
-                raise ValueError(f"joint_step: clean must be an integer in [0, {len(x)}], got {told!r}")
-            return told
-        of_tensors = [t for t in (noise.offset, noise.places) if isinstance(t, Tensor)]
-        if not of_tensors:
-            return cdn_kernels.count_clean(len(x), noise, sigma)
-        if not all(map(_can_look_at, of_tensors)):
-            return 0
-        # Not the offset is looked at but the count, which stays the same for a recording of the step.
-        return int((cdn_kernels.sample_sigma(len(x), noise, sigma) == 0).sum())
-    _refuse_count(told, sigma)
+def _count_clean(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> int:
+    """Return how many images of a step stay clean, as far as the host knows without waiting for a device; else 0."""
     if isinstance(sigma, Tensor):
         known = _can_look_at(sigma) and not sigma.requires_grad and sigma.shape in ((), x.shape[:1])
         return int((sigma == 0).expand(len(x)).sum()) if known else 0
-    return len(x) if sigma == 0 else 0
+    if not isinstance(sigma, NoiseLevels):
+        return len(x) if sigma == 0 else 0
+    if not _stratified(sigma, noise):
+        return 0
+    assert isinstance(noise, Noise)
+    in_tensors = [held for held in (noise.offset, noise.places) if isinstance(held, Tensor)]
+    if not in_tensors:
+        return cdn_kernels.count_clean(len(x), noise, sigma)
+    if not all(map(_can_look_at, in_tensors)):
+        return 0
+    # Not the offset is looked at but the count, which stays the same for a recording of the step.
+    return int((cdn_kernels.sample_sigma(len(x), noise, sigma) == 0).sum())
 
 
-def _refuse_count(told: int | None, sigma: Sigma | NoiseLevels) -> None:
-    if told is not None:
+def _check_told(told: int | None, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> None:
+    """Raise ValueError if the number of clean images was told and cannot be, or is that of other levels."""
+    if told is None:
+        return
+    if not _stratified(sigma, noise):
         raise ValueError(f"joint_step: clean counts images of stratified NoiseLevels with a key, got sigma={sigma!r}")
+    if isinstance(told, bool) or not isinstance(told, int) or not 0 <= told <= len(x):
+        raise ValueError(f"joint_step: clean must be an integer in [0, {len(x)}], got {told!r}")
+
+
+def _stratified(sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> bool:
+    return isinstance(sigma, NoiseLevels) and sigma.clean == "stratified" and isinstance(noise, Noise)
 
 
 def _can_look_at(x: Tensor) -> bool:

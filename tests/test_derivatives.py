@@ -193,6 +193,7 @@ ROWS = {
     "GELUGroupNorm": Row(built(lambda: cdn_kernels.GELUGroupNorm(2, 8)), FEATURES),
     "standard_normal": NO_FUNCTION,
     "sample_sigma": NO_FUNCTION,
+    "count_clean": NO_FUNCTION,
     "Graphed": NO_FUNCTION,
     "keep_pages": NO_FUNCTION,
     "using": NO_FUNCTION,

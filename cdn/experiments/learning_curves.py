@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return 130 if it was interrupted."""
     start = time.perf_counter()
     args, settings = parse(argv)
-    first = next(iter(settings.values()))
-    check_sizes(args.sizes, first)
+    settings = {plan: chosen.decided(pick_device(chosen.device)) for plan, chosen in settings.items()}
+    check_sizes(args.sizes, first := next(iter(settings.values())))
     make_folder(args.out)
     journal = Journal(args.out / "runs.jsonl")
     for plan, chosen in settings.items():
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[P
             raise CDNError(f"--{name.replace('_', '-')} is what this experiment varies or fixes itself: leave it out")
     plans = [(objective, n, seed) for objective in args.objectives for n in args.sizes for seed in args.seeds]
     settings = lambda o, n, seed: Settings(**common, objective=o, train_images=n, seed=seed, steps=args.steps)
-    return args, {plan: settings(*plan).decided(pick_device(common.get("device", "auto"))) for plan in plans}
+    return args, {plan: settings(*plan) for plan in plans}
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class Trainer:
         # Early weights are worth little: the average starts short and reaches its full length with time.
         self.share.fill_(1 - min(settings.ema, (1 + step) / (10 + step)))
         self.denoising_weight.fill_(settings.weights(step / self.steps)["denoising_weight"])
-        if settings.clean == "stratified":
+        if settings.clean == "stratified" and settings.objective in ("joint", "denoising"):
             self.clean = count_clean(settings.batch_size, Noise(settings.seed, step), settings.levels)
 
     def work(self) -> Parts:

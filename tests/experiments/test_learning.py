@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from cdn.errors import CDNError, DataError
 from cdn.experiments import bounds, learning_curves
@@ -124,7 +125,7 @@ def test_curves_that_cross(tmp_path, capsys):
                 evaluations=1,
                 objective=objective,
                 train_images=n,
-            )
+            ).decided(torch.device("cpu"))
             rows.append(
                 dict(
                     settings=chosen.as_dict(),

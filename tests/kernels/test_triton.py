@@ -100,7 +100,9 @@ def noise(operations, dtype, channels):
     key = 2**40, torch.empty((), dtype=torch.int64, device="meta")
     operations.sample_noise(x, sigma, x, "log-uniform", 0.1, 1.0, 0.2, "stratified", *key, channels)
     operations.denoising(x, sigma, *key, channels, errors=sigma)
-    operations.denoising(x, sigma, *key, channels, factors=sigma, gradient=x)
+    places = 0, empty(4, dtype=torch.int64)
+    operations.sample_noise(x, sigma, x, "uniform", 0.1, 1.0, 0.2, "independent", *key, channels, *places)
+    operations.denoising(x, sigma, *key, channels, *places, factors=sigma, gradient=x)
 
 
 # The stages of a residual network of width 64 on 32 x 32 pixels, a large image, and other dtypes, layouts and widths.

@@ -229,3 +229,31 @@ def test_a_model_loaded_in_inference_mode_works_outside(tmp_path):
     with torch.inference_mode():
         generators, _ = load_generators(tmp_path / "generators.safetensors")
     assert not any(tensor.is_inference() for tensor in generators.state_dict().values())
+
+
+@pytest.mark.parametrize("options", [{}, dict(find_unused_parameters=True)], ids=str)
+def test_reducers_get_one_complete_gradient_of_noisy_and_clean_images(alone, options):
+    """A reducer that doubles what it is given would miss what came after it, or double it twice."""
+    torch.manual_seed(0)
+    model, sigma = MODELS["joint"](), torch.tensor([0.0, 0.2])
+    cdn.joint_step(model, Y, LABELS, sigma, NOISE)
+    expected = {name: 2 * p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    wrapped, reduced = DistributedDataParallel(model, **options), []
+
+    def double(state, bucket):
+        reduced.append(bucket.buffer().numel())
+        done = torch.futures.Future()
+        done.set_result(2 * bucket.buffer())
+        return done
+
+    wrapped.register_comm_hook(None, double)
+    for _ in range(2):  # the second step has other buckets
+        reduced.clear()
+        wrapped.zero_grad()
+        seen = []
+        with model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0]))):
+            cdn.joint_step(wrapped, Y, LABELS, sigma, NOISE)
+        assert seen == [1, 1] and sum(reduced) == sum(p.numel() for p in model.parameters())
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name])
