@@ -195,6 +195,7 @@ ROWS = {
     "sample_sigma": NO_FUNCTION,
     "count_clean": NO_FUNCTION,
     "Graphed": NO_FUNCTION,
+    "first_order": NO_FUNCTION,
     "keep_pages": NO_FUNCTION,
     "using": NO_FUNCTION,
     "reference": NO_FUNCTION,

@@ -99,8 +99,8 @@ def test_batch_larger_than_the_data(tmp_path):
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_run_on_some_images_sees_no_others(tmp_path, monkeypatch):
     seen = []
-    batch = Trainer.batch
-    monkeypatch.setattr(Trainer, "batch", lambda self: seen.append(batch(self)) or seen[-1])
+    prepare = Trainer.prepare  # of every step, also of those that are replayed
+    monkeypatch.setattr(Trainer, "prepare", lambda self: prepare(self) or seen.append(self.batch()))
     run("--out", tmp_path / "run", "--train-images", 40, "--crop-padding", 0, "--seed", 3)
     assert sum(len(x) for x, _ in seen) == 8 * 16
     # The last 8 of 40 images that make no batch of 16 are others in each of the four epochs.
