@@ -34,7 +34,7 @@ def bytes_per_pixel(model: Network) -> float:
         return tensor
 
     reference = next(model.parameters())
-    y = torch.rand(1, model.config["in_channels"], SIDE, SIDE, device=reference.device, dtype=reference.dtype)
+    y = reference.new_zeros(1, model.config["in_channels"], SIDE, SIDE)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(y.requires_grad_())
     return sum(kept.values()) / SIDE**2

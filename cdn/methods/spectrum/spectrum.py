@@ -15,18 +15,9 @@ from cdn.noise_keys import LANCZOS, PROBES
 
 # Images of the float64 check, and the size up to which a dense Jacobian is affordable.
 EXACT_IMAGES, DENSE_SIZE = 4, 4096
-# What is known of a spectrum, in the order of reports.
-FIGURES = [
-    "largest",
-    "smallest",
-    "residual",
-    "products",
-    "cosine",
-    "values",
-    "exact_trace",
-    "hutchinson",
-    "lanczos_error",
-]
+# What is known of the ends of a spectrum, and of all of it, in the order of reports.
+OF_ENDS = ("largest", "smallest", "residual", "products", "cosine")
+OF_ALL = ("values", "exact_trace", "hutchinson", "lanczos_error")
 
 
 def measure_spectrum(
@@ -61,7 +52,7 @@ def measure_spectrum(
         values), descending, the ``exact_trace`` with Hutchinson's estimate at the same image, [mean, standard error],
         and ``lanczos_error``, the largest difference of the eigenvalues found both ways. None where there is nothing.
     """
-    found, pairs = dict.fromkeys(FIGURES), None
+    found, pairs = dict.fromkeys(OF_ENDS + OF_ALL), None
     with evaluating(model, precision), torch.no_grad():
         denoised = denoise(model, y, sigma)
         if not is_direct_denoiser(model):
