@@ -19,7 +19,7 @@ enum cdn_pooling { CDN_DOT, CDN_SCALE, CDN_MEAN, CDN_SPREAD };
 enum cdn_convolution { CDN_CONV_FORWARD, CDN_CONV_INPUT, CDN_CONV_WEIGHT };
 // What runs convolutions. Direct engines multiply bfloat16: plain C++ and imitated AMX tiles are for tests,
 // CDN_NO_ENGINE is none that is fast. Those of minimal filtering, one for each capability, take filters of 3x3 with
-// stride 1, of all types.
+// stride 1 or 2, of all types.
 enum cdn_engine {
     CDN_NO_ENGINE = -1,
     CDN_PORTABLE,

@@ -74,17 +74,22 @@ def _filters_minimally(
     capability: str | None,
 ) -> bool:
     """Tell whether minimal filtering runs a map rather than its rival, a direct engine, or torch if None."""
-    (batch, inputs, height, width), (outputs, _, size, _) = shape
-    if CHOICE == "direct" or capability is None or size != 3 or stride != 1:
+    (batch, inputs, *sides), (outputs, _, size, _) = shape
+    if CHOICE == "direct" or capability is None or size != 3 or stride > 2:
         return False
     if CHOICE == "winograd":
         return True
     if capability == "scalar" or dtype == torch.float64 or (dtype == torch.bfloat16 and direct == "amx"):
         return False
     inner, outer = (outputs, inputs) if kind == CONV_INPUT else (inputs, outputs)
+    height, width = (-(-side // stride) for side in sides)  # of the results
     pixels = batch * height * width
+    tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
+    if stride == 2:
+        # Its products are 0.56 of direct ones, while those of bfloat16 take half of the time.
+        slower = dtype == torch.bfloat16 and direct is not None
+        return not slower and min(inner, outer) >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
     if dtype == torch.bfloat16 and rival is not None:
-        tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
         fewest = 32 if kind == CONV_WEIGHT else 16
         return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
     if min(height, width) == 1 or pixels < 64:
@@ -102,12 +107,12 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
         dtype, shape, stride: as for :func:`engine_for`.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
-    if CHOICE == "direct" or size != 3 or stride != 1:
+    if CHOICE == "direct" or size != 3 or stride > 2:
         return False
     if CHOICE == "winograd":
         return True
     enough = min(inputs, outputs) >= 32 and min(height, width) >= 4 and batch * height * width >= 256
-    return enough and dtype == torch.float32
+    return enough and stride == 1 and dtype == torch.float32
 
 
 def _direct_engine(
@@ -162,9 +167,9 @@ def describe(direct: str | None, capability: str | None) -> str:
     if CHOICE == "direct":
         return f"{named}, as CDN_CPU_CONVOLUTIONS says"
     if CHOICE == "winograd":
-        return f"3x3 with stride 1 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
+        return f"3x3 with stride 1 or 2 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
     if capability == "scalar":
         return f"{named}; our own need AVX2"
     strided = ", and some of float32 directly" if capability in _WITH_AVX512 else ""
     types = "float32 and float16" if direct == "amx" else "float32, bfloat16 and float16"
-    return f"3x3 with stride 1 in {types} by minimal filtering where that is faster{strided}, others: {named}"
+    return f"3x3 with stride 1 or 2 in {types} by minimal filtering where that is faster{strided}, others: {named}"

@@ -9,10 +9,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../gelu.h"
 #include "convolution.h"
 #include "convolution_product.h"
-#include "storage.h"
+#include "pack.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {
@@ -174,19 +173,34 @@ private:
     }
 
     void store(const float* tile, int rows, std::int64_t columns, std::int64_t place, std::int64_t distance) const {
-        for (int row = 0; row < rows; ++row, tile += kColumns, place += distance) {
-            Element rounded[kColumns];
-            Engine::round(tile, rounded);
-            if (job_.out) std::memcpy(static_cast<Element*>(job_.out) + place, rounded, columns * sizeof(*rounded));
-            if (!job_.activation) continue;
-            // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
-            Element active[kColumns];
-            float values[kColumns];
-            for (std::int64_t i = 0; i < kColumns; ++i)
-                values[i] = gelu<Storage::brief>(Storage::load(rounded[i])).value;
-            Engine::round(values, active);
-            std::memcpy(static_cast<Element*>(job_.activation) + place, active, columns * sizeof(*active));
-        }
+        alignas(64) Element rounded[Engine::kRows * kColumns];
+        for (int row = 0; row < rows; ++row) Engine::round(tile + row * kColumns, rounded + row * kColumns);
+        if (job_.out) put(job_.out, rounded, rows, columns, place, distance);
+        if (!job_.activation) return;
+        // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
+        alignas(64) float values[Engine::kRows * kColumns];
+        activate(rounded, values, rows * kColumns);
+        for (int row = 0; row < rows; ++row) Engine::round(values + row * kColumns, rounded + row * kColumns);
+        put(job_.activation, rounded, rows, columns, place, distance);
+    }
+
+    static void put(void* image, const Element* rounded, int rows, std::int64_t columns, std::int64_t place,
+                    std::int64_t distance) {
+        for (int row = 0; row < rows; ++row)
+            std::memcpy(static_cast<Element*>(image) + place + row * distance, rounded + row * kColumns,
+                        columns * sizeof(Element));
+    }
+
+    static void activate(const Element* from, float* to, std::int64_t count) {
+        std::int64_t done = 0;
+        if constexpr (Vectors<Storage>::exists)
+            for (; done + kParts * kLanes <= count; done += kParts * kLanes) {
+                Pack u;
+                CDN_EACH_PART u.part[i] = Vectors<Storage>::load(from + done + i * kLanes);
+                u = gelu<Storage::brief>(u).value;
+                CDN_EACH_PART write(to + done + i * kLanes, u.part[i]);
+            }
+        for (; done < count; ++done) to[done] = gelu<Storage::brief>(Storage::load(from[done])).value;
     }
 
     const ConvolutionJob& job_;

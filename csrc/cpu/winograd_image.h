@@ -15,20 +15,55 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-// A tile of results: its sample, its first row and column, and how many rows and columns lie in the image.
+// A tile of results, or of gradients by them: its sample, its first row and column, and how many lie in the image.
 struct Tile {
     std::int64_t sample, y, x, rows, columns;
 };
 
-// The tiles of all samples of a side, in the order of their pixels.
-template <int tile>
+// Images that tiles or patches are cut from.
+struct Extent {
+    std::int64_t height, width, channels;
+
+    std::int64_t at(std::int64_t sample, std::int64_t y, std::int64_t x) const {
+        return ((sample * height + y) * width + x) * channels;
+    }
+};
+
+// Where the first pixel of a patch is, and how far the next one.
+struct Corner {
+    std::int64_t sample, y, x, step;
+};
+
+// Call use(read), where read(i, j) gives vectors of a patch of channels that begin with one; 0 is outside.
+template <typename Storage, int size, typename Use>
+CDN_HOST_DEVICE void read_patch(const void* image, const Extent& extent, const Corner& first, std::int64_t channel,
+                                Use use) {
+    using Real = typename Storage::Real;
+    const std::int64_t count = extent.channels - channel, step = first.step;
+    const auto* corner =
+        static_cast<const typename Storage::Element*>(image) + extent.at(first.sample, first.y, first.x) + channel;
+    const std::int64_t down = step * extent.width * extent.channels, across = step * extent.channels;
+    const bool inside = first.y >= 0 && first.x >= 0 && first.y + (size - 1) * step < extent.height
+        && first.x + (size - 1) * step < extent.width;
+    if (inside && count >= kWide<Real>)
+        return use([=](int i, int j) CDN_INLINE { return load<Storage>(corner + i * down + j * across, kWide<Real>); });
+    const std::int64_t height = extent.height, width = extent.width, first_y = first.y, first_x = first.x;
+    use([=](int i, int j) CDN_INLINE {
+        const std::int64_t y = first_y + i * step, x = first_x + j * step;
+        const bool here = y >= 0 && y < height && x >= 0 && x < width;
+        return here ? load<Storage>(corner + i * down + j * across, count) : Wide<Real>{};
+    });
+}
+
+// The tiles of all samples, in the order of their pixels.
+template <typename Scheme>
 class Tiles {
-    static constexpr std::int64_t kTile = tile;
+    static constexpr std::int64_t kTile = Scheme::kTile, kStep = Scheme::kStep;
 
 public:
     explicit Tiles(const ConvolutionJob& job)
-        : height_(job.height), width_(job.width), down_(divide_up(job.height, kTile)),
-          across_(divide_up(job.width, kTile)), count_(job.batch * down_ * across_) {}
+        : height_(job.out_height()), width_(job.out_width()), down_(divide_up(height_, kTile)),
+          across_(divide_up(width_, kTile)), count_(job.batch * down_ * across_) {}
 
     std::int64_t count() const { return count_; }
 
@@ -37,32 +72,18 @@ public:
         return {row / down_, y, x, std::min(kTile, height_ - y), std::min(kTile, width_ - x)};
     }
 
-    // The pixels of the rows that a range of tiles touches: first and end.
-    std::pair<std::int64_t, std::int64_t> pixels(std::int64_t first, std::int64_t last) const {
-        if (first >= last) return {0, 0};
-        const Tile begin = (*this)[first], end = (*this)[last - 1];
-        return {(begin.sample * height_ + begin.y) * width_, (end.sample * height_ + end.y + end.rows) * width_};
+    // Where the neighbours of a tile begin in the image that is convolved.
+    static Corner neighbours(const Tile& at, Phase phase) {
+        return {at.sample, kStep * at.y - phase.odd_y, kStep * at.x - phase.odd_x, kStep};
     }
 
-    // Call use(read), where read(i, j) gives vectors of a patch that begins `before` pixels ahead of a tile; 0 is
-    // outside.
-    template <typename Storage, int size, typename Use>
-    CDN_INLINE void patch(const void* image, const Tile& at, std::int64_t before, std::int64_t channels,
-                          std::int64_t channel, Use use) const {
-        using Real = typename Storage::Real;
-        const std::int64_t first_y = at.y - before, first_x = at.x - before, count = channels - channel;
-        const auto* corner = static_cast<const typename Storage::Element*>(image)
-            + ((at.sample * height_ + first_y) * width_ + first_x) * channels + channel;
-        const std::int64_t down = width_ * channels;
-        const bool inside = first_y >= 0 && first_x >= 0 && first_y + size <= height_ && first_x + size <= width_;
-        if (inside && count >= kWide<Real>)
-            return use([=](int i, int j)
-                           CDN_INLINE { return load<Storage>(corner + i * down + j * channels, kWide<Real>); });
-        use([=, this](int i, int j) CDN_INLINE {
-            const std::int64_t y = first_y + i, x = first_x + j;
-            const bool here = y >= 0 && y < height_ && x >= 0 && x < width_;
-            return here ? load<Storage>(corner + i * down + j * channels, count) : Wide<Real>{};
-        });
+    // The elements of the rows of images that a range of tiles touches, of their results if step is 1: first and end.
+    std::pair<std::int64_t, std::int64_t> elements(const Extent& extent, std::int64_t step, std::int64_t first,
+                                                   std::int64_t last) const {
+        if (first >= last) return {0, 0};
+        const Tile begin = (*this)[first], end = (*this)[last - 1];
+        return {extent.at(begin.sample, step * begin.y, 0),
+                extent.at(end.sample, std::min(extent.height, step * (end.y + end.rows)), 0)};
     }
 
 private:
@@ -79,21 +100,24 @@ static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_
 constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
 constexpr std::int64_t kFewestTiles = 11 * kRows;  // of a block: the filters are read once for each
 
-template <typename Storage, int tile>
+template <typename Storage, typename Scheme>
 class WinogradImage {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
-    using Spectrum = Frequencies<Real, tile>;
-    static constexpr std::int64_t kTile = tile, kFrequencies = (tile + 2) * (tile + 2);
+    static constexpr int kPatch = Scheme::kPatch;
+    static constexpr std::int64_t kTile = Scheme::kTile, kFrequencies = kPatch * kPatch;
     static constexpr std::int64_t kFilters = kWide<Real>;  // output channels whose filters are packed together
 
 public:
     WinogradImage(const ConvolutionJob& job, int threads) : job_(job), tiles_(job) {
-        const bool forward = job.kind == CDN_CONV_FORWARD;
-        inner_ = forward ? job.inputs : job.outputs;
-        outer_ = forward ? job.outputs : job.inputs;
-        row_ = round_up(inner_, kWide<Real>);
-        columns_ = round_up(outer_, kWide<Real>);
+        const Extent images{job.height, job.width, job.inputs}, results{job.out_height(), job.out_width(), job.outputs};
+        from_ = forward_ ? images : results, to_ = forward_ ? results : images;
+        inner_ = from_.channels, outer_ = to_.channels;
+        inner_step_ = inner_phases_ == 1 ? inner_ : round_up(inner_, kWide<Real>);
+        outer_step_ = round_up(outer_, kWide<Real>);
+        depth_ = inner_phases_ * inner_step_;
+        row_ = round_up(depth_, kWide<Real>);
+        columns_ = outer_phases_ * outer_step_;
         panels_ = divide_up(columns_, kPanel<Real>);
         const std::int64_t widest = std::max(row_, columns_);
         const std::int64_t bytes = (kFrequencies + 1) * widest * std::int64_t{sizeof(Real)};
@@ -107,7 +131,7 @@ public:
         share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
         distance_ = frequency_distance(block_ * widest, sizeof(Real));
         own_ = blocks_ == 1;
-        filters_ = frequency_distance((own_ ? 1 : panels_) * inner_ * kPanel<Real>, sizeof(Real));
+        filters_ = frequency_distance((own_ ? 1 : panels_) * depth_ * kPanel<Real>, sizeof(Real));
         products_ = own_ ? frequency_distance(block_ * kPanel<Real>, sizeof(Real)) : distance_;
     }
 
@@ -115,12 +139,12 @@ public:
         const std::int64_t bytes = kFrequencies * std::int64_t{sizeof(Real)};
         const std::int64_t units = blocks_ * divide_up(panels_, share_);
         if (own_) return {0, units, 0, 0, (distance_ + filters_ + products_) * bytes};
-        return {divide_up(outer_, kFilters), units, 0, filters_ * bytes, distance_ * (bytes + bytes / kFrequencies)};
+        return {columns_ / kFilters, units, 0, filters_ * bytes, distance_ * (bytes + bytes / kFrequencies)};
     }
 
     void pack_shared(Real* filters, std::int64_t unit) const {
         const std::int64_t first = unit * kFilters;
-        pack(filters + first / kPanel<Real> * inner_ * kPanel<Real> + first % kPanel<Real>, first);
+        pack(filters + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first);
     }
 
     // Compute the results of a block of tiles in a range of panels.
@@ -131,26 +155,44 @@ public:
         Real* patches = scratch + distance_;
         transform_tiles(patches, first, last);
         const Distances distances{row_, 1, kPanel<Real>, columns_};
-        const std::int64_t steps = kFrequencies * (end - start) * divide_up(last - first, kRows);
-        const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, tiles_.count()));
-        const auto [own, own_end] = tiles_.pixels(first, last);
-        const auto* images = static_cast<const Element*>(job_.first);
-        Wanted wanted;
-        wanted.add(images + next * inner_, images + next_end * inner_, steps);
-        for (void* result : {job_.out, job_.activation, job_.product})
-            if (auto* to = static_cast<Element*>(result)) wanted.add(to + own * outer_, to + own_end * outer_, steps);
-        for (const void* operand : {job_.u, job_.added})
-            if (const auto* from = static_cast<const Element*>(operand))
-                wanted.add(from + own * outer_, from + own_end * outer_, steps);
+        Wanted wanted = everything_near(first, last, kFrequencies * (end - start) * divide_up(last - first, kRows));
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
-                multiply<Real>(patches + f * distance_, filters + f * filters_ + panel * inner_ * kPanel<Real>,
-                               scratch + f * distance_ + panel * kPanel<Real>, last - first, inner_,
-                               columns_ - panel * kPanel<Real>, distances, false, wanted);
+                multiply_panel(f, patches, filters + panel * depth_ * kPanel<Real>,
+                               scratch + f * distance_ + panel * kPanel<Real>, last - first, panel, distances, wanted);
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
     }
 
 private:
+    // The images of the next block of tiles, and what the end of this one reads and writes.
+    Wanted everything_near(std::int64_t first, std::int64_t last, std::int64_t steps) const {
+        const std::int64_t next_last = std::min(last + block_, tiles_.count());
+        const auto [next, next_end] = tiles_.elements(from_, forward_ ? Scheme::kStep : 1, last, next_last);
+        const auto [own, own_end] = tiles_.elements(to_, forward_ ? 1 : Scheme::kStep, first, last);
+        const auto* images = static_cast<const Element*>(job_.first);
+        Wanted wanted;
+        wanted.add(images + next, images + next_end, steps);
+        for (void* result : {job_.out, job_.activation, job_.product})
+            if (auto* to = static_cast<Element*>(result)) wanted.add(to + own, to + own_end, steps);
+        for (const void* operand : {job_.u, job_.added})
+            if (const auto* from = static_cast<const Element*>(operand)) wanted.add(from + own, from + own_end, steps);
+        return wanted;
+    }
+
+    // Multiply patches by a panel of filters at a frequency, those phases that it has.
+    void multiply_panel(int f, const Real* patches, const Real* filters, Real* products, std::int64_t tiles,
+                        std::int64_t panel, Distances distances, Wanted& wanted) const {
+        const PhaseRange phases = Scheme::phases(f / kPatch, f % kPatch);
+        const std::int64_t column = panel * kPanel<Real>, step = outer_step_;
+        const std::int64_t skipped = inner_phases_ > 1 ? phases.first * inner_step_ : 0;
+        if (outer_phases_ > 1
+            && (column >= (phases.first + phases.count) * step || column + kPanel<Real> <= phases.first * step))
+            return;
+        multiply<Real>(patches + f * distance_ + skipped, filters + f * filters_ + skipped * kPanel<Real>, products,
+                       tiles, inner_phases_ > 1 ? phases.count * inner_step_ : depth_, columns_ - column, distances,
+                       false, wanted);
+    }
+
     // The same where no other block needs the filters: they are transformed here, a panel at a time, and stay near.
     void multiply_own(Real* scratch, std::int64_t start, std::int64_t end) const {
         Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
@@ -158,12 +200,11 @@ private:
         const Distances distances{row_, 1, kPanel<Real>, kPanel<Real>};
         Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
-            const std::int64_t first = panel * kPanel<Real>, last = first + kPanel<Real>;
-            for (std::int64_t channel = first; channel < std::min(last, outer_); channel += kFilters)
+            const std::int64_t first = panel * kPanel<Real>, last = std::min(first + kPanel<Real>, columns_);
+            for (std::int64_t channel = first; channel < last; channel += kFilters)
                 pack(filters + channel - first, channel);
             for (int f = 0; f < kFrequencies; ++f)
-                multiply<Real>(scratch + f * distance_, filters + f * filters_, products + f * products_, block_,
-                               inner_, columns_ - first, distances, false, nothing);
+                multiply_panel(f, scratch, filters, products + f * products_, block_, panel, distances, nothing);
             finish_tiles(products - first, kPanel<Real>, 0, block_, first, last);
         }
     }
@@ -171,45 +212,97 @@ private:
     void transform_tiles(Real* patches, std::int64_t first, std::int64_t last) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile at = tiles_[t];
-            for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
-                const Spectrum to{patches + (t - first) * row_ + channel, distance_};
-                tiles_.template patch<Storage, tile + 2>(job_.first, at, 1, inner_, channel, [=](auto read) CDN_INLINE {
-                    transform<Real, OfData<Real, tile>>(read, to);
+            Real* row = patches + (t - first) * row_;
+            if (inner_phases_ == 1) {
+                constexpr std::int64_t before = Scheme::kStep == 1;
+                transform_patches(
+                    forward_ ? tiles_.neighbours(at, Scheme::phase(0))
+                             : Corner{at.sample, at.y - before, at.x - before, 1},
+                    [&](std::int64_t channel) { return Spectrum<Real, Scheme>{row + channel, distance_}; });
+                continue;
+            }
+            for (int number = 0; number < inner_phases_; ++number)
+                with_phase<Scheme>(number, [&](auto phase) {
+                    transform_patches(tiles_.neighbours(at, Scheme::phase(phase)), [&](std::int64_t channel) {
+                        return Spectrum<Real, Scheme, phase>{row + phase * inner_step_ + channel, distance_};
+                    });
+                });
+        }
+    }
+
+    // Transform the patches of all channels to what place(channel) gives.
+    template <typename Place>
+    void transform_patches(const Corner& first, Place place) const {
+        for (std::int64_t channel = 0; channel < inner_; channel += kWide<Real>) {
+            const auto to = place(channel);
+            read_patch<Storage, kPatch>(job_.first, from_, first, channel, [=](auto read) CDN_INLINE {
+                transform<Real, typename Scheme::template Data<Real>>(read, to);
+            });
+        }
+    }
+
+    // Transform products [frequency, tile, row of columns] back, those of a range of columns.
+    void finish_tiles(Real* products, std::int64_t row, std::int64_t first, std::int64_t last, std::int64_t column,
+                      std::int64_t end) const {
+        for (std::int64_t t = first; t < last; ++t) {
+            const Tile at = tiles_[t];
+            for (std::int64_t c = column; c < std::min(end, columns_); c += kWide<Real>) {
+                Real* from = products + (t - first) * row + c;
+                if (outer_phases_ == 1) {
+                    finish_tile(Spectrum<Real, Scheme>{from, products_}, at, 1, c);
+                    continue;
+                }
+                with_phase<Scheme>(static_cast<int>(c / outer_step_), [&](auto number) {
+                    constexpr Phase phase = Scheme::phase(number);
+                    constexpr std::int64_t step = Scheme::kStep;
+                    const auto there = [](std::int64_t side, std::int64_t begin) {
+                        return std::clamp<std::int64_t>(divide_up(side - begin, step), 0, kTile);
+                    };
+                    const std::int64_t y = step * at.y + phase.odd_y, x = step * at.x + phase.odd_x;
+                    const Tile placed{at.sample, y, x, there(to_.height, y), there(to_.width, x)};
+                    finish_tile(Spectrum<Real, Scheme, number>{from, products_}, placed, step, c % outer_step_);
                 });
             }
         }
     }
 
-    // Transform products [frequency, tile, row of channels] back, those of a range of channels.
-    void finish_tiles(Real* products, std::int64_t row, std::int64_t first, std::int64_t last, std::int64_t channel,
-                      std::int64_t end) const {
-        for (std::int64_t t = first; t < last; ++t) {
-            const Tile at = tiles_[t];
-            // Up to which channel vectors are whole, of a tile that is.
-            const std::int64_t whole = at.rows == kTile && at.columns == kTile ? outer_ - kWide<Real> : -1;
-            for (std::int64_t c = channel; c < std::min(end, outer_); c += kWide<Real>) {
-                const Spectrum from{products + (t - first) * row + c, products_};
-                c <= whole ? finish<true>(from, at, c) : finish<false>(from, at, c);
-            }
-        }
+    // Those of a vector of channels of a tile whose results are some pixels apart.
+    template <typename From>
+    void finish_tile(const From& from, const Tile& at, std::int64_t step, std::int64_t channel) const {
+        const bool whole = at.rows == kTile && at.columns == kTile && channel <= outer_ - kWide<Real>;
+        whole ? finish<true>(from, at, step, channel) : finish<false>(from, at, step, channel);
     }
 
-    // Transform the filters of a vector of output channels to [frequency, input channel, panel].
-    void pack(Real* to, std::int64_t first) const {
-        const std::int64_t count = std::min(kFilters, outer_ - first);
+    // Transform the filters of a vector of columns to [frequency, inner channel, panel].
+    void pack(Real* to, std::int64_t column) const {
+        const std::int64_t first = column % outer_step_, count = std::min(kFilters, outer_ - first);
         const auto* from = static_cast<const Element*>(job_.second);
         constexpr std::int64_t kTogether = 16;
         Wide<Real> taps[kTogether][kTaps * kTaps];
-        for (std::int64_t start = 0; start < inner_; start += kTogether) {
+        for (std::int64_t start = 0; start < inner_step_; start += kTogether) {
             const std::int64_t together = std::min(kTogether, inner_ - start);
-            if (job_.kind == CDN_CONV_FORWARD) turn(from, first, count, start, together, taps);
+            if (forward_) turn(from, first, count, start, together, taps);
             else rotate(from, first, count, start, together, taps);
-            for (std::int64_t k = 0; k < together; ++k) {
-                const Wide<Real>* filter = taps[k];
-                transform<Real, OfFilter<Real, tile>>([=](int i, int j) CDN_INLINE { return filter[i * kTaps + j]; },
-                                                      Spectrum{to + (start + k) * kPanel<Real>, filters_});
-            }
+            const std::int64_t all = std::min(kTogether, inner_step_ - start);
+            for (std::int64_t k = together; k < all; ++k) std::fill_n(taps[k], kTaps * kTaps, Wide<Real>{});
+            for (int number = 0; number < inner_phases_; ++number)
+                with_phase<Scheme>(forward_ ? number : static_cast<int>(column / outer_step_), [&](auto phase) {
+                    const std::int64_t row = inner_phases_ == 1 ? start : phase * inner_step_ + start;
+                    for (std::int64_t k = 0; k < all; ++k) pack_taps<phase>(to + (row + k) * kPanel<Real>, taps[k]);
+                });
         }
+    }
+
+    // Transform the taps of a phase, of filters in the lanes of vectors.
+    template <int number>
+    void pack_taps(Real* to, const Wide<Real>* filter) const {
+        constexpr Phase phase = Scheme::phase(number);
+        transform<Real, typename Scheme::template Filter<Real>>(
+            [=](int i, int j) CDN_INLINE {
+                const int y = Scheme::tap(phase.odd_y, i), x = Scheme::tap(phase.odd_x, j);
+                return y < 0 || x < 0 ? Wide<Real>{} : filter[y * kTaps + x];
+            },
+            Spectrum<Real, Scheme, number>{to, filters_});
     }
 
     // Filters [output, tap, input]: the lanes of a vector are outputs.
@@ -233,21 +326,21 @@ private:
     }
 
     // Transform products back to a tile of results, round them, and what follows them.
-    template <bool whole>
-    void finish(const Spectrum& products, const Tile& at, std::int64_t channel) const {
-        const std::int64_t corner = ((at.sample * job_.height + at.y) * job_.width + at.x) * outer_ + channel;
+    template <bool whole, typename From>
+    void finish(const From& products, const Tile& at, std::int64_t step, std::int64_t channel) const {
+        using Back = typename Scheme::template Result<Real>;
+        const std::int64_t corner = to_.at(at.sample, at.y, at.x) + channel;
         const std::int64_t count = whole ? kWide<Real> : std::min(outer_ - channel, kWide<Real>);
         const std::int64_t rows = whole ? kTile : at.rows, columns = whole ? kTile : at.columns;
-        const std::int64_t down = job_.width * outer_, across = outer_;
+        const std::int64_t down = step * to_.width * outer_, across = step * outer_;
         if (!job_.product && !job_.u && !job_.added && !job_.activation) {
             auto* out = static_cast<Element*>(job_.out) + corner;
-            return transform<Real, ToData<Real, tile>>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
+            return transform<Real, Back>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
                 if (whole || (i < rows && j < columns)) store<Storage>(out + i * down + j * across, v, count);
             });
         }
         Wide<Real> results[kTile * kTile];
-        transform<Real, ToData<Real, tile>>(products,
-                                            [&](int i, int j, Wide<Real> v) CDN_INLINE { results[i * kTile + j] = v; });
+        transform<Real, Back>(products, [&](int i, int j, Wide<Real> v) CDN_INLINE { results[i * kTile + j] = v; });
         const auto each = [&](auto f) {
             for (std::int64_t i = 0; i < rows; ++i)
                 for (std::int64_t j = 0; j < columns; ++j) f(results[i * kTile + j], corner + i * down + j * across);
@@ -301,9 +394,14 @@ private:
     }
 
     const ConvolutionJob& job_;
-    const Tiles<tile> tiles_;
-    std::int64_t inner_, outer_;  // channels that are summed over, and of results
-    std::int64_t row_, columns_, panels_;  // of a transformed patch; of products, which panels divide
+    const Tiles<Scheme> tiles_;
+    const bool forward_ = job_.kind == CDN_CONV_FORWARD;
+    const int inner_phases_ = forward_ ? Scheme::kPhases : 1, outer_phases_ = forward_ ? 1 : Scheme::kPhases;
+    Extent from_, to_;  // of what is convolved, and of results
+    std::int64_t inner_, outer_;  // their channels
+    std::int64_t inner_step_, outer_step_;  // from a phase to the next, in what is summed over and in columns
+    std::int64_t depth_, row_;  // what is summed over, and in whole vectors: of a transformed patch
+    std::int64_t columns_, panels_;  // of products, and their panels
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit
     std::int64_t distance_, filters_, products_;  // from a frequency to the next: of patches, filters and products
     bool own_;  // whether every unit transforms the filters of its panels

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "winograd_transform.h"
+#include "winograd_schemes.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {

@@ -245,17 +245,5 @@ CDN_HOST_DEVICE void transform(Read read, Write write) {
     });
 }
 
-// Vectors of all frequencies of a tile in memory, a fixed distance apart, as what `transform` reads and writes.
-template <typename Real, int tile>
-struct Frequencies {
-    Real* first;
-    std::int64_t distance;
-
-    CDN_INLINE Wide<Real> operator()(int i, int j) const {
-        return read<Wide<Real>>(first + (i * (tile + 2) + j) * distance);
-    }
-    CDN_INLINE void operator()(int i, int j, Wide<Real> v) const { write(first + (i * (tile + 2) + j) * distance, v); }
-};
-
 }  // namespace
 }  // namespace cdn::CDN_VARIANT

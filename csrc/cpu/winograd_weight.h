@@ -10,19 +10,20 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-template <typename Storage, int tile>
+template <typename Storage, typename Scheme>
 class WinogradWeight {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
-    using Spectrum = Frequencies<Real, tile>;
-    static constexpr std::int64_t kFrequencies = (tile + 2) * (tile + 2);
+    static constexpr int kPatch = Scheme::kPatch, kPhases = Scheme::kPhases;
+    static constexpr std::int64_t kFrequencies = kPatch * kPatch;
     static constexpr std::int64_t kMostChunks = 8, kChunkTiles = 128, kChunkBytes = 5 << 20;
     static constexpr std::int64_t kMostTiles = 16 * kRows;  // of a block
     static constexpr std::int64_t kSquare = 64 / (kVectors * kLanes) * kPanel<Real>;  // channels of sums that stay near
 
 public:
     WinogradWeight(const ConvolutionJob& job, int threads) : job_(job), tiles_(job) {
-        columns_ = round_up(job.inputs, kWide<Real>);
+        step_ = round_up(job.inputs, kWide<Real>);
+        columns_ = kPhases * step_;
         const std::int64_t bytes = sizeof(Real), all = kFrequencies * job.outputs * columns_ * bytes;
         chunks_ = std::min({kMostChunks, tiles_.count() / kChunkTiles, kChunkBytes / all});
         chunk_ = divide_up(tiles_.count(), std::max<std::int64_t>(1, chunks_));
@@ -64,49 +65,69 @@ public:
         for (std::int64_t first = start; first < end; first += block_) {
             const std::int64_t last = std::min(first + block_, end);
             transform_tiles(patches, gradients, first, last, output, outputs);
-            const auto [next, next_end] = tiles_.pixels(last, std::min(last + block_, end));
+            const std::int64_t next = std::min(last + block_, end);
+            const auto [from, from_end] = tiles_.elements(images_, Scheme::kStep, last, next);
+            const auto [by, by_end] = tiles_.elements(results_, 1, last, next);
             Wanted wanted;
-            wanted.add(images + next * job_.inputs, images + next_end * job_.inputs, steps);
-            wanted.add(results + next * job_.outputs, results + next_end * job_.outputs, steps);
+            wanted.add(images + from, images + from_end, steps);
+            wanted.add(results + by, results + by_end, steps);
             for (int f = 0; f < kFrequencies; ++f)
-                for (std::int64_t column = 0; column < columns_; column += kPanel<Real>)
+                for_panels(f, 0, columns_, [&](std::int64_t column) {
                     multiply<Real>(gradients + f * gradients_, patches + f * patches_ + column,
                                    sum + f * sums_ + column, outputs, last - first, columns_ - column, distances,
                                    first > start, wanted);
+                });
         }
     }
 
     // Add up the chunks for one output channel, transform back, and round.
     void add(const Real* sums, std::int64_t output) const {
-        for (std::int64_t input = 0; input < job_.inputs; input += kWide<Real>) {
-            const Real* from = sums + output * columns_ + input;
-            const auto total = [=, this](int i, int j) CDN_INLINE {
-                const Real* place = from + (i * (tile + 2) + j) * sums_;
+        each_vector(0, columns_, [&](auto phase, std::int64_t column, std::int64_t input) {
+            const Real* from = sums + output * columns_ + column;
+            finish<phase>(output, input, [=, this](int i, int j) CDN_INLINE {
+                const Real* place = from + (i * kPatch + j) * sums_;
                 Wide<Real> sum = read<Wide<Real>>(place);
                 for (std::int64_t chunk = 1; chunk < chunks_; ++chunk)
                     sum += read<Wide<Real>>(place + chunk * kFrequencies * sums_);
                 return sum;
-            };
-            finish(total, output, input);
-        }
+            });
+        });
     }
 
 private:
+    // Call f with the first of every panel of columns first .. last that has a frequency.
+    template <typename F>
+    void for_panels(int f, std::int64_t first, std::int64_t last, F use) const {
+        const PhaseRange phases = Scheme::phases(f / kPatch, f % kPatch);
+        const std::int64_t begin = phases.first * step_, end = (phases.first + phases.count) * step_;
+        for (std::int64_t column = first; column < last; column += kPanel<Real>)
+            if (column < end && column + kPanel<Real> > begin) use(column);
+    }
+
+    // Call use(phase, column, input) for every vector of columns first .. last, with its phase and first input channel.
+    template <typename Use>
+    void each_vector(std::int64_t first, std::int64_t last, Use use) const {
+        for (std::int64_t column = first; column < last; column += kWide<Real>)
+            with_phase<Scheme>(static_cast<int>(column / step_),
+                               [&](auto phase) { use(phase, column, column - phase * step_); });
+    }
+
     void transform_tiles(Real* patches, Real* gradients, std::int64_t first, std::int64_t last, std::int64_t output,
                          std::int64_t outputs) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile at = tiles_[t];
-            for (std::int64_t channel = 0; channel < job_.inputs; channel += kWide<Real>) {
-                const Spectrum to{patches + (t - first) * columns_ + channel, patches_};
-                tiles_.template patch<Storage, tile + 2>(
-                    job_.first, at, 1, job_.inputs, channel,
-                    [=](auto read) CDN_INLINE { transform<Real, OfData<Real, tile>>(read, to); });
-            }
+            Real* row = patches + (t - first) * columns_;
+            each_vector(0, columns_, [&](auto phase, std::int64_t column, std::int64_t input) {
+                const Spectrum<Real, Scheme, phase> to{row + column, patches_};
+                read_patch<Storage, kPatch>(
+                    job_.first, images_, tiles_.neighbours(at, Scheme::phase(phase)), input,
+                    [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Data<Real>>(read, to); });
+            });
             for (std::int64_t channel = 0; channel < outputs; channel += kWide<Real>) {
-                const Spectrum to{gradients + (t - first) * rows_ + channel, gradients_};
-                tiles_.template patch<Storage, tile>(
-                    job_.second, at, 0, job_.outputs, output + channel,
-                    [=](auto read) CDN_INLINE { transform<Real, OfGradient<Real, tile>>(read, to); });
+                const Spectrum<Real, Scheme> to{gradients + (t - first) * rows_ + channel, gradients_};
+                read_patch<Storage, Scheme::kTile>(
+                    job_.second, results_, {at.sample, at.y, at.x, 1}, output + channel,
+                    [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Gradient<Real>>(read, to); });
             }
         }
     }
@@ -117,40 +138,49 @@ private:
         const Distances distances{1, rows_, columns_, kSquare};
         Wanted nothing;
         for (std::int64_t row = 0; row < outputs; row += kSquare)
-            for (std::int64_t column = 0; column < columns_; column += kSquare) {
-                const std::int64_t rows = std::min(kSquare, outputs - row);
-                const std::int64_t columns = std::min(kSquare, columns_ - column);
+            for (std::int64_t first = 0; first < columns_; first += kSquare) {
+                const std::int64_t rows = std::min(kSquare, outputs - row), last = std::min(first + kSquare, columns_);
                 for (int f = 0; f < kFrequencies; ++f)
-                    for (std::int64_t c = 0; c < columns; c += kPanel<Real>)
-                        multiply<Real>(gradients + f * gradients_ + row, patches + f * patches_ + column + c,
-                                       sums + f * sums_ + c, rows, tiles_.count(), columns - c, distances, false,
-                                       nothing);
-                const std::int64_t end = std::min(column + kSquare, job_.inputs);
+                    for_panels(f, first, last, [&](std::int64_t column) {
+                        multiply<Real>(gradients + f * gradients_ + row, patches + f * patches_ + column,
+                                       sums + f * sums_ + column - first, rows, tiles_.count(), last - column,
+                                       distances, false, nothing);
+                    });
                 for (std::int64_t o = 0; o < rows; ++o)
-                    for (std::int64_t input = column; input < end; input += kWide<Real>)
-                        finish(Spectrum{sums + o * kSquare + input - column, sums_}, output + row + o, input);
+                    each_vector(first, last, [&](auto phase, std::int64_t column, std::int64_t input) {
+                        finish<phase>(output + row + o, input,
+                                      Spectrum<Real, Scheme>{sums + o * kSquare + column - first, sums_});
+                    });
             }
     }
 
-    // Transform a vector of sums, which total(i, j) gives, back to the filters of an output channel, and round.
-    template <typename Total>
-    void finish(Total total, std::int64_t output, std::int64_t input) const {
+    // Transform a vector of sums of a phase, which total(i, j) gives, back to the filters of an output channel, and
+    // round.
+    template <int number, typename Total>
+    void finish(std::int64_t output, std::int64_t input, Total total) const {
+        constexpr Phase phase = Scheme::phase(number);
         auto* out = static_cast<Element*>(job_.out) + output * kTaps * kTaps * job_.inputs + input;
-        transform<Real, ToFilter<Real, tile>>(total, [=, this](int i, int j, Wide<Real> v) CDN_INLINE {
-            store<Storage>(out + (i * kTaps + j) * job_.inputs, v, job_.inputs - input);
-        });
+        transform<Real, typename Scheme::template FilterGradient<Real>>(
+            [=](int i, int j) CDN_INLINE { return Scheme::has(phase, i, j) ? total(i, j) : Wide<Real>{}; },
+            [=, this](int i, int j, Wide<Real> v) CDN_INLINE {
+                const int y = Scheme::tap(phase.odd_y, i), x = Scheme::tap(phase.odd_x, j);
+                if (y >= 0 && x >= 0) store<Storage>(out + (y * kTaps + x) * job_.inputs, v, job_.inputs - input);
+            });
     }
 
     const ConvolutionJob& job_;
-    const Tiles<tile> tiles_;
+    const Tiles<Scheme> tiles_;
+    const Extent images_{job_.height, job_.width, job_.inputs};
+    const Extent results_{job_.out_height(), job_.out_width(), job_.outputs};
+    std::int64_t step_;  // from a phase to the next
     std::int64_t columns_, rows_;  // input channels, and output channels of a range, in whole vectors
     std::int64_t chunks_, chunk_, parts_, part_;  // how many, and tiles or output channels of one
     std::int64_t block_, patches_, gradients_, sums_;
     bool whole_;  // whether all tiles are one block, so that nothing is summed up
 };
 
-// Minimal filtering takes filters of 3x3 with stride 1, of any type.
-static bool takes(const ConvolutionJob& job) { return job.size == kTaps && job.stride == 1; }
+// Minimal filtering takes filters of 3x3 with stride 1 or 2, of any type.
+static bool takes(const ConvolutionJob& job) { return job.size == kTaps && job.stride <= 2; }
 
 // Whether tiles of 8x8 run a job of 16 bits, which take 0.69 of the products where the image has as many whole ones,
 // and have more filters to transform.
@@ -160,38 +190,41 @@ static bool has_large_tiles(const ConvolutionJob& job) {
     return 5 * 100 * tiles(8) <= 4 * 36 * tiles(4) && job.batch * tiles(8) >= fewest;
 }
 
-// Call f with the storage type and the side of the tiles, as a constant, of a job.
+// Call f with the storage type and the scheme of a job.
 template <typename F>
-static void with_tiles(const ConvolutionJob& job, F f) {
+static void with_scheme(const ConvolutionJob& job, F f) {
     with_storage(job.type, [&](auto storage) {
+        if (job.stride == 2) return f(storage, Strided{});
         if constexpr (decltype(storage)::brief)
-            if (has_large_tiles(job)) return f(storage, std::integral_constant<int, 8>{});
-        f(storage, std::integral_constant<int, 4>{});
+            if (has_large_tiles(job)) return f(storage, Dense<8>{});
+        f(storage, Dense<4>{});
     });
 }
 
 static ConvolutionPlan plan(const ConvolutionJob& job, int threads) {
     ConvolutionPlan plan{};
-    with_tiles(job, [&](auto storage, auto tile) {
+    with_scheme(job, [&](auto storage, auto scheme) {
         using Storage = decltype(storage);
-        plan = job.kind == CDN_CONV_WEIGHT ? WinogradWeight<Storage, tile>(job, threads).plan()
-                                           : WinogradImage<Storage, tile>(job, threads).plan();
+        using Scheme = decltype(scheme);
+        plan = job.kind == CDN_CONV_WEIGHT ? WinogradWeight<Storage, Scheme>(job, threads).plan()
+                                           : WinogradImage<Storage, Scheme>(job, threads).plan();
     });
     return plan;
 }
 
 static void run(const ConvolutionJob& job, int threads, int stage, void* shared, void* scratch, std::int64_t first,
                 std::int64_t last) {
-    with_tiles(job, [&](auto storage, auto tile) {
+    with_scheme(job, [&](auto storage, auto scheme) {
         using Storage = decltype(storage);
+        using Scheme = decltype(scheme);
         using Real = typename Storage::Real;
         auto *common = static_cast<Real*>(shared), *own = static_cast<Real*>(scratch);
         if (job.kind == CDN_CONV_WEIGHT) {
-            const WinogradWeight<Storage, tile> weight(job, threads);
+            const WinogradWeight<Storage, Scheme> weight(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
                 stage == 1 ? weight.multiply_chunk(common, own, unit) : weight.add(common, unit);
         } else {
-            const WinogradImage<Storage, tile> image(job, threads);
+            const WinogradImage<Storage, Scheme> image(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
                 stage == 0 ? image.pack_shared(common, unit) : image.multiply_tiles(common, own, unit);
         }

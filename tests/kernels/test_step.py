@@ -286,7 +286,7 @@ def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeyp
         nn.SiLU(inplace=True),
         nn.Conv2d(5, 5, (3, 3), padding=(1, 1), bias=bias),
         nn.GELU(),
-        nn.Conv2d(5, 4, 3, 2, padding=1, bias=bias),  # no kernel takes its stride
+        nn.Conv2d(5, 4, 3, 3, padding=1, bias=bias),  # no kernel takes its stride
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     ).double()

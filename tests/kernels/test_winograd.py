@@ -42,72 +42,81 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 both_sides = pytest.mark.parametrize("shape", [(3, 40, 20, 6, 7), (17, 20, 40, 13, 16)], ids=str)
 
 
-def run(kind, shape, dtype, **options):
-    return convolutions.run(cpu.conv2d, kind, *problem(shape, 3, 1, dtype=dtype), 1, **options)
+strides = pytest.mark.parametrize("stride", [1, 2])
+
+
+def run(kind, shape, dtype, stride=1, **options):
+    return convolutions.run(cpu.conv2d, kind, *problem(shape, 3, stride, dtype=dtype), stride, **options)
 
 
 @kinds
-@pytest.mark.parametrize("tile", POINTS)
-def test_the_matrices_of_the_oracle_are_those_of_a_convolution(tile, kind):
-    operands, _ = problem((2, 3, 4, 6, 9), 3, 1, dtype=torch.float64)
-    torch.testing.assert_close(filtered(kind, operands, transforms(tile)), exact(kind, operands, 3, 1)[0])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6, 9), (1, 2, 1, 1, 16)], ids=str)
+@pytest.mark.parametrize("tile, stride", POINTS)
+def test_the_matrices_of_the_oracle_are_those_of_a_convolution(tile, stride, shape, kind):
+    operands, _ = problem(shape, 3, stride, dtype=torch.float64)
+    found = filtered(kind, operands, transforms(tile, stride), stride)
+    torch.testing.assert_close(found, exact(kind, operands, 3, stride)[0])
 
 
 @engines
 @shapes
 @dtypes
+@strides
 @kinds
-def test_errors_are_those_of_the_transforms(engine, shape, dtype, kind):
-    out = run(kind, shape, dtype, engine=engine)
-    operands, _ = problem(shape, 3, 1, dtype=dtype)
-    truth, _ = exact(kind, operands, 3, 1)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
+def test_errors_are_those_of_the_transforms(engine, shape, dtype, stride, kind):
+    out = run(kind, shape, dtype, stride, engine=engine)
+    operands, _ = problem(shape, 3, stride, dtype=dtype)
+    truth, _ = exact(kind, operands, 3, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
 
 
 @pytest.mark.parametrize("channels", [32, 64])
+@strides
 @kinds
-def test_errors_in_float32_stay_near_those_of_direct_sums(channels, kind):
+def test_errors_in_float32_stay_near_those_of_direct_sums(channels, stride, kind):
     shape = (4, channels, channels, 16, 16)
-    operands, _ = problem(shape, 3, 1, dtype=torch.float32)
-    truth, _ = exact(kind, operands, 3, 1)
-    own = run(kind, shape, torch.float32, engine=ENGINES[-1])
-    errors = [t.double() - truth for t in (own, eager_map(kind, operands))]
+    operands, _ = problem(shape, 3, stride, dtype=torch.float32)
+    truth, _ = exact(kind, operands, 3, stride)
+    own = run(kind, shape, torch.float32, stride, engine=ENGINES[-1])
+    errors = [t.double() - truth for t in (own, eager_map(kind, operands, stride))]
     own, others = (float(e.square().mean().sqrt()) for e in errors)
     assert own <= 8 * others
     largest, largest_of_others = (float(e.abs().max()) for e in errors)
     assert largest <= 4 * (largest_of_others + torch.finfo(torch.float32).eps * float(truth.abs().max()))
 
 
-def eager_map(kind, operands):
+def eager_map(kind, operands, stride):
     """Return a map of a 3x3 convolution by torch in the dtype of the operands."""
     first, second, like = operands[kind]
     if kind == CONV_FORWARD:
-        return torch.nn.functional.conv2d(first, second, padding=1)
+        return torch.nn.functional.conv2d(first, second, stride=stride, padding=1)
     x, weight, g = (like, second, first) if kind == CONV_INPUT else (first, like, second)
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = torch.nn.functional.conv2d(torch.zeros_like(x) + x, weight, padding=1)
+    y = torch.nn.functional.conv2d(torch.zeros_like(x) + x, weight, stride=stride, padding=1)
     return torch.autograd.grad(y, x if kind == CONV_INPUT else weight, g)[0]
 
 
 @engines
 @shapes
+@strides
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_threads_do_not_change_the_result(engine, shape, dtype, kind):
-    one, two, three = (run(kind, shape, dtype, engine=engine, threads=n) for n in (1, 2, 3))
+def test_threads_do_not_change_the_result(engine, shape, dtype, stride, kind):
+    one, two, three = (run(kind, shape, dtype, stride, engine=engine, threads=n) for n in (1, 2, 3))
     assert torch.equal(one, two) and torch.equal(one, three)
 
 
 @engines
 @dtypes
 @both_sides
-def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape):
-    operands, sizes = problem(shape, 3, 1, dtype=dtype)
+@strides
+def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape, stride):
+    operands, sizes = problem(shape, 3, stride, dtype=dtype)
     x, weight, like = operands[CONV_FORWARD]
     (u, _), (activation, buffer), (alone, _) = (nhwc(*like.shape, dtype=dtype) for _ in range(3))
-    cpu.conv2d(CONV_FORWARD, x, weight, u, sizes, 1, activation=activation, engine=engine)
-    cpu.conv2d(CONV_FORWARD, x, weight, None, sizes, 1, activation=alone, engine=engine)
-    assert torch.equal(u, run(CONV_FORWARD, shape, dtype, engine=engine))
+    cpu.conv2d(CONV_FORWARD, x, weight, u, sizes, stride, activation=activation, engine=engine)
+    cpu.conv2d(CONV_FORWARD, x, weight, None, sizes, stride, activation=alone, engine=engine)
+    assert torch.equal(u, run(CONV_FORWARD, shape, dtype, stride, engine=engine))
     assert torch.equal(alone, activation) and intact(buffer)
     torch.testing.assert_close(activation, torch.ops.cdn_kernels.gelu(u, "cpu"), rtol=2e-7, atol=1e-7)
 
@@ -115,19 +124,20 @@ def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape):
 @engines
 @dtypes
 @both_sides
-def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, shape):
-    operands, sizes = problem(shape, 3, 1, dtype=dtype)
+@strides
+def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, shape, stride):
+    operands, sizes = problem(shape, 3, stride, dtype=dtype)
     g, weight, like = operands[CONV_INPUT]
     draw = lambda: nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0]
     u, added = draw(), draw()
-    plain = run(CONV_INPUT, shape, dtype, engine=engine)
-    truth, _ = exact(CONV_INPUT, operands, 3, 1)
-    allowed = allowed_error(CONV_INPUT, operands, dtype)
+    plain = run(CONV_INPUT, shape, dtype, stride, engine=engine)
+    truth, _ = exact(CONV_INPUT, operands, 3, stride)
+    allowed = allowed_error(CONV_INPUT, operands, dtype, stride)
     slope = u.double().requires_grad_()
     (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
     for source in (None, added):
         (product, kept), (out, buffer) = (nhwc(*like.shape, dtype=dtype) for _ in range(2))
-        cpu.conv2d(CONV_INPUT, g, weight, out, sizes, 1, u=u, added=source, product=product, engine=engine)
+        cpu.conv2d(CONV_INPUT, g, weight, out, sizes, stride, u=u, added=source, product=product, engine=engine)
         assert torch.equal(product, plain) and intact(kept) and intact(buffer)
         expected = slope * truth + (0 if source is None else source.double())
         # |phi'| is less than 1.2, and errs by 2^-20 of that where a type has 16 bits.
@@ -136,22 +146,23 @@ def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, sh
             (out.double() - expected).abs() <= 1.2 * allowed + brief + torch.finfo(dtype).eps * expected.abs()
         ).all()
         again, _ = nhwc(*like.shape, dtype=dtype)
-        cpu.conv2d(CONV_INPUT, g, weight, again, sizes, 1, u=u, added=source, engine=engine)
+        cpu.conv2d(CONV_INPUT, g, weight, again, sizes, stride, u=u, added=source, engine=engine)
         assert torch.equal(again, out)
 
 
 @engines
 @kinds
-def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
+@strides
+def test_what_an_earlier_call_left_behind_is_not_read(engine, stride, kind):
     shape = (5, 6, 10, 7, 9)
-    clean = run(kind, shape, torch.float32, engine=engine)
+    clean = run(kind, shape, torch.float32, stride, engine=engine)
     for other in ((40, 70, 40, 12, 12), (4, 200, 90, 4, 4)):
-        operands, sizes = problem(other, 3, 1, dtype=torch.float32)
+        operands, sizes = problem(other, 3, stride, dtype=torch.float32)
         for poisoned in MAPS:
             first, second, like = operands[poisoned]
             out, _ = nhwc(*like.shape, dtype=torch.float32)
-            cpu.conv2d(poisoned, torch.full_like(first, float("nan")), second, out, sizes, 1, engine=engine)
-    assert torch.equal(run(kind, shape, torch.float32, engine=engine), clean)
+            cpu.conv2d(poisoned, torch.full_like(first, float("nan")), second, out, sizes, stride, engine=engine)
+    assert torch.equal(run(kind, shape, torch.float32, stride, engine=engine), clean)
 
 
 @engines
@@ -179,15 +190,16 @@ def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their
 
 @engines
 @kinds
+@strides
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind, dtype):
+def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind, dtype, stride):
     """One pixel in ten a thousand times as large as the rest: the weak spot of minimal filtering."""
-    operands, sizes = problem((16, 32, 32, 16, 16), 3, 1, dtype=dtype)
+    operands, sizes = problem((16, 32, 32, 16, 16), 3, stride, dtype=dtype)
     first = operands[kind][0]
     first[:, :, ::5, ::2] *= 1000
-    out = convolutions.run(cpu.conv2d, kind, operands, sizes, 1, engine=engine)
-    truth, _ = exact(kind, operands, 3, 1)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
+    out = convolutions.run(cpu.conv2d, kind, operands, sizes, stride, engine=engine)
+    truth, _ = exact(kind, operands, 3, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -197,18 +209,19 @@ def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine
     outputs=st.integers(1, 80),
     height=st.integers(1, 14),
     width=st.integers(1, 20),
+    stride=st.integers(1, 2),
     kind=st.sampled_from(MAPS),
     dtype=st.sampled_from(list(TYPES)),
     engine=st.sampled_from(ENGINES or ["none"]),
     threads=st.integers(1, 5),
 )
-def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, kind, dtype, engine, threads):
+def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, stride, kind, dtype, engine, threads):
     batch = min(batch, 1 + 20000 // (inputs * height * width))
     shape = batch, inputs, outputs, height, width
-    out = run(kind, shape, dtype, engine=engine, threads=threads)
-    operands, _ = problem(shape, 3, 1, dtype=dtype)
-    truth, _ = exact(kind, operands, 3, 1)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype)).all()
+    out = run(kind, shape, dtype, stride, engine=engine, threads=threads)
+    operands, _ = problem(shape, 3, stride, dtype=dtype)
+    truth, _ = exact(kind, operands, 3, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
 
 
 @pytest.fixture
@@ -225,8 +238,13 @@ def images_and_filters(*shape, dtype=torch.float64, layout=torch.channels_last):
 
 def functions():
     pair = lambda x, weight: cdn_kernels.conv2d_gelu_conv2d(x, weight, weight.transpose(0, 1), impl="cpu")
-    one = lambda op: lambda x, weight: op(x, weight, impl="cpu")
-    return {"conv2d": one(cdn_kernels.conv2d), "conv2d_gelu": one(cdn_kernels.conv2d_gelu), "pair": pair}
+    one = lambda op, stride=1: lambda x, weight: op(x, weight, stride, impl="cpu")
+    return {
+        "conv2d": one(cdn_kernels.conv2d),
+        "conv2d_gelu": one(cdn_kernels.conv2d_gelu),
+        "strided": one(cdn_kernels.conv2d_gelu, 2),
+        "pair": pair,
+    }
 
 
 layouts = pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
@@ -248,6 +266,7 @@ def test_operations_equal_the_reference_at_every_order_in_float64(always, name, 
     eager = {
         "conv2d": reference.conv2d,
         "conv2d_gelu": reference.conv2d_gelu,
+        "strided": lambda x, w: reference.conv2d_gelu(x, w, 2),
         "pair": lambda x, w: reference.conv2d(reference.conv2d_gelu(x, w), w.transpose(0, 1)),
     }[name]
     assert_as_exact_as_eager(functions()[name], eager, inputs)
@@ -304,7 +323,8 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
         (dict(capability="avx512"), "winograd_avx512"),
         (dict(capability="scalar"), None),
         (dict(capability=None), None),
-        (dict(stride=2), None),
+        (dict(stride=2), "winograd_avx2"),
+        (dict(stride=3), None),
         (dict(shape=((64, 64, 32, 32), (64, 64, 1, 1))), None),
         (dict(dtype=torch.float64), None),
         (dict(dtype=torch.bfloat16), "winograd_avx2"),
@@ -322,9 +342,17 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
             ),
             "avx512_bf16",
         ),
-        # Direct sums of float32, with AVX-512: what has a stride, and what is small.
-        (dict(stride=2, capability="avx512"), "float32_avx512"),
-        (dict(stride=2, capability="avx512", dtype=torch.float16), None),
+        # With stride 2, only where products of bfloat16 are not twice as fast.
+        (dict(stride=2, dtype=torch.float16), "winograd_avx2"),
+        (dict(stride=2, dtype=torch.bfloat16), "winograd_avx2"),
+        (dict(stride=2, dtype=torch.bfloat16, direct="avx512_bf16"), "avx512_bf16"),
+        (dict(stride=2, shape=((64, 3, 32, 32), (64, 3, 3, 3)), kind=CONV_INPUT), None),
+        (dict(stride=2, shape=((64, 64, 10, 10), (64, 64, 3, 3))), None),
+        # Direct sums of float32, with AVX-512: what is small, and what has a stride and few channels.
+        (dict(stride=2, shape=((4, 64, 8, 8), (64, 64, 3, 3)), capability="avx512"), "float32_avx512"),
+        (dict(stride=2, shape=((64, 8, 32, 32), (64, 8, 3, 3)), capability="avx512"), "float32_avx512"),
+        (dict(stride=3, capability="avx512"), "float32_avx512"),
+        (dict(stride=3, capability="avx512", dtype=torch.float16), None),
         (dict(shape=((64, 64, 32, 32), (64, 64, 1, 1)), capability="avx512"), None),
         (dict(shape=((1, 64, 32, 32), (64, 64, 1, 1)), capability="avx512"), "float32_avx512"),
         (dict(shape=((4, 3, 16, 16), (64, 3, 3, 3)), capability="avx512"), "float32_avx512"),
@@ -366,7 +394,7 @@ def test_the_choice_can_be_overruled(monkeypatch):
     assert chosen() is None
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
     assert chosen(shape=((1, 1, 1, 1), (1, 1, 3, 3)), capability="scalar") == "winograd_scalar"
-    assert chosen(stride=2) is None
+    assert chosen(stride=2) == "winograd_avx2" and chosen(stride=3) is None
 
 
 def test_the_environment_chooses_and_info_says_so():
@@ -379,7 +407,7 @@ def test_the_environment_chooses_and_info_says_so():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(size=5), dict(stride=2), dict(kind=CONV_WEIGHT, u=True), dict(kind=CONV_INPUT, activation=True)],
+    [dict(size=5), dict(stride=3), dict(kind=CONV_WEIGHT, u=True), dict(kind=CONV_INPUT, activation=True)],
     ids=str,
 )
 def test_the_library_refuses_what_it_has_no_code_for(options):
