@@ -28,7 +28,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, CompileError
 
 FLAGS = [
-    "-O3",
     "-std=c++17",
     "-fvisibility=hidden",
     # One rounding per operation, so that every processor draws the same noise ...
@@ -40,6 +39,9 @@ FLAGS = [
 # Python's own flags ask for debug information, which makes the library eight times as large.
 if "-g" not in os.environ.get("CFLAGS", ""):
     FLAGS.append("-g0")
+# Sanitizers do not get through the longest files with more than they ask for.
+if "-O" not in os.environ.get("CFLAGS", ""):
+    FLAGS.append("-O3")
 OPTIONAL_FLAGS = [
     "-fopenmp-simd",  # for the pragma that says which loops to vectorize; it needs no runtime
     # GCC would split the paths of a minimum with a constant, and vectorize the two with a handful of blends.
@@ -52,6 +54,8 @@ VARIANTS = {
     "avx512bf16": [*AVX512, "-mavx512bf16"],
     "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"],
 }
+# Minimal filtering without vectors is for tests only, and takes a compiler long.
+TESTED_ONLY, QUICKLY = "winograd_scalar", ["-O1"]
 # Random numbers are long chains of operations, which take less time in the order of another schedule.
 NOISE_FLAGS = ["-fschedule-insns"]
 CUDA = SimpleNamespace(**runpy.run_path("csrc/cuda/build.py"))
@@ -61,7 +65,8 @@ X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))
 
 def sources():
     """List the C++ files for this processor: `name_avx2.cpp` is for x86 and gets the flags of AVX2."""
-    paths = sorted(Path("csrc/cpu").glob("*.cpp"))
+    # Those that take longest begin first.
+    paths = sorted(Path("csrc/cpu").glob("*.cpp"), key=lambda path: (not path.stem.startswith("winograd"), path))
     return [str(p) for p in paths if X86 or variant(p) not in VARIANTS]
 
 
@@ -103,7 +108,9 @@ class BuildLibrary(build_ext):
         noise = list(filter(self.accepts, NOISE_FLAGS))
 
         def compiled(source):
-            own = VARIANTS.get(variant(source), []) + (noise if Path(source).stem.startswith("noise_") else [])
+            name = Path(source).stem
+            own = VARIANTS.get(variant(source), []) + (noise if name.startswith("noise_") else [])
+            own += QUICKLY if name == TESTED_ONLY else []
             return self.compiler.compile([source], self.build_temp, macros, extra_postargs=common + own)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
