@@ -119,8 +119,18 @@ class Recorder(TorchDispatchMode):
                 return own(*args, **kwargs)
         result = func(*args, **kwargs)
         if self.refusal is None:  # a tensor may have brought one
-            self._note(func, args, kwargs, result)
+            try:
+                self._note(func, args, kwargs, result)
+            except Exception as error:  # nobody's call fails because it cannot be noted
+                self._refuse(f"{func} cannot be noted: {type(error).__name__}: {error}")
         return result
+
+    def see_result(self, result: Any) -> None:
+        """See what the function has returned, and the gradients that it has left."""
+        gradients = (leaf.grad for leaf in self.leaves.values())
+        for tensor in (*tensors_in(result), *(g for g in gradients if g is not None)):
+            if tensor.requires_grad and id(tensor) not in self.leaves:
+                self._refuse("a result, or a gradient, has a graph, of which there is one only")
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -151,11 +161,11 @@ class Recorder(TorchDispatchMode):
                 self._refuse(f"a module, {type(each).__name__}, has hooks")
 
     def _see_tensor(self, tensor: Tensor) -> None:
-        if tensor.device.type != "cpu":
-            self._refuse(f"a tensor is on {tensor.device}")
+        if not _is_plain(tensor):
+            return self._refuse(f"a tensor is {tensor.layout} on {tensor.device}")
         storage = storage_of(tensor)
         if storage in self._made or id(tensor) in self.leaves:
-            return
+            return None
         known = storage in self.before
         if storage not in self.outside:
             self.outside[storage] = tensor
@@ -167,6 +177,7 @@ class Recorder(TorchDispatchMode):
             self.first_seen[id(tensor)] = tensor.grad
             if has_hooks(tensor):
                 self._refuse("a parameter has hooks")
+        return None
 
     def _see_library(self, function: Any, arguments: tuple[Any, ...]) -> None:
         if self.refusal is not None:
@@ -185,7 +196,7 @@ class Recorder(TorchDispatchMode):
         results, given = list(tensors_in(result)), list(tensors_in((args, kwargs)))
         if func.namespace == "profiler":  # names for a profile, which optimizers give
             return None
-        if reason := _why_not(func, args, given):
+        if reason := _why_not(func, args, [*given, *results]):
             return self._refuse(reason)
         if not results and not schema.is_mutable:
             return self._note_value(func, args, kwargs, result) if given else None
@@ -240,14 +251,20 @@ class Recorder(TorchDispatchMode):
         return alias
 
 
-def _why_not(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> str | None:
-    """Say why an operation with its arguments, and the tensors among them, cannot be replayed; None if it can."""
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+
+
+def _why_not(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> str | None:
+    """Say why an operation with its arguments, and its tensors and results, cannot be replayed; None if it can."""
     tags = func.tags
+    if not all(map(_is_plain, tensors)):
+        return f"{func} returns a tensor that is sparse or not on the CPU"
     if func.namespace != "aten":
         return f"it calls {func}, which is not torch's own"
     if torch.Tag.nondeterministic_seeded in tags and _is_random(func, args):
         return f"{func} draws random numbers of torch"
-    if torch.Tag.dynamic_output_shape in tags and _shape_is_open(func, given):
+    if torch.Tag.dynamic_output_shape in tags and _shape_is_open(func, args):
         return f"the shape of the result of {func} depends on values"
     if torch.Tag.inplace_view in tags:
         return f"{func} changes a tensor's shape in place"
@@ -260,9 +277,9 @@ def _is_random(func: Any, args: Sequence[Any]) -> bool:
     return not ("attention" in func._schema.name and share in (None, 0.0))
 
 
-def _shape_is_open(func: Any, given: Sequence[Tensor]) -> bool:
+def _shape_is_open(func: Any, args: Sequence[Any]) -> bool:
     """Indexing is open with masks only."""
-    masks = any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
+    masks = any(t.dtype in (torch.bool, torch.uint8) for t in tensors_in(args[1:]))
     return func._schema.name != "aten::index" or masks
 
 

@@ -75,6 +75,7 @@ class Replayed(Generic[Result]):
         recorder = Recorder(self.largest, self.seen)
         with recorder:
             result = self.function()
+        recorder.see_result(result)
         self.passes += 1
         if recorder.too_large:
             self._give_up()
