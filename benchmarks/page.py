@@ -102,12 +102,17 @@ convolution of PyTorch's, whichever is faster, or the same bytes in a copy, in t
 command that gives it; `--full` adds what the default leaves out. Peers in brackets do not do the same thing, and were
 not checked for equal values."""
     ]
+    missing = []
     for section in SECTIONS:
         results = [result for operation in section.operations for result in record.of(operation)]
-        if results:
+        if not results:
+            missing.append(f"{section.title.lower()} (`{section.file}`)")
+        else:
             command = f"`pytest benchmarks/{section.file} --benchmark-only {section.options}".strip() + "`"
             text = [f"## {section.title}", section.text, command, _table(results, section.columns)]
             parts.append("\n\n".join(filter(None, text)))
+    if missing:
+        parts.append("Not measured with these versions: " + ", ".join(missing) + ".")
     for name, file in pictures.items():
         parts.append(f"![{name}](images/{file})")
     if LESSONS.exists():
