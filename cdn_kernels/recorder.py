@@ -224,12 +224,10 @@ class Recorder(TorchDispatchMode):
         self.calls.append(Call(partial(_look, look, value)))
 
     def _note_mutation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], aliases: Any) -> None:
-        for argument, value in zip(func._schema.arguments, args):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self._see_mutation(value)
+        given = _named(func, args) | kwargs
         for argument in func._schema.arguments:
-            if argument.name in kwargs and argument.alias_info is not None and argument.alias_info.is_write:
-                self._see_mutation(kwargs[argument.name])
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self._see_mutation(given.get(argument.name))
         alias_args, alias_kwargs = aliases
         self.calls.append(Call(partial(plain_operation(func), *alias_args, **alias_kwargs)))
 
@@ -271,9 +269,14 @@ def _why_not(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> str |
     return None
 
 
+def _named(func: Any, args: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments that an operation was given by position, by name."""
+    return {argument.name: value for argument, value in zip(func._schema.arguments, args)}
+
+
 def _is_random(func: Any, args: Sequence[Any]) -> bool:
     """Attention draws nothing without dropout."""
-    share = dict(zip((argument.name for argument in func._schema.arguments), args)).get("dropout_p")
+    share = _named(func, args).get("dropout_p")
     return not ("attention" in func._schema.name and share in (None, 0.0))
 
 

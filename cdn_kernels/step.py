@@ -78,7 +78,7 @@ def score_matching_step(
         ValueError: outputs of another shape without log_density, a loss that is no scalar, or one of them does not
             depend on its input through differentiable operations; float16 without scaling.
         RuntimeError: the chosen impl cannot run here, a torch.func transform is active, or torch.utils.checkpoint is
-            around a convolution (impl="reference" takes these) or attention.
+            around attention, outside of ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
@@ -115,8 +115,8 @@ def first_order() -> Iterator[None]:
     form. Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice. Calls of
     this thread are seen, and nothing is patched.
 
-    Limitation: torch.utils.checkpoint around convolutions or attention fails, for it runs them again in the backward
-    pass, where they are not seen.
+    Limitation: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, where it is
+    not seen, unless all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
     with _functions(None, "auto"):
         yield
@@ -142,9 +142,9 @@ def _checkpoints_explained() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise RuntimeError(
-            "score_matching_step: torch.utils.checkpoint ran a part of the network again in the backward pass, without "
-            "the library's way of doing convolutions and attention; switch checkpoints off, or for convolutions use "
-            "impl='reference'"
+            "score_matching_step: torch.utils.checkpoint ran a part of the network again in the backward pass, and by "
+            "another implementation of attention; switch checkpoints off, or put the step into "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         ) from error
 
 
@@ -158,8 +158,6 @@ def _floats(tree: Any) -> Iterator[Tensor]:
 
 def _score(value: Any, y: Samples) -> Any:
     """Return the gradient by y, built as y is."""
-    if isinstance(y, Tensor):
-        return reference.input_gradient("score_matching_step", value, y, create_graph=True)
     gradients = iter(reference.input_gradients("score_matching_step", value, list(_floats(y)), create_graph=True))
     return _scores(y, gradients)
 

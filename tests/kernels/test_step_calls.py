@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import cdn_kernels
@@ -316,3 +317,27 @@ def test_checkpoints(monkeypatch, impl, layout):
         penalty(outputs, score).backward()
 
     compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty, impl=impl), plain)
+
+
+class CheckpointedAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, 0.0, "gelu", batch_first=True)
+
+    def forward(self, y):
+        return checkpoint(self.layer, y, use_reentrant=False).mean(1)
+
+
+def test_checkpoints_around_attention_name_the_way_out():
+    network, y = CheckpointedAttention().double(), double(3, 5, 6)
+    with pytest.raises(RuntimeError, match="another implementation of attention; .*sdpa_kernel"):
+        cdn_kernels.score_matching_step(network, y, penalty)
+
+    def plain():
+        leaf = y.clone().requires_grad_()
+        outputs = network.layer(leaf).mean(1)
+        (score,) = torch.autograd.grad(outputs.logsumexp(1).sum(), leaf, create_graph=True)
+        penalty(outputs, score).backward()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty), plain)
