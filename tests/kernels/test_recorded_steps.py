@@ -8,7 +8,7 @@ import torch
 import cdn
 from cdn_kernels import Graphed, Noise, NoiseLevels
 from cdn_kernels.backends import cpu
-from tests.kernels.test_recording import CALLS, CPU, silent
+from tests.kernels.replays import CALLS, CPU, silent
 
 pytestmark = pytest.mark.skipif(bool(cpu.MISSING), reason=str(cpu.MISSING))
 

@@ -13,9 +13,7 @@ from cdn_kernels import Graphed, Noise, NoiseLevels
 from cdn_kernels.backends import cpu
 from cdn_kernels.phases import watch
 from cdn_kernels.recording import MOST_MISSES, MOST_RECORDINGS, Replayed
-
-CPU = torch.device("cpu")
-CALLS = 6  # two that find what there is, the recording, the comparison, and replays
+from tests.kernels.replays import CALLS, CPU, silent
 
 pytestmark = pytest.mark.skipif(bool(cpu.MISSING), reason=str(cpu.MISSING))
 
@@ -30,10 +28,6 @@ class Function:
     def __call__(self):
         self.calls += 1
         return self.of(self.x)
-
-
-def silent(sentence):
-    raise AssertionError(sentence)
 
 
 def values(result):
