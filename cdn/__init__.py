@@ -1,9 +1,9 @@
 """Classification-denoising networks: one network that classifies noisy images and, by its input gradient, denoises."""
 
-from cdn.density import Denoiser, calibrate, denoise, estimate_sigma, log_prob, score
 from cdn.methods.distances.information import similarity
 from cdn.methods.smoothing import Certificate, Protected, certify
 from cdn.model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small
+from cdn.model.density import Denoiser, calibrate, denoise, estimate_sigma, log_prob, score
 from cdn.objective import joint_loss, joint_step
 from cdn.run_folder.weights import load, save_model
 from cdn_kernels import Noise, NoiseLevels

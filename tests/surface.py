@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 import cdn
 import cdn_kernels
-from cdn import density
 from cdn.evaluation.metrics import psnr, ssim
 from cdn.methods.class_conditional import denoise_with_classes
 from cdn.methods.detection import detectors as detection
 from cdn.methods.prior.residual import blind_residual
 from cdn.methods.smoothing import LevelVote, predict_smoothed
 from cdn.methods.smoothing.randomized import Randomized
+from cdn.model import density
 
 KEY = cdn.Noise(3)
 

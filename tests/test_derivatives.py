@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 
 import cdn
 import cdn_kernels
-from cdn import density
 from cdn.methods.distances import information as distance
+from cdn.model import density
 from cdn_kernels.replaced import replaced
 
 DOUBLE = torch.float64

@@ -15,23 +15,22 @@ ROOT = Path(__file__).parents[1]
 # Files that only start a command of the same name, by `python -m`.
 STARTERS = {"train", "evaluate", "denoise", "classify", "certify"}
 # The rooms, from the ground up: each imports from those before it alone.
-ROOMS = ("errors", "files", "model", "noise_keys", "images", "data", "density", "objective", "run_folder")
+ROOMS = ("errors", "files", "processes", "model", "noise_keys", "images", "data", "objective", "run_folder")
 ROOMS += ("evaluation", "methods", "pictures", "training", "cli", "experiments", "commands")
 ARROWS = {
     "cli": "errors images model training",
-    "commands": "cli density errors evaluation experiments files images methods model pictures run_folder training",
+    "commands": "cli errors evaluation experiments files images methods model pictures run_folder training",
     "data": "errors images noise_keys",
-    "density": "model",
-    "evaluation": "data density errors model noise_keys",
+    "evaluation": "data errors model noise_keys",
     "experiments": "cli data errors evaluation files images methods model noise_keys pictures run_folder training",
     "files": "errors",
     "images": "errors files model",
-    "methods": "density errors evaluation files images model noise_keys run_folder",
+    "methods": "errors evaluation files images model noise_keys run_folder",
     "model": "errors",
     "objective": "model",
-    "pictures": "data density errors evaluation files methods model noise_keys run_folder",
+    "pictures": "data errors evaluation files methods model noise_keys run_folder",
     "run_folder": "data errors files model",
-    "training": "data density errors evaluation files model noise_keys objective pictures run_folder",
+    "training": "data errors evaluation files model noise_keys objective pictures run_folder",
 }
 
 

@@ -262,13 +262,13 @@ def command(name):
 
 
 def test_a_tile_of_nan_is_not_written_as_black(folder, monkeypatch, tmp_path):
-    real, seen = cdn.density.denoise, []
+    real, seen = cdn.model.density.denoise, []
 
     def one_of_nan(model, tile, *arguments):
         seen.append(tile)
         return real(model, tile, *arguments) * (NAN if len(seen) == 2 else 1)
 
-    monkeypatch.setattr(cdn.density, "denoise", one_of_nan)
+    monkeypatch.setattr(cdn.model.density, "denoise", one_of_nan)
     out = tmp_path / "out.png"
     with pytest.raises(NotFiniteError, match=r"out.png: not written, as values of the image are nan or infinite"):
         command("cdn.denoise")(

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from cdn.cli.arguments import DEVICE, Option, make_parser, pick_device, positive_int
-from cdn.density import estimate_sigma, log_prob
 from cdn.errors import CDNError, CheckpointError, DataError, NotFiniteError
 from cdn.files import json_text
 from cdn.images.image_files import read_image
 from cdn.images.memory import require_memory
 from cdn.model import Network
 from cdn.model.capabilities import classifies, has_density, kind
+from cdn.model.density import estimate_sigma, log_prob
 from cdn.model.finite import require_finite
 from cdn.run_folder.config import read_config
 from cdn.run_folder.weights import load

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn import density
 from cdn.cli.arguments import DEVICE, Option, make_parser, noise_level, pick_device, tile_side
 from cdn.errors import CDNError
 from cdn.images.image_files import check_writable, kind_of, read_image, write_image
@@ -15,7 +14,7 @@ from cdn.images.memory import advise_tile, require_memory
 from cdn.images.metadata import carry_over
 from cdn.images.tiles import SMALLEST, in_tiles
 from cdn.methods.whole_images import blind_sigma
-from cdn.model import Network
+from cdn.model import Network, density
 from cdn.model.capabilities import classifies, denoises, is_direct_denoiser, kind
 from cdn.run_folder.weights import load
 

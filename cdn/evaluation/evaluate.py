@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cdn.data.split import ImageSplit
-from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation.metrics import calibration_error, psnr, ssim
 from cdn.model import capabilities
+from cdn.model.density import denoise
 from cdn.model.finite import decided
 from cdn.model.inputs import check_sigma, sigma_key
 from cdn.model.modes import evaluating

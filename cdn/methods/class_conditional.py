@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.density import denoise
 from cdn.evaluation.metrics import mean_and_error, psnr
 from cdn.files import Results
+from cdn.model.density import denoise
 from cdn.model.finite import UNDECIDED, decided
 from cdn.model.modes import evaluating
 from cdn_kernels import cross_entropy

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.density import class_scores
 from cdn.methods.quadrature import level_nodes
 from cdn.model.capabilities import classifies, has_density, kind
+from cdn.model.density import class_scores
 from cdn.model.inputs import check_counts
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops

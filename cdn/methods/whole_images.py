@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cdn.density import denoise, estimate_sigma
 from cdn.evaluation.metrics import psnr, ssim
 from cdn.files import Results
 from cdn.images.tiles import in_tiles, split_tiles
 from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.density import denoise, estimate_sigma
 from cdn.model.finite import require_finite
 from cdn_kernels import Noise
 from cdn_kernels import reference as torch_ops

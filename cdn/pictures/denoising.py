@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cdn.data.split import ImageSplit
-from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.evaluation import SIGMAS
 from cdn.model import capabilities
+from cdn.model.density import denoise
 from cdn.model.inputs import check_sigma, sigma_text
 from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION

@@ -15,13 +15,13 @@ import torch
 
 import cdn_kernels
 from cdn.data import Dataset, Fingerprint, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
-from cdn.density import calibrate
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError, NotFiniteError
 from cdn.evaluation import evaluate
 from cdn.evaluation.evaluate import Report
 from cdn.files import make_folder, sweep
 from cdn.model import Network
 from cdn.model.capabilities import has_density
+from cdn.model.density import calibrate
 from cdn.noise_keys import CALIBRATION
 from cdn.pictures.denoising import chains_picture, denoising_picture
 from cdn.pictures.plots import curves_picture

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from cdn.data import Dataset
-from cdn.density import denoise
 from cdn.evaluation import SIGMAS
 from cdn.files import Results
+from cdn.model.density import denoise
 from cdn.model.finite import decided
 from cdn.model.head import DEEP_ENERGY
 from cdn.model.inputs import sigma_key

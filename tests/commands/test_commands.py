@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cdn import density
 from cdn.commands import classify, evaluate
 from cdn.commands import denoise as command
 from cdn.errors import CDNError
 from cdn.images.image_files import read_image
+from cdn.model import density
 from cdn.run_folder.weights import load
 
 

@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageOps
 
 import cdn
-from cdn import density
 from cdn.commands import classify, denoise
 from cdn.data import load_dataset
 from cdn.errors import CDNError, DataError
 from cdn.experiments import photographs
 from cdn.images.image_files import read_image
 from cdn.methods.detection.outlier_sets import read_outliers
+from cdn.model import density
 from cdn.run_folder.weights import save_model
 from tests.data.image_files import CLEAR, PIXELS, SIDE, encoded, oriented, picture, png, ppm, tiff
 

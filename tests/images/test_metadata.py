@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from cdn import density
 from cdn.commands import denoise as command
+from cdn.model import density
 from tests.data.image_files import encoded, picture
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

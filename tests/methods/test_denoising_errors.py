@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import cdn
-from cdn.density import class_scores
 from cdn.methods.denoising_errors import (
     DenoisingErrorClassifier,
     denoise_by_class,
@@ -16,6 +15,7 @@ from cdn.methods.denoising_errors import (
     noisy_copies,
 )
 from cdn.methods.quadrature import level_nodes
+from cdn.model.density import class_scores
 
 CLASSES, SHAPE = 3, (1, 1, 2)
 D = math.prod(SHAPE)

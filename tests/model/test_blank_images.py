@@ -15,9 +15,9 @@ from PIL import Image
 
 import cdn
 import cdn_kernels
-from cdn import density
 from cdn.commands import train
 from cdn.data import load_dataset
+from cdn.model import density
 from cdn.training.jem import STARTS, JointEnergy
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer

@@ -15,13 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import cdn
-from cdn import density
 from cdn.commands import classify, denoise
 from cdn.errors import CDNError
 from cdn.methods.denoising_errors import DenoisingErrorClassifier
 from cdn.methods.prior.residual import blind_residual
 from cdn.methods.synthesis.generators import ClassGenerators, load_generators, save_generators
-from cdn.model import capabilities
+from cdn.model import capabilities, density
 from cdn.run_folder.weights import load, save_model
 from cdn_kernels import Noise, NoiseLevels
 

@@ -13,8 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.density import score
 from cdn.errors import NotFiniteError
+from cdn.model.density import score
 from cdn_kernels import Noise, sample_noise
 from cdn_kernels import reference as torch_ops
 

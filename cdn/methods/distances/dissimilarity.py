@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdn.density import denoise
 from cdn.evaluation.metrics import ssim
 from cdn.methods.quadrature import level_nodes
 from cdn.methods.synthesis.inference import Distance, beside, pixel_distance
 from cdn.model.capabilities import stage_features
+from cdn.model.density import denoise
 from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops

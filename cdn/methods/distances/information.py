@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cdn.density import denoise
 from cdn.methods.quadrature import level_nodes
+from cdn.model.density import denoise
 from cdn.model.inputs import check_counts, check_floating
 from cdn.noise_keys import SIMILARITY
 from cdn_kernels import Noise, NoiseLevels

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cdn.density import score, sigma_from_score
 from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.density import score, sigma_from_score
 from cdn_kernels import Noise, sample_noise, standard_normal
 from cdn_kernels import reference as torch_ops
 

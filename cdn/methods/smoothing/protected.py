@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.density import denoise, log_prob
 from cdn.model import capabilities
+from cdn.model.density import denoise, log_prob
 from cdn.model.finite import require_finite
 from cdn.model.inputs import check_counts, check_floating, check_sigma
 from cdn_kernels.replaced import replaced

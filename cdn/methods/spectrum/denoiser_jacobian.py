@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.density import denoise
 from cdn.methods.spectrum.lanczos import Eigenpairs, extreme_eigenpairs
 from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.density import denoise
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.reference import differentiable
 

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cdn.density import denoise
 from cdn.errors import CDNError
 from cdn.files import Results
 from cdn.methods.spectrum.denoiser_jacobian import Jacobian, Probing, eigenpairs, matrix, probe
 from cdn.methods.spectrum.lanczos import Eigenpairs
 from cdn.model.capabilities import is_direct_denoiser
+from cdn.model.density import denoise
 from cdn.model.modes import evaluating
 from cdn.noise_keys import LANCZOS, PROBES
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdn.density import log_prob
 from cdn.evaluation.metrics import psnr
 from cdn.files import Results
 from cdn.methods.detection.detectors import separation, typicality
 from cdn.methods.detection.outlier_sets import synthetic_outliers
 from cdn.methods.synthesis.inference import Generators, infer, pixel_distance
+from cdn.model.density import log_prob
 from cdn_kernels import Noise, sample_noise
 
 # Names of sets of images, of searches for latents, and of the detectors that tell sets apart.

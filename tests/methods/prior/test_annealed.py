@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import cdn
-from cdn.density import calibrate
 from cdn.methods.prior.annealed import annealed_langevin, noise_ladder
 from cdn.methods.prior.residual import blind_residual, noisy_start
+from cdn.model.density import calibrate
 from tests.methods.prior.gaussian import BlindGaussian, KnownLevel
 
 NOISE = cdn.Noise(5)

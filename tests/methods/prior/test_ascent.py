@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import cdn
-from cdn.density import calibrate, sigma_from_score
 from cdn.methods.prior.ascent import ascend
 from cdn.methods.prior.residual import blind_residual, noisy_start, root_mean_square
+from cdn.model.density import calibrate, sigma_from_score
 from tests.methods.prior.gaussian import BlindGaussian
 
 NOISE = cdn.Noise(3)
