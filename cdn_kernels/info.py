@@ -78,7 +78,7 @@ def main() -> None:
         print(f"  cpu         not available: {cpu.MISSING}")
     else:
         print(f"  cpu         available, {cpu.CAPABILITY} kernels; built by {cpu.LIBRARY.cdn_build().decode()}")
-        print(f"              processor: {cpu.LIBRARY.cdn_features().decode() or 'nothing the kernels look for'}")
+        print(f"              processor: {' '.join(cpu.FEATURES) or 'nothing the kernels look for'}")
         print(f"              threads: {cpu.why_not_automatic() or cpu.THREADS or 'one'}")
         print(f"              convolutions: {cpu_engines.describe(cpu.ENGINE, cpu.CAPABILITY)}")
     print(f"  triton      {_triton()}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdn_kernels.backends import openmp, shared_library
-from cdn_kernels.backends.cpu_engines import ENGINES, engine_for
+from cdn_kernels.backends.cpu_engines import ENGINES, Map, Processor, engine_for
 from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
@@ -79,6 +79,7 @@ if _FUNCTIONS:
 CAPABILITY = CAPABILITIES[LIBRARY.cdn_capability()] if LIBRARY else None
 USABLE = CAPABILITIES[: CAPABILITIES.index(CAPABILITY) + 1] if LIBRARY else ()  # up to that which is in use
 ENGINE = dict(enumerate(ENGINES)).get(LIBRARY.cdn_conv_engine()) if LIBRARY else None  # the fastest direct one
+FEATURES = LIBRARY.cdn_features().decode().split() if LIBRARY else []  # of the processor, its maker among them
 
 
 def can_use_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -384,7 +385,7 @@ def conv2d(
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     if engine is None:
         follows = activation is not None or u is not None
-        engine = engine_for(kind, first.dtype, shape, stride, follows, ENGINE, CAPABILITY) or ENGINE
+        engine = engine_for(Map(kind, first.dtype, shape, stride, follows), _processor()) or ENGINE
     _call(
         LIBRARY.cdn_conv2d,
         kind,
@@ -410,7 +411,11 @@ def conv2d_is_faster(kind: int, x: Tensor, shape: ConvolutionShape, stride: int,
         x: any tensor of the dtype of the convolution.
         activation: whether GELU follows, or its derivative a gradient.
     """
-    return engine_for(kind, x.dtype, shape, stride, activation, ENGINE, CAPABILITY) is not None
+    return engine_for(Map(kind, x.dtype, shape, stride, activation), _processor()) is not None
+
+
+def _processor() -> Processor:
+    return Processor(ENGINE, CAPABILITY, "intel" not in FEATURES)
 
 
 def random_words(

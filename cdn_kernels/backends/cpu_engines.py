@@ -10,6 +10,7 @@ touches all of its tile of 4x4 pixels, or of 8x8 in 16 bits.
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 
@@ -38,42 +39,49 @@ _WITH_AVX512 = ("avx512", "avx512_bf16")
 _TILE = 4  # side of the results that minimal filtering computes together
 
 
-def engine_for(
-    kind: int,
-    dtype: torch.dtype,
-    shape: ConvolutionShape,
-    stride: int,
-    activation: bool,
-    direct: str | None,
-    capability: str | None,
-) -> str | None:
-    """Return the engine that runs a map of a convolution, or None where torch's is faster.
+class Processor(NamedTuple):
+    """What this processor runs.
 
-    Args:
+    Attributes:
+        direct: its direct engine for bfloat16, None if it has none that is fast.
+        capability: one of cpu.CAPABILITIES, None without a library.
+        doubles_bfloat16: whether its products of bfloat16 take half of the time of those of float32, as AMD's do;
+            Intel's without AMX were measured to take as long.
+    """
+
+    direct: str | None
+    capability: str | None
+    doubles_bfloat16: bool
+
+
+class Map(NamedTuple):
+    """One of the three maps of a convolution.
+
+    Attributes:
         kind: CONV_FORWARD, CONV_INPUT or CONV_WEIGHT.
         dtype: of images and filters.
         shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
         stride: 1 or more.
         activation: whether GELU follows, or its derivative a gradient by the input.
-        direct: the direct engine of this processor for bfloat16, None if it has none that is fast.
-        capability: one of cpu.CAPABILITIES, None without a library.
     """
-    rival = _direct_engine(kind, dtype, shape, stride, activation, direct, capability)
-    if _filters_minimally(kind, dtype, shape, stride, direct, rival, capability):
-        return f"winograd_{capability}"
-    return rival
+
+    kind: int
+    dtype: torch.dtype
+    shape: ConvolutionShape
+    stride: int
+    activation: bool
 
 
-def _filters_minimally(
-    kind: int,
-    dtype: torch.dtype,
-    shape: ConvolutionShape,
-    stride: int,
-    direct: str | None,
-    rival: str | None,
-    capability: str | None,
-) -> bool:
+def engine_for(job: Map, processor: Processor) -> str | None:
+    """Return the engine that runs a map of a convolution, or None where torch's is faster."""
+    rival = _direct_engine(job, processor)
+    return f"winograd_{processor.capability}" if _filters_minimally(job, processor, rival) else rival
+
+
+def _filters_minimally(job: Map, processor: Processor, rival: str | None) -> bool:
     """Tell whether minimal filtering runs a map rather than its rival, a direct engine, or torch if None."""
+    kind, dtype, shape, stride, _ = job
+    direct, capability, _ = processor
     (batch, inputs, *sides), (outputs, _, size, _) = shape
     if CHOICE == "direct" or capability is None or size != 3 or stride > 2:
         return False
@@ -86,8 +94,8 @@ def _filters_minimally(
     pixels = batch * height * width
     tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
     if stride == 2:
-        # Its products are 0.56 of direct ones, while those of bfloat16 take half of the time.
-        slower = dtype == torch.bfloat16 and direct is not None
+        # Its products are 0.56 of direct ones, while those of bfloat16 may take half of the time.
+        slower = dtype == torch.bfloat16 and direct is not None and processor.doubles_bfloat16
         return not slower and min(inner, outer) >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
     if dtype == torch.bfloat16 and rival is not None:
         fewest = 32 if kind == CONV_WEIGHT else 16
@@ -104,7 +112,7 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
     Direct engines were not, and gain too little on large images.
 
     Args:
-        dtype, shape, stride: as for :func:`engine_for`.
+        dtype, shape, stride: as for :class:`Map`.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
     if CHOICE == "direct" or size != 3 or stride > 2:
@@ -115,16 +123,10 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
     return enough and stride == 1 and dtype == torch.float32
 
 
-def _direct_engine(
-    kind: int,
-    dtype: torch.dtype,
-    shape: ConvolutionShape,
-    stride: int,
-    activation: bool,
-    direct: str | None,
-    capability: str | None,
-) -> str | None:
+def _direct_engine(job: Map, processor: Processor) -> str | None:
     """Return the direct engine that was measured to be faster than torch's convolution, None if there is none."""
+    kind, dtype, shape, stride, activation = job
+    direct, capability, _ = processor
     _, (*_, size) = shape
     # A direct engine has no epilogue for a gradient.
     if (kind == CONV_INPUT and activation) or size > LARGEST_FILTER:

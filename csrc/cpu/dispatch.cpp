@@ -98,6 +98,8 @@ std::string features() {
         if (has) found += (found.empty() ? "" : " ") + std::string(name);
     };
     const Bfloat16Units units;
+    add(__builtin_cpu_is("intel"), "intel");
+    add(__builtin_cpu_is("amd"), "amd");
     add(__builtin_cpu_supports("avx2"), "avx2");
     add(__builtin_cpu_supports("fma"), "fma");
     add(__builtin_cpu_supports("avx512f"), "avx512f");

@@ -98,6 +98,8 @@ static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_
 }
 
 constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
+constexpr std::int64_t kNear = 64;  // inner channels whose filters are multiplied by before the next are transformed
+constexpr std::int64_t kTogether = 16;  // inner channels whose filters are transformed in turn
 constexpr std::int64_t kFewestTiles = 11 * kRows;  // of a block: the filters are read once for each
 
 template <typename Storage, typename Scheme>
@@ -131,7 +133,8 @@ public:
         share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
         distance_ = frequency_distance(block_ * widest, sizeof(Real));
         own_ = blocks_ == 1;
-        filters_ = frequency_distance((own_ ? 1 : panels_) * depth_ * kPanel<Real>, sizeof(Real));
+        near_ = own_ ? std::min(kNear, inner_step_) : inner_step_;
+        filters_ = frequency_distance((own_ ? 1 : panels_) * inner_phases_ * near_ * kPanel<Real>, sizeof(Real));
         products_ = own_ ? frequency_distance(block_ * kPanel<Real>, sizeof(Real)) : distance_;
     }
 
@@ -144,7 +147,7 @@ public:
 
     void pack_shared(Real* filters, std::int64_t unit) const {
         const std::int64_t first = unit * kFilters;
-        pack(filters + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first);
+        pack(filters + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first, 0, inner_step_);
     }
 
     // Compute the results of a block of tiles in a range of panels.
@@ -159,7 +162,8 @@ public:
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
                 multiply_panel(f, patches, filters + panel * depth_ * kPanel<Real>,
-                               scratch + f * distance_ + panel * kPanel<Real>, last - first, panel, distances, wanted);
+                               scratch + f * distance_ + panel * kPanel<Real>, last - first, panel, distances,
+                               inner_step_, false, wanted);
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
     }
 
@@ -179,21 +183,24 @@ private:
         return wanted;
     }
 
-    // Multiply patches by a panel of filters at a frequency, those phases that it has.
+    // Multiply channels of patches by a panel of their filters at a frequency, those phases that it has.
     void multiply_panel(int f, const Real* patches, const Real* filters, Real* products, std::int64_t tiles,
-                        std::int64_t panel, Distances distances, Wanted& wanted) const {
-        const PhaseRange phases = Scheme::phases(f / kPatch, f % kPatch);
+                        std::int64_t panel, Distances distances, std::int64_t channels, bool add,
+                        Wanted& wanted) const {
+        const PhaseRange range = Scheme::phases(f / kPatch, f % kPatch);
         const std::int64_t column = panel * kPanel<Real>, step = outer_step_;
-        const std::int64_t skipped = inner_phases_ > 1 ? phases.first * inner_step_ : 0;
         if (outer_phases_ > 1
-            && (column >= (phases.first + phases.count) * step || column + kPanel<Real> <= phases.first * step))
+            && (column >= (range.first + range.count) * step || column + kPanel<Real> <= range.first * step))
             return;
-        multiply<Real>(patches + f * distance_ + skipped, filters + f * filters_ + skipped * kPanel<Real>, products,
-                       tiles, inner_phases_ > 1 ? phases.count * inner_step_ : depth_, columns_ - column, distances,
-                       false, wanted);
+        const PhaseRange phases = inner_phases_ > 1 ? range : PhaseRange{0, 1};
+        for (int phase = phases.first; phase < phases.first + phases.count; ++phase)
+            multiply<Real>(patches + f * distance_ + phase * inner_step_,
+                           filters + f * filters_ + phase * channels * kPanel<Real>, products, tiles, channels,
+                           columns_ - column, distances, add || phase > phases.first, wanted);
     }
 
-    // The same where no other block needs the filters: they are transformed here, a panel at a time, and stay near.
+    // The same where no other block needs the filters: they are transformed here, a panel and some channels at a time,
+    // and stay near.
     void multiply_own(Real* scratch, std::int64_t start, std::int64_t end) const {
         Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
         transform_tiles(scratch, 0, block_);
@@ -201,10 +208,14 @@ private:
         Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
             const std::int64_t first = panel * kPanel<Real>, last = std::min(first + kPanel<Real>, columns_);
-            for (std::int64_t channel = first; channel < last; channel += kFilters)
-                pack(filters + channel - first, channel);
-            for (int f = 0; f < kFrequencies; ++f)
-                multiply_panel(f, scratch, filters, products + f * products_, block_, panel, distances, nothing);
+            for (std::int64_t inner = 0; inner < inner_step_; inner += near_) {
+                const std::int64_t channels = std::min(near_, inner_step_ - inner);
+                for (std::int64_t column = first; column < last; column += kFilters)
+                    pack(filters + column - first, column, inner, inner + channels);
+                for (int f = 0; f < kFrequencies; ++f)
+                    multiply_panel(f, scratch + inner, filters, products + f * products_, block_, panel, distances,
+                                   channels, inner > 0, nothing);
+            }
             finish_tiles(products - first, kPanel<Real>, 0, block_, first, last);
         }
     }
@@ -273,21 +284,20 @@ private:
         whole ? finish<true>(from, at, step, channel) : finish<false>(from, at, step, channel);
     }
 
-    // Transform the filters of a vector of columns to [frequency, inner channel, panel].
-    void pack(Real* to, std::int64_t column) const {
+    // Transform the filters of a vector of columns and a range of inner channels to [frequency, channel, panel].
+    void pack(Real* to, std::int64_t column, std::int64_t begin, std::int64_t end) const {
         const std::int64_t first = column % outer_step_, count = std::min(kFilters, outer_ - first);
         const auto* from = static_cast<const Element*>(job_.second);
-        constexpr std::int64_t kTogether = 16;
         Wide<Real> taps[kTogether][kTaps * kTaps];
-        for (std::int64_t start = 0; start < inner_step_; start += kTogether) {
+        for (std::int64_t start = begin; start < end; start += kTogether) {
             const std::int64_t together = std::min(kTogether, inner_ - start);
             if (forward_) turn(from, first, count, start, together, taps);
             else rotate(from, first, count, start, together, taps);
-            const std::int64_t all = std::min(kTogether, inner_step_ - start);
+            const std::int64_t all = std::min(kTogether, end - start);
             for (std::int64_t k = together; k < all; ++k) std::fill_n(taps[k], kTaps * kTaps, Wide<Real>{});
             for (int number = 0; number < inner_phases_; ++number)
                 with_phase<Scheme>(forward_ ? number : static_cast<int>(column / outer_step_), [&](auto phase) {
-                    const std::int64_t row = inner_phases_ == 1 ? start : phase * inner_step_ + start;
+                    const std::int64_t row = (inner_phases_ == 1 ? 0 : phase * (end - begin)) + start - begin;
                     for (std::int64_t k = 0; k < all; ++k) pack_taps<phase>(to + (row + k) * kPanel<Real>, taps[k]);
                 });
         }
@@ -305,14 +315,17 @@ private:
             Spectrum<Real, Scheme, number>{to, filters_});
     }
 
-    // Filters [output, tap, input]: the lanes of a vector are outputs.
+    // Filters [output, tap, input]: the lanes of a vector are to be outputs, so squares of both are transposed.
     void turn(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
               Wide<Real> (*taps)[kTaps * kTaps]) const {
-        for (std::int64_t lane = 0; lane < kFilters; ++lane)
+        for (std::int64_t k = 0; k < together; k += kFilters)
             for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-                const Element* row = from + ((first + lane) * kTaps * kTaps + tap) * inner_ + start;
-                for (std::int64_t k = 0; k < together; ++k)
-                    reinterpret_cast<Real*>(&taps[k][tap])[lane] = lane < count ? Storage::load(row[k]) : Real(0);
+                const Element* corner = from + (first * kTaps * kTaps + tap) * inner_ + start + k;
+                Wide<Real> square[kFilters] = {};
+                for (std::int64_t lane = 0; lane < count; ++lane)
+                    square[lane] = load<Storage>(corner + lane * kTaps * kTaps * inner_, together - k);
+                transpose<Real>(square);
+                for (std::int64_t i = 0; i < kFilters; ++i) taps[k + i][tap] = square[i];
             }
     }
 
@@ -400,6 +413,7 @@ private:
     Extent from_, to_;  // of what is convolved, and of results
     std::int64_t inner_, outer_;  // their channels
     std::int64_t inner_step_, outer_step_;  // from a phase to the next, in what is summed over and in columns
+    std::int64_t near_;  // inner channels of a phase whose filters are transformed at once
     std::int64_t depth_, row_;  // what is summed over, and in whole vectors: of a transformed patch
     std::int64_t columns_, panels_;  // of products, and their panels
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit

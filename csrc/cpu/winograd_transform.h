@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "pack.h"
 
@@ -70,6 +71,30 @@ CDN_HOST_DEVICE void store(typename Storage::Element* to, Wide<typename Storage:
         return;
     }
     for (std::int64_t i = 0; i < std::min(count, kWide<Real>); ++i) to[i] = Storage::store(v[i]);
+}
+
+// Exchange the lanes that have a bit in their number with those of another vector that lack it.
+template <std::size_t bit, typename V, std::size_t... lane>
+CDN_HOST_DEVICE void exchange(V& a, V& b, std::index_sequence<lane...>) {
+    const V first = a, second = b;
+#if __has_builtin(__builtin_shufflevector)
+    a = __builtin_shufflevector(first, second, (lane & bit ? sizeof...(lane) + lane - bit : lane)...);
+    b = __builtin_shufflevector(first, second, (lane & bit ? sizeof...(lane) + lane : lane + bit)...);
+#else
+    ((a[lane] = lane & bit ? second[lane - bit] : first[lane]), ...);
+    ((b[lane] = lane & bit ? second[lane] : first[lane + bit]), ...);
+#endif
+}
+
+// Transpose a square of vectors, bit by bit of the numbers of rows and lanes.
+template <typename Real, std::size_t bit = 1>
+CDN_HOST_DEVICE void transpose(Wide<Real>* square) {
+    constexpr std::size_t side = kWide<Real>;
+    if constexpr (bit < side) {
+        _Pragma("GCC unroll 16") for (std::size_t row = 0; row < side; ++row)
+            if (!(row & bit)) exchange<bit>(square[row], square[row + bit], std::make_index_sequence<side>{});
+        transpose<Real, 2 * bit>(square);
+    }
 }
 
 // The positive points of tiles of a side, half as many as a tile has rows. Their squares multiply to 1.

@@ -312,8 +312,9 @@ def test_steps_stay_within_rounding_of_direct_ones(monkeypatch):
 LARGE = (64, 64, 32, 32), (64, 64, 3, 3)
 
 
-def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct=None, capability="avx2"):
-    return cpu_engines.engine_for(kind, dtype, shape, stride, False, direct, capability)
+def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct=None, capability="avx2", doubles=True):
+    job = cpu_engines.Map(kind, dtype, shape, stride, False)
+    return cpu_engines.engine_for(job, cpu_engines.Processor(direct, capability, doubles))
 
 
 @pytest.mark.parametrize(
@@ -346,6 +347,8 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
         (dict(stride=2, dtype=torch.float16), "winograd_avx2"),
         (dict(stride=2, dtype=torch.bfloat16), "winograd_avx2"),
         (dict(stride=2, dtype=torch.bfloat16, direct="avx512_bf16"), "avx512_bf16"),
+        (dict(stride=2, dtype=torch.bfloat16, direct="avx512_bf16", doubles=False), "winograd_avx2"),
+        (dict(stride=2, dtype=torch.bfloat16, direct="amx", doubles=False), "amx"),
         (dict(stride=2, shape=((64, 3, 32, 32), (64, 3, 3, 3)), kind=CONV_INPUT), None),
         (dict(stride=2, shape=((64, 64, 10, 10), (64, 64, 3, 3))), None),
         # Direct sums of float32, with AVX-512: what is small, and what has a stride and few channels.
