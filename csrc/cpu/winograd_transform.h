@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "pack.h"
@@ -73,6 +74,24 @@ CDN_HOST_DEVICE void store(typename Storage::Element* to, Wide<typename Storage:
     for (std::int64_t i = 0; i < std::min(count, kWide<Real>); ++i) to[i] = Storage::store(v[i]);
 }
 
+// Write lines of memory past the cache, which would fetch them first: for what is large and not read soon. Before
+// another thread reads them, this one calls settle().
+#ifdef __AVX512F__
+template <typename Storage>
+constexpr bool kStreams = std::is_same_v<typename Storage::Real, typename Storage::Element>;
+template <typename V>
+CDN_HOST_DEVICE void stream(void* to, V v) {
+    _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
+}
+CDN_HOST_DEVICE void settle() { _mm_sfence(); }
+#else
+template <typename Storage>
+constexpr bool kStreams = false;
+template <typename V>
+CDN_HOST_DEVICE void stream(void*, V) {}
+CDN_HOST_DEVICE void settle() {}
+#endif
+
 // Exchange the lanes that have a bit in their number with those of another vector that lack it.
 template <std::size_t bit, typename V, std::size_t... lane>
 CDN_HOST_DEVICE void exchange(V& a, V& b, std::index_sequence<lane...>) {
@@ -91,8 +110,8 @@ template <typename Real, std::size_t bit = 1>
 CDN_HOST_DEVICE void transpose(Wide<Real>* square) {
     constexpr std::size_t side = kWide<Real>;
     if constexpr (bit < side) {
-        _Pragma("GCC unroll 16") for (std::size_t row = 0; row < side; ++row)
-            if (!(row & bit)) exchange<bit>(square[row], square[row + bit], std::make_index_sequence<side>{});
+        _Pragma("GCC unroll 16") for (std::size_t row = 0; row < side; ++row) if (!(row & bit))
+            exchange<bit>(square[row], square[row + bit], std::make_index_sequence<side>{});
         transpose<Real, 2 * bit>(square);
     }
 }

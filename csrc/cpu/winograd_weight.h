@@ -18,6 +18,7 @@ class WinogradWeight {
     static constexpr std::int64_t kFrequencies = kPatch * kPatch;
     static constexpr std::int64_t kMostChunks = 8, kChunkTiles = 128, kChunkBytes = 5 << 20;
     static constexpr std::int64_t kMostTiles = 16 * kRows;  // of a block
+    static constexpr std::int64_t kStreamedBytes = 1 << 20;  // of filters from which on they are written past the cache
     static constexpr std::int64_t kSquare = 64 / (kVectors * kLanes) * kPanel<Real>;  // channels of sums that stay near
 
 public:
@@ -35,8 +36,10 @@ public:
         const std::int64_t each = kFrequencies * (columns_ + rows_) * bytes;
         block_ = std::clamp(kBlockBytes / each, kFewestTiles, kMostTiles);
         whole_ = chunks_ == 1 && block_ >= chunk_;
-        patches_ = frequency_distance(block_ * columns_, bytes);
-        gradients_ = frequency_distance(block_ * rows_, bytes);
+        if (whole_) block_ = chunk_;
+        inputs_wide_ = whole_ ? kSquare : columns_, outputs_wide_ = whole_ ? kSquare : rows_;
+        patches_ = frequency_distance(block_ * round_up(columns_, inputs_wide_), bytes);
+        gradients_ = frequency_distance(block_ * round_up(rows_, outputs_wide_), bytes);
         sums_ =
             whole_ ? frequency_distance(kSquare * kSquare, bytes) : frequency_distance(job.outputs * columns_, bytes);
     }
@@ -92,6 +95,7 @@ public:
                 return sum;
             });
         });
+        settle();
     }
 
 private:
@@ -116,15 +120,14 @@ private:
                          std::int64_t outputs) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile at = tiles_[t];
-            Real* row = patches + (t - first) * columns_;
             each_vector(0, columns_, [&](auto phase, std::int64_t column, std::int64_t input) {
-                const Spectrum<Real, Scheme, phase> to{row + column, patches_};
+                const Spectrum<Real, Scheme, phase> to{patches + place(t - first, column, inputs_wide_), patches_};
                 read_patch<Storage, kPatch>(
                     job_.first, images_, tiles_.neighbours(at, Scheme::phase(phase)), input,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Data<Real>>(read, to); });
             });
             for (std::int64_t channel = 0; channel < outputs; channel += kWide<Real>) {
-                const Spectrum<Real, Scheme> to{gradients + (t - first) * rows_ + channel, gradients_};
+                const Spectrum<Real, Scheme> to{gradients + place(t - first, channel, outputs_wide_), gradients_};
                 read_patch<Storage, Scheme::kTile>(
                     job_.second, results_, {at.sample, at.y, at.x, 1}, output + channel,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Gradient<Real>>(read, to); });
@@ -132,26 +135,45 @@ private:
         }
     }
 
+    // Where a block has a channel of a tile: groups of channels follow each other, each with all tiles.
+    std::int64_t place(std::int64_t tile, std::int64_t channel, std::int64_t wide) const {
+        return (channel / wide * block_ + tile) * wide + channel % wide;
+    }
+
     // Multiply all tiles there are, a square of channels at a time, whose sums stay near.
     void multiply_whole(const Real* patches, const Real* gradients, Real* sums, std::int64_t output,
                         std::int64_t outputs) const {
-        const Distances distances{1, rows_, columns_, kSquare};
-        Wanted nothing;
+        const Distances distances{1, kSquare, kSquare, kSquare};
         for (std::int64_t row = 0; row < outputs; row += kSquare)
             for (std::int64_t first = 0; first < columns_; first += kSquare) {
                 const std::int64_t rows = std::min(kSquare, outputs - row), last = std::min(first + kSquare, columns_);
-                for (int f = 0; f < kFrequencies; ++f)
+                const Real *own = gradients + place(0, row, kSquare), *by = patches + place(0, first, kSquare);
+                for (int f = 0; f < kFrequencies; ++f) {
+                    Wanted wanted;
+                    if (last < columns_) {
+                        const Real* next = by + f * patches_ + block_ * kSquare;
+                        wanted.add(next, next + block_ * kSquare, divide_up(rows, kRows));
+                    }
                     for_panels(f, first, last, [&](std::int64_t column) {
-                        multiply<Real>(gradients + f * gradients_ + row, patches + f * patches_ + column,
-                                       sums + f * sums_ + column - first, rows, tiles_.count(), last - column,
-                                       distances, false, nothing);
+                        multiply<Real>(own + f * gradients_, by + f * patches_ + column - first,
+                                       sums + f * sums_ + column - first, rows, block_, last - column, distances, false,
+                                       wanted);
                     });
+                }
                 for (std::int64_t o = 0; o < rows; ++o)
                     each_vector(first, last, [&](auto phase, std::int64_t column, std::int64_t input) {
                         finish<phase>(output + row + o, input,
                                       Spectrum<Real, Scheme>{sums + o * kSquare + column - first, sums_});
                     });
             }
+        settle();
+    }
+
+    // Whether the results are large, and whole lines.
+    bool are_streamed() const {
+        const std::int64_t row = job_.inputs * std::int64_t{sizeof(Element)};
+        return row * kTaps * kTaps * job_.outputs >= kStreamedBytes && row % 64 == 0
+            && reinterpret_cast<std::uintptr_t>(job_.out) % 64 == 0;
     }
 
     // Transform a vector of sums of a phase, which total(i, j) gives, back to the filters of an output channel, and
@@ -164,7 +186,11 @@ private:
             [=](int i, int j) CDN_INLINE { return Scheme::has(phase, i, j) ? total(i, j) : Wide<Real>{}; },
             [=, this](int i, int j, Wide<Real> v) CDN_INLINE {
                 const int y = Scheme::tap(phase.odd_y, i), x = Scheme::tap(phase.odd_x, j);
-                if (y >= 0 && x >= 0) store<Storage>(out + (y * kTaps + x) * job_.inputs, v, job_.inputs - input);
+                if (y < 0 || x < 0) return;
+                auto* to = out + (y * kTaps + x) * job_.inputs;
+                if constexpr (kStreams<Storage>)
+                    if (streamed_) return stream(to, v);
+                store<Storage>(to, v, job_.inputs - input);
             });
     }
 
@@ -175,7 +201,10 @@ private:
     std::int64_t step_;  // from a phase to the next
     std::int64_t columns_, rows_;  // input channels, and output channels of a range, in whole vectors
     std::int64_t chunks_, chunk_, parts_, part_;  // how many, and tiles or output channels of one
-    std::int64_t block_, patches_, gradients_, sums_;
+    std::int64_t block_;  // tiles that are transformed before they are multiplied
+    std::int64_t inputs_wide_, outputs_wide_;  // channels of a tile that follow each other, transformed
+    std::int64_t patches_, gradients_, sums_;  // from a frequency to the next
+    const bool streamed_ = are_streamed();
     bool whole_;  // whether all tiles are one block, so that nothing is summed up
 };
 
