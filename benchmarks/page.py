@@ -3,7 +3,7 @@
     pytest benchmarks/ --benchmark-only --benchmark-json benchmarks/results/cpu.json
     python -m benchmarks.page benchmarks/results/cpu.json [more.json ...] [--out docs]
 
-Where several files have the same case, the last one counts.
+Where several files of a machine have the same case, the last one counts. Another machine has tables of its own.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from cdn_kernels.recording import LARGEST
 LESSONS = Path(__file__).parent / "lessons.md"
 CLASSIFIER, UNITS = "(eager step of a classifier)", "(its convolutions alone, by PyTorch)"
 WHOLE = "(this library, clean images as noisy ones)"
+# What makes another machine; all else of it is a version.
+HARDWARE = ("device", "threads", "cores", "capability", "convolutions", "system")
 # Compiled peers are measured on a GPU only. The library is recorded, but for the last.
 COMPILED, COMPILED_CLASSIFIER, CALLS = "compiled", "(compiled step of a classifier)", "this library, call by call"
 
@@ -52,47 +54,53 @@ def main(argv=None):
     args = parser.parse_args(argv)
     merged = merge([read(path) for path in args.runs])
     (args.out / "images").mkdir(parents=True, exist_ok=True)
-    pictures = scaling_plots(merged.of, args.out / "images")
+    pictures = scaling_plots(merged[-1].of, args.out / "images")
     text = page(merged, pictures, shlex.join(["python", "-m", "benchmarks.page", *map(str, args.runs)]))
     (args.out / "performance.md").write_text(text)
-    print(f"{args.out / 'performance.md'}: {len(merged.results)} cases, {len(pictures)} plots")
+    cases = sum(len(record.results) for record in merged)
+    print(f"{args.out / 'performance.md'}: {cases} cases, {len(pictures)} plots")
 
 
 def merge(records):
-    """Return one Record of several; its date and its machine's commit name those of all results.
+    """Return a Record for each machine of several; its date and its machine's commit name those of all its results.
 
     Raises:
-        SystemExit: records of different machines or versions.
+        SystemExit: records of different versions.
     """
     last = records[-1].machine
-    for key in last.keys() - {"commit"}:
+    for key in last.keys() - {"commit", *HARDWARE}:
         if len({record.machine[key] for record in records}) > 1:
             found = " and ".join(str(record.machine[key]) for record in records)
-            raise SystemExit(f"expected runs of one machine, got {key} {found}")
+            raise SystemExit(f"expected runs of the same versions, got {key} {found}")
+    machines = {}
+    for record in records:
+        machines.setdefault(tuple(record.machine[key] for key in HARDWARE), []).append(record)
+    return [_merged(of_one) for of_one in machines.values()]
+
+
+def _merged(records):
     results = {name: result for record in records for name, result in record.results.items()}
     commits = sorted({str(result["machine"]["commit"]) for result in results.values()})
     dates = sorted({record.date[:10] for record in records})
-    return Record(" and ".join(dates), last | dict(commit="`, `".join(commits)), results)
+    return Record(" and ".join(dates), records[-1].machine | dict(commit="`, `".join(commits)), results)
 
 
-def page(record, pictures, command):
+def page(records, pictures, command):
     """Return the page as Markdown.
 
     Args:
-        record: a :class:`.harness.record.Record`.
+        records: a :class:`.harness.record.Record` for each machine.
         pictures: file names in images/, by what they show.
         command: what wrote the page.
     """
-    about = record.machine
+    machines = "\n\n".join(map(_about, records))
     parts = [
         f"""# Performance
 
 <!-- Written by: {command} -->
 Written by `{command}`, not by hand.
 
-{about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels,
-{about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]},
-{record.date}, commit `{about["commit"]}`.
+{machines}
 
 A case is run in turn with its peers, in random order, after their values were found equal. Given are medians of the
 ratios within a round, and in brackets the interval that holds the true median with 95 % probability (the sign test's);
@@ -104,13 +112,20 @@ not checked for equal values."""
     ]
     missing = []
     for section in SECTIONS:
-        results = [result for operation in section.operations for result in record.of(operation)]
-        if not results:
-            missing.append(f"{section.title.lower()} (`{section.file}`)")
-        else:
+        tables, absent = [], []
+        for record in records:
+            results = [result for operation in section.operations for result in record.of(operation)]
+            title = [f"{_name(record)}:"] if len(records) > 1 else []
+            if results:
+                tables += [*title, _table(results, section.columns)]
+            else:
+                absent.append(_name(record))
+        if absent:
+            where = "" if len(absent) == len(records) else " on " + " and ".join(absent)
+            missing.append(f"{section.title.lower()} (`{section.file}`){where}")
+        if tables:
             command = f"`pytest benchmarks/{section.file} --benchmark-only {section.options}".strip() + "`"
-            text = [f"## {section.title}", section.text, command, _table(results, section.columns)]
-            parts.append("\n\n".join(filter(None, text)))
+            parts.append("\n\n".join(filter(None, [f"## {section.title}", section.text, command, *tables])))
     if missing:
         parts.append("Not measured with these versions: " + ", ".join(missing) + ".")
     for name, file in pictures.items():
@@ -118,6 +133,17 @@ not checked for equal values."""
     if LESSONS.exists():
         parts.append(LESSONS.read_text().strip())
     return "\n\n".join(parts) + "\n"
+
+
+def _name(record):
+    return f"{record.machine['device']}, {record.machine['threads']} threads"
+
+
+def _about(record):
+    about = record.machine
+    return f"""{_name(record)} on {about["cores"]} cores, {about["capability"]} kernels,
+{about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]},
+{record.date}, commit `{about["commit"]}`."""
 
 
 def _table(results, columns):

@@ -130,7 +130,7 @@ def test_a_change_beyond_the_spread_is_seen(run, tmp_path, capsys):
     assert f"{len(changed['ratios'])} lost" in capsys.readouterr().out
 
 
-def test_records_are_merged_only_from_one_machine(run, tmp_path):
+def test_records_of_one_machine_are_merged(run, tmp_path):
     other = json.loads(run.read_text())
     first = other["benchmarks"][0]["extra_info"]
     first["machine"]["commit"] = "0123456789ab"
@@ -138,9 +138,25 @@ def test_records_are_merged_only_from_one_machine(run, tmp_path):
     page.main([str(run), str(tmp_path / "other.json"), "--out", str(tmp_path)])
     text = (tmp_path / "performance.md").read_text()
     assert "commit `0123456789ab`, `" in text and text.count(f"| {first['case']} |") == 1
-    other["machine_info"]["cdn"]["threads"] = 99
+
+
+def test_another_machine_has_tables_of_its_own(run, tmp_path):
+    other = json.loads(run.read_text())
+    other["machine_info"]["cdn"]["device"] = "Another"
+    other["benchmarks"] = [b for b in other["benchmarks"] if b["extra_info"]["facts"]["operation"] != "epoch"]
     (tmp_path / "other.json").write_text(json.dumps(other))
-    with pytest.raises(SystemExit, match="expected runs of one machine, got threads"):
+    page.main([str(run), str(tmp_path / "other.json"), "--out", str(tmp_path)])
+    text = (tmp_path / "performance.md").read_text()
+    first = other["benchmarks"][0]["extra_info"]
+    assert text.count(f"| {first['case']} |") == 2
+    assert "\nAnother, " in text and "a whole epoch (`test_epoch.py`) on Another, " in text
+
+
+def test_records_of_several_versions_are_refused(run, tmp_path):
+    other = json.loads(run.read_text())
+    other["machine_info"]["cdn"]["torch"] = "0.1"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match="expected runs of the same versions, got torch"):
         page.main([str(run), str(tmp_path / "other.json"), "--out", str(tmp_path)])
 
 
