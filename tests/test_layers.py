@@ -18,7 +18,7 @@ STARTERS = {"train", "evaluate", "denoise", "classify", "certify"}
 ROOMS = ("errors", "files", "processes", "model", "noise_keys", "images", "data", "objective", "run_folder")
 ROOMS += ("evaluation", "methods", "pictures", "training", "cli", "experiments", "commands")
 ARROWS = {
-    "cli": "errors images model training",
+    "cli": "errors images model run_folder training",
     "commands": "cli errors evaluation experiments files images methods model pictures run_folder training",
     "data": "errors images noise_keys",
     "evaluation": "data errors model noise_keys",

@@ -1,6 +1,7 @@
 """Options of commands: their types, each with one sentence for what it does not take, and devices."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from cdn.errors import CDNError
 from cdn.images.tiles import SMALLEST
 from cdn.model.inputs import sigma_text
 from cdn.model.modes import PRECISIONS
+from cdn.run_folder.shipped import is_shipped_name, locate
 from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
 Number = TypeVar("Number", int, float)
@@ -90,6 +92,14 @@ def named_folder(text: str) -> tuple[str, str]:
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
     return name, folder
+
+
+def run_path(text: str) -> Path:
+    """Parse a run: a folder or a weights file, or the name of a model that comes with the package."""
+    path = Path(text)
+    if is_shipped_name(text) and path.exists():
+        print(f"note: {text} is taken to be the folder here, not the model of that name", file=sys.stderr)
+    return locate(text)
 
 
 def pick_device(name: str) -> torch.device:
@@ -189,6 +199,9 @@ def make_parser(
     return parser
 
 
+# What the argument RUN is, in commands that only need its weights, and in those that need its configuration too.
+RUN = "folder of a training run, or its model.safetensors, or the name of a model that comes with the package"
+RUN_FOLDER = "folder of a training run, or the name of a model that comes with the package"
 # The options of all commands that run a model.
 DEVICE = Option("--device", str, "auto", "auto, cpu, cuda or cuda:N")
 PRECISION = Option(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn.cli.arguments import DEVICE, Option, make_parser, pick_device, positive_int
+from cdn.cli.arguments import DEVICE, RUN, Option, make_parser, pick_device, positive_int, run_path
 from cdn.errors import CDNError, CheckpointError, DataError, NotFiniteError
 from cdn.files import json_text
 from cdn.images.image_files import read_image
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         DEVICE,
     )
     parser = make_parser("cdn.classify", DESCRIPTION, options, epilog=EXAMPLES)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
+    parser.add_argument("run", metavar="RUN", type=run_path, help=RUN)
     text = "image files, 8 bits per channel, opaque; colour becomes grey, and grey colour, as the model needs"
     parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help=text)
     return parser

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.cli.arguments import DEVICE, Option, make_parser, noise_level, pick_device, tile_side
+from cdn.cli.arguments import DEVICE, RUN, Option, make_parser, noise_level, pick_device, run_path, tile_side
 from cdn.errors import CDNError
 from cdn.images.image_files import check_writable, kind_of, read_image, write_image
 from cdn.images.memory import advise_tile, require_memory
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         DEVICE,
     )
     parser = make_parser("cdn.denoise", DESCRIPTION, options, epilog=EXAMPLES)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run, or its model.safetensors")
+    parser.add_argument("run", metavar="RUN", type=run_path, help=RUN)
     parser.add_argument("input", metavar="INPUT", type=Path, help="noisy image, 8 bits per channel, opaque")
     text = ".png, .bmp, .tif, .webp (lossless) or .jpg; an existing file is replaced, unless it is the input"
     parser.add_argument("output", metavar="OUTPUT", type=Path, help=f"denoised image: {text}")

@@ -7,15 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdn.cli.arguments import DATA_DIR, DEVICE, PRECISION, Option, make_parser, pick_device, positive_int
+from cdn.cli.arguments import (
+    DATA_DIR,
+    DEVICE,
+    PRECISION,
+    RUN_FOLDER,
+    Option,
+    make_parser,
+    pick_device,
+    positive_int,
+    run_path,
+)
 from cdn.evaluation import SIGMAS, evaluate, predict, reliability
-from cdn.files import json_text, require_writable, write_atomically
+from cdn.files import json_text, make_folder, require_writable, write_atomically
 from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.plots import reliability_picture
 from cdn.pictures.style import attempt
 from cdn.pictures.tables import text_table
 from cdn.run_folder.names import EVALUATION, RELIABILITY
 from cdn.run_folder.opened import open_run
+from cdn.run_folder.shipped import results_folder
 
 DESCRIPTION = """\
 Measure a trained run on the test split of its data: accuracy and denoising at noise levels of 15, 25 and 50
@@ -30,8 +41,10 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
-    out = args.out or args.run / EVALUATION
+    out = args.out or results_folder(args.run) / EVALUATION
     run = open_run(args.run, pick_device(args.device), args.data_dir)
+    if args.out is None:
+        make_folder(out.parent)
     require_writable(out)
     model, split, objective = run.model, run.dataset.test, run.config.objective
     options: dict[str, Any] = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
@@ -95,8 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         Option("--batch-size", positive_int, 256, "images per forward; the results do not depend on it"),
         DEVICE,
         PRECISION,
-        Option("--out", Path, None, "file for the figures; a picture goes beside it (default: RUN/evaluation.json)"),
+        Option(
+            "--out",
+            Path,
+            None,
+            "file for the figures; a picture goes beside it (default: RUN/evaluation.json; of a name, results/NAME/)",
+        ),
     )
     parser = make_parser("cdn.evaluate", DESCRIPTION, options, epilog=EXAMPLES)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+    parser.add_argument("run", metavar="RUN", type=run_path, help=RUN_FOLDER)
     return parser

@@ -20,7 +20,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from cdn.cli.arguments import DATA_DIR, DEVICE, PRECISION, Option, make_parser, pick_device, positive_int, seed_number
+from cdn.cli.arguments import (
+    DATA_DIR,
+    DEVICE,
+    PRECISION,
+    RUN_FOLDER,
+    Option,
+    make_parser,
+    pick_device,
+    positive_int,
+    run_path,
+    seed_number,
+)
 from cdn.data import ImageSplit
 from cdn.errors import CDNError
 from cdn.experiments.options import OPTIONS
@@ -29,6 +40,7 @@ from cdn.model.capabilities import kind
 from cdn.model.modes import evaluating
 from cdn.pictures.style import attempt, save
 from cdn.run_folder.opened import Run, by_name, open_run
+from cdn.run_folder.shipped import results_folder
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -118,11 +130,11 @@ class Experiment:
         groups = dict(OPTIONS[self.name] if self.options is None else self.options)
         parser = make_parser(module, self.text, (*common, *groups.pop("", ())), groups)
         parser.set_defaults(experiment=self.name)
-        parser.add_argument("run", metavar="RUN", type=Path, help="folder of a training run")
+        parser.add_argument("run", metavar="RUN", type=run_path, help=RUN_FOLDER)
         add_out(parser, f"RUN/{self.name}", None)
         if self.against:
             text = "other runs on the same data, to be measured beside it"
-            parser.add_argument("--against", metavar="RUN", type=Path, nargs="+", default=[], help=text)
+            parser.add_argument("--against", metavar="RUN", type=run_path, nargs="+", default=[], help=text)
         return parser
 
 
@@ -148,7 +160,7 @@ class Session:
         self.run = open_run(args.run, self.device, args.data_dir)
         self.model = self.run.model
         require(self.run, *experiment.needs)
-        self.out: Path = args.out or args.run / args.experiment
+        self.out: Path = args.out or results_folder(args.run) / args.experiment
         make_folder(self.out)
 
     def open(self, path: Path, *needs: Need) -> Run:

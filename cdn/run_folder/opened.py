@@ -11,6 +11,7 @@ from cdn.errors import CDNError, CheckpointError
 from cdn.model import Network
 from cdn.model import capabilities as capabilities
 from cdn.run_folder.config import RunConfig, read_config
+from cdn.run_folder.shipped import locate
 from cdn.run_folder.weights import load
 from cdn_kernels import NoiseLevels
 
@@ -66,7 +67,7 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
     """Open a run folder for measurements.
 
     Args:
-        path: the run folder.
+        path: the run folder, or the name of a model that comes with the package.
         device: where to put the model.
         data_dir: folder of the data; None for that of the training.
 
@@ -75,7 +76,7 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
         DataError: data that cannot be read.
         CDNError: data of other classes than those of the training.
     """
-    path = Path(path)
+    path = locate(path)
     model, config = load(path, device), read_config(path)
     try:
         data, classes, levels = config.data, tuple(config.classes or ()), config.levels

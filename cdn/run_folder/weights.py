@@ -18,6 +18,7 @@ from cdn.model.capabilities import is_ours, unwrapped
 from cdn.run_folder.config import read_config
 from cdn.run_folder.forms import misfit
 from cdn.run_folder.names import WEIGHTS
+from cdn.run_folder.shipped import locate, require_unchanged
 
 FORMAT = "cdn-model-1"
 
@@ -76,7 +77,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     """Load a trained model, in evaluation mode.
 
     Args:
-        path: a run folder or its ``model.safetensors``.
+        path: a run folder or its ``model.safetensors``, or the name of a model that comes with the package, such as
+            "digits"; a folder of that name comes first.
         device: where to put it.
 
     Returns:
@@ -87,9 +89,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     Raises:
         CheckpointError: the file is missing, torn, or not a model of this package, or its weights are not finite.
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
         path = path / WEIGHTS
+    require_unchanged(path)
     tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
