@@ -23,7 +23,7 @@ from cdn.files import json_text, make_folder, write_atomically
 from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.tables import text_table
 from cdn.run_folder.config import write_config
-from cdn.run_folder.journal import Journal
+from cdn.run_folder.journal import Journal, Row
 from cdn.run_folder.names import METRICS, WEIGHTS
 from cdn.run_folder.opened import Run, open_run
 from cdn.run_folder.shipped import CARD, CARD_TEXT, FOLDER
@@ -65,13 +65,16 @@ def main(argv: list[str] | None = None) -> None:
     folder = FOLDER / args.name
     make_folder(folder)
     run = open_run(args.run, data_dir=args.data_dir)
+    last = Journal(run.path / METRICS).rows[-1]
+    if last["step"] != run.config.total_steps or not run.model.calibration_sigma.numel():
+        raise CDNError(f"{args.run} stands at step {last['step']} of {run.config.total_steps}: let it finish")
     round_weights(run.model)
     weights = folder / WEIGHTS
     save_model(weights, run.model, run.model.classes, run.config.objective)
     if weights.stat().st_size > LARGEST:
         raise CDNError(f"{weights} has {weights.stat().st_size:,} bytes, of at most {LARGEST:,}")
     write_config(folder, run.config.with_data_dir(None))
-    facts = dict(name=args.name, command=args.command) | measured(run)
+    facts = dict(name=args.name, command=args.command) | measured(run, last)
     write_atomically(folder / CARD, (json_text(facts, indent=2) + "\n").encode())
     write_atomically(folder / CARD_TEXT, card_text(facts).encode())
     print(f'"{args.name}": "{hashlib.sha256(weights.read_bytes()).hexdigest()}"')
@@ -90,9 +93,8 @@ def round_weights(model: nn.Module) -> None:
             raise CDNError(f"{name} holds a number that is too large for 16 bits")
 
 
-def measured(run: Run) -> dict[str, Any]:
-    """Return what the card says of a run of rounded weights that was trained on this machine."""
-    last = Journal(run.path / METRICS).rows[-1]
+def measured(run: Run, last: Row) -> dict[str, Any]:
+    """Return what the card says of a run of rounded weights that was trained on this machine, from its last row too."""
     report = evaluate(
         run.model.float(), run.dataset.test, levels=run.levels, with_ssim=True, objective=run.config.objective
     )
