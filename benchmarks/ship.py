@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     make_folder(folder)
     run = open_run(args.run, data_dir=args.data_dir)
     last = Journal(run.path / METRICS).rows[-1]
-    if last["step"] != run.config.total_steps or not run.model.calibration_sigma.numel():
+    if (last["kind"], last["step"]) != ("evaluation", run.config.total_steps):
         raise CDNError(f"{args.run} stands at step {last['step']} of {run.config.total_steps}: let it finish")
     round_weights(run.model)
     weights = folder / WEIGHTS

@@ -12,7 +12,7 @@ from cdn.errors import CheckpointError
 FOLDER = Path(__file__).parents[1] / "shipped"
 CARD, CARD_TEXT = "card.json", "card.md"
 # SHA-256 of the weights of each.
-SHA256 = {"digits": "not shipped yet"}
+SHA256 = {"digits": "809ea5740b89e5c8d75be447eaeace873d8b3280c1774b4931df7b9352b81eb9"}
 
 
 def locate(run: str | Path) -> Path:
