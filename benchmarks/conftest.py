@@ -1,7 +1,7 @@
 """Options, the fixture ``paired``, and the table at the end of ``pytest benchmarks/ --benchmark-only``."""
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -88,13 +88,15 @@ def compare(paired, settings):
             peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
             for worker in (library, *peers.values()):
                 worker.prepare()
+            exactly = (step, replace(problem, precision="float32"))
+            exact = (lambda: start(*exactly)) if problem.precision != "float32" else None
             work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
             paired(
                 f"{case}: {problem}",
                 ("this library", library),
                 peers,
                 work,
-                agreement(library, TOLERANCE[problem.precision]),
+                agreement(library, TOLERANCE[problem.precision], exact),
                 operation=case,
                 **asdict(problem),
                 **facts,

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from benchmarks.harness.agreement import agreement
 from benchmarks.harness.memory import peak_bytes
 from benchmarks.harness.paired import Paired
 from benchmarks.harness.timing import Ratio, summarize
@@ -124,3 +125,21 @@ def test_peak_memory_counts_what_is_gone_again():
 
     peak = peak_bytes(allocate)
     assert peak is None or 0.98 * size <= peak < 1.5 * size  # Linux counts pages by the dozen
+
+
+@pytest.mark.parametrize(
+    "own, its, refused",
+    [
+        (1.0, 1.04, None),
+        (0.9, 1.09, None),  # far from each other, as far from what is exact
+        (0.97, 1.09, "from exact values the library's by 0.03, its by 0.09"),
+        (0.84, 1.16, "from exact values the library's by 0.16, its by 0.16"),
+        (float("nan"), 1.0, "values differ by inf"),
+    ],
+)
+def test_what_rounding_decides_is_held_against_exact_values(own, its, refused):
+    case = lambda value: lambda: [torch.tensor([value])]
+    found = agreement(case(own), 0.05, lambda: case(1.0))("peer", case(its))
+    assert found is None if refused is None else refused in found
+    if refused is None and abs(own - its) > 0.05:
+        assert "values differ by" in agreement(case(own), 0.05)("peer", case(its))
