@@ -98,7 +98,9 @@ static inline std::int64_t frequency_distance(std::int64_t elements, std::int64_
 }
 
 constexpr std::int64_t kBlockBytes = 640 << 10;  // of transformed patches, which should stay in the second-level cache
-constexpr std::int64_t kNear = 64;  // inner channels whose filters are multiplied by before the next are transformed
+// Inner channels whose filters for a panel are multiplied by before the next are transformed.
+template <typename Real>
+constexpr std::int64_t kNear = 4096 / kPanel<Real>;
 constexpr std::int64_t kTogether = 16;  // inner channels whose filters are transformed in turn
 constexpr std::int64_t kFewestTiles = 11 * kRows;  // of a block: the filters are read once for each
 
@@ -133,7 +135,7 @@ public:
         share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
         distance_ = frequency_distance(block_ * widest, sizeof(Real));
         own_ = blocks_ == 1;
-        near_ = own_ ? std::min(kNear, inner_step_) : inner_step_;
+        near_ = own_ ? std::min(kNear<Real>, inner_step_) : inner_step_;
         filters_ = frequency_distance((own_ ? 1 : panels_) * inner_phases_ * near_ * kPanel<Real>, sizeof(Real));
         products_ = own_ ? frequency_distance(block_ * kPanel<Real>, sizeof(Real)) : distance_;
     }
