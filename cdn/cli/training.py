@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
   python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
   python -m cdn.train --objective jem --model gradresnet18 --data cifar10 --data-dir data
+  python -m cdn.train --init runs/cifar10 --data imagefolder --data-dir photos --epochs 10   fine-tune
   python -m cdn.train --resume runs/2026-01-31-120000   go on after an interruption, bit for bit on a CPU
 """
 DESCRIPTION = """Train one network f(y)_c = log p(y, c) on noisy images, so that softmax classifies them and the input
@@ -55,6 +56,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("flip", bool, "mirror images at random"),
     ),
     "model": (
+        ("init", str, "start from the weights of a run or a model by name, and its options of the network; a new run"),
         ("model", BLOCKS, "the joint GradResNet, or a baseline: resnet* only classifies, denoiser* only denoises"),
         ("width", positive_int, "channels of the first stage, a multiple of 8"),
         ("stem", STEMS, "imagenet: reduce the resolution by 4 first"),

@@ -16,6 +16,7 @@ from cdn.cli.arguments import pick_device
 from cdn.cli.training import training_parser
 from cdn.errors import CDNError
 from cdn.run_folder.config import read_config
+from cdn.training.initial import settings_like
 from cdn.training.settings import FREE, UNWRITTEN, Settings
 from cdn_kernels.info import hardware
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         run = _resumed_folder(run, resume)
         settings = _resumed_settings(run, arguments)
     else:
+        if init := arguments.get("init"):
+            arguments = settings_like(init) | arguments
         settings = Settings(**arguments)
     device = pick_device(settings.device)
     reason = settings.why_not_fused(device) if settings.fused is None else None

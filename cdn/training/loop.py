@@ -84,6 +84,8 @@ def train(
         progress: Progress  # made when it is known where the run begins
         trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
         state = None
+        begins = not (resume and has_state(run))
+        taken = trainer.start_from(settings.init) if settings.init and begins else None
         if resume:
             # A run that was killed before its first checkpoint resumes from its beginning.
             state = load_state(run, device) if has_state(run) else None
@@ -101,6 +103,8 @@ def train(
         sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
         metrics = Journal(run / METRICS, state["metrics_bytes"] if state else 0)
         progress = Progress(steps, trainer.step, show)
+        if taken:
+            progress.say(taken)
         return _Training(trainer, run, metrics, progress, state["seconds"] if state else 0.0).complete(profile)
 
 

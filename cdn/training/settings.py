@@ -100,6 +100,7 @@ class Settings:
     data_dir: str | None = None
     image_size: int | None = None
     train_images: int | None = None
+    init: str | None = None
     model: str = _LATER
     width: int = _LATER
     stem: str = "cifar"
@@ -149,6 +150,8 @@ class Settings:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
         if self.data_dir is not None:  # so that a run can be resumed from anywhere
             object.__setattr__(self, "data_dir", os.path.abspath(self.data_dir))
+        if self.init is not None and os.path.exists(self.init):  # what does not exist is a name of a model
+            object.__setattr__(self, "init", os.path.abspath(self.init))
         recipe = RECIPES[self.data] | (JEM[self.data] if self.objective == "jem" else dict(head="log-energy"))
         for name, value in recipe.items():
             if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):

@@ -14,6 +14,7 @@ from cdn.model.finite import require_finite
 from cdn.objective import Parts, joint_step
 from cdn.run_folder.forms import misfit
 from cdn.training.health import Health
+from cdn.training.initial import take_weights
 from cdn.training.jem import MOMENT_IMAGES, JointEnergy
 from cdn.training.recipe import learning_rate, make_optimizer
 from cdn.training.settings import Settings
@@ -90,6 +91,12 @@ class Trainer:
         # The chains of a joint energy model are drawn on the CPU, from what torch's generator gives.
         recorded = self.settings.fused and self.device.type in ("cpu", "cuda") and not self.jem
         self.run: Callable[[], Parts] = Recordings(self) if recorded else self.work
+
+    def start_from(self, path: str) -> str:
+        """Take over the weights of another run, and say what was taken; see :func:`.initial.take_weights`."""
+        taken = take_weights(self.model, self.dataset.classes, path)
+        self.average.load_state_dict(self.model.state_dict())
+        return taken
 
     def _first_images(self, count: int) -> Tensor:
         """Return the images of the first steps, at least so many, on the CPU."""
