@@ -103,7 +103,7 @@ def decode_square(path: Path, size: int) -> Tensor:
     Raises:
         DataError: an image that :func:`decode` refuses.
     """
-    return as_tensor(central_square(decode(path).image.convert("RGB"), size), 3)
+    return as_tensor(central_square(decode(path, at_least=size).image.convert("RGB"), size), 3)
 
 
 def _common_side(data_dir: Path, paths: list[Path]) -> int:

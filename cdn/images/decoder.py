@@ -67,7 +67,7 @@ def opened(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> 
         raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
 
 
-def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
+def decode(path: str | Path, formats: tuple[str, ...] = FORMATS, *, at_least: int | None = None) -> Decoded:
     """Decode the first frame of an image file, turned upright as its EXIF data says.
 
     Palettes and CMYK, YCbCr or Lab colours become RGB, black and white becomes grey, and an alpha channel that is
@@ -76,6 +76,8 @@ def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
     Args:
         path: the file.
         formats: Pillow's names of the formats that it may have.
+        at_least: sides of so many pixels are enough: a JPEG image of twice, four or eight times as many is decoded at a
+            half, a quarter or an eighth of its sides, by as many of its frequencies, in a fraction of the time.
 
     Raises:
         DataError: the file cannot be decoded, is cut short, far too large, has more than 8 bits per channel, or pixels
@@ -87,6 +89,8 @@ def decode(path: str | Path, formats: tuple[str, ...] = FORMATS) -> Decoded:
         if bits > 8:
             raise DataError(f"{path}: expected 8 bits per channel, got {bits}; convert it first")
         mode = image.mode
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # other formats ignore it
         image.load()
         _turn_upright(image)
         if 0 in image.size:

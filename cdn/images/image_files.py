@@ -62,7 +62,7 @@ def read_image(path: str | Path, channels: int, size: int | None = None) -> tupl
     """
     if channels not in MODES:
         raise CDNError(f"image files have 1 or 3 channels, but the model takes {channels}")
-    decoded = decode(path)
+    decoded = decode(path, at_least=size)
     note = None
     if decoded.grey and channels == 3:
         note = f"{path} is grey: repeated in 3 channels, as the model takes colour"

@@ -17,6 +17,7 @@ from cdn.commands import classify, denoise
 from cdn.data import load_dataset
 from cdn.errors import CDNError, DataError
 from cdn.experiments import photographs
+from cdn.images.decoder import decode
 from cdn.images.image_files import read_image
 from cdn.methods.detection.outlier_sets import read_outliers
 from cdn.model import density
@@ -227,12 +228,36 @@ def test_orientation_is_applied_to_pixels(turn, seen_by):
     assert torch.equal(seen_by("training", "turned.png", oriented("PNG", turn)), moved)
 
 
-@pytest.mark.parametrize(("width", "height"), [(11, 6), (6, 11), (20, 13), (13, 21)])
-def test_training_and_the_commands_cut_and_resize_alike(width, height, tmp_path, seen_by):
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(("width", "height"), [(11, 6), (6, 11), (20, 13), (13, 21), (90, 70)])
+def test_training_and_the_commands_cut_and_resize_alike(width, height, suffix, tmp_path, seen_by):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    trained = seen_by("training", "a.png", encoded(picture(pixels=pixels), "PNG"))
-    assert torch.equal(read_image(tmp_path / "a.png", 3, SIDE)[0], trained)
-    assert torch.equal(seen_by("outliers", "a.png", (tmp_path / "a.png").read_bytes()), trained)
+    format, name = dict(png="PNG", jpg="JPEG")[suffix], f"a.{suffix}"
+    trained = seen_by("training", name, encoded(picture(pixels=pixels), format))
+    assert torch.equal(read_image(tmp_path / name, 3, SIDE)[0], trained)
+    assert torch.equal(seen_by("outliers", name, (tmp_path / name).read_bytes()), trained)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "at_least", "decoded"),
+    [
+        (96, 64, None, (96, 64)),
+        (96, 64, 64, (96, 64)),
+        (96, 64, 33, (96, 64)),
+        (96, 64, 32, (48, 32)),
+        (96, 64, 8, (12, 8)),
+        (96, 64, 1, (12, 8)),
+        (97, 65, 16, (25, 17)),
+    ],
+)
+def test_jpeg_images_are_decoded_no_larger_than_needed(width, height, at_least, decoded, tmp_path):
+    ramp = np.add.outer(np.arange(height), np.arange(width)).astype(np.uint8)
+    for format, size in (("JPEG", decoded), ("PNG", (width, height))):
+        Image.fromarray(ramp).save(tmp_path / "a", format, **dict(quality=95) if format == "JPEG" else {})
+        image = decode(tmp_path / "a", at_least=at_least).image
+        assert image.size == size
+        whole = decode(tmp_path / "a").image.resize(size, Image.Resampling.BOX)
+        assert np.abs(np.asarray(image, int) - np.asarray(whole, int)).max() <= 6
 
 
 def test_damaged_exif_data_turns_nothing(seen_by):
