@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
   python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
+  python -m cdn.train --data hf --data-dir uoft-cs/cifar100
   python -m cdn.train --objective jem --model gradresnet18 --data cifar10 --data-dir data
   python -m cdn.train --init runs/cifar10 --data imagefolder --data-dir photos --epochs 10   fine-tune
   python -m cdn.train --resume runs/2026-01-31-120000   go on after an interruption, bit for bit on a CPU
@@ -46,8 +47,12 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("checkpoint_seconds", nonnegative_float, "longest time between checkpoints"),
     ),
     "data": (
-        ("data", RECIPES, "digits (bundled with scikit-learn), cifar10, or imagefolder (split/class/*.jpg)"),
-        ("data_dir", str, "folder of the data set"),
+        (
+            "data",
+            RECIPES,
+            "digits (of scikit-learn), cifar10, imagefolder (split/class/*.jpg), or hf (of Hugging Face's datasets)",
+        ),
+        ("data_dir", str, "folder of the data set; of hf also a name on the Hub, such as ylecun/mnist"),
         ("image_size", positive_int, "side that image folders are resized to; left out, their own, if all have one"),
         ("train_images", positive_int, "train on so many images only, chosen at random, the classes in proportion"),
         ("batch_size", positive_int, "images per step"),

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from cdn.data.cifar10 import load_cifar10
 from cdn.data.digits import load_digits
+from cdn.data.hugging_face import load_hugging_face
 from cdn.data.imagefolder import load_imagefolder
 from cdn.data.split import ImageSplit, MemorySplit
 from cdn.errors import DataError
 
 __all__ = ["DATASETS", "Dataset", "ImageSplit", "MemorySplit", "load_dataset"]
 
-DATASETS = ("digits", "cifar10", "imagefolder")
+DATASETS = ("digits", "cifar10", "imagefolder", "hf")
+_RESIZED = ("imagefolder", "hf")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def load_dataset(
     """Load one of `DATASETS`.
 
     Args:
-        name: "digits" (bundled with scikit-learn), "cifar10" or "imagefolder".
-        data_dir: the folder that holds the data; "digits" needs none and ignores it.
+        name: "digits" (bundled with scikit-learn), "cifar10", "imagefolder" or "hf" (Hugging Face's ``datasets``).
+        data_dir: the folder that holds the data, of "hf" also a name on the Hub; "digits" needs none and ignores it.
         download: fetch CIFAR-10 into `data_dir` if it is not there yet.
-        image_size: side in pixels of the squares that "imagefolder" yields; the others have a fixed size.
+        image_size: side in pixels of the squares that "imagefolder" and "hf" yield; the others have a fixed size.
 
     Raises:
         DataError: an unknown name, an option the dataset does not take, or data that cannot be read.
@@ -68,12 +70,14 @@ def load_dataset(
         raise DataError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}")
     if download and name != "cifar10":
         raise DataError(f"download: only cifar10 can be fetched, got dataset {name!r}")
-    if image_size is not None and name != "imagefolder":
-        raise DataError(f"image_size: only imagefolder takes one, got {image_size} for {name}")
+    if image_size is not None and name not in _RESIZED:
+        raise DataError(f"image_size: only {' and '.join(_RESIZED)} take one, got {image_size} for {name}")
     if name == "digits":
         return Dataset(name, *load_digits())
     if data_dir is None:
         raise DataError(f"data_dir: {name} needs the folder that holds its data: give --data-dir DIR")
     if name == "cifar10":
         return Dataset(name, *load_cifar10(Path(data_dir), download))
+    if name == "hf":
+        return Dataset(name, *load_hugging_face(str(data_dir), image_size))
     return Dataset(name, *load_imagefolder(Path(data_dir), image_size))

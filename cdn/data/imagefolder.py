@@ -1,6 +1,5 @@
 """Photographs in folders: DIR/train/CLASS/* and DIR/val/CLASS/* (or DIR/test), decoded when asked for."""
 
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,19 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.data.split import ImageSplit
+from cdn.data.decoded import DECODERS, DecodedSplit
 from cdn.errors import DataError
 from cdn.images.decoder import as_tensor, central_square, decode, opened
 from cdn.images.listing import Listing, holds_images, list_folder, say_skipped
 
-CACHE_BYTES = 2**30
 LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
 LOOKED_AT = 1024  # files at a time
-DECODERS = min(8, os.cpu_count() or 1)
 
 
-class FolderSplit(ImageSplit):
-    """Decode images on demand, and keep them all if the whole split takes at most 1 GiB.
+class FolderSplit(DecodedSplit):
+    """Decode image files to squares.
 
     Args:
         paths: the image files.
@@ -31,29 +28,9 @@ class FolderSplit(ImageSplit):
     def __init__(self, paths: list[Path], labels: Tensor, image_size: int) -> None:
         super().__init__(labels, (3, image_size, image_size))
         self.paths = paths
-        self._cache: Tensor | None = None  # uint8 [N, 3, S, S]
-        self._cached: Tensor | None = None  # bool [N]
-        if len(paths) * 3 * image_size**2 <= CACHE_BYTES:
-            self._cache = torch.empty((len(paths), *self.shape), dtype=torch.uint8)
-            self._cached = torch.zeros(len(paths), dtype=torch.bool)
 
-    def _read(self, indices: Tensor) -> Tensor:
-        if self._cache is None or self._cached is None:
-            return self._decode(indices)
-        missing = indices[~self._cached[indices]].unique()
-        if len(missing):
-            self._cache[missing] = self._decode(missing)
-            self._cached[missing] = True
-        return self._cache[indices]
-
-    def _decode(self, indices: Tensor) -> Tensor:
-        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
-        with ThreadPoolExecutor(DECODERS) as pool:
-            paths = (self.paths[index] for index in indices.tolist())
-            squares = pool.map(lambda path: decode_square(path, self.shape[1]), paths)
-            for image, square in zip(images, squares):
-                image.copy_(square)
-        return images
+    def _decode_one(self, index: int) -> Tensor:
+        return decode_square(self.paths[index], self.shape[1])
 
 
 def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:

@@ -67,14 +67,14 @@ def opened(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> 
         raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
 
 
-def decode(path: str | Path, formats: tuple[str, ...] = FORMATS, *, at_least: int | None = None) -> Decoded:
+def decode(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS, *, at_least: int | None = None) -> Decoded:
     """Decode the first frame of an image file, turned upright as its EXIF data says.
 
     Palettes and CMYK, YCbCr or Lab colours become RGB, black and white becomes grey, and an alpha channel that is
     opaque everywhere is left out.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         formats: Pillow's names of the formats that it may have.
         at_least: sides of so many pixels are enough: a JPEG image of twice, four or eight times as many is decoded at a
             half, a quarter or an eighth of its sides, by as many of its frequencies, in a fraction of the time.

@@ -80,12 +80,14 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
     model, config = load(path, device), read_config(path)
     try:
         data, classes, levels = config.data, tuple(config.classes or ()), config.levels
-        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"] or config.image_side
+        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"
         ) from None
-    dataset = load_dataset(name, folder, image_size=size if name == "imagefolder" else None)
+    if name == "imagefolder" and size is None:  # as it was once left open
+        size = config.image_side
+    dataset = load_dataset(name, folder, image_size=size)
     if dataset.classes != classes:
         raise CDNError(
             f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "

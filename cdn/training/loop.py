@@ -260,7 +260,7 @@ def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Datase
     try:
         return load_dataset(settings.data, settings.data_dir, download=download, image_size=settings.image_size)
     except DataError:
-        if resume and settings.data_dir is not None and not Path(settings.data_dir).exists():
+        if resume and settings.data != "hf" and settings.data_dir is not None and not Path(settings.data_dir).exists():
             raise DataError(
                 f"{run}: its data is not at {settings.data_dir} any more: say where it is with --data-dir DIR"
             ) from None

@@ -63,6 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     ),
     "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
+    "hf": dict(_PHOTOGRAPHS, batch_size=128),
 }
 
 # What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
@@ -71,6 +72,7 @@ JEM: dict[str, dict[str, Any]] = {
     "digits": dict(head="linear", learning_rate=1e-3),
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
+    "hf": dict(head="linear"),
 }
 # What runs of older versions, which did not write it down, did.
 UNWRITTEN: dict[str, Any] = dict(clean="independent", fused=False)
@@ -148,7 +150,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.data not in RECIPES:
             raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
-        if self.data_dir is not None:  # so that a run can be resumed from anywhere
+        # So that a run can be resumed from anywhere; what does not exist may be a name on the Hub.
+        if self.data_dir is not None and not (self.data == "hf" and not os.path.exists(self.data_dir)):
             object.__setattr__(self, "data_dir", os.path.abspath(self.data_dir))
         if self.init is not None and os.path.exists(self.init):  # what does not exist is a name of a model
             object.__setattr__(self, "init", os.path.abspath(self.init))

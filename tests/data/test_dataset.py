@@ -79,11 +79,12 @@ def test_a_dataset_checks_labels_and_shapes():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("mnist",), {}, "dataset: expected one of digits, cifar10, imagefolder, got 'mnist'"),
+        (("mnist",), {}, "dataset: expected one of digits, cifar10, imagefolder, hf, got 'mnist'"),
         (("digits",), {"download": True}, "only cifar10 can be fetched"),
-        (("cifar10", "x"), {"image_size": 32}, "only imagefolder takes one"),
+        (("cifar10", "x"), {"image_size": 32}, "only imagefolder and hf take one"),
         (("cifar10",), {}, "data_dir: cifar10 needs"),
         (("imagefolder",), {}, "data_dir: imagefolder needs"),
+        (("hf",), {}, "data_dir: hf needs"),
     ],
 )
 def test_load_dataset_refuses_what_makes_no_sense(arguments, options, message):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdn.data import imagefolder, load_dataset
+from cdn.data import decoded, imagefolder, load_dataset
 from cdn.errors import DataError
 
 
@@ -91,7 +91,7 @@ def test_decoding_is_lazy_and_happens_once(folder, monkeypatch):
 
 
 def test_a_split_past_the_limit_is_not_cached(folder, monkeypatch):
-    monkeypatch.setattr(imagefolder, "CACHE_BYTES", 3 * 6 * 6 * 3 - 1)
+    monkeypatch.setattr(decoded, "CACHE_BYTES", 3 * 6 * 6 * 3 - 1)
     split = load(folder).train
     expected, _ = everything(split)
     for path in split.paths:

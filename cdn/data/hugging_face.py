@@ -1,0 +1,159 @@
+"""Data sets of Hugging Face's package ``datasets``: names on the Hub, and folders of parquet, arrow or image files."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdn.data.decoded import DecodedSplit
+from cdn.errors import DataError
+from cdn.images.decoder import as_tensor, central_square, decode
+
+# Names of the split that is tested on, the first that is there; a test split often comes without labels.
+TESTS = ("validation", "val", "valid", "test")
+# Names of columns of images and labels, where there are several.
+IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels", "target")
+LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
+
+
+class ColumnSplit(DecodedSplit):
+    """Decode a column of image files.
+
+    Args:
+        name: of the split, for errors.
+        column: gives dicts of ``bytes`` and ``path`` by index.
+        labels: int64 [N].
+        shape: (C, H, W) of the images.
+        resize: whether images are cut to their central squares and resized to that, or have to have this shape.
+    """
+
+    def __init__(self, name: str, column: Any, labels: Tensor, shape: tuple[int, int, int], resize: bool) -> None:
+        super().__init__(labels, shape)
+        self.name, self.column, self.resize = name, column, resize
+
+    def _decode_one(self, index: int) -> Tensor:
+        channels, height, width = self.shape
+        image = decode(
+            File(self.column[index], f"{self.name}, image {index}"), at_least=height if self.resize else None
+        ).image
+        if self.resize:
+            image = central_square(image, height)
+        elif image.size != (width, height):
+            raise DataError(
+                f"{self.name}, image {index}: has {image.width}x{image.height} pixels and others {width}x{height}: say "
+                "with image_size (--image-size) which side squares are to have"
+            )
+        return as_tensor(image, channels)
+
+
+class File(io.BytesIO):
+    """The content of an image file, in memory or on disk, which errors call by a name."""
+
+    def __init__(self, cell: Mapping[str, Any], name: str) -> None:
+        content = cell.get("bytes")
+        if content is None:
+            try:
+                content = Path(str(cell.get("path"))).read_bytes()
+            except OSError as error:
+                raise DataError(f"{name}: its file cannot be read: {error.strerror}") from None
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_hugging_face(source: str, image_size: int | None = None) -> tuple[ColumnSplit, ColumnSplit, tuple[str, ...]]:
+    """Return the train split, the test split and the names of the classes of a data set.
+
+    Args:
+        source: a folder, of what ``save_to_disk`` wrote or of files that ``datasets.load_dataset`` knows, or a name on
+            the Hub, such as "ylecun/mnist", with a configuration after a colon if it has several, as in
+            "ufldl-stanford/svhn:cropped_digits".
+        image_size: side of the square images; if left out, all images have to have the size of the first.
+
+    Images in grey have one channel, if those of both splits do; else there are three.
+
+    Raises:
+        DataError: ``datasets`` is not installed, nothing is found there, or a split, images or labels are missing.
+    """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
+    found = _open(source)
+    tested = next((name for name in TESTS if name in found), None)
+    if "train" not in found or tested is None:
+        raise DataError(f"{source}: expected splits train and one of {', '.join(TESTS)}, got {', '.join(found)}")
+    tables = {name: found[name] for name in ("train", tested)}
+    image, label = _columns(source, tables["train"].features)
+    labels, classes = {}, _classes(tables["train"], label)
+    for name, table in tables.items():
+        labels[name] = torch.tensor(table[label][:], dtype=torch.int64)
+    columns = {name: _undecoded(table, image) for name, table in tables.items()}
+    first = {name: decode(File(column[0], f"{source} {name}, image 0")) for name, column in columns.items()}
+    channels = 1 if all(decoded.grey for decoded in first.values()) else 3
+    width, height = first["train"].image.size
+    if image_size is None and max(width, height) > LARGEST_UNASKED:
+        raise DataError(
+            f"{source}: its first image has {width}x{height} pixels: sizes above {LARGEST_UNASKED} are not taken "
+            "unasked; say with image_size (--image-size) which side the squares are to have"
+        )
+    shape = (channels, image_size or height, image_size or width)
+    train, test = (
+        ColumnSplit(f"{source} {name}", columns[name], labels[name], shape, image_size is not None) for name in tables
+    )
+    return train, test, classes
+
+
+def _open(source: str) -> Mapping[str, Any]:
+    """Return the splits of a source by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "hf: expected Hugging Face's package datasets to be installed (pip install "
+            f"'classification-denoising[hf]'), got: {error}"
+        ) from error
+    datasets.disable_progress_bars()
+    try:
+        if (Path(source) / "dataset_dict.json").exists():
+            return datasets.load_from_disk(source)
+        name, _, configuration = (source, "", "") if Path(source).exists() else source.partition(":")
+        return datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # it fails in every way there is: no network, no such name, damaged files
+        cause = " ".join(str(error).split())[:200]
+        raise DataError(f"{source}: datasets cannot load it: {type(error).__name__}: {cause}") from None
+
+
+def _columns(source: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the names of the columns of images and of labels."""
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image" or _holds_files(features[name])]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    labels = labels or [name for name in LABELS if str(getattr(features.get(name), "dtype", "")).startswith("int")]
+    image = next((name for name in IMAGES if name in images), images[0] if images else None)
+    label = next((name for name in LABELS if name in labels), labels[0] if labels else None)
+    if image is None or label is None:
+        columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise DataError(f"{source}: expected a column of images and one of labels, got {columns}")
+    return image, label
+
+
+def _holds_files(feature: Any) -> bool:
+    """Say whether a column is one of images that nobody declared as such, as in parquet files of other programs."""
+    return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+
+
+def _undecoded(table: Any, image: str) -> Any:
+    """Return the column of image files as they are."""
+    import datasets
+
+    return table.select_columns([image]).cast_column(image, datasets.Image(decode=False))[image]
+
+
+def _classes(table: Any, label: str) -> tuple[str, ...]:
+    """Return the names of the classes, or their numbers where they have none."""
+    names = getattr(table.features[label], "names", None)
+    return tuple(names) if names else tuple(map(str, range(max(table[label][:]) + 1)))
