@@ -21,7 +21,7 @@ ARROWS = {
     "cli": "errors images model training",
     "commands": "cli errors evaluation experiments files images methods model pictures run_folder training",
     "data": "errors images noise_keys",
-    "evaluation": "data errors model noise_keys",
+    "evaluation": "data errors model noise_keys processes",
     "experiments": "cli data errors evaluation files images methods model noise_keys pictures run_folder training",
     "files": "errors",
     "images": "errors files model",
