@@ -59,4 +59,4 @@ def attacked(session: Session, model: nn.Module, x: Tensor, labels: Tensor, norm
 main = Experiment("robustness", __doc__, measure, against=True)
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, divided=True)
