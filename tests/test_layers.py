@@ -27,7 +27,7 @@ ARROWS = {
     ),
     "files": "errors",
     "images": "errors files model",
-    "methods": "errors evaluation files images model noise_keys run_folder",
+    "methods": "errors evaluation files images model noise_keys processes run_folder",
     "model": "errors",
     "objective": "model",
     "pictures": "data errors evaluation files methods model noise_keys run_folder",

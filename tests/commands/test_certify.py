@@ -56,7 +56,7 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
         attacked = x.clone()
         for i in (found.label != ABSTAIN).nonzero()[:, 0].tolist():
             pursuit = Pursuit(smoothed, x[i : i + 1], found.label[i : i + 1], cross_entropy, stop=False)
-            pgd(pursuit, x[i : i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
+            pgd(pursuit, x[i : i + 1], Ball("l2", scale * float(found.radius[i])), 8, cdn.Noise(i))
             attacked[i] = pursuit.best[0]
         return predict_smoothed(model, attacked, sigma, 200, 0.001)
 
