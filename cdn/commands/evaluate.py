@@ -29,7 +29,7 @@ EXAMPLES = """\
 examples:
   python -m cdn.evaluate runs/digits
   python -m cdn.evaluate runs/cifar10 --data-dir data --limit 1000 --precision bf16
-  torchrun --nproc-per-node 2 -m cdn.evaluate runs/cifar10   # the same figures, each process with its share"""
+  torchrun --nproc-per-node 2 -m -- cdn.evaluate runs/cifar10   # the same figures, each process with its share"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,10 +45,8 @@ def measure(session: Session) -> Findings:
             found = dict(clean=share(x), transferred=share(fooling[ALONE]), attacked=share(fooling[name]))
             draws = dict(n0=args.n0, n=args.n, alpha=args.alpha, batch_size=args.batch_size, seed=args.seed)
             draws["precision"] = args.precision
-            shares = (
-                None if smoothed is None else certified_shares(smoothed, x, labels, args.sigma, args.radii, **draws)
-            )
-            results[name] = found | dict(certified=shares)
+            sure = None if smoothed is None else certified_shares(smoothed, x, labels, args.sigma, args.radii, **draws)
+            results[name] = found | dict(certified=sure)
     attack = f"attacks in {args.norm} of radius {args.radius:g}, {args.attack_steps} steps of {args.eot} draws"
     about = f"{len(x)} test images of {session.run.dataset.name}, sigma {sigma_text(args.sigma)}; {attack}"
     figures = {"picture.png": lambda: defence_figure(results, args.sigma, args.norm, args.radius)}

@@ -1,7 +1,7 @@
 """Draw how many images a model still classifies rightly under attacks of growing strength, in L-infinity and in L2.
 
     python -m cdn.experiments.robustness runs/cifar10 --against runs/resnet runs/jem --limit 500
-    torchrun --nproc-per-node 2 -m cdn.experiments.robustness runs/cifar10   # each process attacks its share
+    torchrun --nproc-per-node 2 -m -- cdn.experiments.robustness runs/cifar10   # each process attacks its share
 
 Attacks the logits of every run on the same test images, without noise, within balls of rising radius and within [0, 1].
 An image counts as robust at a radius if none of the attacks, restarts and targets has fooled the model there or at a
