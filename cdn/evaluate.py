@@ -4,4 +4,4 @@ from cdn.cli.process import run_command
 from cdn.commands.evaluate import main
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, divided=True)

@@ -60,6 +60,8 @@ RECONSTRUCTION = Stream((1 << 60) + (3 << 32), 1 << 32)
 # Noise that a defence adds while it is attacked, and while it decides.
 ATTACKS = Stream(5 << 58, 1 << 58)
 DECISIONS = Stream(6 << 58, 1 << 58)
+# Where attacks start and, without gradients, go.
+ATTACK_STARTS = Stream(5 << 60, 1 << 60)
 # Images that are drawn from a model, and images restored from measurements.
 SAMPLING = Stream(7 << 58, 1 << 57)
 RESTORATION = Stream(15 << 57, 1 << 57)
@@ -104,8 +106,6 @@ AUGMENTATION = Draws("augment")
 CHAINS, REPLAY = Draws("chains"), Draws("replay")
 # First weights of the generators of classes, the images and latents of their training, and latents to search from.
 GENERATORS, FITTING, LATENTS = Draws("generators"), Draws("fitting"), Draws("latents")
-# Where attacks start and, without gradients, go; each restart its number.
-ATTACK_STARTS = Draws("attack starts")
 # Pixels that are kept and vectors that images are projected onto.
 MEASUREMENTS = Draws("measurements")
 # Noise and shuffled images that stand for outliers, and the uniform noise that samples are compared with.

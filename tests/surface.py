@@ -94,7 +94,7 @@ CALLS: dict[str, Call] = {
     "certify": Call(lambda n, y, s: cdn.certify(n.joint, y, s, 4, 12, 0.3), sigma=True),
     "certification.predict_smoothed": Call(lambda n, y, s: predict_smoothed(n.joint, y, s, 12, 0.3), sigma=True),
     "certification.LevelVote": Call(lambda n, y, s: vote(n, y, s).detach(), sigma=True),
-    "certification.Randomized": Call(lambda n, y, s: Randomized(lambda x, key: n.joint(x), 2, KEY)(y).detach()),
+    "certification.Randomized": Call(lambda n, y, s: Randomized(lambda x, key: n.joint(x), 2)(y, KEY).detach()),
     "analysis.gather": Call(lambda n, y, s: detection.gather(n.joint, y)),
     "analysis.denoise_with_classes": Call(lambda n, y, s: denoise_with_classes(n.joint, y, s, labels(y)), sigma=True),
     "evaluation.psnr": Call(lambda n, y, s: psnr(y, y.flip(2))),

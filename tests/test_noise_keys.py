@@ -12,7 +12,11 @@ from cdn import noise_keys
 from cdn.commands import train
 from cdn.data.split import MemorySplit
 from cdn.evaluation import evaluate
+from cdn.methods.attacks.losses import cross_entropy
+from cdn.methods.attacks.pursuit import Pursuit
+from cdn.methods.attacks.sweep import sweep
 from cdn.methods.distances.dissimilarity import information
+from cdn.methods.judges import is_right
 from cdn.methods.prior.draw import SET, ascent, draw_samples
 from cdn.methods.prior.inverse_problems import restore_several
 from cdn.methods.prior.operators import Inpainting
@@ -36,7 +40,7 @@ def holds(stream, position):
 
 
 def test_streams_are_disjoint_and_within_the_positions_of_a_seed():
-    assert len(STREAMS) == 13
+    assert len(STREAMS) == 14
     for one, other in combinations(STREAMS.values(), 2):
         assert one.first + one.size <= other.first or other.first + other.size <= one.first
     for stream in STREAMS.values():
@@ -55,7 +59,7 @@ def test_positions_that_may_not_move():
 
 
 def test_draws_on_the_cpu_are_told_apart_by_stream_seed_and_position():
-    assert len({stream.name for stream in DRAWS.values()}) == len(DRAWS) == 13
+    assert len({stream.name for stream in DRAWS.values()}) == len(DRAWS) == 12
     keys = list(product(DRAWS.values(), (0, 1, 1 << 32, (1 << 64) - 1), (0, 1, 1 << 32)))
     first = {tuple(torch.rand(3, generator=stream.generator(*key)).tolist()) for stream, *key in keys}
     assert len(first) == len(keys)
@@ -137,8 +141,13 @@ USES = {
     "RESTORATION": lambda: restore_several(
         model(), Inpainting((1, 8, 8), 3), X, samples=2, seed=SEED, batch_size=3, bar=Bar(), limit=4
     ),
-    "ATTACKS": lambda: Randomized(lambda x, key: model()(x), 3, noise_keys.ATTACKS.key(SEED))(X),
-    "DECISIONS": lambda: Randomized(lambda x, key: model()(x), 3, noise_keys.DECISIONS.key(SEED))(X),
+    "ATTACKS": lambda: Pursuit(
+        Randomized(lambda x, key: model()(x), 3), X, LABELS, cross_entropy, noise=noise_keys.ATTACKS.key(SEED)
+    )(X),
+    "DECISIONS": lambda: is_right(Randomized(lambda x, key: model()(x), 3), X, LABELS, SEED, 2),
+    "ATTACK_STARTS": lambda: sweep(
+        model(), X, LABELS, "l2", [0.1, 0.2], ["pgd", "random-search"], steps=3, restarts=2, seed=SEED
+    ),
 }
 
 

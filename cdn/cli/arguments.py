@@ -1,10 +1,11 @@
 """Options of commands: their types, each with one sentence for what it does not take, and devices."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 
@@ -12,6 +13,7 @@ from cdn.errors import CDNError
 from cdn.images.tiles import SMALLEST
 from cdn.model.inputs import sigma_text
 from cdn.model.modes import PRECISIONS
+from cdn.processes import first_to_fail, started
 from cdn.run_folder.shipped import is_shipped_name, locate
 from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
@@ -105,11 +107,15 @@ def run_path(text: str) -> Path:
 def pick_device(name: str) -> torch.device:
     """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
+    Of the processes that torchrun starts on one machine each gets a GPU of its own as "cuda".
+
     Raises:
         CDNError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and started().count > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -175,6 +181,15 @@ METAVARS: dict[Any, str] = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors one of several processes says."""
+
+    def error(self, message: str) -> NoReturn:
+        if first_to_fail():
+            super().error(message)
+        self.exit(2)
+
+
 def make_parser(
     prog: str, text: str | None, options: Iterable[Option] = (), groups: Mapping[str, Iterable[Option]] = {}, **how: Any
 ) -> argparse.ArgumentParser:
@@ -187,7 +202,7 @@ def make_parser(
         groups: further ones under titles of their own.
         how: for ``argparse.ArgumentParser``.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m {prog}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter, **how
     )
     for option in options:

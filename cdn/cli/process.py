@@ -1,51 +1,76 @@
 """How a command runs: its exit status, errors that a person can read, and the log of a command that another starts."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from cdn.errors import CDNError
+from cdn.processes import first_to_fail, started
 from cdn_kernels.console import run_steadily
 
 
-def run_command(main: Callable[[], int | None], *, to_the_end: bool = True) -> NoReturn:
+def run_command(main: Callable[[], int | None], *, to_the_end: bool = True, divided: bool = False) -> NoReturn:
     """Run a command and exit: status 0 if it succeeds, 1 with one line on stderr if it cannot, 130 on Ctrl-C.
 
     Args:
         main: the command.
         to_the_end: whether it has results beside what it prints, and goes on when no one reads that any more.
+        divided: whether processes that torchrun starts divide the work; if not, more than one of them are refused.
 
-    Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command.
+    Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command. Of
+    several processes the first prints and warns; whichever fails first says why, the others end with the same status.
     """
-    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
-    sys.exit(run_steadily(lambda: _status(main), to_the_end=to_the_end))
+    sys.exit(run_steadily(lambda: _status(main, divided), to_the_end=to_the_end))
 
 
-def _status(main: Callable[[], int | None]) -> int:
+def _status(main: Callable[[], int | None], divided: bool) -> int:
     try:
-        return main() or 0
+        processes = started()
+        if processes.count > 1 and not divided:
+            raise CDNError(
+                f"this command runs in one process, and this is one of {processes.count} (WORLD_SIZE): start it once, "
+                "without torchrun"
+            )
+        with _voice(processes.first):
+            return main() or 0
     except CDNError as error:
         return _failed(error)
     except OSError as error:
         return _failed(f"{error.filename or 'file'}: {error.strerror}" if error.strerror else error)
-    except (MemoryError, RuntimeError) as error:
-        shortage = _shortage(error)
-        if shortage is None:
-            raise
-        return _failed(f"out of memory ({shortage}): try a smaller batch or image")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if first_to_fail():
+            print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        shortage = _shortage(error)
+        if shortage is not None:
+            return _failed(f"out of memory ({shortage}): try a smaller batch or image")
+        if first_to_fail():
+            raise
+        return 1
+
+
+@contextlib.contextmanager
+def _voice(heard: bool) -> Iterator[None]:
+    """Show warnings as lines; or neither these nor what is printed."""
+    warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n" if heard else ""
+    with contextlib.ExitStack() as stack:
+        if not heard:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def _failed(message: object) -> int:
-    print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
+    if first_to_fail():
+        print("error: " + " ".join(str(message).splitlines()), file=sys.stderr)
     return 1
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cdn.cli.arguments import (
     DATA_DIR,
     DEVICE,
@@ -19,11 +21,13 @@ from cdn.cli.arguments import (
     run_path,
 )
 from cdn.evaluation import SIGMAS, evaluate, predict, reliability
+from cdn.evaluation.evaluate import Report
 from cdn.files import json_text, make_folder, require_writable, write_atomically
 from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.plots import reliability_picture
 from cdn.pictures.style import attempt
 from cdn.pictures.tables import text_table
+from cdn.processes import joined
 from cdn.run_folder.names import EVALUATION, RELIABILITY
 from cdn.run_folder.opened import open_run
 from cdn.run_folder.shipped import results_folder
@@ -35,30 +39,43 @@ and writes RUN/evaluation.json and, for a model that classifies, RUN/reliability
 EXAMPLES = """\
 examples:
   python -m cdn.evaluate runs/digits
-  python -m cdn.evaluate runs/cifar10 --data-dir data --limit 1000 --precision bf16"""
+  python -m cdn.evaluate runs/cifar10 --data-dir data --limit 1000 --precision bf16
+  torchrun --nproc-per-node 2 -m -- cdn.evaluate runs/cifar10   # the same figures, each process with its share"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = _parser().parse_args(argv)
     out = args.out or results_folder(args.run) / EVALUATION
-    run = open_run(args.run, pick_device(args.device), args.data_dir)
-    if args.out is None:
-        make_folder(out.parent)
-    require_writable(out)
-    model, split, objective = run.model, run.dataset.test, run.config.objective
-    options: dict[str, Any] = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
-    report = evaluate(
-        model,
-        split,
-        denoising_limit=args.limit,
-        levels=run.levels,
-        with_ssim=True,
-        objective=objective,
-        progress=sys.stderr.isatty(),
-        **options,
-    )
-    print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
+    device = pick_device(args.device)
+    with joined(device) as processes:
+        run = open_run(args.run, device, args.data_dir)
+        if processes.first:
+            if args.out is None:
+                make_folder(out.parent)
+            require_writable(out)
+        split = run.dataset.test
+        options: dict[str, Any] = dict(limit=args.limit, batch_size=args.batch_size, precision=args.precision)
+        options["processes"] = processes
+        report = evaluate(
+            run.model,
+            split,
+            denoising_limit=args.limit,
+            levels=run.levels,
+            with_ssim=True,
+            objective=run.config.objective,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+        told = report["ece"] is not None and math.isfinite(report["ece"])
+        predicted = predict(run.model, split, **options) if told else None
+    if processes.first:
+        print(f"{args.run}: {min(args.limit or len(split), len(split))} test images of {run.dataset.name}")
+        _tell(report, predicted, out)
+
+
+def _tell(report: Report, predicted: tuple[dict[float | None, Tensor], Tensor] | None, out: Path) -> None:
+    """Print a report; write it, and draw its calibration if there are probabilities and labels."""
     print(table(report))
     content: dict[str, Any] = dict(report)
     lost = [name for name, value in report.items() if value is not None and math.isnan(value)]
@@ -66,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"note: some outputs of the model are nan or infinite: not written are {', '.join(lost)}", file=sys.stderr
         )
-    if report["ece"] is not None and math.isfinite(report["ece"]):
-        probabilities, labels = predict(model, split, **options)
+    if predicted is not None:
+        probabilities, labels = predicted
         picture = out.with_name(RELIABILITY)
         if attempt(lambda: reliability_picture(probabilities[0], labels, picture), picture):
             print(f"wrote {picture}")

@@ -1,9 +1,10 @@
-"""Measure a model on a test split: accuracy, calibration and denoising, reproducibly."""
+"""Measure a model on a test split: accuracy, calibration and denoising, reproducibly, on any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import chain, count
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from cdn.model.finite import decided
 from cdn.model.inputs import check_sigma, sigma_key
 from cdn.model.modes import evaluating
 from cdn.noise_keys import EVALUATION
+from cdn.processes import ALONE, Processes
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import NoiseLevels
 
@@ -28,6 +30,7 @@ CHUNK = 256
 
 # What an evaluation found, by name; None for what the model cannot give.
 Report = dict[str, float | None]
+_Name = TypeVar("_Name")
 
 
 def evaluate(
@@ -44,6 +47,7 @@ def evaluate(
     with_ssim: bool = False,
     objective: str | None = None,
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Report:
     """Measure accuracy, calibration and denoising of a model.
 
@@ -61,6 +65,8 @@ def evaluate(
         with_ssim: measure SSIM as well.
         objective: what the model was trained on, as in the settings of a run; None for all that it can do.
         progress: show a progress bar on stderr.
+        processes: those that divide the images among them, batch by batch, each with the same model, split and
+            arguments. The figures have the same bits on each of them as on one process alone, with as many threads.
 
     Returns:
         A dict, with ``S`` for each of the sigmas in grey levels, as 25 for 25/255: ``classified`` and ``denoised``, the
@@ -86,10 +92,12 @@ def evaluate(
     denoises = capabilities.denoises(model, objective) and len(exact) > 0
     of_classes, of_images = _figures(sigmas, with_ssim)
     report: Report = dict.fromkeys(["classified", "denoised", *of_classes, *of_images])
-    with tqdm(
-        total=len(indices) * classifies + len(exact) * denoises, unit="image", leave=False, disable=not progress
-    ) as bar:
-        options: dict[str, Any] = dict(seed=seed, batch_size=batch_size, precision=precision, bar=bar)
+    measured = ([indices] if classifies else []) + ([exact] if denoises else [])
+    total = sum(len(batch.indices) for which in measured for batch in _share(which, batch_size, processes))
+    with tqdm(total=total, unit="image", leave=False, disable=not (progress and processes.first)) as bar:
+        options: dict[str, Any] = dict(
+            seed=seed, batch_size=batch_size, precision=precision, bar=bar, processes=processes
+        )
         if classifies:
             report |= dict(classified=len(indices))
             report |= _classification(model, split, indices, sigmas, levels, **options)
@@ -110,6 +118,7 @@ def predict(
     seed: int = 0,
     precision: str = "float32",
     bar: tqdm | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[dict[float | None, Tensor], Tensor]:
     """Return the class probabilities of the first images of a split at some noise levels.
 
@@ -118,7 +127,7 @@ def predict(
         split: an :class:`cdn.data.ImageSplit`.
         sigmas: noise levels in the units of the images; 0 for clean images, None for levels drawn from ``levels``.
         levels: the law of sigma for None.
-        limit, batch_size, seed, precision: as for :func:`evaluate`.
+        limit, batch_size, seed, precision, processes: as for :func:`evaluate`.
         bar: a tqdm bar to advance by the number of images.
 
     Returns:
@@ -129,11 +138,12 @@ def predict(
     probabilities: dict[float | None, list[Tensor]] = {sigma: [] for sigma in sigmas}
     with evaluating(model, precision) as device, torch.no_grad():
         levels = replace(levels, clean_share=0.0)
-        for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
+        share = _share(indices, batch_size, processes)
+        for x, eps, level in _noisy(split, share, levels, seed, device, bar):
             for sigma, parts in probabilities.items():
                 y, _ = torch_ops.sample_noise(x, level if sigma is None else sigma, eps)
                 parts.append(model(y).float().softmax(1).cpu())
-    return {sigma: torch.cat(parts) for sigma, parts in probabilities.items()}, split.labels[indices]
+    return _of_all(probabilities, processes), split.labels[indices]
 
 
 def _check(sigmas: Sequence[float], **limits: int | None) -> None:
@@ -176,21 +186,23 @@ def _denoising(
     batch_size: int,
     precision: str,
     bar: tqdm,
+    processes: Processes,
 ) -> dict[str, float]:
-    sums = dict.fromkeys(figures, 0.0)
+    found: dict[str, list[Tensor]] = {figure: [] for figure in figures}
     levels = replace(levels, clean_share=0.0)
     with evaluating(model, precision) as device, torch.no_grad():
-        for x, eps, level in _batches(split, indices, levels, seed, batch_size, device, bar):
+        share = _share(indices, batch_size, processes)
+        for x, eps, level in _noisy(split, share, levels, seed, device, bar):
             for sigma in sigmas:
                 y, _ = torch_ops.sample_noise(x, sigma, eps)
                 for prefix, images in (("noisy_", y), ("", denoise(model, y, sigma))):
                     for name, metric in (("psnr", psnr), ("ssim", ssim)):
-                        if (key := f"{name}_{prefix}{sigma_key(sigma)}") in sums:
-                            sums[key] += float(metric(images, x).sum())
+                        if (key := f"{name}_{prefix}{sigma_key(sigma)}") in found:
+                            found[key].append(metric(images, x).cpu())
             y, _ = torch_ops.sample_noise(x, level, eps)
             residual = (denoise(model, y, level) - x) / torch_ops.expand(level, x)
-            sums["denoising_loss"] += float(residual.double().square().flatten(1).mean(1).sum())
-    return {key: value / len(indices) for key, value in sums.items()}
+            found["denoising_loss"].append(residual.double().square().flatten(1).mean(1).cpu())
+    return {key: float(values.mean()) for key, values in _of_all(found, processes).items()}
 
 
 def _figures(sigmas: Sequence[float], with_ssim: bool) -> tuple[list[str], list[str]]:
@@ -203,21 +215,38 @@ def _figures(sigmas: Sequence[float], with_ssim: bool) -> tuple[list[str], list[
     ]
 
 
-def _batches(
-    split: ImageSplit,
-    indices: Tensor,
-    levels: NoiseLevels,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
-    bar: tqdm | None,
+class _Batch(NamedTuple):
+    """Images that a model sees at once: indices into the split, and where they are in their chunk of noise."""
+
+    position: int
+    place: int
+    indices: Tensor
+
+
+def _share(indices: Tensor, batch_size: int, processes: Processes) -> list[_Batch]:
+    """Return the batches of this process, which are those of one process alone: so are the bits of what is computed."""
+    batches = [
+        _Batch(position, place, part)
+        for position, chunk in enumerate(indices.split(CHUNK))
+        for place, part in zip(count(0, batch_size), chunk.split(batch_size))
+    ]
+    return [batches[k] for k in processes.share(len(batches))]
+
+
+def _noisy(
+    split: ImageSplit, batches: list[_Batch], levels: NoiseLevels, seed: int, device: torch.device, bar: tqdm | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images x [B, C, H, W] in [0, 1], unit noise eps of their shape and noise levels [B]."""
-    for position, chunk in enumerate(indices.split(CHUNK)):
-        x, _ = split.images(chunk, device)
-        key = EVALUATION.key(seed, position)
+    for batch in batches:
+        x, _ = split.images(batch.indices, device)
+        key = replace(EVALUATION.key(seed, batch.position), places=batch.place)
         eps = torch_ops.standard_normal(x.shape, key, device=device)
-        level = torch_ops.sample_sigma(len(x), key, levels, device=device)
-        yield from zip(*(part.split(batch_size) for part in (x, eps, level)))
+        yield x, eps, torch_ops.sample_sigma(len(x), key, levels, device=device)
         if bar is not None:
-            bar.update(len(chunk))
+            bar.update(len(x))
+
+
+def _of_all(found: Mapping[_Name, list[Tensor]], processes: Processes) -> dict[_Name, Tensor]:
+    """Return what all processes found of their images, one value or row per image, in the order of the images."""
+    everything = processes.gather(found)
+    return {name: torch.cat(list(chain.from_iterable(part[name] for part in everything))) for name in found}

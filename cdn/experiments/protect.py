@@ -14,10 +14,10 @@ from typing import cast
 
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
-from cdn.evaluation.evaluate import accuracy
 from cdn.experiments.runner import CLASSES, DENOISER, Experiment, Findings, Session
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.gradient import strongest
+from cdn.methods.judges import is_right
 from cdn.methods.smoothing.certificate import certified_shares
 from cdn.methods.smoothing.defences import ALONE, DENOISED, VOTE, System, defences
 from cdn.methods.smoothing.protected import Protected
@@ -40,14 +40,13 @@ def measure(session: Session) -> Findings:
         for name, (attacked, judged, smoothed) in bar:
             bar.set_description(name)
             fooling[name] = strongest(attacked, x, labels, ball, **how)
-            share = lambda images, judged=judged: accuracy(judged, images, labels, args.batch_size)
+            right = lambda images, judged=judged: is_right(judged, images, labels, args.seed, args.batch_size)
+            share = lambda images: float(right(images).double().mean())
             found = dict(clean=share(x), transferred=share(fooling[ALONE]), attacked=share(fooling[name]))
             draws = dict(n0=args.n0, n=args.n, alpha=args.alpha, batch_size=args.batch_size, seed=args.seed)
             draws["precision"] = args.precision
-            shares = (
-                None if smoothed is None else certified_shares(smoothed, x, labels, args.sigma, args.radii, **draws)
-            )
-            results[name] = found | dict(certified=shares)
+            sure = None if smoothed is None else certified_shares(smoothed, x, labels, args.sigma, args.radii, **draws)
+            results[name] = found | dict(certified=sure)
     attack = f"attacks in {args.norm} of radius {args.radius:g}, {args.attack_steps} steps of {args.eot} draws"
     about = f"{len(x)} test images of {session.run.dataset.name}, sigma {sigma_text(args.sigma)}; {attack}"
     figures = {"picture.png": lambda: defence_figure(results, args.sigma, args.norm, args.radius)}

@@ -1,6 +1,7 @@
 """Draw how many images a model still classifies rightly under attacks of growing strength, in L-infinity and in L2.
 
     python -m cdn.experiments.robustness runs/cifar10 --against runs/resnet runs/jem --limit 500
+    torchrun --nproc-per-node 2 -m -- cdn.experiments.robustness runs/cifar10   # each process attacks its share
 
 Attacks the logits of every run on the same test images, without noise, within balls of rising radius and within [0, 1].
 An image counts as robust at a radius if none of the attacks, restarts and targets has fooled the model there or at a
@@ -44,6 +45,7 @@ def attacked(session: Session, model: nn.Module, x: Tensor, labels: Tensor, norm
     args, unit = session.args, UNITS[norm]
     radii = sorted(args.radii_linf if norm == "linf" else args.radii_l2)
     options: dict[str, Any] = dict(steps=args.steps, seed=args.seed, batch_size=args.batch_size)
+    options["processes"] = session.processes
     how = dict(restarts=args.restarts, targeted=args.targeted, progress=session.progress)
     curve = sweep(model, x, labels, norm, [radius / unit for radius in radii], args.attack, **how, **options)
     result: Results = dict(radii=radii, clean=curve.clean_accuracy, robust=curve.robust_accuracy, checks=[])
@@ -59,4 +61,4 @@ def attacked(session: Session, model: nn.Module, x: Tensor, labels: Tensor, norm
 main = Experiment("robustness", __doc__, measure, against=True)
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, divided=True)

@@ -39,6 +39,7 @@ from cdn.files import Results, json_text, make_folder, write_atomically
 from cdn.model.capabilities import kind
 from cdn.model.modes import evaluating
 from cdn.pictures.style import attempt, save
+from cdn.processes import ALONE, Processes, joined
 from cdn.run_folder.opened import Run, by_name, open_run
 from cdn.run_folder.shipped import results_folder
 from cdn_kernels import machine
@@ -99,9 +100,15 @@ class Experiment:
     module: str | None = None
 
     def __call__(self, argv: Sequence[str] | None = None) -> None:
-        """Run the command."""
-        session = Session(self, self.parser().parse_args(argv))
-        found = self.measure(session)
+        """Run the command: of several processes all measure, and the first prints, draws and writes."""
+        args = self.parser().parse_args(argv)
+        with joined(pick_device(args.device)) as processes:
+            session = Session(self, args, processes)
+            found = self.measure(session)
+        if processes.first:
+            self._tell(session, found)
+
+    def _tell(self, session: "Session", found: Findings) -> None:
         for number, text in enumerate(found.text):
             print("\n" + text if number and text.startswith("|") and found.text[number - 1].startswith("|") else text)
         for name, draw in found.figures.items():
@@ -144,6 +151,7 @@ class Session:
     Args:
         experiment: what is executed.
         args: its parsed options.
+        processes: those that execute it together, of which the first alone has a folder to write into.
 
     Attributes:
         run: the :class:`cdn.run_folder.opened.Run`; ``model`` and ``device`` are short for its model and where it is.
@@ -154,14 +162,16 @@ class Session:
         CDNError: the run or its data cannot be read or lacks what is needed, or the folder cannot be made.
     """
 
-    def __init__(self, experiment: Experiment, args: argparse.Namespace) -> None:
-        self.args, self.start, self.progress = args, time.perf_counter(), sys.stderr.isatty()
+    def __init__(self, experiment: Experiment, args: argparse.Namespace, processes: Processes = ALONE) -> None:
+        self.args, self.start, self.processes = args, time.perf_counter(), processes
+        self.progress = processes.first and sys.stderr.isatty()
         self.device = pick_device(args.device)
         self.run = open_run(args.run, self.device, args.data_dir)
         self.model = self.run.model
         require(self.run, *experiment.needs)
         self.out: Path = args.out or results_folder(args.run) / args.experiment
-        make_folder(self.out)
+        if processes.first:
+            make_folder(self.out)
 
     def open(self, path: Path, *needs: Need) -> Run:
         """Open a further run, to be measured on the test images of the first.

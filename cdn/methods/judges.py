@@ -1,6 +1,7 @@
 """Three ways in which one network classifies: by its softmax, by a vote under noise, and by its denoising errors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,21 +11,19 @@ from cdn.files import Results
 from cdn.methods.denoising_errors import DenoisingErrorClassifier, Weight, integrate, noisy_copies
 from cdn.methods.quadrature import level_nodes
 from cdn.methods.smoothing import LevelVote
-from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized
+from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized, noiseless
 from cdn.model.finite import decided
-from cdn.noise_keys import ATTACKS, DECISIONS, REFERENCE
-from cdn_kernels import NoiseLevels
+from cdn.noise_keys import DECISIONS, REFERENCE
+from cdn_kernels import Noise, NoiseLevels
 
 SOFTMAX, VOTE, ERROR = "softmax", "vote", "denoising error"
-# Between the keys of two batches: more than a decision uses.
-STRIDE = 1 << 20
 
 
 class Judge(NamedTuple):
-    """A classifier: the function of images and a key that decides, and the module whose gradient attacks follow."""
+    """A classifier: the functions of images and a key that decide, and whose gradient attacks follow."""
 
     decide: NoisyClassifier
-    attacked: nn.Module
+    attacked: NoisyClassifier
 
 
 def judges(
@@ -48,24 +47,28 @@ def judges(
         vote_levels: noise levels of the vote.
         nodes, draws, weight: of the denoising errors.
         attack_nodes: noise levels of a step of an attack, which draws afresh at each: a few are enough for it.
-        seed: of the noise.
+        seed: of the noise of the reference.
     """
     vote = LevelVote(model, model, vote_levels, reference, REFERENCE.key(seed))
     error = lambda nodes, draws: DenoisingErrorClassifier(model, levels, nodes=nodes, draws=draws, weight=weight)
-    attacked = lambda judge: Randomized(judge, 1, ATTACKS.key(seed))
     return {
-        SOFTMAX: Judge(lambda images, key: model(images), model),
-        VOTE: Judge(vote, attacked(vote)),
-        ERROR: Judge(error(nodes, draws), attacked(error(attack_nodes, 1))),
+        SOFTMAX: Judge(noiseless(model), noiseless(model)),
+        VOTE: Judge(vote, Randomized(vote, 1)),
+        ERROR: Judge(error(nodes, draws), Randomized(error(attack_nodes, 1), 1)),
     }
 
 
 def is_right(judge: NoisyClassifier, images: Tensor, labels: Tensor, seed: int, batch_size: int) -> Tensor:
-    """Return whether a judge is right about each of the first images, [N]."""
+    """Return whether a judge is right about each of the first images, [N]; noise does not depend on the batches."""
     with torch.no_grad():
-        parts = enumerate(images.split(batch_size))
-        predicted = torch.cat([decided(judge(part, DECISIONS.key(seed, number * STRIDE))) for number, part in parts])
+        predicted = torch.cat([decided(judge(part, key)) for part, key in _batches(images, seed, batch_size)])
     return predicted == labels[: len(predicted)]
+
+
+def _batches(images: Tensor, seed: int, batch_size: int) -> Iterator[tuple[Tensor, Noise]]:
+    """Yield images by the batch, with the key of what is drawn for them."""
+    for start in range(0, len(images), batch_size):
+        yield images[start : start + batch_size], replace(DECISIONS.key(seed), places=start)
 
 
 def by_levels_and_draws(
@@ -89,8 +92,7 @@ def by_levels_and_draws(
     error_parts: list[Tensor] = []
     vote_parts: list[Tensor] = []
     with torch.no_grad():
-        for number, part in enumerate(x.split(batch_size)):
-            key = DECISIONS.key(seed, number * STRIDE)
+        for part, key in _batches(x, seed, batch_size):
             error_parts.append(module.errors(part, key))
             votes = [model(y).log_softmax(1) for _, y in noisy_copies(part, levels, key, nodes, draws)]
             vote_parts.append(torch.stack(votes).unflatten(0, error_parts[-1].shape[:2]))

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import cdn
 from cdn.commands import certify as command
+from cdn.commands.certify import certify_images
 from cdn.errors import CDNError
 from cdn.methods.attacks.ball import Ball
 from cdn.methods.attacks.gradient import pgd
@@ -17,6 +19,7 @@ from cdn.methods.smoothing import certificate as smoothing
 from cdn.methods.smoothing.certificate import certified_accuracy
 from cdn.run_folder.journal import Journal
 from cdn.run_folder.opened import open_run
+from tests.together import together
 
 
 def run(folder, out, *options):
@@ -56,7 +59,7 @@ def test_no_attack_within_the_radius_changes_the_smoothed_digits(digits_run):
         attacked = x.clone()
         for i in (found.label != ABSTAIN).nonzero()[:, 0].tolist():
             pursuit = Pursuit(smoothed, x[i : i + 1], found.label[i : i + 1], cross_entropy, stop=False)
-            pgd(pursuit, x[i : i + 1], Ball("l2", scale * float(found.radius[i])), 8, torch.Generator().manual_seed(i))
+            pgd(pursuit, x[i : i + 1], Ball("l2", scale * float(found.radius[i])), 8, cdn.Noise(i))
             attacked[i] = pursuit.best[0]
         return predict_smoothed(model, attacked, sigma, 200, 0.001)
 
@@ -102,6 +105,26 @@ def test_an_interrupted_command_goes_on(digits_run, tmp_path, monkeypatch):
     assert strip(resumed) == strip(whole)
     run(digits_run, tmp_path / "part", "--seed", "1")  # other settings are no reason to skip, or to forget
     assert len(calls) == 13 + 12 and len(Journal(rows).rows) == 24
+
+
+def test_processes_take_turns(digits_run, tmp_path):
+    """Seven images on three processes, some of them certified before: every one writes through the first."""
+    opened, bar = open_run(digits_run), tqdm(disable=True)
+    images, _ = opened.dataset.test.images(torch.arange(7))
+    how = dict(n0=5, n=20, alpha=0.001, seed=0, precision="float32")
+    timeless = lambda rows: [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    alone = certify_images(opened, images, Journal(tmp_path / "alone"), 0.25, 256, bar, **how)
+    for before in (0, 2):
+        path = tmp_path / f"three-{before}"
+        path.write_text("".join(json.dumps(row) + "\n" for row in alone[3 : 3 + before]))
+
+        def work(processes, path=path):
+            journal = Journal(path) if processes.first else None
+            return certify_images(opened, images, journal, 0.25, 256, bar, processes, **how)
+
+        assert [timeless(rows) for rows in together(3, work)] == [timeless(alone)] * 3
+        rows = Journal(path).rows
+        assert timeless(sorted(rows, key=lambda row: row["image"])) == timeless(alone) and len(rows) == 7
 
 
 @pytest.mark.usefixtures("blank_pictures")

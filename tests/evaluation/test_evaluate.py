@@ -6,7 +6,11 @@ import torch
 from cdn.data.split import MemorySplit
 from cdn.errors import CDNError
 from cdn.evaluation import evaluate, predict
-from cdn_kernels import NoiseLevels
+from cdn.evaluation.evaluate import _noisy, _share
+from cdn.noise_keys import EVALUATION
+from cdn.processes import ALONE
+from cdn_kernels import NoiseLevels, reference
+from tests.together import together
 
 ACCURACY = {"classified", "accuracy", "accuracy_noisy", "ece", *(f"accuracy_sigma_{sigma}" for sigma in (15, 25, 50))}
 DENOISING = {
@@ -41,6 +45,44 @@ def test_results_depend_on_the_seed_alone(make_model, make_split):
     model, split = make_model(), make_split(40)
     reports = [evaluate(model, split, seed=seed) for seed in (0, 0, 1)]
     assert reports[0] == reports[1] != reports[2]
+
+
+@pytest.mark.parametrize("kind", ["joint", "classifier", "denoiser"])
+@pytest.mark.parametrize(
+    "count, batch_size, limit", [(3, 40, None), (2, 256, None), (3, 7, 20), (3, 1, 2), (4, 100, 5)]
+)
+def test_processes_divide_the_images_and_find_the_same_bits(make_model, make_split, kind, count, batch_size, limit):
+    """Uneven shares, several chunks of noise, limits, and processes without an image."""
+    model, split = make_model(kind), make_split(270, inexact=(0, 5, 100))
+    how = dict(batch_size=batch_size, limit=limit, denoising_limit=limit, with_ssim=limit is not None)
+    alone = evaluate(model, split, **how)
+    assert together(count, lambda processes: evaluate(model, split, processes=processes, **how)) == [alone] * count
+
+
+def test_processes_predict_the_same_bits(make_model, make_split):
+    model, split = make_model(), make_split(20)
+    how = dict(sigmas=(0, None, 0.2), batch_size=3)
+    alone, labels = predict(model, split, **how)
+    for found, known in together(3, lambda processes: predict(model, split, processes=processes, **how)):
+        assert torch.equal(known, labels) and found.keys() == alone.keys()
+        assert all(torch.equal(found[sigma], alone[sigma]) for sigma in alone)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_the_noise_of_an_image_may_not_move(make_split, batch_size):
+    """Image i of those measured has place i % 256 at position i // 256 of its stream, in batches of any size."""
+    split, sizes = make_split(270, inexact=(3,)), []
+    which = split.exact.nonzero()[:, 0]
+    x, _ = split.images(which)
+    chunks = [EVALUATION.key(5, position) for position in (0, 1)]
+    eps = torch.cat([reference.standard_normal((n, 1, 8, 8), key) for n, key in zip((256, 13), chunks)])
+    level = torch.cat([reference.sample_sigma(n, key, NoiseLevels()) for n, key in zip((256, 13), chunks)])
+    parts = [x, eps, level]
+    for batch in _noisy(split, _share(which, batch_size, ALONE), NoiseLevels(), 5, "cpu", None):
+        start = sum(sizes)
+        sizes.append(len(batch[0]))
+        assert all(torch.equal(part, whole[start : sum(sizes)]) for part, whole in zip(batch, parts))
+    assert sum(sizes) == 269 and max(sizes) == batch_size
 
 
 def test_the_figures_are_what_they_say(make_model, make_split):

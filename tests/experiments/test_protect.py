@@ -66,14 +66,13 @@ def test_what_cannot_be_is_refused(digits_run, plain_run, denoiser_run, tmp_path
     assert list(results) == ["alone", "denoised"]
 
 
-def test_every_call_averages_over_fresh_noise():
-    offsets = []
-    classify = lambda x, key: offsets.append(key) or torch.tensor([[0.0, 1.0]]) * len(offsets) + 1e4
-    module = Randomized(classify, 2, Noise(7))
-    module(torch.zeros(1))
-    values = module(torch.zeros(1))
-    assert len(set(offsets)) == 4 and {key.seed for key in offsets} == {7}
-    expected = torch.stack([torch.tensor([0.0, 3.0]).softmax(0), torch.tensor([0.0, 4.0]).softmax(0)]).mean(0)
+def test_probabilities_are_averaged_over_draws_of_the_key():
+    keys = []
+    classify = lambda x, key: keys.append(key) or torch.tensor([[0.0, 1.0]]) * len(keys) + 1e4
+    module = Randomized(classify, 2)
+    values = module(torch.zeros(1), Noise(7))
+    assert len(set(keys)) == 2 and {key.seed for key in keys} == {7}
+    expected = torch.stack([torch.tensor([0.0, 1.0]).softmax(0), torch.tensor([0.0, 2.0]).softmax(0)]).mean(0)
     torch.testing.assert_close(values.exp()[0], expected)
     with pytest.raises(ValueError, match="draws: expected at least 1, got 0"):
-        Randomized(classify, 0, Noise(0))
+        Randomized(classify, 0)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdn_kernels import Noise, standard_normal
+
 NORMS = ("linf", "l2")
 
 
@@ -56,23 +58,28 @@ class Ball:
         gradient = gradient / torch.where(largest > 0, largest, 1)
         return gradient / _length(gradient).clamp(min=1e-30)
 
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, x: Tensor, noise: Noise) -> Tensor:
         """Return a random image of the ball around x: uniform in it, but for the clipping to [0, 1].
 
         Args:
-            generator: a ``torch.Generator`` of the CPU, so that every device gets the same draw.
+            noise: a key, which stands for the position after it too; its places are those of the images.
         """
         if self.norm == "linf":
-            change = 2 * torch.rand(x.shape, generator=generator) - 1
+            change = 2 * uniform(x.shape, noise, x) - 1
         else:
-            change = torch.randn(x.shape, generator=generator)
-            share = torch.rand(len(x), 1, 1, 1, generator=generator) ** (1 / x[0].numel())
+            change = standard_normal(x.shape, noise, dtype=x.dtype, device=x.device)
+            share = uniform((len(x), 1, 1, 1), noise.moved(1), x) ** (1 / math.prod(x.shape[1:]))
             change = change * (share / _length(change))
-        return self.project(x, x + self.radius * change.to(x))
+        return self.project(x, x + self.radius * change)
 
     def amplitude(self, x: Tensor) -> float:
         """Return by how much all values of x can change at once: a float."""
         return self.radius if self.norm == "linf" else self.radius / math.sqrt(x[0].numel())
+
+
+def uniform(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
+    """Return numbers that are uniform in [0, 1], a row for each image, with the dtype and device of a tensor."""
+    return (1 + torch.erf(standard_normal(shape, noise, dtype=like.dtype, device=like.device) / math.sqrt(2))) / 2
 
 
 def distance(norm: str, x: Tensor, y: Tensor) -> Tensor:

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from cdn.methods.attacks.losses import Loss
+from cdn.methods.smoothing.randomized import NoisyClassifier
 from cdn.model.finite import require_finite
+from cdn_kernels import Noise
 from cdn_kernels.reference import score
 
 # From images [B, C, H, W] to logits [B, classes].
 Classifier = Callable[[Tensor], Tensor]
+# Positions between the keys of two steps: more than a decision under noise uses.
+STRIDE = 1 << 20
 UNTOLD = "model: expected finite logits, got infinite ones or nan: nothing can be said of its robustness"
 
 
@@ -19,7 +23,8 @@ class Pursuit:
     """Evaluate the candidates of an attack, and keep the best of each image.
 
     Args:
-        model: a function from images [B, C, H, W] to logits [B, classes], differentiable if gradients are asked for.
+        model: a function from images [B, C, H, W] to logits [B, classes], differentiable if gradients are asked for;
+            with ``noise`` a function of images and a key.
         x: images [N, C, H, W] in [0, 1].
         labels: their true classes, int64 [N].
         loss: one of :mod:`cdn.methods.attacks.losses`.
@@ -27,6 +32,7 @@ class Pursuit:
         batch_size: images per evaluation of the model.
         stop: leave an image alone once it is fooled. The model sees only images that are not fooled yet, in full
             batches, while the search itself works on the whole batch.
+        noise: None, or a key, of which the model gets another position at every step, for the places of its images.
 
     Attributes:
         found: which images are fooled, bool [N]: predicted to be of another class than their label, or of their target.
@@ -37,7 +43,7 @@ class Pursuit:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | NoisyClassifier,
         x: Tensor,
         labels: Tensor,
         loss: Loss,
@@ -45,9 +51,11 @@ class Pursuit:
         targets: Tensor | None = None,
         batch_size: int = 256,
         stop: bool = True,
+        noise: Noise | None = None,
     ) -> None:
-        self.model, self.labels, self.targets, self.loss = model, labels, targets, loss
-        self.batch_size, self.stop = batch_size, stop
+        self.model: Callable[..., Tensor] = model
+        self.labels, self.targets, self.loss = labels, targets, loss
+        self.batch_size, self.stop, self.noise, self.step = batch_size, stop, noise, 0
         self.found = torch.zeros_like(labels, dtype=torch.bool)
         self.best, self.best_gradient = x.clone(), torch.zeros_like(x)
         self.best_loss = torch.full_like(x[:, 0, 0, 0], -torch.inf)
@@ -81,6 +89,7 @@ class Pursuit:
             if gradients is not None and slope is not None:
                 gradients[rows], self.best_gradient[kept] = slope, slope[better]
         self.last_loss = loss.clone()
+        self.step += 1
         return loss, gradients
 
     def _evaluate(self, y: Tensor, rows: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -91,7 +100,8 @@ class Pursuit:
 
         def objective(y: Tensor) -> Tensor:
             nonlocal loss, logits
-            logits = self.model(y)
+            drawn = () if self.noise is None else (self.noise.moved(self.step * STRIDE).chosen(rows),)
+            logits = self.model(y, *drawn)
             # Indexed in here, outside of any inference mode, whose tensors autograd does not take.
             loss = self.loss(logits, self.labels[rows], None if self.targets is None else self.targets[rows])
             return loss

@@ -1,6 +1,7 @@
 """Attacks by name, at one radius or at many, for curves of robust accuracy."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -15,7 +16,10 @@ from cdn.methods.attacks.pursuit import UNTOLD, Classifier, Pursuit
 from cdn.model.finite import require_finite
 from cdn.model.inputs import check_counts
 from cdn.noise_keys import ATTACK_STARTS
+from cdn.processes import ALONE, Processes
 
+# Each restart has so many positions, by the power of two.
+_RESTART_BITS = 32
 # Name: the search and the loss that it climbs.
 ATTACKS: dict[str, tuple[attacks.Search, losses.Loss]] = {
     "pgd": (attacks.pgd, losses.cross_entropy),
@@ -75,6 +79,7 @@ def attack(
     restart: int = 0,
     targets: Tensor | None = None,
     seed: int = 0,
+    places: int | Tensor = 0,
     batch_size: int = 256,
 ) -> Adversarial:
     """Attack every image once.
@@ -89,7 +94,9 @@ def attack(
         steps: of the search; one more candidate is evaluated, with a gradient each but for "random-search".
         restart: which of the random starts: each gives another result, the same seed the same one.
         targets: None, or the classes to reach, int64 [N]; then only an image of its target's class counts as found.
-        seed: of all random draws.
+        seed: of all random draws, which are independent for every image.
+        places: the place of the first image in the whole set, or of each, int64 [N], by which its draws are named:
+            parts of a set are attacked as the whole is.
         batch_size: images per evaluation of the model; about 10 copies of x are held besides.
 
     Returns:
@@ -102,11 +109,11 @@ def attack(
     _check(x, labels, [name], steps, restarts=1)
     if targets is not None:
         _check_classes("targets", targets, x)
-    generator = ATTACK_STARTS.generator(seed, restart)
+    noise = replace(ATTACK_STARTS.key(seed, restart << _RESTART_BITS), places=places)
     search, loss = ATTACKS[name]
     pursuit = Pursuit(model, x, labels, loss, targets=targets, batch_size=batch_size)
     if len(x):
-        search(pursuit, x, ball, steps, generator)
+        search(pursuit, x, ball, steps, noise)
     return Adversarial(pursuit.found, pursuit.best)
 
 
@@ -124,6 +131,7 @@ def sweep(
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Sweep:
     """Attack images at rising radii, each until something has fooled it.
 
@@ -139,9 +147,11 @@ def sweep(
         targeted: 0 to leave the attacks the choice of the wrong class, or K to aim at each of the K wrong classes most
             likely without an attack, in turn; then an image counts as fooled if it reaches the class aimed at.
         progress: show a progress bar on stderr.
+        processes: those that divide the images among them, each with the same model, images and arguments. What is
+            drawn for an image does not depend on the division; the logits of a model may, by their rounding.
 
     Returns:
-        :class:`Sweep`.
+        :class:`Sweep`, the same on all processes.
 
     Raises:
         ValueError: as :func:`attack`; no radius, or one that is not above 0; more targets than wrong classes.
@@ -150,12 +160,15 @@ def sweep(
     _check(x, labels, names, steps, restarts)
     if not radii or not radii[0] > 0:
         raise ValueError(f"radii: expected numbers above 0, got {radii}")
-    logits = _logits(model, x, batch_size)
-    aims = _aims(logits, labels, targeted)
-    broken_at = torch.where(logits.argmax(1) == labels, torch.inf, 0.0).double()
-    images = x.clone()
-    plan = list(product(radii, names, range(restarts), aims))
-    with tqdm(plan, unit="attack", leave=False, disable=not progress) as bar:
+    own = processes.share(len(x))
+    x, labels = x[own.start : own.stop], labels[own.start : own.stop]
+    broken_at, images = torch.zeros(0, dtype=torch.float64), x.clone()
+    plan: list[tuple[float, str, int, Tensor | None]] = []
+    if len(x):
+        logits = _logits(model, x, batch_size)
+        broken_at = torch.where(logits.argmax(1) == labels, torch.inf, 0.0).double()
+        plan = list(product(radii, names, range(restarts), _aims(logits, labels, targeted)))
+    with tqdm(plan, unit="attack", leave=False, disable=not (progress and processes.first)) as bar:
         for radius, name, restart, aim in bar:
             rows = broken_at.isinf().nonzero()[:, 0]
             bar.set_postfix(radius=f"{radius:.3g}", left=len(rows))
@@ -169,11 +182,13 @@ def sweep(
                 restart=restart,
                 targets=None if aim is None else aim[rows],
                 seed=seed,
+                places=rows + own.start,
                 batch_size=batch_size,
             )
             fooled = rows[result.found]
             broken_at[fooled], images[fooled] = radius, result.images[result.found]
-    return Sweep(norm, radii, broken_at, images)
+    found = (processes.concatenate(values).to(x.device) for values in (broken_at, images))
+    return Sweep(norm, radii, *found)
 
 
 def _logits(model: Classifier, x: Tensor, batch_size: int) -> Tensor:

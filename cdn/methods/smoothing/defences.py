@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import cdn_kernels
 from cdn.methods.smoothing.protected import LevelVote, Protected
-from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized
-from cdn.noise_keys import ATTACKS, DECISIONS, REFERENCE
+from cdn.methods.smoothing.randomized import NoisyClassifier, Randomized, noiseless
+from cdn.noise_keys import REFERENCE
 
 SYSTEMS = ALONE, DENOISED, PURIFIED, VOTE, ITSELF = "alone", "denoised", "purified", "vote", "itself"
 
@@ -17,13 +17,13 @@ class System(NamedTuple):
     """A way to classify.
 
     Attributes:
-        attacked: the module whose gradient attacks follow; where it draws noise, it does so anew at every step.
-        judged: the module that decides: the same with more draws of noise, and others.
+        attacked: the function of images and a key whose gradient attacks follow, with another key at every step.
+        judged: the one that decides: the same with more draws of noise, and others.
         certified: the module that is smoothed for certificates; None where there are none.
     """
 
-    attacked: nn.Module
-    judged: nn.Module
+    attacked: NoisyClassifier
+    judged: NoisyClassifier
     certified: nn.Module | None
 
 
@@ -51,23 +51,22 @@ def defences(
         itself: whether the model classifies too, and, if it is a density, stands beside.
         steps: of purification.
         draws, attack_draws: of noise per decision, and per step of an attack.
-        seed: of the noise.
+        seed: of the noise of the reference.
     """
     classifier = classifier.eval()
     protected, purified = (Protected(classifier, model, sigma, count) for count in (1, steps))
 
     def randomized(classify: NoisyClassifier, certified: nn.Module | None = None) -> System:
-        attacked = Randomized(classify, attack_draws, ATTACKS.key(seed))
-        return System(attacked, Randomized(classify, draws, DECISIONS.key(seed)), certified)
+        return System(Randomized(classify, attack_draws), Randomized(classify, draws), certified)
 
     noisy = lambda module: lambda x, key: module(cdn_kernels.sample_noise(x, sigma, key)[0])
     systems = {
-        ALONE: System(classifier, classifier, classifier),
+        ALONE: System(noiseless(classifier), noiseless(classifier), classifier),
         DENOISED: randomized(noisy(protected), protected),
         PURIFIED: randomized(noisy(purified)),
     }
     if reference is not None:
         systems[VOTE] = randomized(LevelVote(classifier, model, levels, reference, REFERENCE.key(seed)))
         if itself:
-            systems[ITSELF] = System(model, model, model)
+            systems[ITSELF] = System(noiseless(model), noiseless(model), model)
     return systems

@@ -18,28 +18,31 @@ NoisyClassifier = Callable[[Tensor, Noise], Tensor]
 class Randomized(nn.Module):
     """Average the class probabilities of a randomized classifier over draws of its noise.
 
-    Every call draws anew, so that an attack on this module follows the expectation over noise (Athalye et al.,
-    "Obfuscated gradients give a false sense of security", 2018) and cannot adapt to a few fixed draws.
+    An attack that gives it another key at every step follows the expectation over noise (Athalye et al., "Obfuscated
+    gradients give a false sense of security", 2018) and cannot adapt to a few fixed draws.
 
     Args:
         classify: a function of images [B, C, H, W] and a :class:`cdn.Noise` key that returns logits [B, classes].
-        draws: per call, at least 1.
-        noise: a :class:`cdn.Noise` key; draw k of all calls is at its position plus 64 k.
+        draws: at least 1; draw k is at the position of the key plus 64 k.
 
-    The forward takes images and returns logarithms of mean probabilities, [B, classes].
+    The forward takes images and a key, and returns logarithms of mean probabilities, [B, classes].
     """
 
-    def __init__(self, classify: NoisyClassifier, draws: int, noise: Noise) -> None:
+    def __init__(self, classify: NoisyClassifier, draws: int) -> None:
         super().__init__()
         check_counts(draws=draws)
-        self.classify, self.draws, self.noise, self.drawn = classify, draws, noise, 0
+        self.classify, self.draws = classify, draws
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Return logarithms of mean probabilities, [B, classes], of images [B, C, H, W]."""
         values = []
-        for _ in range(self.draws):
-            logits = self.classify(x, self.noise.moved(self.drawn * STRIDE))
+        for draw in range(self.draws):
+            logits = self.classify(x, noise.moved(draw * STRIDE))
             # The logits of a density share a huge offset, which has to go before anything is rounded.
             values.append((logits - logits.mean(1, keepdim=True)).log_softmax(1))
-            self.drawn += 1
         return torch.stack(values).logsumexp(0) - math.log(self.draws)
+
+
+def noiseless(classifier: Callable[[Tensor], Tensor]) -> NoisyClassifier:
+    """Return a classifier that draws nothing as a function of images and a key."""
+    return lambda x, noise: classifier(x)

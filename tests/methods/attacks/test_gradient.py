@@ -5,9 +5,11 @@ import torch
 
 from cdn.methods.attacks import ATTACKS, NORMS, Ball, attack, distance
 from cdn.methods.attacks.ball import diameter
-from cdn.methods.attacks.gradient import apgd, checkpoints, pgd
+from cdn.methods.attacks.gradient import apgd, checkpoints, pgd, strongest
 from cdn.methods.attacks.losses import margin
 from cdn.methods.attacks.pursuit import Pursuit
+from cdn.methods.judges import is_right
+from cdn_kernels import Noise, sample_noise
 
 DUAL = dict(linf=1, l2=2)
 NEAREST = dict(linf=0.02, l2=0.12)
@@ -71,7 +73,7 @@ def test_the_box_is_a_wall(name, norm):
 
     def found(threshold):
         model = lambda y: torch.stack([0 * y.mean((1, 2, 3)), y.mean((1, 2, 3)) - threshold, y.mean((1, 2, 3)) - 9], 1)
-        return attack(model, x, labels, Ball(norm, diameter(norm, x.shape[1:])), name, steps=60).found
+        return attack(model, x, labels, Ball(norm, diameter(norm, x.shape[1:])), name, steps=200).found
 
     assert found(0.99 if name != "random-search" else 0.7).all() and not found(1.001).any()
 
@@ -97,6 +99,43 @@ def test_the_seed_decides(name, sixths, greys):
     torch.testing.assert_close(run(seed=3, batch_size=7), run(seed=3))
     assert not torch.equal(run(seed=3), run(seed=4))
     assert not torch.equal(run(seed=3), run(seed=3, restart=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_image_is_attacked_alike_in_any_batch_and_any_part(name, batch_size, sixths, greys):
+    labels, ball = sixths(greys).argmax(1), Ball("l2", 0.05)
+    how = dict(name=name, steps=5, seed=3, restart=2)
+    whole = attack(sixths, greys, labels, ball, **how)
+    part = torch.tensor([17, 3, 4, 11])
+    for found, chosen in (
+        (attack(sixths, greys, labels, ball, batch_size=batch_size, **how), slice(None)),
+        (attack(sixths, greys[8:], labels[8:], ball, batch_size=batch_size, places=8, **how), slice(8, None)),
+        (attack(sixths, greys[part], labels[part], ball, batch_size=batch_size, places=part, **how), part),
+    ):
+        assert torch.equal(found.found, whole.found[chosen])
+        torch.testing.assert_close(found.images, whole.images[chosen])
+    assert whole.found.any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_noise_of_a_classifier_is_that_of_image_and_step(batch_size, sixths, greys):
+    """Every step draws anew, and neither the size of batches nor the number of images changes what an image gets."""
+    steps = {}
+
+    def model(y, key):
+        steps.setdefault(key.offset, []).append(key.places)
+        return sixths(sample_noise(y, 0.05, key)[0])
+
+    labels, ball = sixths(greys).argmax(1), Ball("l2", 0.01)
+    how = dict(steps=5, seed=3)
+    made = strongest(model, greys, labels, ball, batch_size=batch_size, **how)
+    assert len(steps) == 6 and all(torch.cat(places).tolist() == list(range(20)) for places in steps.values())
+    torch.testing.assert_close(made, strongest(model, greys, labels, ball, batch_size=256, **how))
+    few = strongest(model, greys[:9], labels[:9], ball, batch_size=batch_size, **how)
+    torch.testing.assert_close(few, made[:9])
+    right = is_right(model, made, labels, 3, batch_size)
+    assert torch.equal(right, is_right(model, made, labels, 3, 256)) and right.any()
 
 
 def test_fooled_images_are_left_alone(sixths, greys):
@@ -137,7 +176,7 @@ def test_automatic_steps_close_in_on_a_peak_inside_the_ball(norm):
             margin,
             stop=False,
         )
-        search(pursuit, x, ball, 100, torch.Generator().manual_seed(0))
+        search(pursuit, x, ball, 100, Noise(0))
         return -pursuit.best_loss
 
     automatic, constant = below(apgd), below(pgd)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from cdn.methods.attacks import NORMS, masking_checks
+from cdn.processes import ALONE
+from tests.together import together
 
 RADIUS = dict(linf=0.006, l2=0.03)
 CHECKS = [
@@ -15,9 +17,9 @@ CHECKS = [
 ]
 
 
-def checks(model, x, norm, labels=None):
+def checks(model, x, norm, labels=None, processes=ALONE):
     labels = model(x).argmax(1) if labels is None else labels
-    verdicts = masking_checks(model, x, labels, norm, RADIUS[norm], steps=20, queries=100)
+    verdicts = masking_checks(model, x, labels, norm, RADIUS[norm], steps=20, queries=100, processes=processes)
     assert [verdict.check for verdict in verdicts] == CHECKS
     return {verdict.check: verdict for verdict in verdicts}
 
@@ -44,6 +46,16 @@ def test_a_gradient_that_points_elsewhere_is_seen_through(norm, sixths, greys):
     model = lambda y: sixths(y) + 1e-3 * torch.sin(1e6 * y).view(-1, 6, 4).sum(2)
     verdicts = checks(model, greys, norm)
     assert verdicts[CHECKS[0]].passed and not verdicts[CHECKS[3]].passed, verdicts
+
+
+def test_processes_divide_the_images(sixths, greys):
+    """Four images, of which two are left to three processes."""
+    few, labels = greys[:4], sixths(greys[:4]).argmax(1)
+    labels[1:3] = (labels[1:3] + 1) % 6
+    alone = checks(sixths, few, "l2", labels)
+    for verdicts in together(3, lambda processes: checks(sixths, few, "l2", labels, processes)):
+        for name, verdict in verdicts.items():
+            assert verdict.passed == alone[name].passed and verdict.values == pytest.approx(alone[name].values)
 
 
 def test_images_that_are_wrong_anyway_do_not_count(sixths, greys):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cdn.methods.attacks import NORMS, distance, sweep
+from tests.together import together
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,19 @@ def test_six_classes_break_at_the_nearest_of_their_planes(norm, dual, radii, six
     assert run(targeted=5) == exact
     free, one = run(), run(targeted=1)
     assert free == pytest.approx(exact, abs=0.051) and all(a >= b for a, b in zip(one, exact))
+
+
+@pytest.mark.parametrize("count", [2, 3, 25])
+def test_processes_divide_the_images(count, sixths, greys):
+    """Also where there are more processes than images."""
+    labels = sixths(greys).argmax(1)
+    labels[:4] = (labels[:4] + 1) % 6
+    how = dict(names=["apgd-ce", "random-search"], steps=5, restarts=2, targeted=2, seed=1)
+    alone = sweep(sixths, greys, labels, "l2", [0.02, 0.04], **how)
+    for found in together(count, lambda p: sweep(sixths, greys, labels, "l2", [0.02, 0.04], processes=p, **how)):
+        assert torch.equal(found.broken_at, alone.broken_at) and found.radii == alone.radii
+        torch.testing.assert_close(found.images, alone.images)
+    assert {0, 0.02, 0.04, torch.inf} == set(alone.broken_at.tolist())
 
 
 def test_only_the_right_ones_are_attacked(sixths, greys):

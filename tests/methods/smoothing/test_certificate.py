@@ -115,11 +115,13 @@ def test_stopping_early_gives_the_verdict_of_all_draws(monkeypatch):
     assert torch.equal(early.radius[certified], late.radius[certified])
 
 
-def test_noise_has_a_name_whatever_the_batch_and_the_part():
+@pytest.mark.parametrize("batch_size", [1, 7, 37])
+def test_noise_has_a_name_whatever_the_batch_and_the_part(batch_size):
     model = Linear()
     x = model.at([0.1, 0.2, 0.3, 0.1])
     whole = cdn.certify(model, x, SIGMA, 30, 700, 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(whole, cdn.certify(model, x, SIGMA, 30, 700, 0.01, batch_size=37)))
+    again = cdn.certify(model, x, SIGMA, 30, 700, 0.01, batch_size=batch_size)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again))
     parts = [cdn.certify(model, x[i : i + 2], SIGMA, 30, 700, 0.01, first=i) for i in (0, 2)]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*parts)))
     assert not torch.equal(whole.radius, cdn.certify(model, x, SIGMA, 30, 700, 0.01, seed=1).radius)
