@@ -75,7 +75,7 @@ class Inside:
 
     def library(self):
         """Run the step by this library."""
-        with cdn_kernels.first_order():
+        with cdn_kernels.first_order(self.network):
             total = self.loss()
         total.backward()
 

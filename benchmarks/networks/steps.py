@@ -23,7 +23,7 @@ class NetworkStep:
 
     def __call__(self):
         self.case.network.zero_grad()
-        torch.manual_seed(0)  # of dropout, to be the same everywhere
+        torch.default_generator.manual_seed(0)  # of dropout, to be the same everywhere
         self.run()
 
     def result(self):
