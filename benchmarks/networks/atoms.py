@@ -28,12 +28,29 @@ def molecules(count, atoms):
 vars(dataloader).setdefault("T_co", TypeVar("T_co"))
 
 
-def schnetpack_potential(representation, count, atoms):
+@network(
+    "schnetpack SchNet",
+    OTHER,
+    package="schnetpack",
+    small=dict(name="SchNet", width=16, count=2, atoms=6),
+    larger=dict(name="SchNet", width=128, count=16, atoms=18),
+)
+@network(
+    "schnetpack PaiNN",
+    OTHER,
+    package="schnetpack",
+    small=dict(name="PaiNN", width=16, count=2, atoms=6),
+    larger=dict(name="PaiNN", width=128, count=16, atoms=18),
+)
+def schnetpack_potential(name, width, count, atoms):
+    from schnetpack import representation
     from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
     from schnetpack.model import NeuralNetworkPotential
+    from schnetpack.nn import BesselRBF, CosineCutoff
 
-    energy = Atomwise(representation.n_atom_basis, output_key="energy")
-    potential = NeuralNetworkPotential(representation, [PairwiseDistances()], [energy, Forces()])
+    features = getattr(representation, name)(width, 3, BesselRBF(20, 5.0), CosineCutoff(5.0))
+    outputs = [Atomwise(width, output_key="energy"), Forces()]
+    potential = NeuralNetworkPotential(features, [PairwiseDistances()], outputs)
     numbers, positions, molecule, (first, second) = molecules(count, atoms)
     sample = dict(_atomic_numbers=numbers, _positions=positions, _idx_m=molecule, _idx_i=first, _idx_j=second)
     sample |= dict(_offsets=torch.zeros(len(first), 3), _n_atoms=torch.full((count,), atoms))
@@ -44,36 +61,6 @@ def schnetpack_potential(representation, count, atoms):
         return predicted["energy"].square().mean() + (predicted["forces"] - forces).square().mean()
 
     return Inside(potential, loss)
-
-
-@network(
-    "schnetpack SchNet",
-    OTHER,
-    package="schnetpack",
-    small=dict(width=16, count=2, atoms=6),
-    larger=dict(width=128, count=16, atoms=18),
-)
-def schnetpack_schnet(width, count, atoms):
-    from schnetpack.nn import BesselRBF, CosineCutoff
-    from schnetpack.representation import SchNet
-
-    schnet = SchNet(width, 3, BesselRBF(20, 5.0), CosineCutoff(5.0))
-    return schnetpack_potential(schnet, count, atoms)
-
-
-@network(
-    "schnetpack PaiNN",
-    OTHER,
-    package="schnetpack",
-    small=dict(width=16, count=2, atoms=6),
-    larger=dict(width=128, count=16, atoms=18),
-)
-def schnetpack_painn(width, count, atoms):
-    from schnetpack.nn import BesselRBF, CosineCutoff
-    from schnetpack.representation import PaiNN
-
-    painn = PaiNN(width, 3, BesselRBF(20, 5.0), CosineCutoff(5.0))
-    return schnetpack_potential(painn, count, atoms)
 
 
 @network(

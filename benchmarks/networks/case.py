@@ -5,8 +5,8 @@ Builders follow the default dtype, so that ``torch.set_default_dtype(torch.float
 
 import ast
 import importlib.metadata
-import importlib.util
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,12 +131,12 @@ class Network:
 
     def lines(self):
         """Return what its step takes in the code of a user: the source of ``build``, with the call it describes."""
-        source = inspect.getsource(self.build)
+        source = textwrap.dedent(inspect.getsource(self.build))
         (function,) = ast.parse(source).body
         body = textwrap.dedent("\n".join(source.splitlines()[function.body[0].lineno - 1 :]))
-        return body.replace("return Call(", "cdn_kernels.score_matching_step(").replace(
-            "return Inside(", "cdn_kernels.first_order("
-        )
+        inside = r"with cdn_kernels.first_order(\1):\n    total = \2()\ntotal.backward()"
+        text = re.sub(r"^return Inside\((\w+), (\w+)\)", inside, body, flags=re.MULTILINE)
+        return re.sub(r"^return Call\(", "cdn_kernels.score_matching_step(", text, flags=re.MULTILINE).strip()
 
 
 NETWORKS: dict[str, Network] = {}
