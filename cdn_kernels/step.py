@@ -4,18 +4,18 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
+from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.foreign import graph_leaves
-from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_call_them
+from cdn_kernels.ops.torch_functions import FirstOrderFunctions, has_filters, plain_attention
 from cdn_kernels.phases import phase
 from cdn_kernels.torch_private import detached, rebuilt, tensors_in, tree_map
 from cdn_kernels.transforms import transformed
@@ -77,8 +77,7 @@ def score_matching_step(
         TypeError: network, loss or log_density cannot be called, or y or the loss is no tensor of floats.
         ValueError: outputs of another shape without log_density, a loss that is no scalar, or one of them does not
             depend on its input through differentiable operations; float16 without scaling.
-        RuntimeError: the chosen impl cannot run here, a torch.func transform is active, or torch.utils.checkpoint is
-            around attention, outside of ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+        RuntimeError: the chosen impl cannot run here, or a torch.func transform is active.
 
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
@@ -88,10 +87,13 @@ def score_matching_step(
         _check_range(network, y, device)
     density = log_density or _default_density
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
-    as_stored = torch.autocast(device, enabled=False)
-    with using(impl), torch.inference_mode(False), torch.enable_grad(), _checkpoints_explained():
+    rounded = torch.is_autocast_enabled(device)
+    as_stored = torch.autocast(device, enabled=False) if rounded else nullcontext()
+    # Checkpoints run attention again in the backward passes, so these are in that block, too.
+    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention():
         given, y = y, tree_map(_differentiable, y)
-        with phase("forward"), _functions(network, impl):
+        intercepted = nullcontext() if impl == "reference" else _convolutions(network, (y, args, kwargs))
+        with phase("forward"), intercepted:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs)
@@ -105,47 +107,52 @@ def score_matching_step(
 
 
 @contextmanager
-def first_order() -> Iterator[None]:
+def first_order(network: nn.Module | None = None) -> Iterator[None]:
     """Let second derivatives of torch's convolutions consist of first-order convolutions, within a ``with`` block.
 
     For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
     ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster; others
     that are large, or depthwise, by torch's, with derivatives of the first order; and small ones as ever, which lose
     more in Python than they gain. A warning names, once a network, those that the library could take over in another
-    form. Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice. Calls of
-    this thread are seen, and nothing is patched.
+    form. Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice; that holds
+    for all threads, as torch's choice does. Calls of this thread are seen, and nothing is patched.
 
-    Limitation: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, where it is
-    not seen, unless all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    Args:
+        network: the model, if known. Its calls are watched no longer, once a block has seen none that gains: to watch
+            costs a microsecond or two a call of any function of torch. Leave it out where images become larger later.
+
+    Limitation: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, unless that
+    is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
-    with _functions(None, "auto"):
+    with plain_attention(), _convolutions(network, ()):
         yield
+
+
+# By network: circumstances in which no convolution of it gained, or None if it has no filters.
+_unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.WeakKeyDictionary()
+_MOST_CIRCUMSTANCES = 1000
 
 
 @contextmanager
-def _functions(network: object, impl: str) -> Iterator[None]:
-    """Intercept torch's functions, if the network may call them, and warn of what could be replaced."""
-    if isinstance(network, nn.Module) and not may_call_them(network):
+def _convolutions(network: object, inputs: Any) -> Iterator[None]:
+    """Intercept torch's convolutions, if the network may have some that gain, and warn of what could be replaced."""
+    module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
+    without: set[Any] | None = set()
+    if isinstance(module, nn.Module):
+        if module not in _unwatched:
+            _unwatched[module] = set() if has_filters(module) else None
+        without = _unwatched[module]
+    circumstances = torch_functions.CHOICE, *((t.shape, t.dtype, t.device.type) for t in tensors_in(inputs))
+    if without is None or circumstances in without:
         yield
         return
-    functions = FirstOrderFunctions(convolutions=impl != "reference")
+    functions = FirstOrderFunctions()
     with functions:
         yield
     if functions.filters:
         _warn_foreign(network, functions.filters)
-
-
-@contextmanager
-def _checkpoints_explained() -> Iterator[None]:
-    """Turn the error of torch.utils.checkpoint that finds another forward into one that names the way out."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise RuntimeError(
-            "score_matching_step: torch.utils.checkpoint ran a part of the network again in the backward pass, and by "
-            "another implementation of attention; switch checkpoints off, or put the step into "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-        ) from error
+    if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:
+        without.add(circumstances)
 
 
 def _differentiable(x: Tensor) -> Tensor:
@@ -187,9 +194,13 @@ def _takes_y(function: Callable[..., Any], given: int) -> bool:
     return "y" in names[given:]
 
 
+# Up to so many numbers, gradients by samples that nobody asked for cost less than the search for all other leaves.
+_MOST_UNASKED = 1e5
+
+
 def _accumulate(total: Tensor, hidden: Sequence[Tensor]) -> None:
-    """Run the backward pass to all leaves but the hidden ones, which nobody else has seen."""
-    if not hidden:
+    """Run the backward pass to all leaves; the hidden ones, which nobody else has seen, count only if that is cheap."""
+    if sum(leaf.numel() for leaf in hidden) <= _MOST_UNASKED:
         total.backward()
         return
     known = {id(leaf) for leaf in hidden}

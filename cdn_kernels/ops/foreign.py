@@ -8,6 +8,7 @@ second derivatives are symmetric. (The other way round, reverse over forward, to
 and batch norm.)
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parameter import is_lazy
 
 from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order
+from cdn_kernels.ops.forward_mode import Composed
 from cdn_kernels.replaced import replaced
 from cdn_kernels.torch_private import graph_is_kept, may_be_view
 from cdn_kernels.transforms import transformed
@@ -137,7 +139,8 @@ class _Block:
             duals = [t if v is None else forward_ad.make_dual(t, v) for t, v in zip(leaves, tangents)]
             wanted = [d for d in duals if d.requires_grad]
             try:
-                out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
+                with Composed():
+                    out = self._run(duals, {n: b.clone() for n, b in self.buffers.items()})
                 with torch.autocast(self.autocast["device_type"], enabled=False):
                     grads = (
                         torch.autograd.grad(out, wanted, g, allow_unused=True)
@@ -145,9 +148,10 @@ class _Block:
                         else [None] * len(wanted)
                     )
             except NotImplementedError as error:
+                operation = re.search(r"forward AD with (\S+)", str(error))
                 raise RuntimeError(
-                    f"foreign: {self} uses an operation without second derivative in forward mode; call "
-                    "it directly, for torch's double backward"
+                    f"foreign: {self} uses {operation.group(1) if operation else 'an operation'} without derivative in "
+                    "forward mode; call it directly, for torch's double backward"
                 ) from error
             tangent, *others = (None if t is None else forward_ad.unpack_dual(t).tangent for t in (out, *grads))
         return torch.zeros_like(g) if tangent is None else tangent, others

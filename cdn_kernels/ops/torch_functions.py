@@ -6,13 +6,15 @@ depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`; and the 
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from cdn_kernels import reference
@@ -24,19 +26,6 @@ from cdn_kernels.ops.conv import as_autocast
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
-# The second is seen instead of the first that it calls.
-ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
-# The layers of torch.nn that call any of these themselves. Containers may hold anything, which modules() then finds.
-_CALLERS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.MultiheadAttention,
-)
-
 # Which convolutions are taken over on a CPU: "measured" for those that were measured to gain, or "all".
 CHOICE = "measured"
 # From how many multiplications on they gain: in the library's kernels, and by torch's own maps, depthwise ones of small
@@ -49,21 +38,18 @@ class FirstOrderFunctions(TorchFunctionMode):
     """Within a ``with`` block, run torch's convolutions by derivatives of the first order, where that gains.
 
     Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Calls of the reference stay
-    what they are, and so does what runs under torch.func transforms. Attention runs by torch's plain implementation,
-    for the backward pass of the fused ones cannot be differentiated.
-
-    Args:
-        convolutions: whether they are seen; if not, attention alone is.
+    what they are, and so does what runs under torch.func transforms.
 
     Attributes:
         filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
             they are large enough, in order, as they were given.
+        gained: whether any convolution was large enough for something.
     """
 
-    def __init__(self, convolutions: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.convolutions = convolutions
         self.filters: list[Tensor] = []
+        self.gained = False
 
     def __torch_function__(
         self,
@@ -72,13 +58,9 @@ class FirstOrderFunctions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if self.convolutions and func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
-            return self._convolution(func, *args, **kwargs)
-        if func in ATTENTION:
-            with sdpa_kernel(SDPBackend.MATH):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
+            return self._convolution(func, *args, **(kwargs or {}))
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _convolution(
         self,
@@ -89,6 +71,8 @@ class FirstOrderFunctions(TorchFunctionMode):
         *options: Any,
         **named: Any,
     ) -> Tensor:
+        if _is_tiny(input, weight):
+            return func(input, weight, bias, *options, **named)
         tensors = [input, weight] if bias is None else [input, weight, bias]
         if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return func(input, weight, bias, *options, **named)
@@ -97,12 +81,14 @@ class FirstOrderFunctions(TorchFunctionMode):
             return func(input, weight, bias, *options, **named)
         products = _products(input, weight, kind)
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
+            self.gained = True
             own = _of_our_own(input, weight, bias, kind.stride[0])
             if own is not None:
                 return own
             self.filters.append(weight)
         if not _is_worth_it(input, _gains(input, weight, kind, products)):
             return func(input, weight, bias, *options, **named)
+        self.gained = True
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
@@ -110,12 +96,40 @@ class FirstOrderFunctions(TorchFunctionMode):
         return convolution(x, filters, added[0] if added else None, kind)
 
 
-def may_call_them(network: nn.Module) -> bool:
-    """Tell whether a network may call a convolution or attention: all but those made of other layers of torch.nn."""
-    return any(
-        isinstance(module, _CALLERS) or type(module).__module__.split(".")[:2] != ["torch", "nn"]
-        for module in network.modules()
-    )
+def has_filters(network: nn.Module) -> bool:
+    """Tell whether a network has parameters that may be filters of convolutions: of three or more dimensions."""
+    return any(is_lazy(p) or p.dim() > 2 for p in network.parameters())
+
+
+_attention_lock = threading.Lock()
+_attention_users = 0
+_attention = ExitStack()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within a ``with`` block, run attention by torch's plain implementation, which can be differentiated twice.
+
+    torch knows one choice for all threads; the last of those that are in such a block restores it.
+    """
+    global _attention_users
+    with _attention_lock:
+        if not _attention_users:
+            _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _attention_users += 1
+    try:
+        yield
+    finally:
+        with _attention_lock:
+            _attention_users -= 1
+            if not _attention_users:
+                _attention.close()
+
+
+def _is_tiny(x: Tensor, weight: Tensor) -> bool:
+    """Tell, in a moment, of most convolutions that are too small for everything that they are."""
+    on_cpus = x.numel() * weight.numel() >= FEWEST_DEPTHWISE * x.shape[1] if x.dim() == weight.dim() else True
+    return not _is_worth_it(x, on_cpus)
 
 
 def _products(x: Tensor, weight: Tensor, kind: Options) -> float:

@@ -185,6 +185,13 @@ def test_frozen_parameters_get_nothing(make):
     assert gradients(mine)[0] is None
 
 
+@pytest.fixture
+def sparing(monkeypatch):
+    """No samples are so few that their gradient is taken although nobody asked for it."""
+    monkeypatch.setattr("cdn_kernels.step._MOST_UNASKED", 0)
+
+
+@pytest.mark.usefixtures("sparing")
 def test_nothing_is_computed_for_a_network_without_parameters_to_train():
     network = library().requires_grad_(False)
     with torch.profiler.profile() as profile:
@@ -193,6 +200,7 @@ def test_nothing_is_computed_for_a_network_without_parameters_to_train():
     assert not any("conv2d_weight" in event.key or "tangent" in event.key for event in profile.key_averages())
 
 
+@pytest.mark.usefixtures("sparing")
 def test_the_gradient_of_samples_that_need_none_is_left_out():
     network = library()
     calls = []
@@ -277,6 +285,7 @@ def test_six_convolutions_a_layer_and_none_of_the_size_of_images(network, frozen
 
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+@pytest.mark.usefixtures("sparing")
 @pytest.mark.parametrize("bias", [True, False])
 def test_convolutions_of_torch_run_in_faster_kernels_where_there_are_any(monkeypatch, bias):
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")

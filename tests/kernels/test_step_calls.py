@@ -1,5 +1,6 @@
 """The training step called as other people's networks want to be called."""
 
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -328,10 +329,8 @@ class CheckpointedAttention(nn.Module):
         return checkpoint(self.layer, y, use_reentrant=False).mean(1)
 
 
-def test_checkpoints_around_attention_name_the_way_out():
+def test_checkpoints_around_attention():
     network, y = CheckpointedAttention().double(), double(3, 5, 6)
-    with pytest.raises(RuntimeError, match="another implementation of attention; .*sdpa_kernel"):
-        cdn_kernels.score_matching_step(network, y, penalty)
 
     def plain():
         leaf = y.clone().requires_grad_()
@@ -339,5 +338,96 @@ def test_checkpoints_around_attention_name_the_way_out():
         (score,) = torch.autograd.grad(outputs.logsumexp(1).sum(), leaf, create_graph=True)
         penalty(outputs, score).backward()
 
+    def inside():
+        leaf = y.clone().requires_grad_()
+        with cdn_kernels.first_order(network):
+            outputs = network(leaf)
+            (score,) = torch.autograd.grad(outputs.logsumexp(1).sum(), leaf, create_graph=True)
+            penalty(outputs, score).backward()
+
+    for impl in ("auto", "reference"):
+        run = lambda impl=impl: cdn_kernels.score_matching_step(network, y, penalty, impl=impl)
+        compare(network, run, lambda: in_plain_attention(plain))
+    compare(network, inside, lambda: in_plain_attention(plain))
+
+
+def in_plain_attention(call):
     with sdpa_kernel(SDPBackend.MATH):
-        compare(network, lambda: cdn_kernels.score_matching_step(network, y, penalty), plain)
+        return call()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is left alone
+# ------------------------------------------------------------------------------------------------------------
+
+
+def kernels_of_attention():
+    return torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+
+
+def test_attention_is_chosen_once_for_all_threads_and_the_last_one_restores_it():
+    before = kernels_of_attention()
+    assert before == (True, True)
+    second, leave = threading.Event(), threading.Event()
+
+    def other():
+        with cdn_kernels.first_order():
+            second.set()
+            leave.wait(60)
+
+    with cdn_kernels.first_order():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert second.wait(60)
+    assert kernels_of_attention() == (False, True)  # for the other one is still inside
+    leave.set()
+    thread.join()
+    assert kernels_of_attention() == before
+
+
+class Watched(nn.Module):
+    """Notes whether its functions are seen."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.seen = layer, []
+
+    def forward(self, y):
+        self.seen.append(torch.overrides._get_current_function_mode() is not None)
+        return self.layer(y).flatten(1)
+
+
+def seen_in_three_steps(network, *shapes):
+    for shape in shapes:
+        cdn_kernels.score_matching_step(network, double(*shape), penalty)
+    return network.seen
+
+
+def test_networks_are_watched_while_they_may_gain(convolutions):
+    small, large = (2, 3, 6, 6), (2, 3, 7, 7)
+    convolution = lambda: Watched(nn.Conv2d(3, 2, 3)).double()
+    gains = convolutions == "all"
+    # The first step shows that nothing gains at these sizes; others may.
+    assert seen_in_three_steps(convolution(), small, small, large, large) == [True, gains, True, gains]
+    assert seen_in_three_steps(Watched(nn.Linear(6, 2)).double(), (2, 6), (2, 6)) == [False, False]
+    network = convolution()
+    for watched in (None, network, network):
+        with cdn_kernels.first_order(watched):
+            network(double(*small))
+    assert network.seen == [True, True, gains]
+
+
+@pytest.mark.parametrize("most", [0, 1e5], ids=["left out", "differentiated, too"])
+def test_samples_get_no_gradient_and_what_else_has_one_does(monkeypatch, most):
+    monkeypatch.setattr("cdn_kernels.step._MOST_UNASKED", most)
+    network, y = nn.Linear(3, 2).double(), double(4, 3)
+    temperature, theirs = double(1).requires_grad_(), []
+
+    def loss(outputs, score, y):
+        theirs.append(y)
+        return (temperature * score).square().sum()
+
+    cdn_kernels.score_matching_step(network, y, loss)
+    assert y.grad is None and not y.requires_grad and theirs[0] is not y
+    assert temperature.grad is not None and network.weight.grad is not None
+    assert (theirs[0].grad is None) == (most == 0)

@@ -1,0 +1,42 @@
+"""Networks of all kinds, those of other packages among them, against eager double backward."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.workers import Worker
+from benchmarks.networks import NETWORKS, SIZES, SPATIAL
+from benchmarks.networks.steps import LAYOUTS, NetworkStep
+
+TOLERANCE = 1e-3  # of the norm of a gradient, in float32
+
+
+@pytest.mark.parametrize(
+    "size", [size if size == SIZES[0] else pytest.param(size, marks=pytest.mark.full) for size in SIZES]
+)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.no_smoke if place else ()) for place, name in enumerate(NETWORKS)]
+)
+def test_network(paired, settings, name, size):
+    network = NETWORKS[name]
+    if network.missing:
+        pytest.skip(network.missing)
+    if settings.device != "cpu":
+        pytest.skip("networks of other packages were built for CPUs only")
+    layouts = list(LAYOUTS) if network.kind == SPATIAL else ["contiguous"]
+    with ExitStack() as stack:
+        start = lambda way, layout: stack.enter_context(Worker(NetworkStep, name, size, way, layout))
+        library = start("library", layouts[-1])
+        peers = {f"eager, {layout}": start("eager", layout) for layout in layouts}
+        paired(
+            f"{name}, {size}",
+            (f"this library, {layouts[-1]}", library),
+            peers,
+            agree=agreement(library, TOLERANCE),
+            operation="network",
+            network=name,
+            size=size,
+            package=network.package,
+            version=network.version,
+        )
