@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from cdn.data.split import ImageSplit
 
@@ -29,6 +30,11 @@ class DecodedSplit(ImageSplit):
             self._cache = torch.empty((len(labels), *shape), dtype=torch.uint8)
             self._cached = torch.zeros(len(labels), dtype=torch.bool)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether images are kept once they were decoded."""
+        return self._cache is not None
+
     @abstractmethod
     def _decode_one(self, index: int) -> Tensor:
         """Return an image, uint8 [C, H, W]; called from several threads at once."""
@@ -44,7 +50,8 @@ class DecodedSplit(ImageSplit):
 
     def _decode(self, indices: Tensor) -> Tensor:
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
-        with ThreadPoolExecutor(DECODERS) as pool:
+        # Workers of a loader are several already.
+        with ThreadPoolExecutor(1 if get_worker_info() else DECODERS) as pool:
             for image, decoded in zip(images, pool.map(self._decode_one, indices.tolist())):
                 image.copy_(decoded)
         return images
