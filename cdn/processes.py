@@ -1,13 +1,22 @@
 """The processes of one run: which part of a batch is whose, sums over all of them, and the one that writes."""
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cdn.errors import CDNError, LostError
+
 _T = TypeVar("_T")
+
+# How long a process waits for the others to begin, and later for what they are busy with, before it gives up.
+JOINING, WAITING = timedelta(minutes=5), timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,8 @@ class Processes:
     """The processes that work on one thing together, seen from one of them.
 
     What they exchange goes through the default group of torch.distributed. One process alone needs no group, and
-    exchanges nothing. Every method but :meth:`share` has to be called by all of them, in the same order.
+    exchanges nothing. Every method but :meth:`share` has to be called by all of them, in the same order, and raises
+    :class:`cdn.errors.LostError` where another has ended.
 
     Args:
         rank: the number of this process, from 0.
@@ -43,21 +53,175 @@ class Processes:
 
     def add(self, *tensors: Tensor) -> None:
         """Replace tensors by their sums over all processes, in place."""
-        if self.count > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+        for tensor in tensors:
+            self.adding(tensor)()
+
+    def adding(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace a tensor by its sum over all processes; return what waits for that."""
+        if self.count == 1:
+            return lambda: None
+        with _exchanging():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _exchanging():
+                work.wait()
+
+        return wait
 
     def gather(self, value: _T) -> list[_T]:
         """Return what each of the processes gives, in the order of their ranks: anything that can be pickled."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
+        with _exchanging():
+            dist.all_gather_object(found, value)
         return found
 
     def concatenate(self, tensor: Tensor) -> Tensor:
         """Return the parts of all processes in the order of their ranks, [N, ...], on the CPU; lengths may differ."""
         return torch.cat(self.gather(tensor.cpu()))
 
+    def of_first(self, work: Callable[[], _T]) -> _T:
+        """Let the first process do some work, which may fail, and return its result, pickled, on all of them.
+
+        Raises:
+            CDNError: as :meth:`together`.
+        """
+        found = [self.together(lambda: work() if self.first else None)]
+        if self.count > 1:
+            with _exchanging():
+                dist.broadcast_object_list(found, 0)
+        return found[0]  # type: ignore[return-value]  # by now it is the first one's
+
+    def any(self, asked: bool) -> bool:
+        """Return whether any of the processes is asked for something."""
+        found = torch.tensor(int(asked))
+        self.add(found)
+        return bool(found)
+
+    def together(self, work: Callable[[], _T]) -> _T:
+        """Do some work that this process may fail at, and raise on all of them what is raised on one.
+
+        Args:
+            work: takes nothing, and calls no method of this class but :meth:`share`; what it returns is returned.
+
+        Raises:
+            CDNError: of the first process that raised one, of the same type on all of them; on others than that process
+                it names it. What is no CDNError is raised as it is, and as a CDNError on the others.
+        """
+        if self.count == 1:
+            return work()
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        try:
+            errors = self.gather(_sendable(error)) if self.any(error is not None) else []
+        except LostError:
+            if error is not None:
+                raise error from None
+            raise
+        if error is not None and not isinstance(error, CDNError):
+            raise error
+        for rank, other in enumerate(errors):
+            if other is not None:
+                kind, text = other
+                raise kind(text if rank == 0 else f"process {rank}: {text}")
+        return result  # type: ignore[return-value]  # no error: it is what the work returned
+
 
 ALONE = Processes()
+_LOST = "another process of this run has ended, and this one with it; what was saved is intact"
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, patience: timedelta = JOINING) -> Iterator[Processes]:
+    """Join the processes that torchrun started with this one, and leave them at the end.
+
+    They talk through gloo, and on GPUs through NCCL as well.
+
+    Args:
+        device: where this process computes, see :func:`local_rank`.
+        patience: how long to wait for all to come.
+
+    Yields:
+        this process among them; :data:`ALONE` where it was started alone.
+
+    Raises:
+        CDNError: the environment of torchrun is incomplete, the others do not come, or have other versions.
+    """
+    if "RANK" not in os.environ or _whole("WORLD_SIZE") == 1:
+        yield ALONE
+        return
+    processes = _entered(device, patience)
+    try:
+        theirs = processes.gather(torch.__version__)
+        if len(set(theirs)) > 1:
+            raise CDNError(f"processes of one run need one version of torch, got {', '.join(theirs)}")
+        yield processes
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int | None:
+    """Return the number of this process among those of its machine, by which it takes a GPU; None if it is alone.
+
+    Raises:
+        CDNError: what torchrun says in the environment is no number.
+    """
+    alone = "RANK" not in os.environ or _whole("WORLD_SIZE") == 1
+    return None if alone else _whole("LOCAL_RANK")
+
+
+def _entered(device: torch.device, patience: timedelta) -> Processes:
+    rank, count = _whole("RANK"), _whole("WORLD_SIZE")
+    try:
+        processes = Processes(rank, count)
+    except ValueError as error:
+        raise CDNError(str(error)) from None
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=patience))
+        # All have to come soon; how long they may then be busy is another matter.
+        store.set(f"cdn/{rank}", "here")
+        store.wait([f"cdn/{other}" for other in range(count)], patience)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise CDNError(
+            f"process {rank} of {count} did not meet the others at {where} (MASTER_ADDR, MASTER_PORT) within "
+            f"{patience.total_seconds():g} s: {_cause(error)}"
+        ) from None
+    return processes
+
+
+def _whole(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise CDNError(f"{name}: expected a whole number in the environment, as torchrun sets it, got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """Raise LostError where another process does not take part."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostError(f"{_LOST} ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _sendable(error: Exception | None) -> tuple[type[CDNError], str] | None:
+    if error is None:
+        return None
+    if isinstance(error, CDNError):
+        return type(error), str(error)
+    return CDNError, f"{type(error).__name__}: {_cause(error)}"

@@ -18,8 +18,8 @@ STARTERS = {"train", "evaluate", "denoise", "classify", "certify"}
 ROOMS = ("errors", "files", "processes", "model", "noise_keys", "images", "data", "objective", "run_folder")
 ROOMS += ("evaluation", "methods", "pictures", "training", "cli", "experiments", "commands")
 ARROWS = {
-    "cli": "errors images model training",
-    "commands": "cli errors evaluation experiments files images methods model pictures run_folder training",
+    "cli": "errors images model processes training",
+    "commands": "cli errors evaluation experiments files images methods model pictures processes run_folder training",
     "data": "errors images noise_keys",
     "evaluation": "data errors model noise_keys",
     "experiments": "cli data errors evaluation files images methods model noise_keys pictures run_folder training",
@@ -29,8 +29,9 @@ ARROWS = {
     "model": "errors",
     "objective": "model",
     "pictures": "data errors evaluation files methods model noise_keys run_folder",
+    "processes": "errors",
     "run_folder": "data errors files model",
-    "training": "data errors evaluation files model noise_keys objective pictures run_folder",
+    "training": "data errors evaluation files model noise_keys objective pictures processes run_folder",
 }
 
 

@@ -11,6 +11,7 @@ from cdn.errors import CDNError
 from cdn.images.tiles import SMALLEST
 from cdn.model.inputs import sigma_text
 from cdn.model.modes import PRECISIONS
+from cdn.processes import local_rank
 from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
 Number = TypeVar("Number", int, float)
@@ -95,11 +96,18 @@ def named_folder(text: str) -> tuple[str, str]:
 def pick_device(name: str) -> torch.device:
     """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
+    Of processes that torchrun started on one machine, each gets a GPU of its own.
+
     Raises:
-        CDNError: no such device here.
+        CDNError: no such device here, or one GPU for several processes.
     """
+    rank = local_rank()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if rank is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise CDNError(f"--device {name} is one GPU for several processes: give cuda, and each takes its own")
+        name = f"cuda:{rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

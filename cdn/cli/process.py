@@ -1,16 +1,19 @@
 """How a command runs: its exit status, errors that a person can read, and the log of a command that another starts."""
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from cdn.errors import CDNError
+from cdn.processes import Processes, joined
 from cdn_kernels.console import run_steadily
 
 
@@ -25,6 +28,29 @@ def run_command(main: Callable[[], int | None], *, to_the_end: bool = True) -> N
     """
     warnings.formatwarning = lambda message, *_, **__: f"note: {' '.join(str(message).split())}\n"
     sys.exit(run_steadily(lambda: _status(main), to_the_end=to_the_end))
+
+
+@contextlib.contextmanager
+def speaking_once(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started, of which the first one alone prints, warns, and says what went wrong.
+
+    Args:
+        device: where this process computes.
+
+    Yields:
+        this process among them, see :func:`cdn.processes.joined`.
+    """
+    with joined(device) as processes, contextlib.ExitStack() as stack:
+        if not processes.first:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        try:
+            yield processes
+        except CDNError:
+            if processes.first:
+                raise
+            sys.exit(1)
 
 
 def _status(main: Callable[[], int | None]) -> int:
