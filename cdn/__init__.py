@@ -4,7 +4,7 @@ from cdn.methods.distances.information import similarity
 from cdn.methods.smoothing import Certificate, Protected, certify
 from cdn.model import DirectDenoiser, GradResNet, ResNet, gradresnet18, gradresnet34, gradresnet_small
 from cdn.model.density import Denoiser, calibrate, denoise, estimate_sigma, log_prob, score
-from cdn.objective import joint_loss, joint_step
+from cdn.objective import WholeBatch, joint_loss, joint_step
 from cdn.run_folder.weights import load, save_model
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import __version__ as __version__
@@ -18,6 +18,7 @@ __all__ = [
     "NoiseLevels",
     "Protected",
     "ResNet",
+    "WholeBatch",
     "calibrate",
     "certify",
     "denoise",

@@ -13,6 +13,10 @@ class CheckpointError(CDNError):
     """A run folder or checkpoint that is missing, torn, or not one of ours."""
 
 
+class LostError(CDNError):
+    """Another process of the same run has ended, or cannot be reached."""
+
+
 class NotFiniteError(CDNError, ValueError):
     """Numbers that a decision or a file would be made of are nan or infinite."""
 

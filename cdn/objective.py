@@ -1,6 +1,6 @@
 """The joint objective: cross-entropy plus denoising score matching, from one forward of one network."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,25 @@ Weight = float | Tensor
 Parts = dict[str, Tensor]
 
 
+class WholeBatch(NamedTuple):
+    """The batch that the images of one call are a share of: a micro-batch, or the part of one process.
+
+    Every term is then divided by the number of images of the whole batch, and losses, parts and gradients of all shares
+    add up to those of one call with all images, however uneven the shares are. The noise of an image is that of its
+    place, if the key has the place of the first image of the share: ``Noise(seed, step, places=first)``.
+
+    Args:
+        images: how many it has.
+        noisy: how many of them have sigma > 0, at least 0; or a tensor [] on the device, which is not looked at. For
+            stratified :class:`cdn.NoiseLevels` that is ``images - cdn_kernels.count_clean(images, noise, levels)``, for
+            others ``(cdn_kernels.sample_sigma(images, noise, levels) > 0).sum()``, in each case with the key of the
+            whole batch. A number below that of the share makes loss and gradient nan.
+    """
+
+    images: int
+    noisy: int | Tensor
+
+
 def joint_loss(
     model: nn.Module,
     x: Tensor,
@@ -32,6 +51,7 @@ def joint_loss(
     classification_weight: Weight = 1.0,
     denoising_weight: Weight = 1.0,
     label_smoothing: float = 0.0,
+    whole: WholeBatch | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Parts]:
     """Compute ``w_c CE(f(y), c) + lambda mean_pixels (sigma s(y) + eps)^2`` with ``y = x + sigma eps``.
@@ -47,6 +67,7 @@ def joint_loss(
         classification_weight, denoising_weight: w_c and lambda; a term of weight 0 is not computed. Tensors [] are
             not looked at: they may change between replays of a CUDA graph.
         label_smoothing: of the cross-entropy.
+        whole: the batch that x is a share of; None if x is all of it.
         impl: backend of the library's operations, also of those inside the model, see :func:`cdn_kernels.using`.
 
     Returns:
@@ -58,7 +79,8 @@ def joint_loss(
         ValueError: shapes that do not fit together, or no term left to compute.
     """
     with cdn_kernels.using(impl):
-        objective = _Objective(model, x, labels, sigma, noise, classification_weight, denoising_weight, label_smoothing)
+        weights = classification_weight, denoising_weight
+        objective = _Objective(model, x, labels, sigma, noise, *weights, label_smoothing, whole)
         return _value(model, objective), objective.parts
 
 
@@ -72,6 +94,7 @@ def joint_step(
     classification_weight: Weight = 1.0,
     denoising_weight: Weight = 1.0,
     label_smoothing: float = 0.0,
+    whole: WholeBatch | None = None,
     clean: int | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Parts]:
@@ -85,9 +108,9 @@ def joint_step(
     ones run whole, as ever.
 
     Args, errors: as for :func:`joint_loss` and the step.
-        clean: how many images of the batch stay clean, from :func:`cdn_kernels.count_clean`, for stratified levels with
-            a key whose offset is in a tensor that the host does not read; None to run such batches whole. A number that
-            is too high makes loss and gradient nan.
+        clean: how many images of x stay clean, from :func:`cdn_kernels.count_clean`, for stratified levels with a key
+            whose offset is in a tensor that the host does not read; None to run such batches whole. A number that is
+            too high makes loss and gradient nan.
 
     Returns:
         (loss, parts), both detached.
@@ -99,7 +122,9 @@ def joint_step(
         )
     with cdn_kernels.using(impl), torch.enable_grad():
         weights = classification_weight, denoising_weight
-        objective = _Objective(model, x, labels, sigma, noise, *weights, label_smoothing, apart=True, clean=clean)
+        objective = _Objective(
+            model, x, labels, sigma, noise, *weights, label_smoothing, whole, apart=True, clean=clean
+        )
         if objective.needs_score:
             return cdn_kernels.score_matching_step(model, objective.y, objective, impl=impl).loss, objective.parts
         loss = _value(model, objective)
@@ -150,6 +175,7 @@ class _Objective:
         classification_weight: Weight,
         denoising_weight: Weight,
         label_smoothing: float,
+        whole: WholeBatch | None,
         *,
         apart: bool = False,
         clean: int | None = None,
@@ -171,7 +197,8 @@ class _Objective:
         self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)
         self.rest: Tensor | None = None  # the clean images beside y
         self.blank = False  # whether all are clean, and nothing is denoised
-        self.valid: Tensor | None = None  # 1, or nan
+        self.valid: Tensor | None = None  # 1, or nan where a number that was told cannot be
+        self.whole = _checked(whole, x)
         self.parts: Parts = {}
         _check_told(clean, x, sigma, noise)
         count = self._spared(x, sigma, noise, clean) if apart else 0
@@ -208,14 +235,18 @@ class _Objective:
         order = (sigma == 0).to(torch.uint8).argsort(stable=True)  # noisy images first
         noisy, clean = order.split([len(x) - count, count])
         if counted:
-            as_told = (sigma[clean] == 0).all().to(real)
-            self.valid = as_told / as_told
+            self._require((sigma[clean] == 0).all())
         if count == len(x):
             self.blank, self.needs_score = True, False
             return x, sigma, noise
         self.labels = None if self.labels is None else self.labels[order]
         self.rest = x[clean]
         return x[noisy], sigma[noisy], noise.chosen(noisy) if isinstance(noise, Noise) else noise[noisy]
+
+    def _require(self, as_told: Tensor) -> None:
+        """Let the loss be nan, and its gradient, unless a bool [] on the device is true."""
+        as_told = as_told.to(torch.float32)
+        self.valid = as_told / as_told if self.valid is None else self.valid * as_told / as_told
 
     def __call__(self, output: Tensor, score: Tensor | None) -> Tensor:
         terms: list[Tensor] = []
@@ -234,18 +265,46 @@ class _Objective:
         if self.rest is not None:
             with phase("forward"):
                 logits = torch.cat([logits, self.model(self.rest)])
-        loss = torch_ops.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
+        right = (decided(logits.detach()) == self.labels).float()
+        if self.whole is None:
+            loss = torch_ops.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
+            self.parts["accuracy"] = right.mean()
+        else:
+            total = torch_ops.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing, reduction="sum")
+            loss, self.parts["accuracy"] = total / self.whole.images, right.sum() / self.whole.images
         self.parts["classification"] = loss.detach()
-        self.parts["accuracy"] = (decided(logits.detach()) == self.labels).float().mean()
         return loss
 
     def _denoising(self, output: Tensor, score: Tensor | None) -> Tensor:
         if score is None:
-            noisy = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
-            score = -output / torch_ops.expand(noisy, output).square()
+            sigma = torch.where(self.sigma > 0, self.sigma, 1.0)  # no division by zero: these do not count
+            score = -output / torch_ops.expand(sigma, output).square()
         # A key gives the same eps again: nothing the size of the images has to be kept through the forward.
+        count: int | Tensor | None = None
+        if self.whole is not None:
+            noisy = self.whole.noisy
+            self._require((self.sigma > 0).sum() <= noisy)
+            count = noisy.clamp(min=1) if isinstance(noisy, Tensor) else max(noisy, 1)
         with phase("noise"):
-            return cdn_kernels.denoising_loss(score, self.sigma, self.noise)
+            return cdn_kernels.denoising_loss(score, self.sigma, self.noise, count=count)
+
+
+def _checked(whole: WholeBatch | None, x: Tensor) -> WholeBatch | None:
+    """Return the whole batch, or raise ValueError where its numbers cannot be."""
+    if whole is None:
+        return None
+    images, noisy = whole
+    if isinstance(images, bool) or not isinstance(images, int) or images < len(x):
+        raise ValueError(f"joint_loss: whole.images must be a number of at least the {len(x)} of x, got {images!r}")
+    if isinstance(noisy, Tensor):
+        if noisy.dim() or noisy.device != x.device:
+            raise ValueError(
+                f"joint_loss: whole.noisy must be a number or a tensor [] on {x.device}, got {list(noisy.shape)} on "
+                f"{noisy.device}"
+            )
+    elif isinstance(noisy, bool) or not isinstance(noisy, int) or not 0 <= noisy <= images:
+        raise ValueError(f"joint_loss: whole.noisy must be a number in [0, {images}], got {noisy!r}")
+    return whole
 
 
 def _count_clean(x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor) -> int:

@@ -1,8 +1,8 @@
 """The processes of one run: which part of a batch is whose, sums over all of them, and the one that writes."""
 
+import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cdn.errors import CDNError
+from cdn.errors import CDNError, LostError
 
 _T = TypeVar("_T")
-# How long processes wait for each other: to begin together, and for what they exchange; and to hear of a failure.
+
+# How long a process waits for the others to begin, and later for what they are busy with, before it gives up; and how
+# long to hear whether another failed before it.
 JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(minutes=30), timedelta(seconds=10)
 
 
@@ -23,7 +25,8 @@ class Processes:
     """The processes that work on one thing together, seen from one of them.
 
     What they exchange goes through the default group of torch.distributed. One process alone needs no group, and
-    exchanges nothing. Every method but :meth:`share` has to be called by all of them, in the same order.
+    exchanges nothing. Every method but :meth:`share` has to be called by all of them, in the same order, and raises
+    :class:`cdn.errors.LostError` where another has ended.
 
     Args:
         rank: the number of this process, from 0.
@@ -51,17 +54,28 @@ class Processes:
 
     def add(self, *tensors: Tensor) -> None:
         """Replace tensors by their sums over all processes, in place."""
-        if self.count > 1:
-            with self._exchange():
-                for tensor in tensors:
-                    dist.all_reduce(tensor)
+        for tensor in tensors:
+            self.adding(tensor)()
+
+    def adding(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to replace a tensor by its sum over all processes; return what waits for that."""
+        if self.count == 1:
+            return lambda: None
+        with _exchanging():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _exchanging():
+                work.wait()
+
+        return wait
 
     def gather(self, value: _T) -> list[_T]:
         """Return what each of the processes gives, in the order of their ranks: anything that can be pickled."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        with self._exchange():
+        with _exchanging():
             dist.all_gather_object(found, value)
         return found
 
@@ -69,66 +83,111 @@ class Processes:
         """Return the parts of all processes in the order of their ranks, [N, ...], on the CPU; lengths may differ."""
         return torch.cat(self.gather(tensor.cpu()))
 
-    @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        """Say in a sentence that another process ended, or is silent."""
+    def of_first(self, work: Callable[[], _T]) -> _T:
+        """Let the first process do some work, which may fail, and return its result, pickled, on all of them.
+
+        Raises:
+            CDNError: as :meth:`together`.
+        """
+        found = [self.together(lambda: work() if self.first else None)]
+        if self.count > 1:
+            with _exchanging():
+                dist.broadcast_object_list(found, 0)
+        return found[0]  # type: ignore[return-value]  # by now it is the first one's
+
+    def any(self, asked: bool) -> bool:
+        """Return whether any of the processes is asked for something."""
+        found = torch.tensor(int(asked))
+        self.add(found)
+        return bool(found)
+
+    def together(self, work: Callable[[], _T]) -> _T:
+        """Do some work that this process may fail at, and raise on all of them what is raised on one.
+
+        Args:
+            work: takes nothing, and calls no method of this class but :meth:`share`; what it returns is returned.
+
+        Raises:
+            CDNError: of the first process that raised one, of the same type on all of them; on others than that process
+                it names it. What is no CDNError is raised as it is, and as a CDNError on the others.
+        """
+        if self.count == 1:
+            return work()
+        error, result = None, None
         try:
-            yield
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise CDNError(
-                f"another of the {self.count} processes ended, or gave no sign for {WAITING}: {_line(error)}"
-            ) from None
+            result = work()
+        except Exception as raised:
+            error = raised
+        try:
+            errors = self.gather(_sendable(error)) if self.any(error is not None) else []
+        except LostError:
+            if error is not None:
+                raise error from None
+            raise
+        if error is not None and not isinstance(error, CDNError):
+            raise error
+        for rank, other in enumerate(errors):
+            if other is not None:
+                kind, text = other
+                raise kind(text if rank == 0 else f"process {rank}: {text}")
+        return result  # type: ignore[return-value]  # no error: it is what the work returned
 
 
 ALONE = Processes()
+_LOST = "another process of this run has ended, and this one with it; what was saved is intact"
 
 
-def started() -> Processes:
-    """Return the processes that torchrun, or a like of it, started this one among, by RANK and WORLD_SIZE.
+@contextlib.contextmanager
+def joined(device: torch.device, patience: timedelta = JOINING) -> Iterator[Processes]:
+    """Join the processes that torchrun started with this one, and leave them at the end.
 
-    Raises:
-        CDNError: these variables say what cannot be.
-    """
-    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None or count in (None, "1"):
-        return ALONE
-    try:
-        return Processes(int(rank), int(count or ""))
-    except ValueError:
-        raise CDNError(
-            f"RANK, WORLD_SIZE: expected the number of one of several processes, got {rank}, {count}"
-        ) from None
-
-
-@contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """Join the group of processes that :func:`started` this one, and leave it at the end; ALONE where there is none.
+    They talk through gloo, and on GPUs through NCCL as well.
 
     Args:
-        device: where this process computes: what is exchanged goes by NCCL for a GPU, else by gloo.
+        device: where this process computes, see :func:`local_rank`.
+        patience: how long to wait for all to come.
+
+    Yields:
+        this process among them; :data:`ALONE` where it was started alone.
 
     Raises:
-        CDNError: the others cannot be reached, or do not come.
+        CDNError: the environment of torchrun is incomplete, the others do not come, or have other versions.
     """
     processes = started()
     if processes.count == 1:
         yield processes
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    _enter(processes, device, patience)
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=JOINING))
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
-    except (RuntimeError, ValueError) as error:
-        who = f"process {processes.rank} of {processes.count}"
-        raise CDNError(f"{who} could not join the others: {_line(error)}") from None
-    try:
+        theirs = processes.gather(torch.__version__)
+        if len(set(theirs)) > 1:
+            raise CDNError(f"processes of one run need one version of torch, got {', '.join(theirs)}")
         yield processes
     finally:
         dist.destroy_process_group()
+
+
+def started() -> Processes:
+    """Return this process among those that torchrun, or a like of it, started together; :data:`ALONE` without one.
+
+    Raises:
+        CDNError: what the environment says of them cannot be.
+    """
+    if "RANK" not in os.environ or _whole("WORLD_SIZE") == 1:
+        return ALONE
+    try:
+        return Processes(_whole("RANK"), _whole("WORLD_SIZE"))
+    except ValueError as error:
+        raise CDNError(str(error)) from None
+
+
+def local_rank() -> int | None:
+    """Return the number of this process among those of its machine, by which it takes a GPU; None if it is alone.
+
+    Raises:
+        CDNError: what torchrun says in the environment is no number.
+    """
+    return None if started().count == 1 else _whole("LOCAL_RANK")
 
 
 def first_to_fail() -> bool:
@@ -136,16 +195,61 @@ def first_to_fail() -> bool:
 
     Of those that cannot reach the store that torchrun keeps for them, each is the first.
     """
-    if started().count == 1:
-        return True
     try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        if started().count == 1:
+            return True
+        address, port = os.environ["MASTER_ADDR"], _whole("MASTER_PORT")
         store = dist.TCPStore(address, port, is_master=False, timeout=HEARING, wait_for_workers=False)
         # Processes that torchrun starts anew after a failure may fail anew.
         return store.add(f"cdn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):
+    except (CDNError, KeyError, RuntimeError):
         return True
 
 
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _enter(processes: Processes, device: torch.device, patience: timedelta) -> None:
+    rank, count = processes.rank, processes.count
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=patience))
+        # All have to come soon; how long they may then be busy is another matter.
+        store.set(f"cdn/{rank}", "here")
+        store.wait([f"cdn/{other}" for other in range(count)], patience)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise CDNError(
+            f"process {rank} of {count} did not meet the others at {where} (MASTER_ADDR, MASTER_PORT) within "
+            f"{patience.total_seconds():g} s: {_cause(error)}"
+        ) from None
+
+
+def _whole(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise CDNError(f"{name}: expected a whole number in the environment, as torchrun sets it, got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _exchanging() -> Iterator[None]:
+    """Raise LostError where another process does not take part."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise LostError(f"{_LOST} ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _sendable(error: Exception | None) -> tuple[type[CDNError], str] | None:
+    if error is None:
+        return None
+    if isinstance(error, CDNError):
+        return type(error), str(error)
+    return CDNError, f"{type(error).__name__}: {_cause(error)}"

@@ -81,6 +81,11 @@ class Graphed(Generic[Result]):
         if device.type == "cpu" and record is None:
             self.replay = Replayed(function, say)
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether the function runs as it is from now on, as it cannot be recorded or would not gain."""
+        return self.replay is self.function or (isinstance(self.replay, Replayed) and self.replay.gave_up)
+
     def __call__(self) -> Result:
         """Do the work of the function and return what it returns."""
         if watched():

@@ -464,15 +464,20 @@ def denoising_residual(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
     return torch.where(expand(sigma > 0, score), residual, expand(sigma * 0, score))  # which is nan where sigma is
 
 
-def denoising_loss(score: Tensor, sigma: Tensor, eps: Tensor) -> Tensor:
+def denoising_loss(score: Tensor, sigma: Tensor, eps: Tensor, count: int | Tensor | None = None) -> Tensor:
     """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
 
     The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
     ``s(y) = -E[sigma eps | y] / E[sigma^2 | y]`` (Vincent, "A connection between score matching and denoising
-    autoencoders", 2011). Arguments as for :func:`denoising_residual`; the result is a scalar.
+    autoencoders", 2011). Arguments as for :func:`denoising_residual`, and the number of images that the mean is over,
+    if these are a share of them; the result is a scalar.
     """
-    per_sample = denoising_residual(score, sigma, eps).square().flatten(1).mean(1)
-    return per_sample.sum() / (sigma > 0).sum().clamp(min=1)
+    return mean_error(denoising_residual(score, sigma, eps).square().flatten(1).mean(1), sigma, count)
+
+
+def mean_error(errors: Tensor, sigma: Tensor, count: int | Tensor | None) -> Tensor:
+    """Return the sum of the errors [B] over a number of images, by default over those with sigma [B] above 0."""
+    return errors.sum() / ((sigma > 0).sum().clamp(min=1) if count is None else count)
 
 
 # ----------------------------------------------------------------------------------------------------------------

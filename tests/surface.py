@@ -122,6 +122,7 @@ OTHERS = {
     "Certificate",
     "Noise",
     "NoiseLevels",
+    "WholeBatch",
     "gradresnet18",
     "gradresnet34",
     "gradresnet_small",

@@ -165,6 +165,7 @@ ROWS = {
     "Certificate": NO_FUNCTION,
     "Noise": NO_FUNCTION,
     "NoiseLevels": NO_FUNCTION,
+    "WholeBatch": NO_FUNCTION,
     "load": NO_FUNCTION,
     "save_model": NO_FUNCTION,
     # cdn_kernels

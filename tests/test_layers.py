@@ -33,7 +33,7 @@ ARROWS = {
     "pictures": "data errors evaluation files methods model noise_keys run_folder",
     "processes": "errors",
     "run_folder": "data errors files model",
-    "training": "data errors evaluation files model noise_keys objective pictures run_folder",
+    "training": "data errors evaluation files model noise_keys objective pictures processes run_folder",
 }
 
 

@@ -1,7 +1,6 @@
 """Options of commands: their types, each with one sentence for what it does not take, and devices."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from cdn.errors import CDNError
 from cdn.images.tiles import SMALLEST
 from cdn.model.inputs import sigma_text
 from cdn.model.modes import PRECISIONS
-from cdn.processes import first_to_fail, started
+from cdn.processes import first_to_fail, local_rank
 from cdn.run_folder.shipped import is_shipped_name, locate
 from cdn_kernels.noise import HIGHEST_LEVEL, SEEDS
 
@@ -107,15 +106,18 @@ def run_path(text: str) -> Path:
 def pick_device(name: str) -> torch.device:
     """Return the torch device of "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
 
-    Of the processes that torchrun starts on one machine each gets a GPU of its own as "cuda".
+    Of processes that torchrun started on one machine, each gets a GPU of its own.
 
     Raises:
-        CDNError: no such device here.
+        CDNError: no such device here, or one GPU for several processes.
     """
+    rank = local_rank()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and started().count > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if rank is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise CDNError(f"--device {name} is one GPU for several processes: give cuda, and each takes its own")
+        name = f"cuda:{rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

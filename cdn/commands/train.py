@@ -15,29 +15,42 @@ import cdn_kernels
 from cdn.cli.arguments import pick_device
 from cdn.cli.training import training_parser
 from cdn.errors import CDNError
+from cdn.processes import Processes, joined
 from cdn.run_folder.config import read_config
+from cdn.run_folder.names import CONFIG
 from cdn.training.initial import settings_like
 from cdn.training.settings import FREE, UNWRITTEN, Settings
 from cdn_kernels.info import hardware
+
+PATIENCE = 60.0  # seconds that a run waits for the end of the processes that it had before it was started again
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command; return its exit status, None where all is well."""
     arguments = vars(training_parser().parse_args(argv))
-    _require_one_process()
+    # Where torchrun started several, each needs its device to meet the others.
+    with joined(pick_device(arguments.get("device", Settings.device))) as processes:
+        return _train(arguments, processes)
+
+
+def _train(arguments: dict[str, Any], processes: Processes) -> int | None:
     run, resume = arguments.pop("out"), arguments.pop("resume")
     how = {name: arguments.pop(name) for name in ("download", "profile")}
+    elastic = _restarts(run, resume)
+    resume = resume or (elastic and processes.of_first(lambda: (run / CONFIG).exists()))
     if resume:
         run = _resumed_folder(run, resume)
-        settings = _resumed_settings(run, arguments)
+        settings = processes.of_first(lambda: _resumed_settings(run, arguments))
     else:
-        if init := arguments.get("init"):
-            arguments = settings_like(init) | arguments
-        settings = Settings(**arguments)
+
+        def begun() -> Settings:
+            return Settings(**((settings_like(arguments["init"]) if arguments.get("init") else {}) | arguments))
+
+        settings = processes.together(begun)
     device = pick_device(settings.device)
     reason = settings.why_not_fused(device) if settings.fused is None else None
-    settings = settings.decided(device)
-    print("kernels: " + kernels_text(settings.backends(device), device, reason))
+    settings = processes.of_first(lambda: settings.decided(device))
+    print("kernels: " + kernels_text(processes.together(lambda: settings.backends(device)), device, reason))
     if settings.fused:
         cdn_kernels.keep_pages()
 
@@ -46,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     made = None
     if run is None:
-        run = made = new_folder(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        dated = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        run = made = processes.of_first(lambda: new_folder(Path("runs") / dated))
+    how |= dict(processes=processes, patience=PATIENCE if elastic else 0.0)
     try:
         result = train(settings, run, device, resume=bool(resume), **how)
     finally:
         with contextlib.suppress(OSError):  # where there is something in it
-            if made:
+            if made and processes.first:
                 made.rmdir()
     if result is None:
         return 130
@@ -98,13 +113,16 @@ def new_folder(path: Path) -> Path:
     raise AssertionError
 
 
-def _require_one_process() -> None:
-    """Raise CDNError where torchrun, or a like of it, started this process among others."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and count.isdecimal() and int(count) > 1:
-        raise CDNError(
-            f"training runs in one process, and this is one of {count} (WORLD_SIZE): start it once, without torchrun"
-        )
+def _restarts(run: Path | None, resume: str | Literal[True] | None) -> bool:
+    """Say whether torchrun starts this command again if a process ends, and a run that is there is to go on.
+
+    Raises:
+        CDNError: the run would not be found again.
+    """
+    restarts = "RANK" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
+    if restarts and run is None and not resume:
+        raise CDNError("--out: name the run folder, in which torchrun --max-restarts can go on")
+    return restarts and run is not None
 
 
 def summary(result: Mapping[str, float | None]) -> str:

@@ -23,25 +23,32 @@ class Batches:
         seed: of order and augmentation.
         device: where the batches are wanted.
         augmentation: an :class:`Augmentation` of images of this shape.
+        places: which images of a batch are wanted, all if left out; others are not even read.
 
     Raises:
         DataError: more images in a batch than in the split.
     """
 
     def __init__(
-        self, split: ImageSplit, batch_size: int, seed: int, device: torch.device, augmentation: Augmentation
+        self,
+        split: ImageSplit,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        augmentation: Augmentation,
+        places: range | None = None,
     ) -> None:
+        self.places = slice(0, batch_size) if places is None else slice(places.start, places.stop)
+        count = self.places.stop - self.places.start
         self.split, self.batch_size, self.seed, self.augmentation = split, batch_size, seed, augmentation
         images = split.in_memory()
         self.whole = images is not None
         self.images = (
-            torch.zeros(batch_size, *split.shape, dtype=torch.uint8, device=device)
-            if images is None
-            else images.to(device)
+            torch.zeros(count, *split.shape, dtype=torch.uint8, device=device) if images is None else images.to(device)
         )
         self.labels = split.labels.to(device)
         # For each of some steps from the first on: the indices of its images, then what the augmentation draws.
-        self.plan = torch.zeros(AHEAD, 4, batch_size, dtype=torch.int64, device=device)
+        self.plan = torch.zeros(AHEAD, 4, count, dtype=torch.int64, device=device)
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
         self.first: int | None = None
 
@@ -57,16 +64,17 @@ class Batches:
             self.first = first
         self.row.fill_(step - first)
         if not self.whole:
-            _send(self.split.load(self._indices(step))[0], self.images)
+            _send(self.split.load(self._indices(step)[self.places])[0], self.images)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Return images, uint8 [B, C, H, W], and labels, int64 [B]; all that this does is done on the device."""
+        """Return uint8 images [n, C, H, W] and int64 labels [n] of these places; all is done on the device."""
         indices, *draws = self.plan.index_select(0, self.row)[0]
         images = self.images.index_select(0, indices) if self.whole else self.images
         return self.augmentation.apply(images, draws), self.labels.index_select(0, indices)
 
     def _draw(self, step: int) -> Tensor:
-        return torch.cat([self._indices(step)[None], self.augmentation.draw(self.batch_size, self.seed, step)])
+        whole = [self._indices(step)[None], self.augmentation.draw(self.batch_size, self.seed, step)]
+        return torch.cat(whole)[:, self.places]
 
     def _indices(self, step: int) -> Tensor:
         return batch_indices(len(self.split), self.batch_size, step, self.seed)

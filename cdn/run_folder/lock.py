@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a run folder for one training alone.
 
     This is a record lock of POSIX: the system releases it when its process ends, after a kill too, and forked children
@@ -31,6 +32,7 @@ def locked(run: Path) -> Iterator[None]:
 
     Args:
         run: the folder, which has to exist. A file ``.lock`` is left in it.
+        patience: seconds to wait for another process to release it.
 
     Raises:
         CDNError: another training holds it, or the folder cannot be written.
@@ -45,7 +47,10 @@ def locked(run: Path) -> Iterator[None]:
             raise CDNError(f"{run} cannot be written: {error.strerror}") from None
         key = _key(os.fstat(descriptor))
         try:
-            if not _lock(descriptor):
+            deadline = time.monotonic() + patience
+            while not (found := _lock(descriptor)) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if not found:
                 raise _taken(run, os.read(descriptor, 200).decode(errors="replace"))
             _held.add(key)
         except BaseException:

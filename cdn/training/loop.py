@@ -1,10 +1,11 @@
 """The training of a run: steps, evaluations, checkpoints, and the files at its end."""
 
+import io
 import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Any
 import torch
 
 import cdn_kernels
-from cdn.data import Dataset, Fingerprint, Subset, balanced_indices, fingerprint, load_dataset, steps_per_epoch
+from cdn.data import (
+    Dataset,
+    Fingerprint,
+    Subset,
+    balanced_indices,
+    differences,
+    fingerprint,
+    load_dataset,
+    steps_per_epoch,
+)
 from cdn.errors import CDNError, CheckpointError, DataError, DivergedError, NotFiniteError
 from cdn.evaluation import evaluate
 from cdn.evaluation.evaluate import Report
@@ -26,6 +36,7 @@ from cdn.noise_keys import CALIBRATION
 from cdn.pictures.denoising import chains_picture, denoising_picture
 from cdn.pictures.plots import curves_picture
 from cdn.pictures.style import attempt
+from cdn.processes import ALONE, Processes, local_rank
 from cdn.run_folder.config import RunConfig, write_config
 from cdn.run_folder.data_identity import note_data, require_same_data, write_fingerprint
 from cdn.run_folder.forms import misfit
@@ -34,7 +45,7 @@ from cdn.run_folder.lock import locked
 from cdn.run_folder.names import CONFIG, DATA, METRICS, PICTURES, PREVIOUS, PROFILE, STATE, WEIGHTS
 from cdn.run_folder.state import has_state, load_state, save_state
 from cdn.run_folder.weights import save_model
-from cdn.training.profile import profile_steps
+from cdn.training.profile import profile_steps, profile_text, write_profile
 from cdn.training.progress import Averages, Progress
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
@@ -55,8 +66,13 @@ def train(
     download: bool = False,
     profile: bool = False,
     show: bool | None = None,
+    processes: Processes = ALONE,
+    patience: float = 0.0,
 ) -> Report | None:
     """Train a model and leave a complete run folder.
+
+    Of several processes, which all call this with the same arguments, the first one alone reads and writes the run
+    folder. All read the data, and what one of them fails at, all do.
 
     Args:
         settings: a :class:`cdn.training.settings.Settings`.
@@ -67,45 +83,78 @@ def train(
         profile: measure time and bytes of the phases of a step before training, print them, and write
             ``profile.json``.
         show: True or False for a progress bar; None for one on terminals.
+        processes: those that train together.
+        patience: seconds to wait for another training to release the run.
 
     Returns:
         The last evaluation, or None if the run was interrupted (its state is saved).
 
     Raises:
         CDNError: bad data, other data than that of the start, a full disk, a damaged checkpoint, a run that another
-            process is training, or one that diverged; what was saved is intact.
+            process is training, or one that diverged, and the end of one of the processes; what was saved is intact.
     """
     run = Path(run)
+    show = show if processes.first else False
     with ExitStack() as stack:
+        lock = lambda: stack.enter_context(locked(run, patience))
         if resume:
-            stack.enter_context(locked(run))
-        settings, dataset, found = _prepare(settings.decided(device), run, resume, download)
+            processes.of_first(lock)
+        settings = processes.of_first(lambda: settings.decided(device))
+        settings, dataset, found = _prepare(settings, run, resume, download, processes)
         steps = settings.total_steps(steps_per_epoch(len(dataset.train), settings.batch_size))
         progress: Progress  # made when it is known where the run begins
-        trainer = Trainer(settings, dataset, steps, device, say=lambda text: progress.say(text))
-        state = None
-        begins = not (resume and has_state(run))
-        taken = trainer.start_from(settings.init) if settings.init and begins else None
-        if resume:
-            # A run that was killed before its first checkpoint resumes from its beginning.
-            state = load_state(run, device) if has_state(run) else None
-            if state:
-                _restore(trainer, state, run)
-            note_data(run, settings.data_dir, found)
-        else:
+        trainer = processes.together(
+            lambda: Trainer(settings, dataset, steps, device, lambda text: progress.say(text), processes)
+        )
+        taken: str | None = None
+
+        def opened() -> dict[str, Any] | None:
+            """Begin the run, or return the checkpoint that it goes on from."""
+            nonlocal taken
+            if settings.init and not (resume and has_state(run)):
+                taken = trainer.start_from(settings.init)
+            if resume:
+                # A run that was killed before its first checkpoint resumes from its beginning.
+                state = load_state(run, device) if has_state(run) else None
+                if state:
+                    _restore(trainer, state, run)
+                note_data(run, settings.data_dir, found)
+                return state
             make_folder(run)
-            stack.enter_context(locked(run))
+            lock()
             if (run / CONFIG).exists():
                 again = f"--resume {shlex.quote(str(run))}"
                 raise CDNError(f"{run} already holds a run: continue it with {again}, or choose another --out")
             write_fingerprint(run, found)
             write_config(run, _config(settings, dataset, trainer.model, steps))
-        sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
-        metrics = Journal(run / METRICS, state["metrics_bytes"] if state else 0)
+            return None
+
+        def begun() -> tuple[Journal, float]:
+            state = opened()
+            sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
+            return Journal(run / METRICS, state["metrics_bytes"] if state else 0), state["seconds"] if state else 0.0
+
+        mine = processes.together(lambda: begun() if processes.first else None)
+        metrics, elapsed = mine or (None, 0.0)
+        _spread(trainer)
         progress = Progress(steps, trainer.step, show)
         if taken:
             progress.say(taken)
-        return _Training(trainer, run, metrics, progress, state["seconds"] if state else 0.0).complete(profile)
+        return _Training(trainer, run, metrics, progress, elapsed).complete(profile)
+
+
+def _spread(trainer: Trainer) -> None:
+    """Let all processes begin with the state of the first one."""
+
+    def packed() -> bytes:
+        buffer = io.BytesIO()
+        torch.save(trainer.state(), buffer)
+        return buffer.getvalue()
+
+    if trainer.processes.count > 1:
+        state = trainer.processes.of_first(packed)
+        if not trainer.processes.first:
+            trainer.restore(torch.load(io.BytesIO(state), map_location=trainer.device, weights_only=True))
 
 
 class _Training:
@@ -113,15 +162,19 @@ class _Training:
 
     Args:
         trainer: in the state to go on from.
-        run: the run folder, which this process has locked.
-        metrics, progress: the file of rows and the progress bar.
+        run: the run folder, which the first process has locked.
+        metrics: the file of rows; None on processes that do not write.
+        progress: the progress bar.
         elapsed: seconds of training before that state.
     """
 
-    def __init__(self, trainer: Trainer, run: Path, metrics: Journal, progress: Progress, elapsed: float) -> None:
+    def __init__(
+        self, trainer: Trainer, run: Path, metrics: Journal | None, progress: Progress, elapsed: float
+    ) -> None:
         self.trainer, self.run, self.metrics, self.progress = trainer, run, metrics, progress
-        self.settings, self.dataset = trainer.settings, trainer.dataset
+        self.settings, self.dataset, self.processes = trainer.settings, trainer.dataset, trainer.processes
         self.start = time.perf_counter() - elapsed
+        self.saved = time.perf_counter()
         self.batch_size = BATCH_SIZE
         if self.settings.crop_size:
             # Whole images are larger than the crops of training: as many pixels at a time, in fewer images.
@@ -134,10 +187,14 @@ class _Training:
         self._announce()
         try:
             if profile:
-                profile_steps(trainer, self.run / PROFILE, say)
-            self._take_steps()
+                rows = profile_steps(trainer)
+                self.processes.of_first(lambda: write_profile(rows, self.run / PROFILE))
+                say(profile_text(rows))
+            with _stop_requests(self.processes) as stop:
+                self._take_steps(stop)
+                if trainer.step < trainer.steps:
+                    self.processes.together(self._save)
             if trainer.step < trainer.steps:
-                self._save()
                 again = shlex.join(["python", "-m", "cdn.train", "--resume", str(self.run)])
                 say(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {again}")
                 result = None
@@ -162,23 +219,25 @@ class _Training:
             f"{settings.batch_size} on {trainer.device}" + (f", from step {trainer.step:,}" if trainer.step else "")
         )
 
-    def _take_steps(self) -> None:
-        """Train until the last step, or until a signal asks to stop."""
+    def _take_steps(self, stop: Sequence[int]) -> None:
+        """Train until the last step, or until a signal asks one of the processes to stop."""
         settings, trainer, averages = self.settings, self.trainer, Averages()
         evaluate_every = max(trainer.steps // settings.evaluations, 1)
-        last_save = time.perf_counter()
-        with _stop_requests() as stop:
-            while trainer.step < trainer.steps and not stop:
-                averages.add(settings.batch_size, trainer.advance())
-                self.progress.advance()
-                done = trainer.step
-                if done % settings.log_every == 0 or done == trainer.steps:
-                    self._log(averages.take())
-                if done % evaluate_every == 0 and done < trainer.steps:
-                    self._measure(QUICK)
-                if time.perf_counter() - last_save > settings.checkpoint_seconds:
-                    self._save()
-                    last_save = time.perf_counter()
+        while trainer.step < trainer.steps and not self.processes.any(bool(stop)):
+            self.processes.together(self._save_and_prepare)
+            averages.add(settings.batch_size, trainer.take())
+            self.progress.advance()
+            done = trainer.step
+            if done % settings.log_every == 0 or done == trainer.steps:
+                self.processes.together(lambda: self._log(averages.take()))
+            if done % evaluate_every == 0 and done < trainer.steps:
+                self._measure(QUICK)
+
+    def _save_and_prepare(self) -> None:
+        """Save what the last step has left, if it is time to, and prepare the next."""
+        if self.trainer.step and time.perf_counter() - self.saved > self.settings.checkpoint_seconds:
+            self._save()
+        self.trainer.prepare()
 
     def _log(self, averages: dict[str, float]) -> None:
         """Write a row of the averages since the last one."""
@@ -191,29 +250,40 @@ class _Training:
             learning_rate=float(self.trainer.rate),
             seconds=time.perf_counter() - self.start,
         )
-        self.metrics.append(row | averages)
+        self._write(row | averages)
         self.progress.update(averages)
 
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.append(row)
+
     def _save(self) -> None:
+        if self.metrics is None:
+            return
         seconds = time.perf_counter() - self.start
         save_state(self.run, dict(self.trainer.state(), metrics_bytes=self.metrics.sync(), seconds=seconds))
         save_model(self.run / WEIGHTS, self.trainer.average, self.dataset.classes, self.settings.objective)
+        self.saved = time.perf_counter()
 
     def _measure(self, limits: Mapping[str, Any]) -> Report:
         """Evaluate the average of the weights, and write a row of what was found."""
         settings, trainer = self.settings, self.trainer
-        with cdn_kernels.using(trainer.impl):
-            result = evaluate(
-                trainer.average,
-                self.dataset.test,
-                levels=settings.levels,
-                precision=settings.precision,
-                batch_size=self.batch_size,
-                objective=settings.objective,
-                **limits,
-            )
+
+        def measured() -> Report:
+            with cdn_kernels.using(trainer.impl):
+                return evaluate(
+                    trainer.average,
+                    self.dataset.test,
+                    levels=settings.levels,
+                    precision=settings.precision,
+                    batch_size=self.batch_size,
+                    objective=settings.objective,
+                    **limits,
+                )
+
+        result = self.processes.of_first(measured)
         row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - self.start, **result)
-        self.metrics.append(row)
+        self.processes.together(lambda: self._write(row))
         self.progress.update(row)
         return result
 
@@ -224,9 +294,10 @@ class _Training:
         if denoises and has_density(trainer.average):
             images, _ = self.dataset.train.images(torch.arange(min(len(self.dataset.train), 256)), trainer.device)
             calibrate(trainer.average, images, CALIBRATION.key(settings.seed), self.batch_size)
-        self._save()
+        self.processes.together(self._save)
         result = self._measure(FINAL)
-        self._draw(denoises)
+        if self.processes.first:
+            self._draw(denoises)
         return result
 
     def _draw(self, denoises: bool) -> None:
@@ -241,12 +312,24 @@ class _Training:
         attempt(lambda: curves_picture(self.run / METRICS, curves), curves, say)
 
 
-def _prepare(settings: Settings, run: Path, resume: bool, download: bool) -> tuple[Settings, Dataset, Fingerprint]:
+def _prepare(
+    settings: Settings, run: Path, resume: bool, download: bool, processes: Processes
+) -> tuple[Settings, Dataset, Fingerprint]:
     """Return the settings with what the data decides, the data to train on, and the fingerprint of all of it."""
-    dataset = _load(settings, run, resume, download)
-    found = fingerprint(dataset)
+
+    def read() -> tuple[Dataset, Fingerprint]:
+        dataset = _load(settings, run, resume, download)
+        return dataset, fingerprint(dataset)
+
+    loads = not local_rank()  # one process of each machine fetches what the others then find
+    mine = processes.together(lambda: read() if loads else None)
+    dataset, found = processes.together(lambda: mine or read())
+    all_found = processes.gather(found)
+    for rank, other in enumerate(all_found):
+        if changes := differences(all_found[0], other):
+            raise DataError(f"process {rank} has other data than the first one: {'; '.join(changes)}")
     if resume:
-        require_same_data(run, found)
+        processes.of_first(lambda: require_same_data(run, found))
     if settings.data == "imagefolder":
         settings = replace(settings, image_size=dataset.shape[-1])  # recorded, even if it was left to the images
     if settings.train_images is not None:
@@ -299,12 +382,16 @@ def _config(settings: Settings, dataset: Dataset, model: Network, steps: int) ->
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in a list, so that a step is never torn; a second Ctrl-C stops at once."""
+def _stop_requests(processes: Processes) -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list, so that a step is never torn; a second Ctrl-C stops at once.
+
+    Where there are several processes, one Ctrl-C comes twice: from the terminal, and from torchrun, which does not
+    wait long.
+    """
     requests: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if requests and number == signal.SIGINT:
+        if requests and number == signal.SIGINT and processes.count == 1:
             raise KeyboardInterrupt
         requests.append(number)
 

@@ -12,14 +12,15 @@ STEPS = 5
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return a bfloat16 matrix with the singular vectors of the given one and singular values of about 1.
+    """Return a matrix with the singular vectors of the given one and singular values of about 1.
 
+    It is computed and returned in bfloat16, that of a float64 matrix in float64.
     Newton-Schulz iteration after K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     It is made to be quick, not exact: singular values end between 0.7 and 1.2, small ones below.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.bfloat16()
+    x = matrix if matrix.dtype == torch.float64 else matrix.bfloat16()
     x = x.T if tall else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(STEPS):

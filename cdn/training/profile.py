@@ -18,10 +18,14 @@ from cdn_kernels.torch_private import TorchDispatchMode, tensors_in
 PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "optimizer")
 
 
-def profile_steps(
-    trainer: Trainer, path: str | Path, say: Callable[[str], object], warmup: int = 3, repeats: int = 7
-) -> None:
-    """Measure the phases of a training step, print a table, and write it as JSON.
+# Steps before measuring, and steps whose median time is taken.
+WARM_UP, REPEATS = 3, 7
+# A phase, its milliseconds, their share of the step, and its bytes.
+Row = dict[str, Any]
+
+
+def profile_steps(trainer: Trainer) -> list[Row]:
+    """Measure the phases of a training step, and return a row of each.
 
     The trainer is left exactly as found. Bytes are those of all inputs and outputs of the operations that PyTorch
     executed, each counted once per operation that touches it: what the step would move without caches. Time and bytes
@@ -29,16 +33,13 @@ def profile_steps(
 
     Args:
         trainer: a :class:`cdn.training.trainer.Trainer`.
-        path: of the JSON file.
-        say: a function that prints a line.
-        warmup, repeats: steps before measuring and steps whose median time is taken.
     """
     state = copy.deepcopy(trainer.state())
     clock, traffic = _Clock(trainer.device), _Traffic()
-    for _ in range(warmup):
+    for _ in range(WARM_UP):
         trainer.advance()
     with watch(clock):
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             with clock("step"):
                 trainer.advance()
             clock.finish()
@@ -49,22 +50,28 @@ def profile_steps(
     times["other"] = max(times["step"] - sum(times.get(name, 0.0) for name in PHASES), 0.0)
     moved = dict(traffic.moved)
     moved["other"] = moved["step"] - sum(moved.get(name, 0) for name in PHASES)
-    rows: list[dict[str, Any]] = [
+    return [
         dict(phase=name, milliseconds=1e3 * times[name], share=times[name] / times["step"], bytes=moved.get(name, 0))
         for name in (*PHASES, "other", "step")
         if name in times
     ]
-    write_atomically(path, (json_text(dict(repeats=repeats, phases=rows), indent=2) + "\n").encode())
-    say(
-        record_table(
-            {
-                "phase": row["phase"],
-                "ms": f"{row['milliseconds']:.2f}",
-                "share": f"{row['share']:.1%}",
-                "MB touched": f"{row['bytes'] / 1e6:.1f}",
-            }
-            for row in rows
-        )
+
+
+def write_profile(rows: Sequence[Row], path: str | Path) -> None:
+    """Write rows of phases as JSON."""
+    write_atomically(path, (json_text(dict(repeats=REPEATS, phases=rows), indent=2) + "\n").encode())
+
+
+def profile_text(rows: Sequence[Row]) -> str:
+    """Return rows of phases as a table."""
+    return record_table(
+        {
+            "phase": row["phase"],
+            "ms": f"{row['milliseconds']:.2f}",
+            "share": f"{row['share']:.1%}",
+            "MB touched": f"{row['bytes'] / 1e6:.1f}",
+        }
+        for row in rows
     )
 
 

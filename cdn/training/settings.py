@@ -29,9 +29,9 @@ BLOCKS: dict[str, tuple[int, ...]] = {
 OBJECTIVES = ("joint", "classification", "denoising", "jem")
 KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
-# What may change when a run is resumed, since it changes nothing but what is seen of the run. The data may have moved,
-# and has to be the same.
-FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds")
+# What may change when a run is resumed, since it changes nothing but what is seen of the run, or how its sums are
+# rounded. The data may have moved, and has to be the same.
+FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 _PHOTOGRAPHS: dict[str, Any] = dict(
@@ -129,6 +129,7 @@ class Settings:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = _LATER
+    accumulate: int = 1
     crop_padding: int = _LATER
     crop_size: int | None = None
     flip: bool = _LATER
@@ -182,10 +183,22 @@ class Settings:
                 "a joint energy model needs --head linear: the gradients of the others throw the chains of "
                 f"its sampler far out of the range of images, got {self.head!r}"
             )
+        self._check_accumulation(family)
         try:
             _ = self.levels
         except ValueError as error:
             raise CDNError(str(error)) from None
+
+    def _check_accumulation(self, family: str) -> None:
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise CDNError(f"--accumulate: expected 1..{self.batch_size} (the images of a step), got {self.accumulate}")
+        if self.accumulate > 1 and family == "resnet":
+            raise CDNError(
+                f"--accumulate {self.accumulate}: a {self.model} takes statistics over the whole batch (BatchNorm), "
+                "which its parts do not have: give a smaller --batch-size, or more processes"
+            )
+        if self.accumulate > 1 and self.objective == "jem":
+            raise CDNError(f"--accumulate {self.accumulate}: a joint energy model takes its steps whole")
 
     @property
     def levels(self) -> NoiseLevels:

@@ -34,7 +34,9 @@ LIBRARY.define(
 )
 
 
-def denoising_loss(score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, impl: str = "auto") -> Tensor:
+def denoising_loss(
+    score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, count: int | Tensor | None = None, impl: str = "auto"
+) -> Tensor:
     """Return the denoising score matching loss, which is 1 for the identity denoiser at every noise level.
 
     The mean of ``(sigma s + eps)^2`` over the pixels of the images with sigma > 0; 0 if there are none. Minimized by
@@ -45,6 +47,9 @@ def denoising_loss(score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, impl: 
         score: s [B, ...] with at least one value per image; float32, float64, bfloat16 or float16.
         sigma: a float, a 0-d or [B] tensor, >= 0.
         noise: the :class:`Noise` key that eps was drawn from by :func:`cdn_kernels.sample_noise`, or eps itself.
+        count: the number of images that the mean is over, at least 1, where these are a share of a batch: that of the
+            images of the whole batch with sigma > 0. The losses of all shares then add up to that of the batch, and so
+            do their gradients. Or a tensor [] of the device, which is not looked at. None for the images at hand.
         impl: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
@@ -56,14 +61,25 @@ def denoising_loss(score: Tensor, sigma: Sigma, noise: Noise | Tensor, *, impl: 
     """
     check_images(score, "score")
     check_noise(noise, score)
+    _check_count(count, score)
     sigma = per_image(sigma, score, "sigma")
     backend = resolve_untransformed("denoising_loss", impl, score)
     if isinstance(noise, Noise) and (backend == "reference" or sigma.requires_grad or not score.numel()):
         noise = reference.standard_normal(score.shape, noise, compute_dtype(score.dtype), score.device)
     if not isinstance(noise, Noise):
-        return reference.denoising_loss(score, sigma, noise)
+        return reference.denoising_loss(score, sigma, noise, count)
     errors = torch.ops.cdn_kernels.denoising_error(score, sigma, *key(noise, len(score), score.device), backend)
-    return errors.sum() / (sigma > 0).sum().clamp(min=1)
+    return reference.mean_error(errors, sigma, count)
+
+
+def _check_count(count: object, score: Tensor) -> None:
+    if isinstance(count, Tensor):
+        if count.dim() or count.device != score.device:
+            raise ValueError(
+                f"count must be a number or a tensor [] on {score.device}, got {list(count.shape)} on {count.device}"
+            )
+    elif count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise ValueError(f"count must be a number of images of at least 1, got {count!r}")
 
 
 def _error(

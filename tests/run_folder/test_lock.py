@@ -144,15 +144,14 @@ def test_a_read_only_run_is_refused_before_it_is_trained(tmp_path):
     assert contents(run) == before and LOCK not in [path.name for path in run.iterdir()]
 
 
-@pytest.mark.parametrize("options", [["--out", "run"], ["--resume", "run"], []])
-def test_one_of_many_processes_is_refused(tmp_path, monkeypatch, options):
-    """As torchrun --nproc-per-node 2 starts them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(CDNError, match="training runs in one process, and this is one of 2") as error:
-        train.main(options)
-    assert "\n" not in str(error.value) and not any(tmp_path.iterdir())
+def test_the_lock_is_waited_for_as_long_as_is_said(tmp_path, holder):
+    """As a run does that torchrun starts again, while the processes that it had may still be ending."""
+    process = holder(tmp_path)
+    with pytest.raises(CDNError, match=TAKEN), locked(tmp_path, patience=0.3):
+        pass
+    threading.Timer(0.5, lambda: os.kill(process, signal.SIGKILL)).start()
+    with locked(tmp_path, patience=60):
+        pass
 
 
 def test_runs_without_a_name_get_one_each(tmp_path, monkeypatch):

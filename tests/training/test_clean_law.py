@@ -29,7 +29,7 @@ def trained(settings, digits, steps=6):
     rows, counts = [], []
     for _ in range(steps):
         rows.append({name: float(value) for name, value in trainer.advance().items()})
-        counts.append(trainer.clean)
+        counts += trainer.clean
     return rows, counts, trainer.state()
 
 

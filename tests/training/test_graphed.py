@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cdn.data import load_dataset
+from cdn.training.recordings import Recordings
 from cdn.training.settings import Settings
-from cdn.training.trainer import Recordings, Trainer
+from cdn.training.trainer import Trainer
 from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.graphs import WARM_UP, Graphed
 from cdn_kernels.phases import watch
@@ -98,6 +99,10 @@ def trainer(digits, device=CPU, **options):
     if options.get("fused") and cpu.MISSING:
         pytest.skip(cpu.MISSING)
     return Trainer(Settings(width=8, batch_size=16, steps=50, **options), digits, 50, device)
+
+
+def recordings(one):
+    return Recordings(one.work, lambda: one.clean, one.device, one.say)
 
 
 @kinds
@@ -189,9 +194,9 @@ def test_replayed_steps_are_those_of_the_function(digits, monkeypatch, options, 
     """All that changes from step to step comes from tensors: batch, noise, learning rate, lambda, and the average."""
     plain, recorded = trainer(digits, **options), trainer(digits, **options)
     monkeypatch.setattr(
-        "cdn.training.trainer.Graphed", lambda work, device, say: Graphed(work, device, **options_of_graphed)
+        "cdn.training.recordings.Graphed", lambda work, device, say: Graphed(work, device, **options_of_graphed)
     )
-    plain.run, recorded.run = plain.work, Recordings(recorded)
+    plain.run, recorded.run = plain.work, recordings(recorded)
     for _ in range(WARM_UP + 4):
         expected, found = plain.advance(), recorded.advance()
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
@@ -203,17 +208,17 @@ def test_replayed_steps_are_those_of_the_function(digits, monkeypatch, options, 
 
 def test_every_number_of_clean_images_is_recorded(digits, monkeypatch):
     """Steps of 4 and of 5 clean images, in the order in which they come."""
-    monkeypatch.setattr("cdn.training.trainer.Graphed", functools.partial(Graphed, record=record))
+    monkeypatch.setattr("cdn.training.recordings.Graphed", functools.partial(Graphed, record=record))
     options = SETTINGS["clean images"]
     plain, recorded = trainer(digits, **options), trainer(digits, **options)
-    recorded.run = recordings = Recordings(recorded)
+    recorded.run = found_by = recordings(recorded)
     counts = []
     for _ in range(4 * WARM_UP + 4):
         expected, found = plain.advance(), recorded.advance()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         counts.append(recorded.clean)
-    assert set(counts) == recordings.by_count.keys() == {4, 5}
-    assert all(one.replay for one in recordings.by_count.values())
+    assert set(counts) == found_by.by_kind.keys() == {(4,), (5,)}
+    assert all(one.replay for one in found_by.by_kind.values())
     assert any(a != b for a, b in zip(counts[-6:], counts[-5:]))  # replays of both, in turn
     for a, b in zip(plain.model.parameters(), recorded.model.parameters()):
         assert torch.equal(a, b)

@@ -5,8 +5,9 @@ import torch
 
 from cdn.data import Augmentation, Batches, load_dataset
 from cdn.data.batches import AHEAD
+from cdn.training.recordings import Recordings
 from cdn.training.settings import Settings
-from cdn.training.trainer import Recordings, Trainer
+from cdn.training.trainer import Trainer
 from cdn_kernels import Noise, standard_normal
 from cdn_kernels.backends.cuda import can_use_cuda
 from cdn_kernels.backends.triton import can_use_triton

@@ -1,0 +1,79 @@
+"""Several processes for one test: started from a server that has torch, which takes a moment instead of seconds."""
+
+import faulthandler
+import io
+import multiprocessing
+import os
+import socket
+import traceback
+
+import torch
+
+from cdn.processes import joined
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed", "cdn.training.loop", "tests.several"])
+LIMIT = 100  # seconds
+
+
+def free_port():
+    """Return the number of a port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def in_processes(count, function, *arguments):
+    """Call a function in several processes that have joined, and return what it returns in each.
+
+    Args:
+        count: how many.
+        function: of a module, called as ``function(processes, *arguments)``.
+        arguments: and results, what can be pickled.
+
+    Raises:
+        AssertionError: one of them failed, or hangs.
+    """
+    port, pipes, workers = free_port(), [], []
+    for rank in range(count):
+        mine, theirs = _context.Pipe()
+        place = dict(RANK=rank, WORLD_SIZE=count, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        worker = _context.Process(target=_work, args=(theirs, place, function, packed(arguments)), daemon=True)
+        worker.start()
+        theirs.close()
+        pipes.append(mine)
+        workers.append(worker)
+    try:
+        found = [unpacked(pipe.recv_bytes()) if pipe.poll(LIMIT) else ("failed", "too late") for pipe in pipes]
+    except EOFError:
+        raise AssertionError("a process has ended") from None
+    finally:
+        for worker in workers:
+            worker.join(5)
+            worker.kill()
+    failed = [text for how, text in found if how == "failed"]
+    assert not failed, "\n".join(failed)
+    return [result for _, result in found]
+
+
+def packed(value):
+    """Return bytes: torch would send tensors by open files, which end with their process."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def unpacked(data):
+    """Return the value of bytes."""
+    return torch.load(io.BytesIO(data), weights_only=False)
+
+
+def _work(pipe, place, function, arguments):
+    faulthandler.dump_traceback_later(LIMIT - 10, exit=True)  # where it hangs
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    try:
+        with joined(torch.device("cpu")) as processes:
+            pipe.send_bytes(packed(("returned", function(processes, *unpacked(arguments)))))
+    except BaseException:
+        pipe.send_bytes(packed(("failed", traceback.format_exc())))
