@@ -55,6 +55,11 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("data_dir", str, "folder of the data set; of hf also a name on the Hub, such as ylecun/mnist"),
         ("image_size", positive_int, "side that image folders are resized to; left out, their own, if all have one"),
         ("train_images", positive_int, "train on so many images only, chosen at random, the classes in proportion"),
+        (
+            "workers",
+            whole_number,
+            "processes that decode images ahead of the steps (default: as the cores, at most 8; 0 if memory keeps all)",
+        ),
         ("batch_size", positive_int, "images per step, of all processes together"),
         ("accumulate", positive_int, "compute a step in so many parts, one after the other, in that much less memory"),
         ("crop_padding", whole_number, "random translation by up to this many pixels"),

@@ -1,9 +1,12 @@
 """Training batches on a device: chosen, moved and mirrored as a pure function of the step."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from cdn.data.augment import Augmentation
+from cdn.data.loading import Loader, workers_for
 from cdn.data.sampler import batch_indices
 from cdn.data.split import ImageSplit
 
@@ -24,6 +27,7 @@ class Batches:
         device: where the batches are wanted.
         augmentation: an :class:`Augmentation` of images of this shape.
         places: which images of a batch are wanted, all if left out; others are not even read.
+        workers: how many processes read images ahead of the steps; as :func:`.loading.workers_for` says if left out.
 
     Raises:
         DataError: more images in a batch than in the split.
@@ -37,12 +41,18 @@ class Batches:
         device: torch.device,
         augmentation: Augmentation,
         places: range | None = None,
+        workers: int | None = None,
     ) -> None:
         self.places = slice(0, batch_size) if places is None else slice(places.start, places.stop)
         count = self.places.stop - self.places.start
         self.split, self.batch_size, self.seed, self.augmentation = split, batch_size, seed, augmentation
         images = split.in_memory()
-        self.whole = images is not None
+        self.loader: Loader | None = None
+        if images is None:
+            wanted = functools.partial(_indices, len(split), batch_size, seed, self.places)
+            self.loader = Loader(
+                split, wanted, workers_for(split) if workers is None else workers, device.type == "cuda"
+            )
         self.images = (
             torch.zeros(count, *split.shape, dtype=torch.uint8, device=device) if images is None else images.to(device)
         )
@@ -63,21 +73,24 @@ class Batches:
             _send(torch.stack([self._draw(number) for number in range(first, first + AHEAD)]), self.plan)
             self.first = first
         self.row.fill_(step - first)
-        if not self.whole:
-            _send(self.split.load(self._indices(step)[self.places])[0], self.images)
+        if self.loader is not None:
+            _send(self.loader.read(step), self.images)
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return uint8 images [n, C, H, W] and int64 labels [n] of these places; all is done on the device."""
         indices, *draws = self.plan.index_select(0, self.row)[0]
-        images = self.images.index_select(0, indices) if self.whole else self.images
+        images = self.images.index_select(0, indices) if self.loader is None else self.images
         return self.augmentation.apply(images, draws), self.labels.index_select(0, indices)
 
     def _draw(self, step: int) -> Tensor:
-        whole = [self._indices(step)[None], self.augmentation.draw(self.batch_size, self.seed, step)]
-        return torch.cat(whole)[:, self.places]
+        indices = _indices(len(self.split), self.batch_size, self.seed, self.places, step)
+        augmentation = self.augmentation.draw(self.batch_size, self.seed, step)[:, self.places]
+        return torch.cat([indices[None], augmentation])
 
-    def _indices(self, step: int) -> Tensor:
-        return batch_indices(len(self.split), self.batch_size, step, self.seed)
+
+def _indices(size: int, batch_size: int, seed: int, places: slice, step: int) -> Tensor:
+    """Return the indices of the images of some places of a step."""
+    return batch_indices(size, batch_size, step, seed)[places]
 
 
 def _send(source: Tensor, target: Tensor) -> None:

@@ -268,20 +268,17 @@ class _Training:
     def _measure(self, limits: Mapping[str, Any]) -> Report:
         """Evaluate the average of the weights, and write a row of what was found."""
         settings, trainer = self.settings, self.trainer
-
-        def measured() -> Report:
-            with cdn_kernels.using(trainer.impl):
-                return evaluate(
-                    trainer.average,
-                    self.dataset.test,
-                    levels=settings.levels,
-                    precision=settings.precision,
-                    batch_size=self.batch_size,
-                    objective=settings.objective,
-                    **limits,
-                )
-
-        result = self.processes.of_first(measured)
+        with cdn_kernels.using(trainer.impl):
+            result = evaluate(
+                trainer.average,
+                self.dataset.test,
+                levels=settings.levels,
+                precision=settings.precision,
+                batch_size=self.batch_size,
+                objective=settings.objective,
+                processes=self.processes,
+                **limits,
+            )
         row = dict(kind="evaluation", step=trainer.step, seconds=time.perf_counter() - self.start, **result)
         self.processes.together(lambda: self._write(row))
         self.progress.update(row)

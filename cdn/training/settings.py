@@ -31,7 +31,7 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
 # What may change when a run is resumed, since it changes nothing but what is seen of the run, or how its sums are
 # rounded. The data may have moved, and has to be the same.
-FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate")
+FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate", "workers")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 _PHOTOGRAPHS: dict[str, Any] = dict(
@@ -130,6 +130,7 @@ class Settings:
     steps: int | None = None
     batch_size: int = _LATER
     accumulate: int = 1
+    workers: int | None = None
     crop_padding: int = _LATER
     crop_size: int | None = None
     flip: bool = _LATER

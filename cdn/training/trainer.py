@@ -93,6 +93,7 @@ class Trainer:
                 dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size
             ),
             share,
+            settings.workers,
         )
         # All that a step knows of its number: the number itself, the learning rate, by how much the average of the
         # weights moves, and lambda. torch's fused AdamW reads a rate in double precision on CPUs, a float elsewhere.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdn.data import decoded, load_dataset
+from cdn.data import Augmentation, Batches, decoded, load_dataset
 from cdn.data.imagefolder import FolderSplit
 from cdn.data.loading import MOST_UNASKED, Loader, workers_for
 from cdn.data.sampler import batch_indices
@@ -101,3 +101,17 @@ def test_ctrl_c_leaves_workers_alone(split):
         os.kill(worker.pid, signal.SIGINT)
     for step in range(1, 6):
         assert torch.equal(loader.read(step), split.load(indices(step))[0])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_batches_are_the_same_for_any_number_of_workers(split, workers):
+    still = Augmentation(split.shape, crop_padding=1, flip=True)
+    made = lambda places, workers: Batches(split, BATCH, 0, torch.device("cpu"), still, places, workers)
+    whole, parts = made(None, 0), [made(range(1), workers), made(range(1, BATCH), workers)]
+    for step in (0, 1, 5):
+        for batches in (whole, *parts):
+            batches.seek(step)
+        images, labels = whole.read()
+        found = [batches.read() for batches in parts]
+        assert torch.equal(torch.cat([x for x, _ in found]), images)
+        assert torch.equal(torch.cat([label for _, label in found]), labels)
