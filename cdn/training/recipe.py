@@ -75,7 +75,11 @@ class Optimizers:
 
 def _kept(member: Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Return the form of what an optimizer keeps of a parameter."""
-    return dict(momentum_buffer=p) if isinstance(member, Muon) else dict(step=torch.zeros(()), exp_avg=p, exp_avg_sq=p)
+    return (
+        dict(momentum_buffer=p)
+        if isinstance(member, Muon)
+        else dict(step=torch.zeros((), dtype=torch.float32), exp_avg=p, exp_avg_sq=p)
+    )
 
 
 def make_optimizer(model: nn.Module, name: str, learning_rate: float, weight_decay: float) -> Optimizers:

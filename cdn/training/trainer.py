@@ -306,7 +306,8 @@ class Together:
         """Do the step that was prepared."""
         before, after = self.parts
         before()
-        self.reduction.finish(self.trainer.all_clean)
+        with phase("exchange"):
+            self.reduction.finish(self.trainer.all_clean)
         if isinstance(before, Recordings) and before.gave_up:
             self.parts = self._before, after
             self.reduction.overlap()
