@@ -83,14 +83,14 @@ def _write_run(run, name, options):
         train.main(command)
         _keep(run, KEPT)
         return answers(cdn.load(run))
-    advance = Trainer.advance
+    take = Trainer.take
 
     def stop_in_time(self):
         if self.step == STOPPED_AFTER - 1:
             signal.raise_signal(signal.SIGINT)
-        return advance(self)
+        return take(self)
 
-    with mock.patch.object(Trainer, "advance", stop_in_time):
+    with mock.patch.object(Trainer, "take", stop_in_time):
         train.main(command)
     found = answers(cdn.load(run))
     whole = run.with_name(f"{name}-whole")

@@ -47,13 +47,13 @@ def begun(tmp_path_factory):
 
 
 def stop_at_each_step(patch):
-    advance = Trainer.advance
+    take = Trainer.take
 
     def stop(self):
         signal.raise_signal(signal.SIGINT)
-        return advance(self)
+        return take(self)
 
-    patch.setattr(Trainer, "advance", stop)
+    patch.setattr(Trainer, "take", stop)
 
 
 @pytest.fixture

@@ -164,15 +164,15 @@ def test_a_step_again_is_the_same_step(trainer):
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_run_that_stops_resumes_bit_for_bit(jem_run, tmp_path, monkeypatch):
-    advance = Trainer.advance
+    take = Trainer.take
 
     def broken(self):
         if self.step == 3:
             raise CDNError("the power failed")
-        return advance(self)
+        return take(self)
 
     with monkeypatch.context() as patch, pytest.raises(CDNError, match="power"):
-        patch.setattr(Trainer, "advance", broken)
+        patch.setattr(Trainer, "take", broken)
         train.main([*TINY_JEM.split(), "--out", str(tmp_path / "broken"), "--checkpoint-seconds", "0"])
     train.main(["--resume", str(tmp_path / "broken"), "--checkpoint-seconds", "60"])
     states = [torch.load(run / "state.pt", weights_only=True) for run in (jem_run, tmp_path / "broken")]
