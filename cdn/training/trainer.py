@@ -286,24 +286,28 @@ class Together:
 
     def __init__(self, trainer: Trainer, reduction: Reduction, recorded: bool) -> None:
         self.trainer, self.reduction = trainer, reduction
-        self.parts: tuple[Callable[[], None], Callable[[], Parts]] = self._before, self._after
-        if recorded:
-            before = Recordings(self._before, lambda: (trainer.clean, trainer.all_clean), trainer.device, trainer.say)
-            after = Recordings(self._after, lambda: trainer.all_clean, trainer.device, trainer.say)
-            self.parts = before, after
-        else:
-            reduction.overlap()
+        self.parts: tuple[Callable[[], None], Callable[[], Parts]]
+        if not recorded or reduction.overlapping:
+            self._overlap()
+            return
+        before = Recordings(self._before, lambda: (trainer.clean, trainer.all_clean), trainer.device, trainer.say)
+        after = Recordings(self._after, lambda: trainer.all_clean, trainer.device, trainer.say)
+        self.parts = before, after
 
     def __call__(self) -> Parts:
         """Do the step that was prepared."""
-        before, after = self.parts
+        before, _ = self.parts
         before()
         with phase("exchange"):
             self.reduction.finish(self.trainer.all_clean)
         if isinstance(before, Recordings) and before.gave_up:
-            self.parts = self._before, after
-            self.reduction.overlap()
-        return after()
+            self._overlap()
+        return self.parts[1]()
+
+    def _overlap(self) -> None:
+        """Go on without recordings, which hooks would end."""
+        self.parts = self._before, self._after
+        self.reduction.overlap()
 
     def _before(self) -> None:
         self.reduction.collect(self.trainer.gradient())
