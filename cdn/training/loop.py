@@ -5,7 +5,7 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -106,41 +106,36 @@ def train(
         trainer = processes.together(
             lambda: Trainer(settings, dataset, steps, device, lambda text: progress.say(text), processes)
         )
-        taken: str | None = None
-
-        def opened() -> dict[str, Any] | None:
-            """Begin the run, or return the checkpoint that it goes on from."""
-            nonlocal taken
-            if settings.init and not (resume and has_state(run)):
-                taken = trainer.start_from(settings.init)
-            if resume:
-                # A run that was killed before its first checkpoint resumes from its beginning.
-                state = load_state(run, device) if has_state(run) else None
-                if state:
-                    _restore(trainer, state, run)
-                note_data(run, settings.data_dir, found)
-                return state
-            make_folder(run)
-            lock()
-            if (run / CONFIG).exists():
-                again = f"--resume {shlex.quote(str(run))}"
-                raise CDNError(f"{run} already holds a run: continue it with {again}, or choose another --out")
-            write_fingerprint(run, found)
-            write_config(run, _config(settings, dataset, trainer.model, steps))
-            return None
-
-        def begun() -> tuple[Journal, float]:
-            state = opened()
-            sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
-            return Journal(run / METRICS, state["metrics_bytes"] if state else 0), state["seconds"] if state else 0.0
-
-        mine = processes.together(lambda: begun() if processes.first else None)
-        metrics, elapsed = mine or (None, 0.0)
+        begin = lambda: _begun(trainer, run, resume, found, lock) if processes.first else None
+        metrics, elapsed = processes.together(begin) or (None, 0.0)
         _spread(trainer)
         progress = Progress(steps, trainer.step, show)
-        if taken:
-            progress.say(taken)
         return _Training(trainer, run, metrics, progress, elapsed).complete(profile)
+
+
+def _begun(
+    trainer: Trainer, run: Path, resume: bool, found: Fingerprint, lock: Callable[[], object]
+) -> tuple[Journal, float]:
+    """Make a run folder, or take over the state that one has; return its rows and the seconds that they took."""
+    settings, state = trainer.settings, None
+    if settings.init and not (resume and has_state(run)):
+        trainer.start_from(settings.init)
+    if resume:
+        # A run that was killed before its first checkpoint resumes from its beginning.
+        state = load_state(run, trainer.device) if has_state(run) else None
+        if state:
+            _restore(trainer, state, run)
+        note_data(run, settings.data_dir, found)
+    else:
+        make_folder(run)
+        lock()
+        if (run / CONFIG).exists():
+            again = f"--resume {shlex.quote(str(run))}"
+            raise CDNError(f"{run} already holds a run: continue it with {again}, or choose another --out")
+        write_fingerprint(run, found)
+        write_config(run, _config(settings, trainer.dataset, trainer.model, trainer.steps))
+    sweep(run, STATE, PREVIOUS, WEIGHTS, CONFIG, DATA, *PICTURES, age=0)
+    return Journal(run / METRICS, state["metrics_bytes"] if state else 0), state["seconds"] if state else 0.0
 
 
 def _spread(trainer: Trainer) -> None:
@@ -216,7 +211,9 @@ class _Training:
             f"{self.run}: {settings.model} of width {settings.width} "
             f"({sum(p.numel() for p in trainer.model.parameters()):,} parameters), {settings.objective}, "
             f"on {len(self.dataset.train):,} images of {settings.data}; {trainer.steps:,} steps of "
-            f"{settings.batch_size} on {trainer.device}" + (f", from step {trainer.step:,}" if trainer.step else "")
+            f"{settings.batch_size} on {trainer.device}"
+            + (f" by {self.processes.count} processes" if self.processes.count > 1 else "")
+            + (f", from step {trainer.step:,}" if trainer.step else "")
         )
 
     def _take_steps(self, stop: Sequence[int]) -> None:

@@ -33,11 +33,15 @@ class Reduction:
         memory = self.buckets[0].memory
         self.numbers = torch.zeros(len(names), dtype=memory.dtype, device=memory.device)
         self.complete = False  # whether gradients that arrive are those of all pieces
+        self.overlapping = False
         self._waits: list[Callable[[], None]] = []
         self._touched: dict[Hashable, list[set[int]]] = {}
 
     def overlap(self) -> None:
         """From now on, send a bucket as soon as its gradients are there, by hooks of the parameters."""
+        if self.overlapping:
+            return
+        self.overlapping = True
         for bucket in self.buckets:
             for index, p in enumerate(bucket.parameters):
                 p.register_post_accumulate_grad_hook(partial(self._arrived, bucket, index))

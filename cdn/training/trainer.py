@@ -111,6 +111,7 @@ class Trainer:
         if processes.count > 1 or len(self.pieces) > 1:
             self.whole = WholeBatch(settings.batch_size, torch.zeros((), dtype=torch.int64, device=device))
         self.say = say
+        self.origin: str | None = None
         self.step = 0
         self._start()
 
@@ -130,11 +131,10 @@ class Trainer:
         else:
             self.run = Recordings(self.work, lambda: self.clean, self.device, self.say) if recorded else self.work
 
-    def start_from(self, path: str) -> str:
-        """Take over the weights of another run, and say what was taken; see :func:`.initial.take_weights`."""
-        taken = take_weights(self.model, self.dataset.classes, path)
+    def start_from(self, path: str) -> None:
+        """Take over the weights of another run, see :func:`.initial.take_weights`; ``origin`` then says what was taken."""
+        self.origin = take_weights(self.model, self.dataset.classes, path)
         self.average.load_state_dict(self.model.state_dict())
-        return taken
 
     def _first_images(self, count: int) -> Tensor:
         """Return the images of the first steps, at least so many, on the CPU."""
@@ -294,24 +294,28 @@ class Together:
 
     def __init__(self, trainer: Trainer, reduction: Reduction, recorded: bool) -> None:
         self.trainer, self.reduction = trainer, reduction
-        self.parts: tuple[Callable[[], None], Callable[[], Parts]] = self._before, self._after
-        if recorded:
-            before = Recordings(self._before, lambda: (trainer.clean, trainer.all_clean), trainer.device, trainer.say)
-            after = Recordings(self._after, lambda: trainer.all_clean, trainer.device, trainer.say)
-            self.parts = before, after
-        else:
-            reduction.overlap()
+        self.parts: tuple[Callable[[], None], Callable[[], Parts]]
+        if not recorded or reduction.overlapping:
+            self._overlap()
+            return
+        before = Recordings(self._before, lambda: (trainer.clean, trainer.all_clean), trainer.device, trainer.say)
+        after = Recordings(self._after, lambda: trainer.all_clean, trainer.device, trainer.say)
+        self.parts = before, after
 
     def __call__(self) -> Parts:
         """Do the step that was prepared."""
-        before, after = self.parts
+        before, _ = self.parts
         before()
         with phase("exchange"):
             self.reduction.finish(self.trainer.all_clean)
         if isinstance(before, Recordings) and before.gave_up:
-            self.parts = self._before, after
-            self.reduction.overlap()
-        return after()
+            self._overlap()
+        return self.parts[1]()
+
+    def _overlap(self) -> None:
+        """Go on without recordings, which hooks would end."""
+        self.parts = self._before, self._after
+        self.reduction.overlap()
 
     def _before(self) -> None:
         self.reduction.collect(self.trainer.gradient())

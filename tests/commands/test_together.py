@@ -58,13 +58,14 @@ def broken_image():
 
 
 def disk_is_full():
-    full_disk().__enter__()  # until the process ends
+    UNTIL_THE_END.enter_context(full_disk())
 
 
 def ask_to_stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+UNTIL_THE_END = contextlib.ExitStack()  # of the process
 FAULTS = {
     None: contextlib.nullcontext,
     "data": lambda: at_step(7, 1, broken_image),

@@ -1,6 +1,6 @@
 """The same run on any number of processes, in any number of parts of a step, interrupted or not."""
 
-import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from cdn.errors import CDNError, DataError, DivergedError
 from cdn.processes import Processes
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
+from cdn_kernels.recording import Replayed
 from tests.several import in_processes
 from tests.training import together
 from tests.training.together import STEPS, take_steps
@@ -72,6 +73,20 @@ def test_processes_take_the_same_steps(count):
         # Cross-entropy gives the maps of the head no gradient but its rounding, which Muon makes a step of.
         tolerance = 1e-6 if name == "all clean" else 1e-9
         assert_same_run([states[name] for states in found], expected, tolerance)
+        assert found[0][name]["overlapped"] == (name != "recorded")
+
+
+def take_large_steps(processes):
+    """Take steps that are too large for a recording to gain, and are sent while they are computed."""
+    with mock.patch.object(Replayed.__init__, "__defaults__", (1000,)):
+        return take_steps(processes, CASES["recorded"], F64)
+
+
+@pytest.mark.processes
+def test_what_is_too_large_to_be_recorded_is_sent_on_the_way():
+    found = in_processes(2, take_large_steps)
+    assert all(state["overlapped"] for state in found)
+    assert_same_run(found, take_steps(options=CASES["recorded"], dtype=F64), 1e-9)
 
 
 @pytest.mark.processes
@@ -92,9 +107,8 @@ def test_a_run_goes_on_in_another_number_of_processes():
     expected = take_steps(dtype=F64)
     (first, _) = in_processes(2, take_steps, dict(), F64, None, 9)
     assert first["step"] == 9
-    state = {name: value for name, value in first.items() if name != "rows"}
-    assert_same_run(in_processes(3, take_steps, dict(), F64, copy.deepcopy(state)), expected, 1e-9)
-    assert_same_run([take_steps(options=dict(accumulate=3), dtype=F64, state=state)], expected, 1e-9)
+    assert_same_run(in_processes(3, take_steps, dict(), F64, first), expected, 1e-9)
+    assert_same_run([take_steps(options=dict(accumulate=3), dtype=F64, state=first)], expected, 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def take_steps(processes=ALONE, options=None, dtype=torch.float32, state=None, u
         rows = []
         while trainer.step < until:
             rows.append({name: float(value) for name, value in trainer.advance().items()})
-        return dict(trainer.state(), rows=rows)
+        overlapped = trainer.reduction is not None and trainer.reduction.overlapping
+        return dict(trainer.state(), rows=rows, overlapped=overlapped)
     finally:
         torch.set_default_dtype(before)
 
