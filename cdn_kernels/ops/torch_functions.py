@@ -7,13 +7,13 @@ depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`; and the 
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
@@ -43,7 +43,7 @@ class FirstOrderFunctions(TorchFunctionMode):
     Attributes:
         filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
             they are large enough, in order, as they were given.
-        gained: whether any convolution was large enough for something.
+        gained: whether any convolution was taken over.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class FirstOrderFunctions(TorchFunctionMode):
             return func(input, weight, bias, *options, **named)
         products = _products(input, weight, kind)
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
-            self.gained = True
             own = _of_our_own(input, weight, bias, kind.stride[0])
             if own is not None:
+                self.gained = True
                 return own
             self.filters.append(weight)
         if not _is_worth_it(input, _gains(input, weight, kind, products)):
@@ -103,7 +103,9 @@ def has_filters(network: nn.Module) -> bool:
 
 _attention_lock = threading.Lock()
 _attention_users = 0
-_attention = ExitStack()
+_attention_before: dict[str, bool] = {}
+# torch's kernels of attention on all devices, and which of them can be differentiated twice.
+_ATTENTION = {"flash": False, "mem_efficient": False, "cudnn": False, "math": True}
 
 
 @contextmanager
@@ -115,7 +117,9 @@ def plain_attention() -> Iterator[None]:
     global _attention_users
     with _attention_lock:
         if not _attention_users:
-            _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+            # As torch.nn.attention.sdpa_kernel does it, at a tenth of its costs.
+            _attention_before.update({name: getattr(cuda, f"{name}_sdp_enabled")() for name in _ATTENTION})
+            _choose_attention(_ATTENTION)
         _attention_users += 1
     try:
         yield
@@ -123,7 +127,12 @@ def plain_attention() -> Iterator[None]:
         with _attention_lock:
             _attention_users -= 1
             if not _attention_users:
-                _attention.close()
+                _choose_attention(_attention_before)
+
+
+def _choose_attention(kernels: Mapping[str, bool]) -> None:
+    for name, on in kernels.items():
+        getattr(cuda, f"enable_{name}_sdp")(on)
 
 
 def _is_tiny(x: Tensor, weight: Tensor) -> bool:
