@@ -7,7 +7,7 @@ depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`; and the 
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,9 +103,14 @@ def has_filters(network: nn.Module) -> bool:
 
 _attention_lock = threading.Lock()
 _attention_users = 0
-_attention_before: dict[str, bool] = {}
-# torch's kernels of attention on all devices, and which of them can be differentiated twice.
-_ATTENTION = {"flash": False, "mem_efficient": False, "cudnn": False, "math": True}
+_attention_before: list[bool] = []
+# torch's kernels of attention on all devices: whether each is on, its switch, and whether it has second derivatives.
+_ATTENTION = [
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
+]
 
 
 @contextmanager
@@ -118,8 +123,9 @@ def plain_attention() -> Iterator[None]:
     with _attention_lock:
         if not _attention_users:
             # As torch.nn.attention.sdpa_kernel does it, at a tenth of its costs.
-            _attention_before.update({name: getattr(cuda, f"{name}_sdp_enabled")() for name in _ATTENTION})
-            _choose_attention(_ATTENTION)
+            _attention_before[:] = [is_on() for is_on, _, _ in _ATTENTION]
+            for _, switch, twice in _ATTENTION:
+                switch(twice)
         _attention_users += 1
     try:
         yield
@@ -127,12 +133,8 @@ def plain_attention() -> Iterator[None]:
         with _attention_lock:
             _attention_users -= 1
             if not _attention_users:
-                _choose_attention(_attention_before)
-
-
-def _choose_attention(kernels: Mapping[str, bool]) -> None:
-    for name, on in kernels.items():
-        getattr(cuda, f"enable_{name}_sdp")(on)
+                for (_, switch, _), on in zip(_ATTENTION, _attention_before):
+                    switch(on)
 
 
 def _is_tiny(x: Tensor, weight: Tensor) -> bool:
