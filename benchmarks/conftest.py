@@ -33,6 +33,11 @@ def pytest_addoption(parser):
     group.addoption("--rounds", type=int, help="rounds of every case (default: what fits --seconds, at least 6)")
     group.addoption("--seconds", type=float, default=1.5, help="what the rounds of a case may take (default: 1.5)")
     group.addoption("--threads", type=int, help="threads of the CPU (default: those of torch)")
+    group.addoption(
+        "--processor-time",
+        action="store_true",
+        help="of cases in processes of their own, count the time on processors: for machines that do other work, too",
+    )
     group.addoption("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
 
 
@@ -53,7 +58,9 @@ def _device(config):
 @pytest.fixture(scope="session")
 def settings(pytestconfig):
     options = pytestconfig.option
-    return Settings(_device(pytestconfig), options.rounds, options.seconds, options.smoke, options.full)
+    return Settings(
+        _device(pytestconfig), options.rounds, options.seconds, options.smoke, options.full, options.processor_time
+    )
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def page(runs):
         HEAD.format(command=shlex.join(["python", "-m", "benchmarks.network_page", *map(str, runs)]), extra=_extra())
     ]
     if any(record.of("network") for record in records):
-        parts += [MEASURED.format(machines="\n".join(map(_machine, records))), _table(records)]
+        parts += [MEASURED.format(machines="\n".join(dict.fromkeys(map(_machine, records)))), _table(records)]
     missing = [name for name in NETWORKS if not _versions(records, name)]
     if missing:
         parts.append("Not measured: " + "; ".join(missing) + ".")
@@ -96,10 +96,15 @@ def _words(sizes):
 
 def _machine(record):
     about = record.machine
+    clock = "seconds of the processor, beside other work" if _of_processor(record) else "seconds of the clock"
     return (
         f"* {about['device']}, {about['threads']} of {about['cores']} cores, {about['capability']} kernels, torch "
-        f"{about['torch']}, Python {about['python']}, {record.date[:10]}, commit `{about['commit']}`"
+        f"{about['torch']}, Python {about['python']}, {record.date[:10]}, commit `{about['commit']}`, {clock}"
     )
+
+
+def _of_processor(record):
+    return any(result["facts"].get("clock") == "processor" for result in record.of("network"))
 
 
 def _table(records):

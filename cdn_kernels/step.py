@@ -1,6 +1,7 @@
 """One training step of any network whose input gradient is part of the loss."""
 
 import inspect
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,7 +93,7 @@ def score_matching_step(
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
     with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention():
         given, y = y, tree_map(_differentiable, y)
-        intercepted = nullcontext() if impl == "reference" else _convolutions(network, (y, args, kwargs))
+        intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
         with phase("forward"), intercepted:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
@@ -134,7 +135,7 @@ _MOST_CIRCUMSTANCES = 1000
 
 
 @contextmanager
-def _convolutions(network: object, inputs: Any) -> Iterator[None]:
+def _convolutions(network: object, samples: Any) -> Iterator[None]:
     """Intercept torch's convolutions, if the network may have some that gain, and warn of what could be replaced."""
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     without: set[Any] | None = set()
@@ -142,7 +143,7 @@ def _convolutions(network: object, inputs: Any) -> Iterator[None]:
         if module not in _unwatched:
             _unwatched[module] = set() if has_filters(module) else None
         without = _unwatched[module]
-    circumstances = torch_functions.CHOICE, *((t.shape, t.dtype, t.device.type) for t in tensors_in(inputs))
+    circumstances = torch_functions.CHOICE, *map(_form, _floats(samples))
     if without is None or circumstances in without:
         yield
         return
@@ -153,6 +154,10 @@ def _convolutions(network: object, inputs: Any) -> Iterator[None]:
         _warn_foreign(network, functions.filters)
     if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:
         without.add(circumstances)
+
+
+def _form(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride() if x.layout == torch.strided else None, x.dtype, x.device
 
 
 def _differentiable(x: Tensor) -> Tensor:
@@ -185,8 +190,9 @@ def _call_with(function: Callable[..., Any], y: Samples, *arguments: Any) -> Any
 
 
 def _takes_y(function: Callable[..., Any], given: int) -> bool:
-    if isinstance(function, FunctionType) and "y" not in function.__code__.co_varnames:
-        return False  # most, and at once
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):  # most, and at once
+        code = function.__code__
+        return "y" in code.co_varnames[given : code.co_argcount + code.co_kwonlyargcount]
     try:
         names = list(inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters)
     except (TypeError, ValueError):  # of builtin functions nothing is known
@@ -241,13 +247,24 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
 
 def _check_range(network: object, y: Samples, device: str) -> None:
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    parameters = network.parameters() if isinstance(network, nn.Module) else ()
-    if rounded or any(t.dtype == torch.float16 for t in (*_floats(y), *parameters)):
+    if rounded or any(t.dtype == torch.float16 for t in itertools.chain(_floats(y), _parameters(network))):
         raise ValueError(
             "score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
             "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
             "scaled=True"
         )
+
+
+def _parameters(network: object) -> Iterator[Tensor]:
+    """Yield the parameters of a module at a tenth of the costs of its method, which small networks would feel."""
+    modules: list[nn.Module | None] = [network] if isinstance(network, nn.Module) else []
+    seen: set[int] = set()
+    while modules:
+        module = modules.pop()
+        if module is not None and id(module) not in seen:
+            seen.add(id(module))
+            yield from (p for p in module._parameters.values() if p is not None)
+            modules += module._modules.values()
 
 
 def _check_loss(total: object) -> None:

@@ -79,6 +79,8 @@ def may_be_view(x: torch.Tensor) -> bool:
 
 def detached(tree: Any) -> Any:
     """Detach all tensors in nested containers: those that torch knows, dataclasses, namespaces, tuples and dicts."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach()
     pytree = getattr(torch.utils, "_pytree", None)
     return _detached(tree) if pytree is None else pytree.tree_map(_detached, tree)
 

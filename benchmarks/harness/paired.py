@@ -32,6 +32,7 @@ class Settings:
     seconds: float
     smoke: bool
     full: bool
+    processor_time: bool = False
 
     @property
     def library(self):
@@ -122,7 +123,8 @@ class Paired:
         """
         name, function = library
         device = self.settings.device
-        result = self.result = Result(case, facts, machine=machine.describe(device), command=self.command)
+        clock = dict(clock="processor") if self.settings.processor_time else {}
+        result = self.result = Result(case, facts | clock, machine=machine.describe(device), command=self.command)
         cases, seconds = {name: function}, {}
         result.peak_bytes[name], seconds[name] = self._warm_up(function, memory)
         for peer, other in peers.items():
@@ -189,10 +191,13 @@ class Paired:
         if self.settings.device == "cuda" and not isinstance(case, Worker):
             return DeviceTimer(case)
 
+        of_process = self.settings.processor_time and isinstance(case, Worker)
+        clock = case.processor_seconds if of_process else self.clock
+
         def run():
-            start = self.clock()
+            start = clock()
             case()
-            return self.clock() - start
+            return clock() - start
 
         return run
 

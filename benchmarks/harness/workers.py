@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import time
 
 import torch
 
@@ -70,6 +71,10 @@ class Worker:
         """Run the case once; return what it returns."""
         return self._ask("run")
 
+    def processor_seconds(self):
+        """Return how long the process has run on processors, all its threads together."""
+        return self._ask("processor")
+
     def result(self):
         """Return what the last run found."""
         return self._ask("result")
@@ -118,6 +123,7 @@ def _serve(pipe, call, keep_pages, threads):
             answer = {
                 "prepare": lambda: None,
                 "run": case,
+                "processor": time.process_time,
                 "result": lambda: case.result().numpy(),
                 "tolerance": lambda: getattr(case, "tolerance", None),
                 "memory": lambda device: peak_bytes(case, device),

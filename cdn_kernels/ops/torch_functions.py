@@ -8,12 +8,12 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
@@ -43,7 +43,7 @@ class FirstOrderFunctions(TorchFunctionMode):
     Attributes:
         filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
             they are large enough, in order, as they were given.
-        gained: whether any convolution was large enough for something.
+        gained: whether any convolution was taken over.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,9 @@ class FirstOrderFunctions(TorchFunctionMode):
             return func(input, weight, bias, *options, **named)
         products = _products(input, weight, kind)
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
-            self.gained = True
             own = _of_our_own(input, weight, bias, kind.stride[0])
             if own is not None:
+                self.gained = True
                 return own
             self.filters.append(weight)
         if not _is_worth_it(input, _gains(input, weight, kind, products)):
@@ -103,7 +103,14 @@ def has_filters(network: nn.Module) -> bool:
 
 _attention_lock = threading.Lock()
 _attention_users = 0
-_attention = ExitStack()
+_attention_before: list[bool] = []
+# torch's kernels of attention on all devices: whether each is on, its switch, and whether it has second derivatives.
+_ATTENTION = [
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
+]
 
 
 @contextmanager
@@ -115,7 +122,10 @@ def plain_attention() -> Iterator[None]:
     global _attention_users
     with _attention_lock:
         if not _attention_users:
-            _attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+            # As torch.nn.attention.sdpa_kernel does it, at a tenth of its costs.
+            _attention_before[:] = [is_on() for is_on, _, _ in _ATTENTION]
+            for _, switch, twice in _ATTENTION:
+                switch(twice)
         _attention_users += 1
     try:
         yield
@@ -123,7 +133,8 @@ def plain_attention() -> Iterator[None]:
         with _attention_lock:
             _attention_users -= 1
             if not _attention_users:
-                _attention.close()
+                for (_, switch, _), on in zip(_ATTENTION, _attention_before):
+                    switch(on)
 
 
 def _is_tiny(x: Tensor, weight: Tensor) -> bool:

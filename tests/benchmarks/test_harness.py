@@ -1,5 +1,6 @@
 """The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as ours."""
 
+import dataclasses
 import random
 
 import pytest
@@ -115,6 +116,29 @@ def test_a_worker_runs_and_answers_until_it_is_dead():
 def test_a_worker_says_why_it_refuses():
     with Worker(Doubling, -1.0) as worker, pytest.raises(Refused, match="RuntimeError: value must be positive"):
         worker()
+
+
+class Busy(Worker):
+    """Stands for a process whose every run takes some seconds of a processor."""
+
+    def __init__(self, seconds):
+        self.seconds, self.total = seconds, 0.0
+
+    def ready(self): ...
+
+    def __call__(self):
+        self.total += self.seconds
+
+    def processor_seconds(self):
+        return self.total
+
+
+def test_time_on_processors_is_that_of_the_processes():
+    options = dataclasses.replace(settings(7), processor_time=True)
+    paired = Paired(Benchmark(), options, "")
+    paired("case", ("library", Busy(2.0)), {"peer": Busy(3.0)}, memory=False)
+    assert paired.result.seconds == {"library": 7 * [2.0], "peer": 7 * [3.0]}
+    assert paired.result.ratios == {"peer": Ratio(1.5, 1.5, 1.5)} and paired.result.facts["clock"] == "processor"
 
 
 def test_peak_memory_counts_what_is_gone_again():
