@@ -49,7 +49,9 @@ def main(argv=None):
         "--out", type=Path, default=measured.FILE, metavar="FILE", help="the table (default: that of the package)"
     )
     args = parser.parse_args(argv)
-    record = merge([read(path) for path in args.runs])
+    record, *others = merge([read(path) for path in args.runs])
+    if others:
+        raise SystemExit(f"expected runs of one machine, got {record.machine['device']} and others")
     entry = choices(record)
     table = measured.TABLE | {record.machine["device"]: entry}
     args.out.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")

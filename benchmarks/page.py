@@ -74,7 +74,7 @@ def merge(records):
             raise SystemExit(f"expected runs of the same versions, got {key} {found}")
     machines = {}
     for record in records:
-        machines.setdefault(tuple(record.machine[key] for key in HARDWARE), []).append(record)
+        machines.setdefault(tuple(map(record.machine.get, HARDWARE)), []).append(record)
     return [_merged(of_one) for of_one in machines.values()]
 
 

@@ -215,6 +215,8 @@ class _Training:
             + (f" by {self.processes.count} processes" if self.processes.count > 1 else "")
             + (f", from step {trainer.step:,}" if trainer.step else "")
         )
+        if trainer.origin:
+            self.progress.say(trainer.origin)
 
     def _take_steps(self, stop: Sequence[int]) -> None:
         """Train until the last step, or until a signal asks one of the processes to stop."""

@@ -132,7 +132,7 @@ class Trainer:
             self.run = Recordings(self.work, lambda: self.clean, self.device, self.say) if recorded else self.work
 
     def start_from(self, path: str) -> None:
-        """Take over the weights of another run, as :func:`.initial.take_weights` does; ``origin`` says what was taken."""
+        """Take over the weights of another run, by :func:`.initial.take_weights`; ``origin`` says what was taken."""
         self.origin = take_weights(self.model, self.dataset.classes, path)
         self.average.load_state_dict(self.model.state_dict())
 
