@@ -16,10 +16,10 @@ from torch.types import Device
 
 from cdn_kernels.floors import square_floor
 from cdn_kernels.noise import Noise, NoiseLevels, Sigma, check_level
+from cdn_kernels.philox import MASK, key_words, philox4x32, position_words, random_words
 from cdn_kernels.transforms import transformed
 
 Output = TypeVar("Output")
-Word = TypeVar("Word", int, Tensor)
 Pullback = Callable[[Tensor], tuple[Tensor]]  # from a gradient by the value to that by the input
 
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
@@ -267,55 +267,11 @@ def _check_density(name: str, value: object) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Noise
-#
-# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The key is the seed. The
-# counter is (block within the image, place in the batch, offset, offset and stream): the image at place i gets the same
-# noise whatever the batch size, the layout or the number of threads. A block of four words gives four normals. Of the
-# stream of levels, an image takes two words of block 0, and the whole batch one word of block 1 at place 0.
+# Noise, of the words of :mod:`cdn_kernels.philox`. A block of four words gives four normals. Of the stream of levels,
+# an image takes two words of block 0, and the whole batch one word of block 1 at place 0.
 # ----------------------------------------------------------------------------------------------------------------
 
 NORMAL_STREAM, LEVEL_STREAM = 0, 1
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
-
-
-def philox4x32(counter: Sequence[Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
-    """Apply the ten rounds of Philox4x32.
-
-    Args:
-        counter: four 32-bit words: integers, or int64 tensors (broadcastable).
-        key: two 32-bit integers.
-
-    Returns:
-        Four 32-bit words, integers or int64 tensors.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # The 64-bit product wraps in int64, which leaves both of its 32-bit halves right.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def random_words(batch: int, blocks: int, noise: Noise, stream: int, device: Device = None) -> Tensor:
-    """Draw the 32-bit words of a stream: int64 [batch, blocks, 4] with values in [0, 2**32)."""
-    block = torch.arange(blocks, device=device)[None, :]
-    place = noise.placed(batch, block.device)[:, None] & _MASK
-    offset = noise.position(block.device)
-    counter = torch.broadcast_tensors(block, place, *_position_words(offset, stream))
-    return torch.stack(philox4x32(counter, _key_words(noise)), -1)
-
-
-def _position_words(offset: Word, stream: int) -> tuple[Word, Word]:
-    return offset & _MASK, offset >> 32 | stream << 31
-
-
-def _key_words(noise: Noise) -> tuple[int, int]:
-    return noise.seed & _MASK, noise.seed >> 32
 
 
 def standard_normal(
@@ -389,11 +345,11 @@ def is_clean(places: Tensor, noise: Noise, levels: NoiseLevels) -> Tensor:
         bool [n].
     """
     share = clean_integer(levels)
-    words = _position_words(noise.position(places.device), LEVEL_STREAM)
+    words = position_words(noise.position(places.device), LEVEL_STREAM)
     one, none = torch.ones_like(words[0]), torch.zeros_like(words[0])
-    u = philox4x32((one, none, *words), _key_words(noise))[0]
+    u = philox4x32((one, none, *words), key_words(noise))[0]
     # Only the low 32 bits of a product count, which wrapping in int64 leaves right.
-    return (places * share + u & _MASK) + share >= 1 << 32
+    return (places * share + u & MASK) + share >= 1 << 32
 
 
 def clean_integer(levels: NoiseLevels) -> int:
@@ -425,7 +381,7 @@ def count_clean(batch: int, noise: Noise, levels: NoiseLevels) -> int:
         raise ValueError("count_clean: offset and places must be integers, got a tensor")
     if levels.clean != "stratified":
         raise ValueError(f"count_clean: clean must be 'stratified', got {levels.clean!r}")
-    u = philox4x32((1, 0, *_position_words(noise.offset, LEVEL_STREAM)), _key_words(noise))[0]
+    u = philox4x32((1, 0, *position_words(noise.offset, LEVEL_STREAM)), key_words(noise))[0]
     share, first = clean_integer(levels), noise.places
     return ((first + batch) * share + u >> 32) - (first * share + u >> 32)
 

@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from cdn_kernels import Noise, NoiseLevels, denoising_loss, reference, sample_noise, sample_sigma, standard_normal
+from cdn_kernels import Noise, NoiseLevels, denoising_loss, philox, sample_noise, sample_sigma, standard_normal
 from cdn_kernels.noise import CLEAN_LAWS, PLACES
 from tests.kernels.oracle import derivatives, in_layouts
 
@@ -21,7 +21,7 @@ LEVELS = [
 def assert_words_are_those_of_the_reference(draw, stream, device="cpu"):
     """Compare the random words of a stream, bit for bit, with those that draw(batch, blocks) returns."""
     for batch, blocks in ((1, 1), (3, 5), (2, 33), (2, 300), (40, 1)):
-        assert torch.equal(draw(batch, blocks), reference.random_words(batch, blocks, KEY, stream, device))
+        assert torch.equal(draw(batch, blocks), philox.random_words(batch, blocks, KEY, stream, device))
 
 
 def assert_levels_are_those_of_the_cpu(impl, device, levels):

@@ -9,7 +9,8 @@ import torch
 
 from cdn_kernels import Noise, NoiseLevels, count_clean
 from cdn_kernels.noise import CLEAN_LAWS
-from cdn_kernels.reference import is_clean, philox4x32, random_words, sample_noise, sample_sigma, standard_normal
+from cdn_kernels.philox import philox4x32, random_words
+from cdn_kernels.reference import is_clean, sample_noise, sample_sigma, standard_normal
 
 ONES = 0xFFFFFFFF
 
