@@ -18,7 +18,7 @@ from cdn.model.capabilities import is_ours, unwrapped
 from cdn.run_folder.config import read_config
 from cdn.run_folder.forms import misfit
 from cdn.run_folder.names import WEIGHTS
-from cdn.run_folder.shipped import locate, require_unchanged
+from cdn.run_folder.shipped import SHA256, locate, require_unchanged
 
 FORMAT = "cdn-model-1"
 
@@ -93,7 +93,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Network:
     if path.is_dir():
         path = path / WEIGHTS
     require_unchanged(path)
-    tensors, metadata = read_safetensors(path, f"a run folder or a {WEIGHTS}")
+    tensors, metadata = read_safetensors(
+        path, f"a run folder or a {WEIGHTS}, or the name of a model, {', '.join(SHA256)}"
+    )
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a model of this package (no format {FORMAT!r} in its metadata)")
     # Autograd takes no parameters that were made in inference mode: there would be no gradient and no score.
