@@ -92,6 +92,10 @@ CDN_HOST_DEVICE void stream(void*, V) {}
 CDN_HOST_DEVICE void settle() {}
 #endif
 
+#ifndef __has_builtin  // GCC before 10
+#define __has_builtin(name) 0
+#endif
+
 // Exchange the lanes that have a bit in their number with those of another vector that lack it.
 template <std::size_t bit, typename V, std::size_t... lane>
 CDN_HOST_DEVICE void exchange(V& a, V& b, std::index_sequence<lane...>) {
