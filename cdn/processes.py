@@ -16,7 +16,7 @@ from cdn.errors import CDNError, LostError
 _T = TypeVar("_T")
 
 # How long a process waits for the others to begin, and later for what they are busy with, before it gives up.
-JOINING, WAITING = timedelta(minutes=5), timedelta(minutes=30)
+JOINING, WAITING = timedelta(minutes=5), timedelta(hours=1)
 
 
 @dataclass(frozen=True)
