@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 # How long a process waits for the others to begin, and later for what they are busy with, before it gives up; and how
 # long to hear whether another failed before it.
-JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(minutes=30), timedelta(seconds=10)
+JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(hours=1), timedelta(seconds=10)
 
 
 @dataclass(frozen=True)

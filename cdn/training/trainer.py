@@ -65,7 +65,8 @@ class Trainer:
         settings = settings.decided(device)
         _check_processes(settings, processes)
         self.settings, self.dataset, self.steps, self.device = settings, dataset, steps, device
-        self.processes = processes
+        self.processes, self.say, self.step = processes, say, 0
+        self.origin: str | None = None  # a sentence on weights that were taken over
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
         self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
@@ -84,16 +85,11 @@ class Trainer:
             share_statistics(self.model, processes)
             self.reduction = Reduction(self.model.parameters(), _scalars(settings), processes)
         self.health = Health(device)
+        augmentation = Augmentation(
+            dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size
+        )
         self.batches = Batches(
-            dataset.train,
-            settings.batch_size,
-            settings.seed,
-            device,
-            Augmentation(
-                dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size
-            ),
-            share,
-            settings.workers,
+            dataset.train, settings.batch_size, settings.seed, device, augmentation, share, settings.workers
         )
         # All that a step knows of its number: the number itself, the learning rate, by how much the average of the
         # weights moves, and lambda. torch's fused AdamW reads a rate in double precision on CPUs, a float elsewhere.
@@ -110,9 +106,6 @@ class Trainer:
         self.whole: WholeBatch | None = None
         if processes.count > 1 or len(self.pieces) > 1:
             self.whole = WholeBatch(settings.batch_size, torch.zeros((), dtype=torch.int64, device=device))
-        self.say = say
-        self.origin: str | None = None
-        self.step = 0
         self._start()
 
     def _start(self) -> None:

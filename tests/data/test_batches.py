@@ -58,6 +58,31 @@ def test_the_tensors_of_a_step_stay_where_they_are(split):
     assert len(addresses) == 1 and torch.equal(split.pixels, before)
 
 
+class Asked(Decoded):
+    """One that counts the images that it is asked for."""
+
+    count = 0
+
+    def _read(self, indices):
+        self.count += len(indices)
+        return super()._read(indices)
+
+
+@pytest.mark.parametrize("shares", [(range(8),), (range(3), range(3, 8)), (range(5), range(5, 5), range(5, 8))])
+def test_shares_are_those_of_the_whole_batch_and_others_are_not_read(split, shares):
+    augmentation = Augmentation(split.shape, crop_padding=3, flip=True)
+    for view in (lambda s: s, Asked):
+        whole = Batches(view(split), 8, 5, CPU, augmentation)
+        parts = [Batches(view(split), 8, 5, CPU, augmentation, places) for places in shares]
+        for step in (0, AHEAD + 3):
+            for batches in (whole, *parts):
+                batches.seek(step)
+            expected, found = whole.read(), [batches.read() for batches in parts]
+            for tensor, those in zip(expected, zip(*found)):
+                assert torch.equal(tensor, torch.cat(those))
+    assert [batches.split.count for batches in parts] == [2 * len(places) for places in shares]
+
+
 def test_batches_larger_than_the_split_are_refused(split):
     with pytest.raises(DataError, match=r"batch_size: expected 1\.\.50"):
         Batches(split, 51, 0, CPU, Augmentation(split.shape)).seek(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cdn.model import GradResNet
-from cdn.training.muon import Muon, orthogonalize
+from cdn.training.muon import COEFFICIENTS, STEPS, Muon, orthogonalize
 from cdn.training.recipe import make_optimizer
 
 
@@ -28,6 +28,17 @@ def test_orthogonalized_matrices_have_singular_values_near_one():
         values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
         assert values.max() < 1.3 and values.median() > 0.6
     assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5, dtype=torch.bfloat16))
+
+
+def test_float64_is_iterated_in_float64():
+    for shape in ((16, 16), (10, 90), (90, 10)):
+        matrix = torch.randn(shape, dtype=torch.float64)
+        found, (left, values, right) = orthogonalize(matrix), torch.linalg.svd(matrix, full_matrices=False)
+        iterated = values / values.norm()
+        for _ in range(STEPS):
+            iterated = sum(factor * iterated**power for factor, power in zip(COEFFICIENTS, (1, 3, 5)))
+        assert found.dtype == torch.float64  # the quintic of the singular values, to rounding
+        torch.testing.assert_close(found, left @ iterated.diag() @ right, rtol=1e-9, atol=1e-9)
 
 
 def test_a_flag_skips_the_step():

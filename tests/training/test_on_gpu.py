@@ -71,12 +71,12 @@ def test_a_graph_does_what_the_steps_do(digits, options):
     plain, _ = trainer(digits, **options)
     plain.run = plain.work
     assert isinstance(recorded.run, Recordings)
-    while not recorded.step or recorded.step < STEPS * len(recorded.run.by_count):
+    while not recorded.step or recorded.step < STEPS * len(recorded.run.by_kind):
         expected, found = plain.advance(), recorded.advance()
         assert not said
         for name in expected:  # weight gradients of cuDNN may add in another order, and an image change its class
             torch.testing.assert_close(found[name], expected[name], rtol=2e-2, atol=0.07)
-    assert len(recorded.run.by_count) == (2 if options.get("clean_share") == 0.3 else 1)
+    assert len(recorded.run.by_kind) == (2 if options.get("clean_share") == 0.3 else 1)
     for name in ("model", "average"):
         for a, b in zip(getattr(recorded, name).parameters(), getattr(plain, name).parameters()):
             torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * float(b.detach().abs().max()))
