@@ -114,6 +114,11 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(value)
 
 
+def weight_norm() -> Any:
+    """Return the function that torch.nn.utils.parametrizations.weight_norm calls; None where there is none."""
+    return getattr(torch, "_weight_norm", None)
+
+
 def modes_are_active() -> bool:
     """Tell whether someone sees the operations of torch; false where it cannot be known."""
     count = getattr(torch._C, "_len_torch_dispatch_stack", None)

@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from cdn_kernels.torch_private import weight_norm
+
 
 class Composed(TorchFunctionMode):
     """Within a ``with`` block, run such functions as compositions, whose values differ from theirs by rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compositions = {**_COMPOSITIONS, weight_norm(): _weight_norm}
 
     def __torch_function__(
         self,
@@ -19,7 +25,7 @@ class Composed(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return _COMPOSITIONS.get(func, func)(*args, **(kwargs or {}))
+        return self.compositions.get(func, func)(*args, **(kwargs or {}))
 
 
 def _pointwise(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -51,5 +57,4 @@ _COMPOSITIONS: dict[Callable[..., Any], Callable[..., Tensor]] = {
     torch.group_norm: lambda input, groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True: _group_norm(
         input, groups, weight, bias, eps
     ),
-    torch._weight_norm: _weight_norm,
 }

@@ -105,6 +105,15 @@ def test_transforms_are_noticed(without, hidden):
     assert not torch_private.forward_mode_is_active() and torch.is_grad_enabled()
 
 
+def test_without_weight_norm_its_operation_is_named(without):
+    without("_weight_norm")
+    block = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 2))
+    x = torch.rand(2, 3, requires_grad=True)
+    (g,) = torch.autograd.grad(cdn_kernels.foreign(block, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="uses aten::_weight_norm_interface_backward without derivative"):
+        g.sum().backward()
+
+
 def test_without_either_name_gelu_can_be_transformed(without):
     without(TRANSFORMS)
     without(LEVEL)
