@@ -76,4 +76,5 @@ def test_every_command_goes_this_way():
             if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
                 commands[path.relative_to(PACKAGE).as_posix()] = ast.unparse(node.body)
     assert {"train.py", "denoise.py", "classify.py", "evaluate.py", "certify.py"} < set(commands)
-    assert set(commands.values()) == {"run_command(main)", "run_command(main, to_the_end=False)"}
+    ways = {"", ", to_the_end=False", ", divided=True"}
+    assert set(commands.values()) == {f"run_command(main{options})" for options in ways}
