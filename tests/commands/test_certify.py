@@ -19,7 +19,7 @@ from cdn.methods.smoothing import certificate as smoothing
 from cdn.methods.smoothing.certificate import certified_accuracy
 from cdn.run_folder.journal import Journal
 from cdn.run_folder.opened import open_run
-from tests.together import together
+from tests.threads import together
 
 
 def run(folder, out, *options):

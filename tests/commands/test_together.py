@@ -23,7 +23,7 @@ from cdn.run_folder.names import CONFIG, STATE
 from cdn.run_folder.state import load_state
 from cdn.training.trainer import Trainer
 from tests.faults import full_disk
-from tests.several import LIMIT, free_port, in_processes
+from tests.forked import LIMIT, free_port, in_processes
 
 processes = pytest.mark.processes
 TINY = "--width 8 --steps 30 --batch-size 16 --log-every 5 --evaluations 2 --checkpoint-seconds 0 --device cpu"

@@ -10,7 +10,7 @@ from cdn.evaluation.evaluate import _noisy, _share
 from cdn.noise_keys import EVALUATION
 from cdn.processes import ALONE
 from cdn_kernels import NoiseLevels, reference
-from tests.together import together
+from tests.threads import together
 
 ACCURACY = {"classified", "accuracy", "accuracy_noisy", "ece", *(f"accuracy_sigma_{sigma}" for sigma in (15, 25, 50))}
 DENOISING = {

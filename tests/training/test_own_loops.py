@@ -8,7 +8,7 @@ import torch
 
 import cdn
 import cdn_kernels
-from tests.several import in_processes
+from tests.forked import in_processes
 
 TEXT = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
 PARTS, PARALLEL, ENERGY = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -10,9 +10,9 @@ from cdn.processes import Processes
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels.recording import Replayed
-from tests.several import in_processes
-from tests.training import together
-from tests.training.together import STEPS, take_steps
+from tests.forked import in_processes
+from tests.training import watched_steps as together
+from tests.training.watched_steps import STEPS, take_steps
 
 F64 = torch.float64
 CASES = {

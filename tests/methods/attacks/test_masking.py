@@ -5,7 +5,7 @@ import torch
 
 from cdn.methods.attacks import NORMS, masking_checks
 from cdn.processes import ALONE
-from tests.together import together
+from tests.threads import together
 
 RADIUS = dict(linf=0.006, l2=0.03)
 CHECKS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cdn.methods.attacks import NORMS, distance, sweep
-from tests.together import together
+from tests.threads import together
 
 
 @pytest.mark.parametrize(

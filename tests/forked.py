@@ -13,7 +13,7 @@ import torch
 from cdn.processes import joined
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "cdn.training.loop", "tests.several"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "cdn.training.loop", "tests.forked"])
 LIMIT = 300  # seconds, for machines that do other things too
 
 
