@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 # How long a process waits for the others to begin, and later for what they are busy with, before it gives up; and how
 # long to hear whether another failed before it.
-JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(hours=1), timedelta(seconds=10)
+JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(hours=1), timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def first_to_fail() -> bool:
         address, port = os.environ["MASTER_ADDR"], _whole("MASTER_PORT")
         store = dist.TCPStore(address, port, is_master=False, timeout=HEARING, wait_for_workers=False)
         # Processes that torchrun starts anew after a failure may fail anew.
-        return store.add(f"cdn/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        return store.add(f"cdn/failed/{_attempt()}", 1) == 1
     except (CDNError, KeyError, RuntimeError):
         return True
 
@@ -209,7 +209,9 @@ def first_to_fail() -> bool:
 def _enter(processes: Processes, device: torch.device, patience: timedelta) -> None:
     rank, count = processes.rank, processes.count
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=patience))
+        shared, _, _ = next(dist.rendezvous("env://", rank, count, timeout=patience))
+        # torchrun keeps one store for all its attempts, where the addresses of those that died would still be.
+        store = dist.PrefixStore(f"cdn/{_attempt()}/{count}", shared)
         # All have to come soon; how long they may then be busy is another matter.
         store.set(f"cdn/{rank}", "here")
         store.wait([f"cdn/{other}" for other in range(count)], patience)
@@ -223,6 +225,11 @@ def _enter(processes: Processes, device: torch.device, patience: timedelta) -> N
             f"process {rank} of {count} did not meet the others at {where} (MASTER_ADDR, MASTER_PORT) within "
             f"{patience.total_seconds():g} s: {_cause(error)}"
         ) from None
+
+
+def _attempt() -> str:
+    """Return how often torchrun has started the processes anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _whole(name: str) -> int:

@@ -9,6 +9,7 @@ import socket
 import traceback
 
 import torch
+import torch.distributed as dist
 
 from cdn.processes import joined
 
@@ -36,10 +37,12 @@ def in_processes(count, function, *arguments, join=True):
     Raises:
         AssertionError: one of them failed, or hangs.
     """
-    port, pipes, workers = free_port(), [], []
+    pipes, workers = [], []
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent of torchrun keeps
+    agent = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True)
     for rank in range(count):
         mine, theirs = _context.Pipe()
-        place = dict(RANK=rank, WORLD_SIZE=count, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        place = agent | dict(RANK=rank, WORLD_SIZE=count, LOCAL_RANK=rank)
         worker = _context.Process(target=_work, args=(theirs, place, join, function, packed(arguments)), daemon=True)
         worker.start()
         theirs.close()
