@@ -11,6 +11,7 @@ from torch.utils.data import get_worker_info
 from cdn.data.split import ImageSplit
 
 CACHE_BYTES = 2**30
+LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
 DECODERS = min(8, os.cpu_count() or 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import DecodedSplit
+from cdn.data.decoded import LARGEST_UNASKED, DecodedSplit
 from cdn.errors import DataError
 from cdn.images.decoder import as_tensor, central_square, decode
 
@@ -16,7 +16,6 @@ from cdn.images.decoder import as_tensor, central_square, decode
 TESTS = ("validation", "val", "valid", "test")
 # Names of columns of images and labels, where there are several.
 IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels", "target")
-LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
 
 
 class ColumnSplit(DecodedSplit):

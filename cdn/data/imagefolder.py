@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import DECODERS, DecodedSplit
+from cdn.data.decoded import DECODERS, LARGEST_UNASKED, DecodedSplit
 from cdn.errors import DataError
 from cdn.images.decoder import as_tensor, central_square, decode, opened
 from cdn.images.listing import Listing, holds_images, list_folder, say_skipped
 
-LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
 LOOKED_AT = 1024  # files at a time
 
 
