@@ -19,10 +19,9 @@ MOST_UNASKED = 8  # workers where nobody says how many
 
 
 def workers_for(split: ImageSplit) -> int:
-    """Return how many workers a split is read by where nobody says: none where it is kept in memory."""
-    if split.in_memory() is not None or (isinstance(split, DecodedSplit) and split.is_kept):
-        return 0
-    return min(MOST_UNASKED, os.cpu_count() or 1)
+    """Return how many workers a split is read by where nobody says: none but for images that are decoded ever anew."""
+    anew = isinstance(split, DecodedSplit) and not split.is_kept
+    return min(MOST_UNASKED, os.cpu_count() or 1) if anew else 0
 
 
 class Loader:
