@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.record import read
-from benchmarks.harness.table import bytes_text
+from benchmarks.harness.table import bytes_text, markdown
 from benchmarks.networks import NETWORKS, SIZES
 
 HEAD = """# Networks of all kinds
@@ -124,7 +124,7 @@ def _table(records):
         if version:
             ratios = [_ratio(found.get((n, name, size))) for n, size in columns]
             rows.append([name, " and ".join(version), *ratios, _memory(found.get((threads[0], name, SIZES[-1])))])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def _versions(records, name):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from benchmarks.harness.plots import scaling_plots
 from benchmarks.harness.record import Record, read
-from benchmarks.harness.table import bytes_text, seconds_text
+from benchmarks.harness.table import bytes_text, markdown, seconds_text
 from benchmarks.steps import EAGER
 from cdn_kernels.recording import LARGEST
 
@@ -153,7 +153,7 @@ def _table(results, columns):
     rows = [["", *columns], ["---"] * (len(columns) + 1)]
     for result in results:
         rows.append([result["case"], *(cell(result) or "-" for cell in columns.values())])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def _median(name=None):

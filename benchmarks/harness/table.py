@@ -63,3 +63,8 @@ def _rows(result):
     if result["floor"]:
         floor = result["floor"]
         yield f"  floor: {' or '.join(floor['yardsticks'])}", seconds_text(floor["seconds"]), "", "", ""
+
+
+def markdown(rows):
+    """Return rows of text, the second of which is the rule under the first, as a Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -97,10 +97,8 @@ def certify_images(
 
 def _certify(run: Run, images: Tensor, index: int, settings: Results, batch_size: int) -> Row:
     """Certify one of the images, by its index, and return its row."""
-    start, how = (
-        time.perf_counter(),
-        {name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed", "precision")},
-    )
+    start = time.perf_counter()
+    how = {name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed", "precision")}
     image = images[index : index + 1]
     found = smoothing.certify(run.model, image, batch_size=batch_size, first=index, **how)
     return dict(

@@ -17,7 +17,7 @@ from cdn.cli.training import training_parser
 from cdn.errors import CDNError
 from cdn.processes import Processes, joined
 from cdn.run_folder.config import read_config
-from cdn.run_folder.names import CONFIG
+from cdn.run_folder.names import CONFIG, PICTURES
 from cdn.training.initial import settings_like
 from cdn.training.settings import FREE, UNWRITTEN, Settings
 from cdn_kernels.info import hardware
@@ -54,7 +54,6 @@ def _train(arguments: dict[str, Any], processes: Processes) -> int | None:
     if settings.fused:
         cdn_kernels.keep_pages()
 
-    from cdn.run_folder.names import PICTURES
     from cdn.training.loop import train
 
     made = None

@@ -78,6 +78,8 @@ def load_dataset(
         raise DataError(f"data_dir: {name} needs the folder that holds its data: give --data-dir DIR")
     if name == "cifar10":
         return Dataset(name, *load_cifar10(Path(data_dir), download))
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
     if name == "hf":
         return Dataset(name, *load_hugging_face(str(data_dir), image_size))
     return Dataset(name, *load_imagefolder(Path(data_dir), image_size))

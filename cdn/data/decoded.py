@@ -12,6 +12,7 @@ from cdn.data.split import ImageSplit
 
 CACHE_BYTES = 2**30
 LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
+SAY_WHICH = "say with image_size (--image-size) which side the squares are to have"
 DECODERS = min(8, os.cpu_count() or 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import LARGEST_UNASKED, DecodedSplit
+from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, DecodedSplit
 from cdn.errors import DataError
 from cdn.images.decoder import as_tensor, central_square, decode
 
@@ -42,8 +42,8 @@ class ColumnSplit(DecodedSplit):
             image = central_square(image, height)
         elif image.size != (width, height):
             raise DataError(
-                f"{self.name}, image {index}: has {image.width}x{image.height} pixels and others {width}x{height}: say "
-                "with image_size (--image-size) which side squares are to have"
+                f"{self.name}, image {index}: has {image.width}x{image.height} pixels and others {width}x{height}: "
+                f"{SAY_WHICH}"
             )
         return as_tensor(image, channels)
 
@@ -79,8 +79,6 @@ def load_hugging_face(source: str, image_size: int | None = None) -> tuple[Colum
     Raises:
         DataError: ``datasets`` is not installed, nothing is found there, or a split, images or labels are missing.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
     found = _open(source)
     tested = next((name for name in TESTS if name in found), None)
     if "train" not in found or tested is None:
@@ -97,7 +95,7 @@ def load_hugging_face(source: str, image_size: int | None = None) -> tuple[Colum
     if image_size is None and max(width, height) > LARGEST_UNASKED:
         raise DataError(
             f"{source}: its first image has {width}x{height} pixels: sizes above {LARGEST_UNASKED} are not taken "
-            "unasked; say with image_size (--image-size) which side the squares are to have"
+            f"unasked; {SAY_WHICH}"
         )
     shape = (channels, image_size or height, image_size or width)
     train, test = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import DECODERS, LARGEST_UNASKED, DecodedSplit
+from cdn.data.decoded import DECODERS, LARGEST_UNASKED, SAY_WHICH, DecodedSplit
 from cdn.errors import DataError
 from cdn.images.decoder import as_tensor, central_square, decode, opened
 from cdn.images.listing import Listing, holds_images, list_folder, say_skipped
@@ -46,8 +46,6 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
         DataError: a missing split, a class that train lacks, images that lie outside the folders of classes or deeper,
             or images of different or large sizes and no `image_size`.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
     train_dir = data_dir / "train"
     if not train_dir.is_dir():
         raise DataError(f"{train_dir}: expected a folder with one folder of images per class, found none")
@@ -84,19 +82,20 @@ def decode_square(path: Path, size: int) -> Tensor:
 
 def _common_side(data_dir: Path, paths: list[Path]) -> int:
     """Return the shorter side that all images have, and warn that it is taken; refuse where there is none, or much."""
-    advice = "say with image_size (--image-size) which side the squares are to have"
     side = _shorter_side(paths[0])
     if side > LARGEST_UNASKED:
         raise DataError(
             f"{paths[0]}: its shorter side has {side} pixels: sizes above {LARGEST_UNASKED} are not taken unasked; "
-            f"{advice}"
+            f"{SAY_WHICH}"
         )
     with ThreadPoolExecutor(DECODERS) as pool:
         for start in range(0, len(paths), LOOKED_AT):  # or all would be opened where the second decides
             part = paths[start : start + LOOKED_AT]
             for path, other in zip(part, pool.map(_shorter_side, part)):
                 if other != side:
-                    raise DataError(f"{path}: its shorter side has {other} pixels, that of {paths[0]} {side}: {advice}")
+                    raise DataError(
+                        f"{path}: its shorter side has {other} pixels, that of {paths[0]} {side}: {SAY_WHICH}"
+                    )
     warnings.warn(
         f"{data_dir}: images are taken as squares of {side}x{side} pixels, as the shorter side of each has {side}; "
         "another size is chosen with image_size, or --image-size",

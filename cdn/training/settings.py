@@ -207,6 +207,11 @@ class Settings:
         return NoiseLevels(self.sigma_law, self.sigma_low, self.sigma_high, self.clean_share, self.clean)
 
     @property
+    def moves_lambda(self) -> bool:
+        """Whether lambda changes over the run, so that no step knows it to be 0."""
+        return self.final_denoising_weight is not None and self.objective != "classification"
+
+    @property
     def kernels(self) -> str:
         """Whose kernels all operations of the run take, the one choice that ``fused`` and ``impl`` stand for."""
         return self.impl if self.fused else "reference"

@@ -258,7 +258,7 @@ class Trainer:
             with cdn_kernels.using(self.impl):
                 return self.jem.step(self.model, x, labels, self.step)
         weights = settings.weights(0)
-        if settings.final_denoising_weight is not None and settings.objective != "classification":
+        if settings.moves_lambda:
             weights["denoising_weight"] = self.denoising_weight
         noise = Noise(settings.seed, self.number, first)
         return joint_step(
@@ -344,6 +344,6 @@ def _scalars(settings: Settings) -> list[str]:
     weights, names = settings.weights(0), ["loss"]
     if weights["classification_weight"]:
         names += ["classification", "accuracy"]
-    if weights["denoising_weight"] or (settings.final_denoising_weight and settings.objective != "classification"):
+    if weights["denoising_weight"] or settings.moves_lambda:
         names.append("denoising")
     return names
