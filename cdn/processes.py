@@ -1,8 +1,9 @@
 """The processes of one run: which part of a batch is whose, sums over all of them, and the one that writes."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -69,6 +70,13 @@ class Processes:
                 work.wait()
 
         return wait
+
+    def spread(self, parts: Sequence[Tensor]) -> None:
+        """Replace the part of each process, in the order of their ranks, by what that process has there, in place."""
+        if self.count > 1:
+            with _exchanging():
+                for work in [dist.broadcast(part, rank, async_op=True) for rank, part in enumerate(parts) if len(part)]:
+                    work.wait()
 
     def gather(self, value: _T) -> list[_T]:
         """Return what each of the processes gives, in the order of their ranks: anything that can be pickled."""
@@ -163,6 +171,10 @@ def joined(device: torch.device, patience: timedelta = JOINING) -> Iterator[Proc
         if len(set(theirs)) > 1:
             raise CDNError(f"processes of one run need one version of torch, got {', '.join(theirs)}")
         yield processes
+    except BaseException:
+        # Before it leaves, for the others fail as soon as they miss it, with less to say.
+        first_to_fail()
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -193,16 +205,23 @@ def local_rank() -> int | None:
 def first_to_fail() -> bool:
     """Tell whether this is the first of the processes of a run to say that it fails, which the others need not repeat.
 
-    Of those that cannot reach the store that torchrun keeps for them, each is the first.
+    Of those that cannot reach the store that torchrun keeps for them, each is the first. The answer stays the same.
     """
     try:
         if started().count == 1:
             return True
-        address, port = os.environ["MASTER_ADDR"], _whole("MASTER_PORT")
-        store = dist.TCPStore(address, port, is_master=False, timeout=HEARING, wait_for_workers=False)
         # Processes that torchrun starts anew after a failure may fail anew.
-        return store.add(f"cdn/failed/{_attempt()}", 1) == 1
-    except (CDNError, KeyError, RuntimeError):
+        return _first(os.environ["MASTER_ADDR"], _whole("MASTER_PORT"), f"cdn/failed/{_attempt()}")
+    except (CDNError, KeyError):
+        return True
+
+
+@functools.cache
+def _first(address: str, port: int, key: str) -> bool:
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=HEARING, wait_for_workers=False)
+        return store.add(key, 1) == 1
+    except RuntimeError:
         return True
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import importlib
 import io
 import multiprocessing
 import os
@@ -11,10 +12,15 @@ import traceback
 import torch
 import torch.distributed as dist
 
+from cdn.cli.process import run_command
 from cdn.processes import joined
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "cdn.training.loop", "tests.forked"])
+# Besides what a command imports at once, what it imports on the way: torch its compiler, with an optimizer.
+_PRELOAD = "torch.distributed", "torch._dynamo", "sklearn.datasets", "cdn.commands.train", "tests.forked"
+_context.set_forkserver_preload(list(_PRELOAD))
+# The modules whose command several processes may divide.
+DIVIDED = ("cdn.commands.train", "cdn.commands.evaluate", "cdn.commands.certify", "cdn.experiments.robustness")
 LIMIT = 300  # seconds, for machines that do other things too
 
 
@@ -59,6 +65,22 @@ def in_processes(count, function, *arguments, join=True):
     failed = [text for how, text in found if how == "failed"]
     assert not failed, "\n".join(failed)
     return [result for _, result in found]
+
+
+def say(_, module, arguments, fault=contextlib.nullcontext):
+    """Run ``python -m module arguments`` in one process of several, and return its status and what it says.
+
+    Args:
+        module: one whose ``main`` torchrun may start several of.
+        fault: a context manager of a module, for what goes wrong meanwhile.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    main = importlib.import_module(module).main
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), fault():
+        try:
+            run_command(lambda: main([str(argument) for argument in arguments]), divided=module in DIVIDED)
+        except SystemExit as stop:
+            return int(stop.code or 0), out.getvalue(), err.getvalue()
 
 
 def packed(value):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cdn.processes import Processes
 from cdn.run_folder.forms import misfit
 from cdn.training.muon import Muon
+from cdn.training.muon_division import Division
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -50,6 +52,12 @@ class Optimizers:
             for group in member.param_groups:
                 group["capturable"] = recording
             member.step()
+
+    def divide(self, processes: Processes) -> None:
+        """From now on, share the work of a step that needs all of a gradient but not all of its processes."""
+        for member in self.members:
+            if isinstance(member, Muon):
+                member.orthogonalized = Division(processes)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return what :meth:`load_state_dict` takes, an item per member."""

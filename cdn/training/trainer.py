@@ -306,9 +306,10 @@ class Together:
         return self.parts[1]()
 
     def _overlap(self) -> None:
-        """Go on without recordings, which hooks would end."""
+        """Go on without recordings, which hooks would end, and exchanges in the midst of them."""
         self.parts = self._before, self._after
         self.reduction.overlap()
+        self.trainer.optimizer.divide(self.trainer.processes)
 
     def _before(self) -> None:
         self.reduction.collect(self.trainer.gradient())

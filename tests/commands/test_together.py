@@ -1,7 +1,6 @@
 """``python -m cdn.train`` in several processes: who writes, what is said and how often, and what outlives a kill."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -10,33 +9,23 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
 
-from cdn.cli.process import run_command
 from cdn.commands import train
 from cdn.errors import CDNError, DataError
 from cdn.processes import ALONE, joined, local_rank
-from cdn.run_folder.names import CONFIG, STATE
+from cdn.run_folder.names import STATE
 from cdn.run_folder.state import load_state
 from cdn.training.trainer import Trainer
 from tests.faults import full_disk
-from tests.forked import LIMIT, free_port, in_processes
+from tests.forked import LIMIT, free_port, in_processes, say
 
 processes = pytest.mark.processes
 TINY = "--width 8 --steps 30 --batch-size 16 --log-every 5 --evaluations 2 --checkpoint-seconds 0 --device cpu"
-
-
-def command(_, arguments, fault=None):
-    """Run the command in one process of several; return its status and what it says."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), FAULTS[fault]():
-        try:
-            run_command(lambda: train.main([str(argument) for argument in arguments]), divided=True)
-        except SystemExit as stop:
-            return int(stop.code or 0), out.getvalue(), err.getvalue()
 
 
 @contextlib.contextmanager
@@ -67,11 +56,11 @@ def ask_to_stop():
 
 UNTIL_THE_END = contextlib.ExitStack()  # of the process
 FAULTS = {
-    None: contextlib.nullcontext,
-    "data": lambda: at_step(7, 1, broken_image),
-    "disk": lambda: at_step(7, 0, disk_is_full),
-    "signal": lambda: at_step(7, 1, ask_to_stop),
+    "data": partial(at_step, 7, 1, broken_image),
+    "disk": partial(at_step, 7, 0, disk_is_full),
+    "signal": partial(at_step, 7, 1, ask_to_stop),
 }
+TRAIN = "cdn.commands.train"
 
 
 def rows(run, kind):
@@ -96,12 +85,12 @@ def alone(train_once):
 @pytest.mark.usefixtures("blank_pictures")
 def test_one_writes_and_speaks(alone, tmp_path):
     run = tmp_path / "run"
-    (status, out, err), *others = in_processes(3, command, ["--out", run, *TINY.split()], join=False)
+    (status, out, err), *others = in_processes(3, say, TRAIN, ["--out", run, *TINY.split()], join=False)
     assert (status, err) == (0, "") and others == [(0, "", "")] * 2
     assert len(re.findall("kernels: ", out)) == 1 and "test accuracy" in out
     assert rows(run, "train") == [5, 10, 15, 20, 25, 30] and rows(run, "evaluation") == [15, 30]
     assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()} and close(run, alone)
-    again = in_processes(2, command, ["--out", run, *TINY.split()], join=False)
+    again = in_processes(2, say, TRAIN, ["--out", run, *TINY.split()], join=False)
     assert [status for status, _, _ in again] == [1, 1]
     sentence = f"error: {run} already holds a run: continue it with --resume {run}, or choose another --out\n"
     assert sorted(err for _, _, err in again) == ["", sentence]
@@ -118,14 +107,14 @@ def test_one_writes_and_speaks(alone, tmp_path):
 )
 def test_what_ends_one_ends_all_and_loses_nothing(tmp_path, alone, fault, status, said, step):
     run = tmp_path / "run"
-    (first, out, err), other = in_processes(2, command, ["--out", run, *TINY.split()], fault, join=False)
+    (first, out, err), other = in_processes(2, say, TRAIN, ["--out", run, *TINY.split()], FAULTS[fault], join=False)
     # One of them says it for all; the first alone prints.
     assert (first, *other[:2]) == (status, status, "") and not (err and other[2])
     assert re.fullmatch(said, err + other[2]), err + other[2]
     assert load_state(run)["step"] in (step, step + 1)
     if status == 130:
         assert f"--resume {run}" in out
-        ended = in_processes(3, command, ["--resume", run], join=False)
+        ended = in_processes(3, say, TRAIN, ["--resume", run], join=False)
         assert [found[0] for found in ended] == [0, 0, 0] and close(run, alone)
 
 
@@ -203,21 +192,26 @@ def workers(agent):
 
 
 @processes
-def test_a_killed_process_is_started_again_and_goes_on(alone, tmp_path):
-    run = tmp_path / "run"
-    agent = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=2", run=run)
-    wait_for(lambda: (run / STATE).exists() and load_state(run)["step"] >= 5, agent)
-    os.kill(workers(agent)[1], signal.SIGKILL)
-    said, _ = agent.communicate(timeout=LIMIT)
-    assert agent.returncode == 0, said
-    assert "from step " in said and rows(run, "train") == [5, 10, 15, 20, 25, 30] and close(run, alone)
+def test_two_agents_train_one_run_and_start_a_killed_process_again(alone, tmp_path):
+    run, port = tmp_path / "run", free_port()
+    meeting = "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"
+    agents = [torchrun(*meeting, "--rdzv-id=run", "--max-restarts=2", run=run) for _ in range(2)]
+    wait_for(lambda: (run / STATE).exists() and load_state(run)["step"] >= 5, agents[0])
+    os.kill(workers(agents[1])[0], signal.SIGKILL)
+    said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "".join(said).count("test accuracy") == 1 and "from step " in "".join(said)
+    assert rows(run, "train") == [5, 10, 15, 20, 25, 30] and close(run, alone)
 
 
 @processes
-def test_two_agents_meet_and_train_one_run(alone, tmp_path):
-    run, port = tmp_path / "run", free_port()
-    meeting = "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"
-    agents = [torchrun(*meeting, "--rdzv-id=run", run=run) for _ in range(2)]
-    said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "".join(said).count("test accuracy") == 1 and (run / CONFIG).exists() and close(run, alone)
+def test_torchrun_told_to_end_lets_the_run_be_saved(tmp_path):
+    run = tmp_path / "run"
+    training = TINY.replace("--steps 30", "--steps 3000")
+    agent = torchrun("--standalone", "--nproc-per-node=2", run=run, training=training)
+    wait_for(lambda: (run / STATE).exists() and load_state(run)["step"] >= 5, agent)
+    agent.terminate()
+    said, _ = agent.communicate(timeout=LIMIT)
+    step = load_state(run)["step"]
+    assert agent.returncode != 0 and 5 <= step < 3000
+    assert f"stopped at step {step} of 3000; go on with: python -m cdn.train --resume {run}" in said

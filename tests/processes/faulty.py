@@ -1,8 +1,10 @@
 """An evaluation that goes wrong on one of its processes: FAULT RANK and the arguments of ``python -m cdn.evaluate``."""
 
+import contextlib
 import os
 import signal
 import sys
+from unittest import mock
 
 from cdn.cli.process import run_command
 from cdn.commands.evaluate import main
@@ -28,8 +30,17 @@ def killed(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def going_wrong(name=None, *ranks):
+    """Let reading images go wrong on some of the processes, by the name of a function here; or nothing."""
+    if started().rank in ranks:
+        with mock.patch.object(ImageSplit, "images", globals()[name]):
+            yield
+    else:
+        yield
+
+
 if __name__ == "__main__":
     name, ranks, *arguments = sys.argv[1:]
-    if str(started().rank) in ranks:
-        ImageSplit.images = {f.__name__: f for f in (unreadable, fault, killed)}[name]
-    run_command(lambda: main(arguments), divided=True)
+    with going_wrong(name, *map(int, ranks)):
+        run_command(lambda: main(arguments), divided=True)

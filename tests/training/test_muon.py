@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cdn.model import GradResNet
-from cdn.training.muon import COEFFICIENTS, STEPS, Muon, orthogonalize
+from cdn.training.muon import COEFFICIENTS, STEPS, Muon, _iterated, orthogonalize, result_dtype
 from cdn.training.recipe import make_optimizer
 
 
@@ -25,20 +25,30 @@ def test_steps_equal_those_of_torch_on_flattened_filters(shape):
 
 def test_orthogonalized_matrices_have_singular_values_near_one():
     for shape in ((16, 16), (10, 90), (90, 10)):
-        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)).float())
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
         assert values.max() < 1.3 and values.median() > 0.6
-    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5, dtype=torch.bfloat16))
+    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
-def test_float64_is_iterated_in_float64():
-    for shape in ((16, 16), (10, 90), (90, 10)):
-        matrix = torch.randn(shape, dtype=torch.float64)
-        found, (left, values, right) = orthogonalize(matrix), torch.linalg.svd(matrix, full_matrices=False)
-        iterated = values / values.norm()
-        for _ in range(STEPS):
-            iterated = sum(factor * iterated**power for factor, power in zip(COEFFICIENTS, (1, 3, 5)))
-        assert found.dtype == torch.float64  # the quintic of the singular values, to rounding
-        torch.testing.assert_close(found, left @ iterated.diag() @ right, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("shape", [(16, 16), (10, 90), (90, 10), (64, 576), (1, 7)], ids=str)
+@pytest.mark.parametrize("rank", [100, 3])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 2e-4)])
+def test_singular_values_go_through_the_quintic(shape, rank, dtype, tolerance):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values[rank:] = 0  # their squares may come out negative
+    iterated = values / values.norm()
+    for _ in range(STEPS):
+        iterated = sum(factor * iterated**power for factor, power in zip(COEFFICIENTS, (1, 3, 5)))
+    found = orthogonalize((left @ values.diag() @ right).to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), left @ iterated.diag() @ right, rtol=tolerance, atol=tolerance)
+
+
+def test_gpus_iterate_in_their_way():
+    x = torch.randn(10, 90, dtype=torch.float64)
+    torch.testing.assert_close(_iterated(x / x.norm()), orthogonalize(x), rtol=1e-9, atol=1e-9)
+    assert result_dtype(x.float().to("meta")) == torch.bfloat16 and result_dtype(x.to("meta")) == torch.float64
 
 
 def test_a_flag_skips_the_step():

@@ -1,5 +1,6 @@
 """The same run on any number of processes, in any number of parts of a step, interrupted or not."""
 
+import itertools
 from unittest import mock
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from cdn.errors import CDNError, DataError, DivergedError
 from cdn.processes import Processes
+from cdn.training.muon_division import Division, shares
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels.recording import Replayed
@@ -55,6 +57,15 @@ def test_parts_of_a_step_are_the_same_step():
         assert_same_run([take_steps(options=dict(accumulate=parts), dtype=F64)], expected, 1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_matrices_are_shared_out_evenly(count):
+    shapes = [(64, 576)] * 4 + [(128, 1152)] * 3 + [(512, 4608)] * 3 + [(10, 512)]
+    found = shares([torch.empty(shape) for shape in shapes], count)
+    assert len(found) == count and sorted(itertools.chain(*found)) == list(range(len(shapes)))
+    largest = [sum(shapes[index][0] == 512 for index in indices) for indices in found]
+    assert max(largest) - min(largest) <= 1
+
+
 def take_all(processes, cases, dtype):
     return {name: take_steps(processes, options, dtype) for name, options in cases.items()}
 
@@ -87,6 +98,26 @@ def test_what_is_too_large_to_be_recorded_is_sent_on_the_way():
     found = in_processes(2, take_large_steps)
     assert all(state["overlapped"] for state in found)
     assert_same_run(found, take_steps(options=CASES["recorded"], dtype=F64), 1e-9)
+
+
+def divide_or_not(processes):
+    """Take the same steps with the work of Muon divided, and done by all."""
+    found = []
+    for divided in (True, False):
+
+        def decide(division, matrices, divided=divided):
+            division.divided = divided
+
+        with mock.patch.object(Division, "_decide", decide):
+            found.append(take_steps(processes, dict(), F64))
+    return found
+
+
+@pytest.mark.processes
+def test_muon_divided_over_processes_takes_the_same_steps():
+    expected = take_steps(dtype=F64)
+    for states in zip(*in_processes(3, divide_or_not)):
+        assert_same_run(states, expected, 1e-9)
 
 
 @pytest.mark.processes

@@ -1,0 +1,1 @@
+"""Several processes: what they gain, over which links, and the page that says so."""
