@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,9 +18,13 @@ from cdn.errors import CDNError, LostError
 
 _T = TypeVar("_T")
 
-# How long a process waits for the others to begin, and later for what they are busy with, before it gives up; and how
-# long to hear whether another failed before it.
+# How long a process waits for the others to begin, and later for what they are busy with, before it gives up; how long
+# to hear whether another failed before it; and how long for an answer before it asks again.
 JOINING, WAITING, HEARING = timedelta(minutes=5), timedelta(hours=1), timedelta(seconds=5)
+AGAIN = timedelta(seconds=1)
+
+_PROPOSED = "cdn/word"  # the key under which the first process proposes what _word is to be
+_word: str | None = None  # what the processes of this attempt have in common, once they have met
 
 
 @dataclass(frozen=True)
@@ -210,8 +216,9 @@ def first_to_fail() -> bool:
     try:
         if started().count == 1:
             return True
-        # Processes that torchrun starts anew after a failure may fail anew.
-        return _first(os.environ["MASTER_ADDR"], _whole("MASTER_PORT"), f"cdn/failed/{_attempt()}")
+        # Processes that torchrun starts anew after a failure may fail anew, also before they meet.
+        attempt = _word or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return _first(os.environ["MASTER_ADDR"], _whole("MASTER_PORT"), f"cdn/failed/{attempt}")
     except (CDNError, KeyError):
         return True
 
@@ -226,19 +233,20 @@ def _first(address: str, port: int, key: str) -> bool:
 
 
 def _enter(processes: Processes, device: torch.device, patience: timedelta) -> None:
+    global _word
     rank, count = processes.rank, processes.count
     try:
-        shared, _, _ = next(dist.rendezvous("env://", rank, count, timeout=patience))
-        # torchrun keeps one store for all its attempts, where the addresses of those that died would still be.
-        store = dist.PrefixStore(f"cdn/{_attempt()}/{count}", shared)
+        address, port = os.environ["MASTER_ADDR"], _whole("MASTER_PORT")
+        keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = dist.TCPStore(address, port, is_master=keeps, timeout=patience, wait_for_workers=False)
         # All have to come soon; how long they may then be busy is another matter.
-        store.set(f"cdn/{rank}", "here")
-        store.wait([f"cdn/{other}" for other in range(count)], patience)
+        _word = _agreed(store, rank, count, patience)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAITING)
-    except (RuntimeError, ValueError) as error:
+        shared = dist.PrefixStore(f"cdn/{_word}/group", store)
+        dist.init_process_group(backend, store=shared, rank=rank, world_size=count, timeout=WAITING)
+    except (KeyError, RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise CDNError(
             f"process {rank} of {count} did not meet the others at {where} (MASTER_ADDR, MASTER_PORT) within "
@@ -246,9 +254,38 @@ def _enter(processes: Processes, device: torch.device, patience: timedelta) -> N
         ) from None
 
 
-def _attempt() -> str:
-    """Return how often torchrun has started the processes anew."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+def _agreed(store: dist.Store, rank: int, count: int, patience: timedelta) -> str:
+    """Return a word that all processes of this attempt have in common, once all are there, and no other attempt has.
+
+    torchrun keeps one store for all its attempts, and processes that are dead by now have written there. Its agents
+    count attempts each for itself, and not alike, so that their counts tell attempts apart on one machine only. Here
+    the first process proposes a word, the others answer under it with words of their own, and it lists those that it
+    heard.
+
+    Raises:
+        RuntimeError: not all came in time.
+    """
+    mine, deadline = secrets.token_hex(8), time.monotonic() + patience.total_seconds()
+    if rank == 0:
+        store.set(_PROPOSED, mine)
+        answers = [f"cdn/{mine}/{other}" for other in range(1, count)]
+        store.wait(answers, patience)
+        store.set(f"cdn/{mine}/heard", " ".join(store.get(answer).decode() for answer in answers))
+        return mine
+    while True:
+        left = timedelta(seconds=max(deadline - time.monotonic(), 0.001))
+        store.wait([_PROPOSED], left)
+        word = store.get(_PROPOSED).decode()
+        store.set(f"cdn/{word}/{rank}", mine)
+        try:
+            store.wait([f"cdn/{word}/heard"], min(left, AGAIN))
+        except RuntimeError:
+            if left < AGAIN:
+                raise
+            continue
+        if mine in store.get(f"cdn/{word}/heard").decode().split():
+            return word
+        time.sleep(0.05)  # it is of an attempt that is over: the first process is still to come
 
 
 def _whole(name: str) -> int:

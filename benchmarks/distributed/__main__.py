@@ -26,7 +26,7 @@ from benchmarks.harness.timing import schedule
 from cdn.run_folder.state import has_state, load_state
 from cdn_kernels.machine import describe
 
-LIMIT = 600  # seconds for a command
+LIMIT = 300  # seconds for a command
 LINKS = (Link("not limited"), Link("1 Gbit/s", 1000), Link("1 Gbit/s, 1 ms", 1000, 1), Link("100 Mbit/s", 100))
 TORCHRUN = sys.executable, "-m", "torch.distributed.run"
 PORT = 29511
@@ -55,8 +55,9 @@ def _together(problem, folder, *options):
 
 def _meeting(host):
     """Return options of torchrun for one of two hosts."""
-    rendezvous = "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", "--rdzv-id=run"
-    return ["--nnodes=2", "--nproc-per-node=1", *rendezvous, f"--local-addr={ADDRESSES[host]}"]
+    # That the address is its own, torchrun finds by the name of the machine, which both hosts share.
+    rendezvous = "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--rdzv-conf=is_host={not host}"
+    return ["--nnodes=2", "--nproc-per-node=1", *rendezvous, "--rdzv-id=run", f"--local-addr={ADDRESSES[host]}"]
 
 
 def _on_hosts(link, problem, folder):
@@ -133,14 +134,16 @@ def recover(steps=400):
 def _kill_one(agents, run, after):
     """Kill a process of the second host by SIGKILL once a step has been saved; return the step."""
     deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and agents[0].poll() is None:
         step = load_state(run)["step"] if has_state(run) else 0
         if step >= after:
             children = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGKILL)
             return step
         time.sleep(0.05)
-    raise RuntimeError("the training did not come so far")
+    for agent in agents:
+        agent.kill()
+    raise RuntimeError(f"the training did not come so far: {agents[0].communicate()[0]}")
 
 
 def _distance(state, other):

@@ -1,13 +1,18 @@
 """The same run on any number of processes, in any number of parts of a step, interrupted or not."""
 
 import itertools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from cdn.errors import CDNError, DataError, DivergedError
-from cdn.processes import Processes
+from cdn.processes import Processes, _agreed, joined
 from cdn.training.muon_division import Division, shares
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
@@ -167,6 +172,46 @@ def test_what_several_processes_cannot_train_is_refused(options, count, message)
 def test_parts_that_a_step_cannot_have_are_refused(options, message):
     with pytest.raises(CDNError, match=message):
         Settings(width=8, batch_size=16, steps=5, **options)
+
+
+# How they meet
+
+
+def count_anew(_):
+    """Meet others whose agents of torchrun count the attempts in another way, and return how many are there."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
+    with joined(together.CPU, timedelta(seconds=60)) as processes:
+        here = torch.ones(())
+        processes.add(here)
+    return int(here)
+
+
+@pytest.mark.processes
+def test_attempts_that_are_counted_differently_are_one():
+    assert in_processes(3, count_anew, join=False) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_processes_agree_on_a_word_that_no_former_attempt_had(late):
+    store, patience = dist.HashStore(), timedelta(seconds=30)
+    store.set("cdn/word", "former")
+    for name in ("1", "2"):
+        store.set(f"cdn/former/{name}", "gone")
+    store.set("cdn/former/heard", "gone gone")
+    with ThreadPoolExecutor(3) as pool:
+        agree = lambda rank: pool.submit(_agreed, store, rank, 3, patience)
+        begun = [agree(rank) for rank in range(3) if rank != late]
+        time.sleep(0.3)
+        words = {found.result() for found in [*begun, agree(late)]}
+    assert len(words) == 1 and words != {"former"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_nobody_answers_gives_up(rank):
+    store = dist.HashStore()
+    store.set("cdn/word", "former")
+    with pytest.raises(RuntimeError):
+        _agreed(store, rank, 2, timedelta(seconds=1.2))
 
 
 # What goes wrong with one of them
