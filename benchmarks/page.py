@@ -271,6 +271,17 @@ SECTIONS = [
         ["pass"],
         {"share of a copy's bandwidth": _share, "library": _median()} | _PEERS,
     ),
+    Section(
+        "Reading photographs",
+        "test_loading.py",
+        "--full",
+        "JPEG files, decoded, cut and resized, whose pages the system has in memory. The peer decodes them whole.",
+        ["loading"],
+        {
+            "torch's DataLoader over Pillow / library": _ratio("(torch's DataLoader over Pillow)"),
+            "an image": _per_image,
+        },
+    ),
     Section("A whole epoch", "test_epoch.py", "", "", ["epoch"], _PEERS | _COSTS),
     Section(
         "Certification",

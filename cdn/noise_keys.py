@@ -100,8 +100,8 @@ class Draws:
 
 # The order of the images of an epoch, and the images of a smaller training set.
 ORDER, SUBSET = Draws("order"), Draws("subset")
-# Crops and mirrors of the images of a step.
-AUGMENTATION = Draws("augment")
+# Crops and mirrors of the images of a step, and the parts that are decoded of them.
+AUGMENTATION, PARTS = Draws("augment"), Draws("parts")
 # Where the chains of joint energy models start, and which of them a step moves.
 CHAINS, REPLAY = Draws("chains"), Draws("replay")
 # First weights of the generators of classes, the images and latents of their training, and latents to search from.

@@ -19,6 +19,7 @@ from cdn_kernels.ops.noise import sample_noise, sample_sigma, standard_normal
 from cdn_kernels.ops.norm import gelu_group_norm
 from cdn_kernels.ops.pool import channel_mean, energy
 from cdn_kernels.ops.score import score
+from cdn_kernels.recompute import recomputed
 from cdn_kernels.reference import count_clean, cross_entropy, logsumexp
 from cdn_kernels.step import first_order, score_matching_step
 
@@ -43,6 +44,7 @@ __all__ = [
     "gelu_group_norm",
     "keep_pages",
     "logsumexp",
+    "recomputed",
     "reference",
     "sample_noise",
     "sample_sigma",

@@ -189,6 +189,7 @@ ROWS = {
     "sample_noise": Row(lambda x: cdn_kernels.sample_noise(x, LEVELS, KEY)[0], per_image=False),
     "denoising_loss": Row(lambda s: cdn_kernels.denoising_loss(s, LEVELS, KEY), per_image=False),
     "foreign": Row(block),
+    "recomputed": Row(lambda y: cdn_kernels.recomputed(TORCH, y)),
     "score_matching_step": Row(step, refuses=all_ways(ACCUMULATES + " cdn_kernels.score"), per_image=False),
     "ConvGELU": Row(built(lambda: cdn_kernels.ConvGELU(8, 8)), FEATURES),
     "GELUGroupNorm": Row(built(lambda: cdn_kernels.GELUGroupNorm(2, 8)), FEATURES),

@@ -33,11 +33,11 @@ def expected(run, resumed=False):
     return {key.removesuffix(ending): v for key, v in of_run.items() if key.endswith(".resumed") == resumed}
 
 
-def assert_says(model, wanted):
+def assert_says(model, wanted, rtol=1e-4, atol=1e-5):
     found = freeze.answers(model)
     assert found.keys() == wanted.keys() and found
     for name in found:  # another processor, or version of torch, may add in another order
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name], wanted[name], rtol=rtol, atol=atol)
 
 
 def test_all_kinds_of_files_are_frozen():
@@ -55,7 +55,8 @@ def test_stopped_runs_go_on_to_the_same_end(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     assert load_state(copy)["step"] == freeze.STOPPED_AFTER
     assert train.main(["--resume", str(copy)]) is None
-    assert_says(cdn.load(copy), expected(run, resumed=True))
+    # Muon rounded its steps to bfloat16 in 0.1.0, on CPUs too.
+    assert_says(cdn.load(copy), expected(run, resumed=True), rtol=1e-3, atol=1e-4)
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(2, freeze.STEPS + 1, 2))
 

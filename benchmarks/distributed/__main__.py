@@ -117,15 +117,20 @@ def recover(steps=400):
             _start(on(host, [*TORCHRUN, *_meeting(host), "--max-restarts=3", *train]), 1, DEVICES[host])
             for host in (0, 1)
         ]
-        killed = _kill_one(agents, run, after=steps // 4)
-        start = time.monotonic()
-        said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
+        try:
+            killed = _kill_one(agents, run, after=steps // 4)
+            start = time.monotonic()
+            said = [agent.communicate(timeout=LIMIT)[0] for agent in agents]
+            seconds = time.monotonic() - start
+        finally:
+            for agent in agents:
+                agent.kill()
         _run([[sys.executable, "-m", "cdn.train", *options, "--out", alone]], 1)
         return dict(
             steps=steps,
             killed_after=killed,
             statuses=[agent.returncode for agent in agents],
-            seconds=time.monotonic() - start,
+            seconds=seconds,
             said=[line for text in said for line in text.splitlines() if "from step" in line],
             distance=_distance(load_state(run), load_state(alone)),
         )
@@ -141,8 +146,7 @@ def _kill_one(agents, run, after):
             os.kill(int(children[0]), signal.SIGKILL)
             return step
         time.sleep(0.05)
-    for agent in agents:
-        agent.kill()
+    agents[0].kill()
     raise RuntimeError(f"the training did not come so far: {agents[0].communicate()[0]}")
 
 

@@ -38,13 +38,16 @@ on by then. Hosts are network namespaces with a link of that rate and delay (one
 takes there is in the last columns."""
 ACCOUNT = """## Where the difference comes from
 
-Milliseconds of a step by phase, in steps that are timed phase by phase."""
+A step by phase, in steps that are timed phase by phase. Each of two processes updates all weights and their average,
+with one core, where one process has two for it ("optimizer"; the orthogonalizations of Muon are divided). Gloo adds
+gradients up on the cores that the last sweep runs on ("backward"), and a sweep over half of the images pays as much for
+the transforms of its filters as one over all."""
 RECOVERY = """## A host that loses its process
 
 Two agents of torchrun met by c10d, each on a host of its own, trained {steps} steps of the digits (width 8). After step
-{killed_after} a process of the second host was killed (SIGKILL). Both agents ended with status {statuses}
-{seconds:.0f} s later; the weights differ from those of one process, never stopped, by {distance:.1e} of their norm at
-most. The run said: {said}."""
+{killed_after} a process of the second host was killed (SIGKILL). The agents ended with status {statuses} after another
+{seconds:.0f} s; the weights differ from those of one process, never stopped, by {distance:.1e} of their norm at most.
+The run said that it went on {said}."""
 
 
 def main(argv=None):
@@ -87,13 +90,11 @@ def page(record):
         *(f"### {name.capitalize()}\n\n{_account(cases)}" for name, cases in problems.items()),
     ]
     if found["recovery"]:
-        parts.append(RECOVERY.format(**found["recovery"] | dict(said=_sentences(found["recovery"]["said"]))))
+        told = found["recovery"]
+        said = " and ".join("from step" + line.rpartition("from step")[2] for line in told["said"])
+        parts.append(RECOVERY.format(**told | dict(said=said, statuses=" and ".join(map(str, told["statuses"])))))
     parts.append(calculation(problems["photographs"][ONE][0][0]["parameters"], _hideable(problems["photographs"])))
     return "\n\n".join(parts) + "\n"
-
-
-def _sentences(lines):
-    return "; ".join(f'"{line.strip()}"' for line in lines)
 
 
 def _exchanged(problems):

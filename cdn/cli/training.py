@@ -19,13 +19,14 @@ from cdn.model.head import HEADS
 from cdn.model.modes import PRECISIONS
 from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
-from cdn.training.settings import BLOCKS, KERNELS, OBJECTIVES, RECIPES, Settings
+from cdn.training.settings import BLOCKS, KERNELS, NAMED_DATA, OBJECTIVES, RECIPES, Settings
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
   python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
+  python -m cdn.train --data imagefolder --data-dir imagenet --image-size 224 --stem imagenet --crop-area 0.25
   python -m cdn.train --data hf --data-dir uoft-cs/cifar100
   python -m cdn.train --objective jem --model gradresnet18 --data cifar10 --data-dir data
   python -m cdn.train --init runs/cifar10 --data imagefolder --data-dir photos --epochs 10   fine-tune
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "data": (
         (
             "data",
-            RECIPES,
+            NAMED_DATA,
             "digits (of scikit-learn), cifar10, imagefolder (split/class/*.jpg), or hf (of Hugging Face's datasets)",
         ),
         ("data_dir", str, "folder of the data set; of hf also a name on the Hub, such as ylecun/mnist"),
@@ -62,8 +63,14 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ),
         ("batch_size", positive_int, "images per step, of all processes together"),
         ("accumulate", positive_int, "compute a step in so many parts, one after the other, in that much less memory"),
+        ("recompute", True, "keep only what lies between blocks and compute the rest again: less memory, more time"),
         ("crop_padding", whole_number, "random translation by up to this many pixels"),
         ("crop_size", positive_int, "train on random crops of this side"),
+        (
+            "crop_area",
+            fraction,
+            "train on random parts of images, of this share of their area or more, resized to --image-size",
+        ),
         ("flip", bool, "mirror images at random"),
     ),
     "model": (

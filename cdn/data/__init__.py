@@ -4,6 +4,7 @@ from cdn.data.augment import Augmentation
 from cdn.data.batches import Batches
 from cdn.data.contents import Fingerprint, differences, fingerprint
 from cdn.data.dataset import DATASETS, Dataset, ImageSplit, load_dataset
+from cdn.data.own import own_dataset
 from cdn.data.sampler import balanced_indices, batch_indices, steps_per_epoch
 from cdn.data.split import Subset
 from cdn.data.statistics import channel_mean
@@ -22,5 +23,6 @@ __all__ = [
     "differences",
     "fingerprint",
     "load_dataset",
+    "own_dataset",
     "steps_per_epoch",
 ]

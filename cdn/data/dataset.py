@@ -13,6 +13,7 @@ from cdn.errors import DataError
 __all__ = ["DATASETS", "Dataset", "ImageSplit", "MemorySplit", "load_dataset"]
 
 DATASETS = ("digits", "cifar10", "imagefolder", "hf")
+OWN = "own"  # of images that are given in Python (own.py)
 _RESIZED = ("imagefolder", "hf")
 
 
@@ -66,6 +67,11 @@ def load_dataset(
     Raises:
         DataError: an unknown name, an option the dataset does not take, or data that cannot be read.
     """
+    if name == OWN:
+        raise DataError(
+            "own: its images were given in Python, and no command can read them: give them again, to "
+            "cdn.training.loop.train(..., dataset=...) or cdn.evaluation.evaluate"
+        )
     if name not in DATASETS:
         raise DataError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}")
     if download and name != "cifar10":

@@ -1,19 +1,60 @@
 """A split of images that are decoded when asked for."""
 
+import itertools
 import os
 from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from cdn.data.parts import Part
 from cdn.data.split import ImageSplit
+from cdn.errors import DataError
+from cdn.images.decoder import as_tensor, central_square, resized
 
 CACHE_BYTES = 2**30
 LARGEST_UNASKED = 256  # the largest side of images that is taken where none is asked for
 SAY_WHICH = "say with image_size (--image-size) which side the squares are to have"
 DECODERS = min(8, os.cpu_count() or 1)
+
+
+def enough(size: int, part: Part | None) -> int | Callable[[int, int], int]:
+    """Return to which sides an image may be decoded, for :func:`cdn.images.decoder.decode`, if these are to be left.
+
+    Args:
+        size: the shorter side of what is to be seen.
+        part: the part that is to be seen; None for the central square.
+    """
+    return size if part is None else lambda width, height: part.enough(size, width, height)
+
+
+def fitted(
+    image: Image.Image, shape: tuple[int, int, int], part: Part | None, where: object, *, resize: bool = True
+) -> Tensor:
+    """Return an image in the shape of a split, uint8 [C, H, W].
+
+    Args:
+        image: the image, decoded.
+        shape: (C, H, W).
+        part: which part of it to resize; None for the whole.
+        where: what errors call it.
+        resize: whether a whole one is cut to its central square and resized, or has to have that shape.
+
+    Raises:
+        DataError: a whole image of another size.
+    """
+    channels, height, width = shape
+    if part is not None:
+        image = resized(image, part.box(*image.size), (width, height))
+    elif resize:
+        image = central_square(image, height)
+    elif image.size != (width, height):
+        raise DataError(f"{where}: has {image.width}x{image.height} pixels and others {width}x{height}: {SAY_WHICH}")
+    return as_tensor(image, channels)
 
 
 class DecodedSplit(ImageSplit):
@@ -38,8 +79,8 @@ class DecodedSplit(ImageSplit):
         return self._cache is not None
 
     @abstractmethod
-    def _decode_one(self, index: int) -> Tensor:
-        """Return an image, uint8 [C, H, W]; called from several threads at once."""
+    def _decode_one(self, index: int, part: Part | None) -> Tensor:
+        """Return an image or a part of it, uint8 [C, H, W]; called from several threads at once."""
 
     def _read(self, indices: Tensor) -> Tensor:
         if self._cache is None or self._cached is None:
@@ -50,10 +91,13 @@ class DecodedSplit(ImageSplit):
             self._cached[missing] = True
         return self._cache[indices]
 
-    def _decode(self, indices: Tensor) -> Tensor:
+    def _read_parts(self, indices: Tensor, parts: Sequence[Part]) -> Tensor:
+        return self._decode(indices, parts)
+
+    def _decode(self, indices: Tensor, parts: Iterable[Part | None] = itertools.repeat(None)) -> Tensor:
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         # Workers of a loader are several already.
         with ThreadPoolExecutor(1 if get_worker_info() else DECODERS) as pool:
-            for image, decoded in zip(images, pool.map(self._decode_one, indices.tolist())):
+            for image, decoded in zip(images, pool.map(self._decode_one, indices.tolist(), parts)):
                 image.copy_(decoded)
         return images

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, DecodedSplit
+from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, DecodedSplit, enough, fitted
+from cdn.data.parts import Part
 from cdn.errors import DataError
-from cdn.images.decoder import as_tensor, central_square, decode
+from cdn.images.decoder import decode
 
 # Names of the split that is tested on, the first that is there; a test split often comes without labels.
 TESTS = ("validation", "val", "valid", "test")
@@ -33,19 +34,11 @@ class ColumnSplit(DecodedSplit):
         super().__init__(labels, shape)
         self.name, self.column, self.resize = name, column, resize
 
-    def _decode_one(self, index: int) -> Tensor:
-        channels, height, width = self.shape
-        image = decode(
-            File(self.column[index], f"{self.name}, image {index}"), at_least=height if self.resize else None
-        ).image
-        if self.resize:
-            image = central_square(image, height)
-        elif image.size != (width, height):
-            raise DataError(
-                f"{self.name}, image {index}: has {image.width}x{image.height} pixels and others {width}x{height}: "
-                f"{SAY_WHICH}"
-            )
-        return as_tensor(image, channels)
+    def _decode_one(self, index: int, part: Part | None) -> Tensor:
+        where = f"{self.name}, image {index}"
+        at_least = enough(self.shape[1], part) if self.resize else None
+        image = decode(File(self.column[index], where), at_least=at_least).image
+        return fitted(image, self.shape, part, where, resize=self.resize)
 
 
 class File(io.BytesIO):

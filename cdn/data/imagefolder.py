@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdn.data.decoded import DECODERS, LARGEST_UNASKED, SAY_WHICH, DecodedSplit
+from cdn.data.decoded import DECODERS, LARGEST_UNASKED, SAY_WHICH, DecodedSplit, enough, fitted
+from cdn.data.parts import Part
 from cdn.errors import DataError
-from cdn.images.decoder import as_tensor, central_square, decode, opened
+from cdn.images.decoder import decode, opened
 from cdn.images.listing import Listing, holds_images, list_folder, say_skipped
 
 LOOKED_AT = 1024  # files at a time
@@ -28,8 +29,9 @@ class FolderSplit(DecodedSplit):
         super().__init__(labels, (3, image_size, image_size))
         self.paths = paths
 
-    def _decode_one(self, index: int) -> Tensor:
-        return decode_square(self.paths[index], self.shape[1])
+    def _decode_one(self, index: int, part: Part | None) -> Tensor:
+        path = self.paths[index]
+        return fitted(decode(path, at_least=enough(self.shape[1], part)).image, self.shape, part, path)
 
 
 def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
@@ -66,18 +68,6 @@ def load_imagefolder(data_dir: Path, image_size: int | None = None) -> tuple[Fol
     size = image_size or _common_side(data_dir, [path for paths, _ in listed for path in paths])
     train_split, test_split = (FolderSplit(paths, labels, size) for paths, labels in listed)
     return train_split, test_split, tuple(train)
-
-
-def decode_square(path: Path, size: int) -> Tensor:
-    """Decode an image to RGB, resize its shorter side to `size` and cut out the central square.
-
-    Returns:
-        uint8 [3, size, size].
-
-    Raises:
-        DataError: an image that :func:`decode` refuses.
-    """
-    return as_tensor(central_square(decode(path, at_least=size).image.convert("RGB"), size), 3)
 
 
 def _common_side(data_dir: Path, paths: list[Path]) -> int:

@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cdn.data.decoded import DecodedSplit
+from cdn.data.parts import Part
 from cdn.data.split import ImageSplit
 from cdn.errors import CDNError, DataError
 
@@ -18,10 +21,32 @@ AHEAD = 2  # batches that a worker has read before they are asked for
 MOST_UNASKED = 8  # workers where nobody says how many
 
 
-def workers_for(split: ImageSplit) -> int:
-    """Return how many workers a split is read by where nobody says: none but for images that are decoded ever anew."""
-    anew = isinstance(split, DecodedSplit) and not split.is_kept
+def workers_for(split: ImageSplit, in_parts: bool = False) -> int:
+    """Return how many workers a split is read by where nobody says: none but for images that are decoded ever anew.
+
+    Args:
+        split: the images.
+        in_parts: whether other parts of them are read each time.
+    """
+    anew = in_parts or (isinstance(split, DecodedSplit) and not split.is_kept)
     return min(MOST_UNASKED, os.cpu_count() or 1) if anew else 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The images of a step.
+
+    Attributes:
+        indices: int64 [n].
+        parts: n of them, which to cut out and resize; None for the whole images.
+    """
+
+    indices: Tensor
+    parts: Sequence[Part] | None = None
+
+    def read(self, split: ImageSplit) -> Tensor:
+        """Return them, uint8 [n, C, H, W]; raises what :meth:`.split.ImageSplit.load` does."""
+        return split.load(self.indices)[0] if self.parts is None else split.load_parts(self.indices, self.parts)
 
 
 class Loader:
@@ -32,15 +57,15 @@ class Loader:
 
     Args:
         split: whose images.
-        indices: a function from the number of a step to the indices of its images, int64 [n]; it is sent to workers.
+        wanted: a function from the number of a step to the images that are wanted; it is sent to workers.
         workers: how many processes read; 0 to read when asked, in this one.
         pinned: whether images come in pinned memory, from which GPUs copy while they compute.
     """
 
     def __init__(
-        self, split: ImageSplit, indices: Callable[[int], Tensor], workers: int = 0, pinned: bool = False
+        self, split: ImageSplit, wanted: Callable[[int], Wanted], workers: int = 0, pinned: bool = False
     ) -> None:
-        self.split, self.indices, self.workers, self.pinned = split, indices, workers, pinned
+        self.split, self.wanted, self.workers, self.pinned = split, wanted, workers, pinned
         self._next: int | None = None
         self._coming: Iterator[Tensor | CDNError] = iter(())
 
@@ -51,9 +76,15 @@ class Loader:
             DataError: an image cannot be decoded, or a worker has ended.
         """
         if not self.workers:
-            return self.split.load(self.indices(step))[0]
+            return self.wanted(step).read(self.split)
         if step != self._next:
-            self._coming = self._from(step)
+            try:
+                self._coming = self._from(step)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise DataError(
+                    f"workers: the images cannot be read by other processes, which take what can be pickled ({error}): "
+                    "give 0 (--workers 0)"
+                ) from None
         self._next = None  # where this fails, the next begins anew
         try:
             found = next(self._coming)
@@ -68,7 +99,7 @@ class Loader:
     def _from(self, step: int) -> Iterator[Tensor | CDNError]:
         """Return an iterator over the images of a step and those after it."""
         loader: Any = DataLoader(
-            cast(Dataset[Tensor], _Steps(self.split, self.indices)),
+            cast(Dataset[Tensor], _Steps(self.split, self.wanted)),
             batch_size=None,  # an item is a batch already
             sampler=itertools.count(step),
             worker_init_fn=_begin,
@@ -90,11 +121,11 @@ def _begin(number: int) -> None:
 class _Steps:
     """The steps of a training by number, for workers."""
 
-    def __init__(self, split: ImageSplit, indices: Callable[[int], Tensor]) -> None:
-        self.split, self.indices = split, indices
+    def __init__(self, split: ImageSplit, wanted: Callable[[int], Wanted]) -> None:
+        self.split, self.wanted = split, wanted
 
     def __getitem__(self, step: int) -> Tensor | CDNError:
         try:
-            return self.split.load(self.indices(step))[0]
+            return self.wanted(step).read(self.split)
         except CDNError as error:
             return error  # raised there, it would come with the worker's traceback

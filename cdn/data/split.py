@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cdn.data.parts import Part
 from cdn.errors import DataError
 
 
@@ -63,9 +64,28 @@ class ImageSplit(ABC):
         images, labels = self.load(indices)
         return images.to(device).float().div(255), labels
 
+    def load_parts(self, indices: Tensor, parts: Sequence[Part]) -> Tensor:
+        """Return a part of each image at `indices`, resized to the shape of the split, uint8 [B, C, H, W].
+
+        Args:
+            indices: as for :meth:`load`.
+            parts: B of them.
+
+        Raises:
+            DataError: as :meth:`load`, and for images that are in memory.
+        """
+        _check_indices(indices, len(self))
+        return self._read_parts(indices, parts)
+
     def in_memory(self) -> Tensor | None:
         """Return all images, uint8 [N, C, H, W], not to be changed; None if they are decoded when asked for."""
         return None
+
+    def _read_parts(self, indices: Tensor, parts: Sequence[Part]) -> Tensor:
+        raise DataError(
+            "crop_area: parts are cut out of image files while these are decoded, and these images are in memory in "
+            "their final size: leave it out, or train on crops with crop_size (--crop-size)"
+        )
 
     @abstractmethod
     def _read(self, indices: Tensor) -> Tensor:
@@ -124,6 +144,9 @@ class Subset(ImageSplit):
 
     def _read(self, indices: Tensor) -> Tensor:
         return self.split._read(self.indices[indices])
+
+    def _read_parts(self, indices: Tensor, parts: Sequence[Part]) -> Tensor:
+        return self.split._read_parts(self.indices[indices], parts)
 
 
 def _check_indices(indices: Tensor, size: int) -> None:

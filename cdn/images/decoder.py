@@ -1,7 +1,7 @@
 """The decoder of image files: upright, opaque, 8 bits per channel, or an error."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -67,7 +67,12 @@ def opened(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> 
         raise DataError(f"{path}: expected a readable image, got {type(error).__name__}: {cause}") from None
 
 
-def decode(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS, *, at_least: int | None = None) -> Decoded:
+def decode(
+    path: str | Path | IO[bytes],
+    formats: tuple[str, ...] = FORMATS,
+    *,
+    at_least: int | Callable[[int, int], int] | None = None,
+) -> Decoded:
     """Decode the first frame of an image file, turned upright as its EXIF data says.
 
     Palettes and CMYK, YCbCr or Lab colours become RGB, black and white becomes grey, and an alpha channel that is
@@ -77,7 +82,8 @@ def decode(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS, *, 
         path: the file, or its content.
         formats: Pillow's names of the formats that it may have.
         at_least: sides of so many pixels are enough: a JPEG image of twice, four or eight times as many is decoded at a
-            half, a quarter or an eighth of its sides, by as many of its frequencies, in a fraction of the time.
+            half, a quarter or an eighth of its sides, by as many of its frequencies, in a fraction of the time. Or a
+            function of the width and the height of the file, before it is turned upright.
 
     Raises:
         DataError: the file cannot be decoded, is cut short, far too large, has more than 8 bits per channel, or pixels
@@ -90,7 +96,8 @@ def decode(path: str | Path | IO[bytes], formats: tuple[str, ...] = FORMATS, *, 
             raise DataError(f"{path}: expected 8 bits per channel, got {bits}; convert it first")
         mode = image.mode
         if at_least is not None:
-            image.draft(None, (at_least, at_least))  # other formats ignore it
+            side = at_least(*image.size) if callable(at_least) else at_least
+            image.draft(None, (side, side))  # other formats ignore it
         image.load()
         _turn_upright(image)
         if 0 in image.size:
@@ -111,8 +118,18 @@ def central_square(image: Image.Image, size: int) -> Image.Image:
     shorter = min(image.size)
     left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
     # The square is cut before it is resized: the same view, and a thin strip cannot grow huge.
-    square = image.crop((left, top, left + shorter, top + shorter))
-    return square.resize((size, size), Image.Resampling.BICUBIC)
+    return resized(image, (left, top, left + shorter, top + shorter), (size, size))
+
+
+def resized(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    """Resize a part of an image (bicubic).
+
+    Args:
+        image: the image.
+        box: left, upper, right and lower border of the part.
+        size: width and height to have.
+    """
+    return image.crop(box).resize(size, Image.Resampling.BICUBIC)
 
 
 def as_tensor(image: Image.Image, channels: int) -> Tensor:

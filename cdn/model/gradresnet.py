@@ -106,6 +106,7 @@ class Trunk(nn.Module):
         self.stem = nn.ModuleList(
             Filters(in_channels if i == 0 else width, width, stride=stride) for i, stride in enumerate(strides)
         )
+        self.recompute = False  # whether training keeps only what lies between blocks (cdn_kernels.recomputed)
         self.channels = [width << stage for stage in range(len(blocks))]
         self.stages = nn.ModuleList()
         inputs = width
@@ -130,7 +131,8 @@ class Trunk(nn.Module):
             h = filters.gelu(h)
         features = []
         for stage in self.stages:
-            h = stage(h)
+            for block in cast("Iterable[nn.Module]", stage):
+                h = cdn_kernels.recomputed(block, h) if self.recompute else block(h)
             features.append(h)
         return features
 

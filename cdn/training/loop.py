@@ -68,6 +68,7 @@ def train(
     show: bool | None = None,
     processes: Processes = ALONE,
     patience: float = 0.0,
+    dataset: Dataset | None = None,
 ) -> Report | None:
     """Train a model and leave a complete run folder.
 
@@ -85,6 +86,8 @@ def train(
         show: True or False for a progress bar; None for one on terminals.
         processes: those that train together.
         patience: seconds to wait for another training to release the run.
+        dataset: the data, of the name that the settings have; that of :func:`cdn.data.own_dataset` for images of your
+            own. None to load it by that name. It has to be given again to resume the run.
 
     Returns:
         The last evaluation, or None if the run was interrupted (its state is saved).
@@ -100,11 +103,12 @@ def train(
         if resume:
             processes.of_first(lock)
         settings = processes.of_first(lambda: settings.decided(device))
-        settings, dataset, found = _prepare(settings, run, resume, download, processes)
-        steps = settings.total_steps(steps_per_epoch(len(dataset.train), settings.batch_size))
+        load = lambda: _checked(dataset, settings) if dataset else _load(settings, run, resume, download)
+        settings, data, found = _prepare(settings, run, resume, load, processes)
+        steps = settings.total_steps(steps_per_epoch(len(data.train), settings.batch_size))
         progress: Progress  # made when it is known where the run begins
         trainer = processes.together(
-            lambda: Trainer(settings, dataset, steps, device, lambda text: progress.say(text), processes)
+            lambda: Trainer(settings, data, steps, device, lambda text: progress.say(text), processes)
         )
         begin = lambda: _begun(trainer, run, resume, found, lock) if processes.first else None
         metrics, elapsed = processes.together(begin) or (None, 0.0)
@@ -222,13 +226,14 @@ class _Training:
         """Train until the last step, or until a signal asks one of the processes to stop."""
         settings, trainer, averages = self.settings, self.trainer, Averages()
         evaluate_every = max(trainer.steps // settings.evaluations, 1)
+        self._waited()  # while steps were profiled
         while trainer.step < trainer.steps and not self.processes.any(bool(stop)):
             self.processes.together(self._save_and_prepare)
             averages.add(settings.batch_size, trainer.take())
             self.progress.advance()
             done = trainer.step
             if done % settings.log_every == 0 or done == trainer.steps:
-                self.processes.together(lambda: self._log(averages.take()))
+                self.processes.together(lambda: self._log(averages.take(self._waited())))
             if done % evaluate_every == 0 and done < trainer.steps:
                 self._measure(QUICK)
 
@@ -237,6 +242,12 @@ class _Training:
         if self.trainer.step and time.perf_counter() - self.saved > self.settings.checkpoint_seconds:
             self._save()
         self.trainer.prepare()
+
+    def _waited(self) -> float | None:
+        """Return for how long steps waited for images since the last call; None where these need no decoding."""
+        batches = self.trainer.batches
+        waited, batches.waited = batches.waited, 0.0
+        return None if batches.loader is None else waited
 
     def _log(self, averages: dict[str, float]) -> None:
         """Write a row of the averages since the last one."""
@@ -309,12 +320,12 @@ class _Training:
 
 
 def _prepare(
-    settings: Settings, run: Path, resume: bool, download: bool, processes: Processes
+    settings: Settings, run: Path, resume: bool, load: Callable[[], Dataset], processes: Processes
 ) -> tuple[Settings, Dataset, Fingerprint]:
     """Return the settings with what the data decides, the data to train on, and the fingerprint of all of it."""
 
     def read() -> tuple[Dataset, Fingerprint]:
-        dataset = _load(settings, run, resume, download)
+        dataset = load()
         return dataset, fingerprint(dataset)
 
     loads = not local_rank()  # one process of each machine fetches what the others then find
@@ -332,6 +343,12 @@ def _prepare(
         chosen = balanced_indices(dataset.train.labels, settings.train_images, settings.seed)
         dataset = replace(dataset, train=Subset(dataset.train, chosen))
     return settings, dataset, found
+
+
+def _checked(dataset: Dataset, settings: Settings) -> Dataset:
+    if dataset.name != settings.data:
+        raise CDNError(f"dataset: expected the {settings.data!r} that settings.data names, got {dataset.name!r}")
+    return dataset
 
 
 def _load(settings: Settings, run: Path, resume: bool, download: bool) -> Dataset:

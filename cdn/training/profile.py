@@ -15,7 +15,7 @@ from cdn.training.trainer import Trainer
 from cdn_kernels.phases import watch
 from cdn_kernels.torch_private import TorchDispatchMode, tensors_in
 
-PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "exchange", "optimizer")
+PHASES = ("waiting", "data", "sampler", "noise", "forward", "score", "backward", "exchange", "optimizer")
 
 
 # Steps before measuring, and steps whose median time is taken.

@@ -29,13 +29,20 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0) + torch.where(finite, value, 0.0)
             self.counts[name] = self.counts.get(name, 0) + finite
 
-    def take(self) -> dict[str, float]:
-        """Return the averages and images/s since the last call, as numbers, and start again."""
+    def take(self, waited: float | None = None) -> dict[str, float]:
+        """Return the averages, images/s and the share of time that was waited, as numbers, since the last call.
+
+        Args:
+            waited: seconds since then that steps waited for images; None where these need no decoding.
+        """
         row = {
             name: float(self.sums[name]) / int(self.counts[name]) if int(self.counts[name]) else float("nan")
             for name in self.sums
         }
-        row["images_per_second"] = self.images / max(time.perf_counter() - self.start, 1e-9)
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        row["images_per_second"] = self.images / seconds
+        if waited is not None:
+            row["waiting"] = waited / seconds
         self._restart()
         return row
 
@@ -73,6 +80,7 @@ class Progress:
             "denoising": ("DSM", "{:.3f}"),
             "contrastive": ("contrast", "{:.2f}"),
             "images_per_second": ("img/s", "{:.0f}"),
+            "waiting": ("waits for images", "{:.0%}"),
             "accuracy": ("val acc", "{:.1%}"),
             "psnr_50": ("val PSNR", "{:.2f} dB"),
         }

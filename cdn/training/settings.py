@@ -8,6 +8,7 @@ from typing import Any, TypedDict, get_type_hints
 import torch
 from torch import Tensor
 
+from cdn.data.dataset import OWN
 from cdn.errors import CDNError
 from cdn.model import DirectDenoiser, GradResNet, Network, ResNet
 from cdn.model.gradresnet import Mean
@@ -31,7 +32,7 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 
 # What may change when a run is resumed, since it changes nothing but what is seen of the run, or how its sums are
 # rounded. The data may have moved, and has to be the same.
-FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate", "workers")
+FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate", "recompute", "workers")
 
 # What the data set decides; everything else has one default for all (docs/ablations.md).
 _PHOTOGRAPHS: dict[str, Any] = dict(
@@ -64,7 +65,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
     "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
     "hf": dict(_PHOTOGRAPHS, batch_size=128),
+    OWN: dict(_PHOTOGRAPHS, batch_size=128),
 }
+
+NAMED_DATA = tuple(name for name in RECIPES if name != OWN)  # what a command can load
 
 # What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
 # other objectives it diverged on the digits.
@@ -73,6 +77,7 @@ JEM: dict[str, dict[str, Any]] = {
     "cifar10": dict(head="linear"),
     "imagefolder": dict(head="linear"),
     "hf": dict(head="linear"),
+    OWN: dict(head="linear"),
 }
 # What runs of older versions, which did not write it down, did.
 UNWRITTEN: dict[str, Any] = dict(clean="independent", fused=False)
@@ -130,9 +135,11 @@ class Settings:
     steps: int | None = None
     batch_size: int = _LATER
     accumulate: int = 1
+    recompute: bool = False
     workers: int | None = None
     crop_padding: int = _LATER
     crop_size: int | None = None
+    crop_area: float | None = None
     flip: bool = _LATER
     optimizer: str = _LATER
     learning_rate: float = _LATER
@@ -184,13 +191,20 @@ class Settings:
                 "a joint energy model needs --head linear: the gradients of the others throw the chains of "
                 f"its sampler far out of the range of images, got {self.head!r}"
             )
-        self._check_accumulation(family)
+        self._check_memory_savers(family)
+        if self.crop_area is not None and not 0 < self.crop_area <= 1:
+            raise CDNError(f"--crop-area: expected a share of the image above 0 and at most 1, got {self.crop_area}")
         try:
             _ = self.levels
         except ValueError as error:
             raise CDNError(str(error)) from None
 
-    def _check_accumulation(self, family: str) -> None:
+    def _check_memory_savers(self, family: str) -> None:
+        if self.recompute and family == "resnet":
+            raise CDNError(
+                f"--recompute: a {self.model} counts the statistics of every batch (BatchNorm), which would be counted "
+                "again: leave it out"
+            )
         if not 1 <= self.accumulate <= self.batch_size:
             raise CDNError(f"--accumulate: expected 1..{self.batch_size} (the images of a step), got {self.accumulate}")
         if self.accumulate > 1 and family == "resnet":

@@ -70,6 +70,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         mean = channel_mean(dataset.train) if settings.mean is None else settings.mean
         self.model = settings.build_model(dataset.num_classes, dataset.shape[0], mean).to(device)
+        if settings.recompute:
+            self.model.trunk.recompute = True  # type: ignore[union-attr]  # of all that settings allow
         # The fused kernels and GPUs run fastest channels last, torch's convolutions on a CPU contiguous.
         last = settings.fused or device.type == "cuda"
         self.layout = torch.channels_last if last else torch.contiguous_format
@@ -89,7 +91,14 @@ class Trainer:
             dataset.shape, crop_padding=settings.crop_padding, flip=settings.flip, crop_size=settings.crop_size
         )
         self.batches = Batches(
-            dataset.train, settings.batch_size, settings.seed, device, augmentation, share, settings.workers
+            dataset.train,
+            settings.batch_size,
+            settings.seed,
+            device,
+            augmentation,
+            share,
+            settings.workers,
+            settings.crop_area,
         )
         # All that a step knows of its number: the number itself, the learning rate, by how much the average of the
         # weights moves, and lambda. torch's fused AdamW reads a rate in double precision on CPUs, a float elsewhere.
@@ -116,7 +125,7 @@ class Trainer:
         # The chains of a joint energy model are drawn on the CPU, from what torch's generator gives, and steps that are
         # divided for lack of memory have none for recordings.
         recorded = bool(settings.fused) and self.device.type in ("cpu", "cuda")
-        recorded = recorded and self.jem is None and settings.accumulate == 1
+        recorded = recorded and self.jem is None and settings.accumulate == 1 and not settings.recompute
         if self.reduction is not None:
             # BatchNorm talks to the other processes in the midst of a step.
             recorded = recorded and not settings.model.startswith("resnet")
@@ -151,8 +160,7 @@ class Trainer:
     def prepare(self) -> None:
         """Write down on the device what the next step needs to know."""
         settings, step = self.settings, self.step
-        with phase("data"):
-            self.batches.seek(step)
+        self.batches.seek(step)
         self.number.fill_(step)
         self.rate.fill_(learning_rate(step, self.steps, settings.learning_rate, settings.warmup))
         # Early weights are worth little: the average starts short and reaches its full length with time.

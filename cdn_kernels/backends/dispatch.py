@@ -67,6 +67,11 @@ def using(impl: str) -> Iterator[None]:
         _automatic.impl = previous
 
 
+def automatic_impl() -> str:
+    """Return what impl="auto" means in this thread, as :func:`using` says."""
+    return _automatic.impl
+
+
 def resolve(operation: str, impl: str, device: torch.device, dtype: torch.dtype, fastest: str | None = None) -> str:
     """Return the backend that runs an operation on tensors of a device and dtype.
 

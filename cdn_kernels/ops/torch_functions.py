@@ -46,10 +46,25 @@ class FirstOrderFunctions(TorchFunctionMode):
         gained: whether any convolution was taken over.
     """
 
+    _inside = threading.local()
+
     def __init__(self) -> None:
         super().__init__()
         self.filters: list[Tensor] = []
         self.gained = False
+
+    @classmethod
+    def active(cls) -> bool:
+        """Tell whether this thread is in such a block."""
+        return getattr(cls._inside, "blocks", 0) > 0
+
+    def __enter__(self) -> "FirstOrderFunctions":
+        self._inside.blocks = getattr(self._inside, "blocks", 0) + 1
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.blocks -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self,

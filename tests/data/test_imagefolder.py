@@ -7,6 +7,7 @@ from PIL import Image
 
 from cdn.data import decoded, imagefolder, load_dataset
 from cdn.errors import DataError
+from cdn.images.decoder import decode
 
 
 def save(path, width=6, height=6, value=None, mode="RGB"):
@@ -19,6 +20,12 @@ def save(path, width=6, height=6, value=None, mode="RGB"):
         image = Image.new(mode, (width, height), value)
     image.save(path)
     return path
+
+
+def decode_square(path, size):
+    """Return an image as folders of images give it."""
+    images, _ = imagefolder.FolderSplit([path], torch.zeros(1, dtype=torch.int64), size).load(torch.tensor([0]))
+    return images[0]
 
 
 @pytest.fixture
@@ -57,30 +64,29 @@ def test_test_stands_in_for_val_and_val_comes_first(folder):
 def test_a_square_cut_at_its_own_size_keeps_its_pixels(tmp_path):
     path = save(tmp_path / "a.png", width=11, height=5)
     expected = np.asarray(Image.open(path))[:, 3:8].transpose(2, 0, 1)
-    assert np.array_equal(imagefolder.decode_square(path, 5).numpy(), expected)
+    assert np.array_equal(decode_square(path, 5).numpy(), expected)
 
 
 def test_resizing_averages_instead_of_skipping(tmp_path):
     checks = np.indices((64, 64)).sum(axis=0) % 2 * 255
     Image.fromarray(checks.astype(np.uint8)).save(tmp_path / "a.png")
-    small = imagefolder.decode_square(tmp_path / "a.png", 8)
+    small = decode_square(tmp_path / "a.png", 8)
     assert small.shape == (3, 8, 8) and (small.int() - 127).abs().max() <= 3
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg")])
 def test_other_modes_become_rgb(tmp_path, mode, suffix):
-    assert imagefolder.decode_square(save(tmp_path / f"a.{suffix}", mode=mode), 6).shape == (3, 6, 6)
+    assert decode_square(save(tmp_path / f"a.{suffix}", mode=mode), 6).shape == (3, 6, 6)
 
 
 def test_decoding_is_lazy_and_happens_once(folder, monkeypatch):
     decoded = []
-    decode = imagefolder.decode_square
 
-    def counting(path, size):
+    def counting(path, **how):
         decoded.append(path)
-        return decode(path, size)
+        return decode(path, **how)
 
-    monkeypatch.setattr(imagefolder, "decode_square", counting)
+    monkeypatch.setattr(imagefolder, "decode", counting)
     split = load(folder).train
     assert decoded == []
     first, _ = split.load(torch.tensor([2, 2, 0]))
@@ -151,20 +157,20 @@ def test_an_undecodable_first_image_is_named(folder):
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 4096, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match="deep.png: expected 8 bits per channel, got 16"):
-        imagefolder.decode_square(tmp_path / "deep.png", 4)
+        decode_square(tmp_path / "deep.png", 4)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(DataError, match="DecompressionBomb"):
-        imagefolder.decode_square(save(tmp_path / "bomb.png"), 6)
+        decode_square(save(tmp_path / "bomb.png"), 6)
 
 
 def test_another_format_behind_an_image_suffix_is_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "a.png")
     with pytest.raises(DataError, match="a.png"):
-        imagefolder.decode_square(tmp_path / "a.png", 4)
+        decode_square(tmp_path / "a.png", 4)
 
 
 def test_real_photographs(shared_data):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cdn.data import Augmentation, Batches, decoded, load_dataset
 from cdn.data.imagefolder import FolderSplit
-from cdn.data.loading import MOST_UNASKED, Loader, workers_for
+from cdn.data.loading import MOST_UNASKED, Loader, Wanted, workers_for
 from cdn.data.sampler import batch_indices
 from cdn.errors import DataError
 
@@ -20,6 +20,10 @@ COUNT, BATCH = 12, 4
 
 def indices(step):
     return batch_indices(COUNT, BATCH, step, seed=0)
+
+
+def wanted(step):
+    return Wanted(indices(step))
 
 
 @pytest.fixture
@@ -40,19 +44,20 @@ def workers_of(loader):
 def test_workers_are_only_for_what_is_read_anew_in_every_epoch(split, tmp_path, monkeypatch):
     assert workers_for(split) == min(MOST_UNASKED, os.cpu_count())
     monkeypatch.setattr(decoded, "CACHE_BYTES", 2**30)
-    assert workers_for(FolderSplit(split.paths, split.labels, 6)) == 0
+    kept = FolderSplit(split.paths, split.labels, 6)
+    assert workers_for(kept) == 0 and workers_for(kept, in_parts=True) == min(MOST_UNASKED, os.cpu_count())
     assert workers_for(load_dataset("digits").train) == 0
 
 
 def test_without_workers_images_are_read_when_asked_for(split):
-    loader = Loader(split, indices)
+    loader = Loader(split, wanted)
     for step in (0, 5, 1):
         assert torch.equal(loader.read(step), split.load(indices(step))[0])
 
 
 def test_a_worker_reads_the_same_images_in_any_order_of_steps(split):
     torch.rand(1000, 1000) @ torch.rand(1000, 1000)  # the threads of OpenMP have run before workers begin
-    loader = Loader(split, indices, workers=1)
+    loader = Loader(split, wanted, workers=1)
     for step in (0, 1, 2, 7, 8, 2):
         assert torch.equal(loader.read(step), split.load(indices(step))[0])
 
@@ -61,7 +66,7 @@ def test_a_worker_reads_the_same_images_in_any_order_of_steps(split):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as many as asked for, on a machine with fewer cores
 @pytest.mark.parametrize("workers", [2, 4])
 def test_many_workers_read_the_same_images(split, workers):
-    loader = Loader(split, indices, workers)
+    loader = Loader(split, wanted, workers)
     for step in range(3 * workers):
         assert torch.equal(loader.read(step), split.load(indices(step))[0])
 
@@ -71,7 +76,7 @@ def test_an_image_that_cannot_be_decoded_is_a_sentence_and_reading_goes_on(split
     broken = int(indices(2)[0])
     content = split.paths[broken].read_bytes()
     split.paths[broken].write_bytes(content[:-30])
-    loader = Loader(split, indices, workers=2)
+    loader = Loader(split, wanted, workers=2)
     for step in (0, 1):
         loader.read(step)
     with pytest.raises(DataError, match=rf"^.*{broken}\.png: expected a readable image, got OSError: [^\n]*$"):
@@ -82,7 +87,7 @@ def test_an_image_that_cannot_be_decoded_is_a_sentence_and_reading_goes_on(split
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_a_sentence_and_reading_goes_on(split):
-    loader = Loader(split, functools.partial(indices), workers=1)
+    loader = Loader(split, functools.partial(wanted), workers=1)
     loader.read(0)
     for worker in workers_of(loader):
         os.kill(worker.pid, signal.SIGKILL)
@@ -95,7 +100,7 @@ def test_a_worker_that_dies_is_a_sentence_and_reading_goes_on(split):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_workers_alone(split):
-    loader = Loader(split, indices, workers=1)
+    loader = Loader(split, wanted, workers=1)
     loader.read(0)
     for worker in workers_of(loader):
         os.kill(worker.pid, signal.SIGINT)
@@ -103,10 +108,11 @@ def test_ctrl_c_leaves_workers_alone(split):
         assert torch.equal(loader.read(step), split.load(indices(step))[0])
 
 
+@pytest.mark.parametrize("crop_area", [None, 0.2])
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_batches_are_the_same_for_any_number_of_workers(split, workers):
+def test_batches_are_the_same_for_any_number_of_workers(split, workers, crop_area):
     still = Augmentation(split.shape, crop_padding=1, flip=True)
-    made = lambda places, workers: Batches(split, BATCH, 0, torch.device("cpu"), still, places, workers)
+    made = lambda places, workers: Batches(split, BATCH, 0, torch.device("cpu"), still, places, workers, crop_area)
     whole, parts = made(None, 0), [made(range(1), workers), made(range(1, BATCH), workers)]
     for step in (0, 1, 5):
         for batches in (whole, *parts):
