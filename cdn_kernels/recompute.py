@@ -18,6 +18,8 @@ from cdn_kernels.torch_private import will_run
 from cdn_kernels.transforms import transformed
 
 Leaves = Sequence[Tensor]
+# Layers that count every batch they see.
+COUNTING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
@@ -47,7 +49,7 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
     if not isinstance(module, nn.Module):
         raise TypeError(f"recomputed: module must be a torch.nn.Module, got {type(module).__name__}")
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
+        if isinstance(layer, COUNTING) and layer.training and layer.track_running_stats:
             raise ValueError(
                 f"recomputed: {type(layer).__name__} {name!r} would count every batch again: freeze its statistics "
                 "(.eval()), or leave it out"

@@ -105,7 +105,8 @@ class _Relay(threading.Thread):
             if self.wake in readable:
                 return
             if readable:
-                self.waiting.append((time.monotonic() + self.delay, os.read(self.source, PACKET + 100)))
+                with contextlib.suppress(BlockingIOError):  # another reader of the device was faster
+                    self.waiting.append((time.monotonic() + self.delay, os.read(self.source, PACKET + 100)))
             while self.waiting and self.waiting[0][0] <= time.monotonic():
                 with contextlib.suppress(OSError):  # lost, as on any link: a host that is gone, a full queue
                     os.write(self.target, self.waiting.popleft()[1])

@@ -139,7 +139,11 @@ def training_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="continue RUN (or --out) from its last checkpoint, with the settings it was started with",
     )
-    run.add_argument("--profile", action="store_true", help="first measure time and bytes of each phase of a step")
+    run.add_argument(
+        "--profile",
+        action="store_true",
+        help="first measure the time and bytes of each phase of a step, and the peak of memory",
+    )
     data.add_argument("--download", action="store_true", help="fetch and check the official CIFAR-10 archive")
     defaults = Settings()
     for title, rows in GROUPS.items():

@@ -45,7 +45,7 @@ from cdn.run_folder.lock import locked
 from cdn.run_folder.names import CONFIG, DATA, METRICS, PICTURES, PREVIOUS, PROFILE, STATE, WEIGHTS
 from cdn.run_folder.state import has_state, load_state, save_state
 from cdn.run_folder.weights import save_model
-from cdn.training.profile import profile_steps, profile_text, write_profile
+from cdn.training.profile import memory_text, profile_steps, profile_text, write_profile
 from cdn.training.progress import Averages, Progress
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
@@ -188,7 +188,7 @@ class _Training:
             if profile:
                 rows = profile_steps(trainer)
                 self.processes.of_first(lambda: write_profile(rows, self.run / PROFILE))
-                say(profile_text(rows))
+                say(f"{profile_text(rows)}\n{memory_text(trainer.device)}")
             with _stop_requests(self.processes) as stop:
                 self._take_steps(stop)
                 if trainer.step < trainer.steps:

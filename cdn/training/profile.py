@@ -1,6 +1,8 @@
 """The time of each phase of a training step, and the bytes that its operations touch."""
 
 import copy
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +75,15 @@ def profile_text(rows: Sequence[Row]) -> str:
         }
         for row in rows
     )
+
+
+def memory_text(device: torch.device) -> str:
+    """Return in words how much memory there was in use at the peak so far: of a GPU, or of the whole process."""
+    if device.type == "cuda":
+        return f"peak memory on {device}: {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"peak memory of the process: {size / 2**20:,.0f} MiB"
 
 
 class _Clock:

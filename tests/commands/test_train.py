@@ -115,8 +115,9 @@ def test_more_images_than_there_are(tmp_path):
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path):
+def test_profile_reports_phases_and_changes_nothing(joint_run, tmp_path, capsys):
     run("--out", tmp_path / "profiled", "--profile")
+    assert re.search(r"^peak memory of the process: [\d,]+ MiB$", capsys.readouterr().out, re.MULTILINE)
     rows = {r["phase"]: r for r in json.loads((tmp_path / "profiled" / "profile.json").read_text())["phases"]}
     assert {"data", "noise", "forward", "score", "backward", "optimizer", "step"} <= set(rows)
     assert rows["backward"]["bytes"] > rows["forward"]["bytes"] > 0

@@ -125,7 +125,9 @@ def test_a_training_on_parts_goes_on_as_if_it_had_not_stopped(tmp_path):
     tiny = "--model gradresnet-small --width 8 --batch-size 4 --log-every 2 --evaluations 1 --workers 0 --device cpu"
     data = ["--data", "imagefolder", "--data-dir", str(tmp_path), "--image-size", "8", "--crop-padding", "0"]
     start = lambda name, *more: train.main([*tiny.split(), *data, "--out", str(tmp_path / name), *more])
-    start("whole", "--steps", "4", "--crop-area", "0.3")
+    start("whole", "--steps", "4", "--crop-area", "0.3", "--profile")
+    phases = json.loads((tmp_path / "whole/profile.json").read_text())["phases"]
+    assert {"waiting", "data", "step"} <= {row["phase"] for row in phases}
     with mock.patch.object(Trainer, "take", stop_after(2)):
         start("halted", "--steps", "4", "--crop-area", "0.3")
     train.main(["--resume", str(tmp_path / "halted")])

@@ -47,8 +47,8 @@ def results(module, count, run, out, *options):
     ],
 )
 def test_several_processes_find_what_one_finds(digits_run, tmp_path, module, options):
-    found = [results(module, count, digits_run, tmp_path / f"{count}", *options.split()) for count in (1, 2, 3)]
-    assert found[1] == found[0] and found[2] == found[0]
+    found = [results(module, count, digits_run, tmp_path / f"{count}", *options.split()) for count in (1, 3)]
+    assert found[1] == found[0]
     assert sum(map(len, found[0][0].values())) > 4
 
 

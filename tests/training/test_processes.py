@@ -114,13 +114,13 @@ def divide_or_not(processes):
             division.divided = divided
 
         with mock.patch.object(Division, "_decide", decide):
-            found.append(take_steps(processes, dict(), F64))
+            found.append(take_steps(processes, dict(), F64, until=8))
     return found
 
 
 @pytest.mark.processes
 def test_muon_divided_over_processes_takes_the_same_steps():
-    expected = take_steps(dtype=F64)
+    expected = take_steps(dtype=F64, until=8)
     for states in zip(*in_processes(3, divide_or_not)):
         assert_same_run(states, expected, 1e-9)
 
