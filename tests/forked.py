@@ -20,6 +20,7 @@ _context = multiprocessing.get_context("forkserver")
 _PRELOAD = "torch.distributed", "torch._dynamo", "sklearn.datasets", "cdn.commands.train", "tests.forked"
 # The modules whose command several processes may divide.
 DIVIDED = ("cdn.commands.train", "cdn.commands.evaluate", "cdn.commands.certify", "cdn.experiments.robustness")
+_context.set_forkserver_preload(list(_PRELOAD))
 LIMIT = 300  # seconds, for machines that do other things too
 
 
@@ -42,7 +43,6 @@ def in_processes(count, function, *arguments, join=True):
     Raises:
         AssertionError: one of them failed, or hangs.
     """
-    _context.set_forkserver_preload(list(_PRELOAD))  # of the one server of this process, if it is still to start
     pipes, workers = [], []
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as the agent of torchrun keeps
     agent = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True)
