@@ -1,7 +1,7 @@
 """Parts of a network that keep their input alone and are computed again when a derivative needs them, at both orders.
 
-torch.utils.checkpoint saves nothing where the gradient by the input is itself differentiated: what a part computes
-again in the sweep of the score stays in the graph of that sweep until the last one.
+torch.utils.checkpoint saves little where the gradient by the input is itself differentiated: what a part computes again
+in the sweep of the score stays in the graph of that sweep until the last one.
 """
 
 import contextlib
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cdn_kernels.backends.dispatch import automatic_impl, using
-from cdn_kernels.ops.common import Context, Gradients, as_input
+from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
-from cdn_kernels.torch_private import will_run
 from cdn_kernels.transforms import transformed
 
 Leaves = Sequence[Tensor]
@@ -119,14 +118,27 @@ class _Part:
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         """Return the gradients by samples and parameters that are wanted, and the samples that they have a graph to."""
         fresh = [x.detach().requires_grad_(x.requires_grad or create_graph) for x in samples]
-        pairs = [(y, g) for y, g in zip(self.outputs(fresh, again=True), grads) if g is not None and y.requires_grad]
-        leaves = [x for x, asked in zip([*fresh, *self.parameters], wanted) if asked]
-        found: Sequence[Tensor | None] = [None] * len(leaves)
-        if pairs and leaves:
-            outputs, given = zip(*pairs)
-            found = torch.autograd.grad(outputs, leaves, given, create_graph=create_graph, allow_unused=True)
-        rest = iter(found)
-        return [next(rest) if asked else None for asked in wanted], fresh
+        outputs = self.outputs(fresh, again=True)
+        return _gradients(outputs, grads, [*fresh, *self.parameters], wanted, create_graph=create_graph), fresh
+
+
+def _gradients(
+    outputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    leaves: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor | None]:
+    """Return the gradients by those leaves that are wanted, None by the others and where nothing depends on one."""
+    pairs = [(y, g) for y, g in zip(outputs, grads) if y is not None and g is not None and y.requires_grad]
+    asked = [x for x, is_wanted in zip(leaves, wanted) if is_wanted and x is not None]
+    found: Sequence[Tensor | None] = [None] * len(asked)
+    if pairs and asked:
+        values, weights = zip(*pairs)
+        found = torch.autograd.grad(values, asked, weights, create_graph=create_graph, allow_unused=True)
+    rest = iter(found)
+    return [next(rest) if is_wanted else None for is_wanted in wanted]
 
 
 def _random_state(device: str) -> tuple[Tensor, Tensor | None]:
@@ -155,8 +167,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor | None) -> Gradients:
-        wanted = _asked(ctx, 1, len(ctx.saved_tensors))
-        return None, *_Backward.apply(ctx.part, wanted, len(grads), *grads, *ctx.saved_tensors)
+        return None, *_Backward.apply(ctx.part, _asked(ctx, 1), len(grads), *grads, *ctx.saved_tensors)
 
 
 class _Backward(torch.autograd.Function):
@@ -182,28 +193,18 @@ class _Backward(torch.autograd.Function):
         grads = [None if g is None else g.detach().requires_grad_() for g in given]
         with torch.enable_grad():
             found, fresh = part.gradients(samples, grads, ctx.wanted, create_graph=True)
-        pairs = [(g, t) for g, t in zip(found, tangents) if g is not None and t is not None and g.requires_grad]
         leaves = [*grads, *fresh, *part.parameters]
-        asked = _asked(ctx, 3, len(ctx.saved_tensors))
-        targets = [x for x, wanted in zip(leaves, asked) if wanted and x is not None]
-        second: Sequence[Tensor | None] = [None] * len(targets)
-        if pairs and targets:
-            outputs, weights = zip(*pairs)
-            second = torch.autograd.grad(outputs, targets, weights, allow_unused=True)
-        rest = iter(second)
-        return None, None, None, *(next(rest) if wanted and x is not None else None for x, wanted in zip(leaves, asked))
+        return None, None, None, *_gradients(found, tangents, leaves, _asked(ctx, 3))
 
 
-def _asked(ctx: Context, first: int, count: int) -> list[bool]:
-    """Tell which gradients the running backward pass will use, of the inputs from the first tensor on.
+def _asked(ctx: Context, first: int) -> list[bool]:
+    """Tell which gradients the running backward pass will use, of the saved inputs, some of which may be None.
 
     Args:
-        first: the place of the first tensor among all inputs.
-        count: of tensors, some of which may be None.
+        first: the place of the first of them among all inputs; those before it are no tensors.
     """
-    nodes = iter([node for node, _ in ctx.next_functions])
-    found = []
-    for place, x in zip(range(first, first + count), ctx.saved_tensors):
-        node = None if x is None else next(nodes)
-        found.append(ctx.needs_input_grad[place] and node is not None and will_run(node))
+    found, missing = [], first
+    for place, x in enumerate(ctx.saved_tensors, first):
+        missing += x is None
+        found.append(x is not None and asked_for(ctx, place, missing))
     return found

@@ -30,6 +30,8 @@ class Division:
 
     def __call__(self, matrices: list[Tensor]) -> list[Tensor]:
         """Return the orthogonalized matrices, see :func:`.muon.orthogonalize`."""
+        if not matrices:
+            return []
         self._calls += 1
         if self._calls == 2:  # the first one meets cold caches and connections
             self._decide(matrices)
