@@ -1,13 +1,15 @@
 """Images a training reads from a folder of photographs, beside torch's DataLoader over plain Pillow."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from cdn.data import Augmentation, Batches, decoded
 from cdn.data.imagefolder import FolderSplit
-from cdn.data.loading import Loader, Wanted
 from cdn.data.parts import draw_parts
 
 PHOTOGRAPH = 500  # side
@@ -43,28 +45,19 @@ class Photographs(Dataset):
 
 
 class OfLibrary:
-    """Read some batches by the library's loader, each call the next ones."""
+    """Read some batches as a training does, each call the next ones."""
 
     def __init__(self, paths, side, parts, workers, batch, count):
-        split = FolderSplit(paths, torch.zeros(len(paths), dtype=torch.int64), side)
-        split._cache = None  # as if there were too many to keep
-        self.loader, self.count, self.step = Loader(split, Steps(paths, batch, parts), workers), count, 0
+        with mock.patch.object(decoded, "CACHE_BYTES", 0):  # as if there were too many to keep
+            split = FolderSplit(paths, torch.zeros(len(paths), dtype=torch.int64), side)
+        how = dict(workers=workers, crop_area=LEAST if parts else None)
+        self.batches = Batches(split, batch, 0, torch.device("cpu"), Augmentation(split.shape), **how)
+        self.count, self.step = count, 0
 
     def __call__(self):
         for _ in range(self.count):
-            self.images = self.loader.read(self.step)
+            self.batches.seek(self.step)
             self.step += 1
-
-
-class Steps:
-    """What the steps of a training want, for processes that read it."""
-
-    def __init__(self, paths, batch, parts):
-        self.count, self.batch, self.parts = len(paths), batch, parts
-
-    def __call__(self, step):
-        indices = torch.arange(step * self.batch, (step + 1) * self.batch) % self.count
-        return Wanted(indices, draw_parts(self.batch, 0, step, LEAST) if self.parts else None)
 
 
 class OfTorch:

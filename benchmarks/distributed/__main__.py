@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks.distributed.hosts import ADDRESSES, DEVICES, Link, hosts, why_not
+from benchmarks.distributed.page import ALL, ONE, TWO
 from benchmarks.distributed.worker import PROBLEMS
 from benchmarks.harness.checkout import environment
 from benchmarks.harness.timing import schedule
@@ -36,9 +37,9 @@ def cases(links):
     """Return {name: function(problem, folder) that runs a case}, those of one machine first."""
     cores = os.cpu_count() or 1
     found = {
-        "one process, all cores": lambda *to: _run([_alone(*to)], cores),
-        "one process, one core": lambda *to: _run([_alone(*to)], 1),
-        "two processes, a core each": lambda *to: _run([_together(*to, "--standalone", "--nproc-per-node=2")], 1),
+        ALL: lambda *to: _run([_alone(*to)], cores),
+        ONE: lambda *to: _run([_alone(*to)], 1),
+        TWO: lambda *to: _run([_together(*to, "--standalone", "--nproc-per-node=2")], 1),
     }
     for link in links:
         found[f"two hosts, {link.name}"] = lambda *to, link=link: _on_hosts(link, *to)
@@ -94,11 +95,12 @@ def _start(words, threads, interface):
 
 def measure(problems, links, rounds):
     """Return {problem: {case: what its processes measured, a list for each round}}."""
-    found = {problem: {name: [] for name in cases(links)} for problem in problems}
-    order = schedule([(problem, name) for problem in problems for name in cases(links)], rounds)
+    runs = cases(links)
+    found = {problem: {name: [] for name in runs} for problem in problems}
+    order = schedule([(problem, name) for problem in problems for name in runs], rounds)
     for problem, name in order:
         with tempfile.TemporaryDirectory() as folder:
-            cases(links)[name](problem, folder)
+            runs[name](problem, folder)
             of_processes = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
         found[problem][name].append(of_processes)
         print(f"{problem}, {name}: {of_processes[0]['step'] * 1e3:.1f} ms a step", flush=True)

@@ -3,6 +3,7 @@
 import math
 
 from benchmarks.harness.table import markdown
+from cdn.training.reduction import BUCKET
 
 COUNTS = (8, 16, 32, 64, 128, 256)
 STEPS = (0.02, 0.05, 0.2)  # seconds of a step on one GPU
@@ -15,7 +16,6 @@ BETWEEN = {
     "100 Gbit/s for a machine": (100e9 * WIRE, 30e-6),
     "25 Gbit/s for a machine": (25e9 * WIRE, 30e-6),
 }
-BUCKET = 8 << 20
 TEXT = """## Calculated: 8 to 256 GPUs
 
 No GPU has run this. The share of a perfect speedup that is left if every GPU keeps its number of images, by the time

@@ -12,9 +12,9 @@ from pathlib import Path
 from benchmarks.distributed.calculation import calculation
 from benchmarks.harness.table import markdown, seconds_text
 from benchmarks.harness.timing import summarize
+from cdn.training.profile import PHASES
 
 ALL, ONE, TWO = "one process, all cores", "one process, one core", "two processes, a core each"
-PHASES = ("data", "sampler", "noise", "forward", "score", "backward", "exchange", "optimizer")
 HEAD = """# Scaling
 
 <!-- Written by: {command} -->
