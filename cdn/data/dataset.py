@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdn.data.cifar10 import load_cifar10
+from cdn.data.decoded import check_size
 from cdn.data.digits import load_digits
 from cdn.data.hugging_face import load_hugging_face
 from cdn.data.imagefolder import load_imagefolder
@@ -84,8 +85,7 @@ def load_dataset(
         raise DataError(f"data_dir: {name} needs the folder that holds its data: give --data-dir DIR")
     if name == "cifar10":
         return Dataset(name, *load_cifar10(Path(data_dir), download))
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
+    check_size(image_size)
     if name == "hf":
         return Dataset(name, *load_hugging_face(str(data_dir), image_size))
     return Dataset(name, *load_imagefolder(Path(data_dir), image_size))

@@ -5,6 +5,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,6 +31,12 @@ def enough(size: int, part: Part | None) -> int | Callable[[int, int], int]:
         part: the part that is to be seen; None for the central square.
     """
     return size if part is None else lambda width, height: part.enough(size, width, height)
+
+
+def check_size(image_size: int | None) -> None:
+    """Raise DataError for a side of squares that no image can have."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
 
 
 def fitted(
@@ -101,3 +108,28 @@ class DecodedSplit(ImageSplit):
             for image, decoded in zip(images, pool.map(self._decode_one, indices.tolist(), parts)):
                 image.copy_(decoded)
         return images
+
+
+class ItemSplit(DecodedSplit):
+    """Decode images that are items of something, without files of their own.
+
+    Args:
+        name: of the split, for errors.
+        items: gives an item by index.
+        labels: int64 [N].
+        shape: (C, H, W) of the images.
+        resize: whether images are cut to their central squares and resized to that, or have to have this shape.
+    """
+
+    def __init__(self, name: str, items: Any, labels: Tensor, shape: tuple[int, int, int], resize: bool) -> None:
+        super().__init__(labels, shape)
+        self.name, self.items, self.resize = name, items, resize
+
+    @abstractmethod
+    def _image(self, index: int, where: str, at_least: int | Callable[[int, int], int] | None) -> Image.Image:
+        """Return an image; a larger one may come smaller, see :func:`cdn.images.decoder.decode`."""
+
+    def _decode_one(self, index: int, part: Part | None) -> Tensor:
+        where = f"{self.name}, image {index}"
+        image = self._image(index, where, enough(self.shape[1], part) if self.resize else None)
+        return fitted(image, self.shape, part, where, resize=self.resize)

@@ -1,15 +1,14 @@
 """Data sets of Hugging Face's package ``datasets``: names on the Hub, and folders of parquet, arrow or image files."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
-from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, DecodedSplit, enough, fitted
-from cdn.data.parts import Part
+from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, ItemSplit
 from cdn.errors import DataError
 from cdn.images.decoder import decode
 
@@ -19,26 +18,11 @@ TESTS = ("validation", "val", "valid", "test")
 IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels", "target")
 
 
-class ColumnSplit(DecodedSplit):
-    """Decode a column of image files.
+class ColumnSplit(ItemSplit):
+    """Decode a column of image files, whose items are dicts of ``bytes`` and ``path``."""
 
-    Args:
-        name: of the split, for errors.
-        column: gives dicts of ``bytes`` and ``path`` by index.
-        labels: int64 [N].
-        shape: (C, H, W) of the images.
-        resize: whether images are cut to their central squares and resized to that, or have to have this shape.
-    """
-
-    def __init__(self, name: str, column: Any, labels: Tensor, shape: tuple[int, int, int], resize: bool) -> None:
-        super().__init__(labels, shape)
-        self.name, self.column, self.resize = name, column, resize
-
-    def _decode_one(self, index: int, part: Part | None) -> Tensor:
-        where = f"{self.name}, image {index}"
-        at_least = enough(self.shape[1], part) if self.resize else None
-        image = decode(File(self.column[index], where), at_least=at_least).image
-        return fitted(image, self.shape, part, where, resize=self.resize)
+    def _image(self, index: int, where: str, at_least: int | Callable[[int, int], int] | None) -> Image.Image:
+        return decode(File(self.items[index], where), at_least=at_least).image
 
 
 class File(io.BytesIO):

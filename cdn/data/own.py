@@ -1,6 +1,6 @@
 """Data sets of your own in Python: whatever has a length and gives (image, label) by index."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,42 +9,28 @@ from PIL import Image
 from torch import Tensor
 
 from cdn.data.dataset import OWN, Dataset
-from cdn.data.decoded import DecodedSplit, fitted
-from cdn.data.parts import Part
+from cdn.data.decoded import ItemSplit, check_size
 from cdn.errors import DataError
 
 # Attributes under which data sets keep the labels of all images, as those of torchvision do.
 LABELS = ("targets", "labels")
 
 
-class OwnSplit(DecodedSplit):
-    """Read the images of a map-style data set.
+class OwnSplit(ItemSplit):
+    """Read the images of a map-style data set, whose items are (image, label)."""
 
-    Args:
-        name: of the split, for errors.
-        items: gives (image, label) by index.
-        labels: int64 [N].
-        shape: (C, H, W) of the images.
-        resize: whether images are cut to their central squares and resized to that, or have to have this shape.
-    """
-
-    def __init__(self, name: str, items: Any, labels: Tensor, shape: tuple[int, int, int], resize: bool) -> None:
-        super().__init__(labels, shape)
-        self.name, self.items, self.resize = name, items, resize
-
-    def _decode_one(self, index: int, part: Part | None) -> Tensor:
-        where = f"{self.name}, image {index}"
-        return fitted(_image(self.items, index, where), self.shape, part, where, resize=self.resize)
+    def _image(self, index: int, where: str, at_least: int | Callable[[int, int], int] | None) -> Image.Image:
+        return _image(self.items, index, where)
 
 
 def own_dataset(train: Any, test: Any, classes: Sequence[str] | None = None, image_size: int | None = None) -> Dataset:
     """Return a data set of two map-style ones, such as those of torchvision, for ``cdn.training.loop.train``.
 
     Args:
-        train, test: have a length, and give (image, label) by index: a Pillow image, or uint8 [H, W] or [H, W, C], as a
-            NumPy array, or [C, H, W] as a tensor; and a number from 0 on. They change nothing at random: the training
-            crops and mirrors by numbers of its own. Labels of all images are taken from an attribute ``targets`` or
-            ``labels``, else every item is read once.
+        train, test: have a length, and give (image, label) by index: a Pillow image of mode L or RGB, or uint8 [H, W]
+            or [H, W, C], as a NumPy array, or [C, H, W] as a tensor; and a number from 0 on. They change nothing at
+            random: the training crops and mirrors by numbers of its own. Labels of all images are taken from an
+            attribute ``targets`` or ``labels``, else every item is read once.
         classes: the names of the classes; else an attribute ``classes`` of train, or their numbers.
         image_size: side of the square images; if left out, all have to have the size of the first.
 
@@ -53,20 +39,16 @@ def own_dataset(train: Any, test: Any, classes: Sequence[str] | None = None, ima
     Raises:
         DataError: an item that is none of these, or a label without a class.
     """
-    labels = {name: _labels(name, items) for name, items in (("train", train), ("test", test))}
-    first = [_image(items, 0, f"{name}, image 0") for name, items in (("train", train), ("test", test))]
-    channels = 1 if all(image.mode in ("1", "L") for image in first) else 3
-    width, height = first[0].size
+    check_size(image_size)
+    given = dict(train=train, test=test)
+    labels = {name: _labels(name, items) for name, items in given.items()}
+    first = {name: _image(items, 0, f"{name}, image 0") for name, items in given.items()}
+    channels = 1 if all(image.mode == "L" for image in first.values()) else 3
+    width, height = first["train"].size
     shape = (channels, image_size or height, image_size or width)
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size: expected at least 1 pixel, got {image_size}")
     names = classes or getattr(train, "classes", None) or range(int(labels["train"].max()) + 1)
-    return Dataset(
-        OWN,
-        OwnSplit("train", train, labels["train"], shape, image_size is not None),
-        OwnSplit("test", test, labels["test"], shape, image_size is not None),
-        tuple(map(str, names)),
-    )
+    split = lambda name: OwnSplit(name, given[name], labels[name], shape, image_size is not None)
+    return Dataset(OWN, split("train"), split("test"), tuple(map(str, names)))
 
 
 def _labels(name: str, items: Any) -> Tensor:
@@ -91,7 +73,9 @@ def _image(items: Any, index: int, where: str) -> Image.Image:
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise DataError(f"{where}: cannot be read: {type(error).__name__}: {error}") from error
     if isinstance(image, Image.Image):
-        return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+        if image.mode not in ("1", "L", "RGB"):  # to convert others may lose transparency, or bits
+            raise DataError(f"{where}: expected a Pillow image of mode L or RGB, got {image.mode}; convert it first")
+        return image.convert("L") if image.mode == "1" else image
     if isinstance(image, Tensor):
         image = image.movedim(0, -1).numpy() if image.dim() == 3 else image.numpy()
     pixels = np.asarray(image)

@@ -77,6 +77,13 @@ def test_labels_and_names_are_taken_from_where_torchvision_has_them():
         (Items([np.zeros((4, 4), np.uint8)], ["cat"]), "train: expected a data set .* got Items: ValueError"),
         (Items([np.zeros((4, 4))], [0]), r"train, image 0: expected a Pillow image, or uint8 .* got float64 \[4, 4\]"),
         (Items([], []), "train"),
+        *(
+            (
+                Items([Image.new(mode, (4, 4))], [0]),
+                f"train, image 0: expected a Pillow image of mode L or RGB, got {mode}",
+            )
+            for mode in ("RGBA", "I;16", "P")
+        ),
     ],
 )
 def test_what_is_no_data_set_is_refused(train, message):
