@@ -58,12 +58,24 @@ def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     if not 1 <= count <= len(labels):
         raise DataError(f"train_images: expected 1..{len(labels)} (the number of training images), got {count}")
     order = torch.randperm(len(labels), generator=SUBSET.generator(seed))
-    # The k-th of the n images of a class stands at (k + 1/2) / n, so that the classes take turns.
+    return order[taking_turns(labels[order])][:count]
+
+
+def taking_turns(labels: Tensor) -> Tensor:
+    """Return the order in which the classes take turns, each by its share, and keep the order of their images.
+
+    Args:
+        labels: int64 [N].
+
+    Returns:
+        int64 [N], a permutation.
+    """
+    # The k-th of the n images of a class stands at (k + 1/2) / n.
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
-        members = order[labels[order] == label]
+        members = (labels == label).nonzero()[:, 0]
         place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return order[place[order].argsort(stable=True)][:count]
+    return place.argsort(stable=True)
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdn.data.parts import Part
+from cdn.data.sampler import taking_turns
 from cdn.errors import DataError
 
 
@@ -40,6 +41,24 @@ class ImageSplit(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int | None = None, *, exact: bool = False) -> Tensor:
+        """Return the indices of the first images, int64: what a limited evaluation looks at.
+
+        Where images are sorted by class, as in folders, the classes take turns, since the first images of all would be
+        those of a class or two.
+
+        Args:
+            count: how many, or fewer if there are not so many; None for all, in their own order.
+            exact: only images that are exact originals.
+        """
+        among = self.exact.nonzero()[:, 0] if exact else torch.arange(len(self))
+        labels = self.labels[among]
+        if count is None or count >= len(among):
+            return among
+        if bool((labels.diff() >= 0).all()):
+            among = among[taking_turns(labels)]
+        return among[:count]
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images and labels at `indices`.

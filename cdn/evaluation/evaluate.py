@@ -56,8 +56,8 @@ def evaluate(
         split: an :class:`cdn.data.ImageSplit`.
         sigmas: noise levels of the tables, above 0, in the units of images in [0, 1].
         batch_size: images per forward; more than 256 has no effect.
-        limit: how many images to classify, from the first on; None for all.
-        denoising_limit: how many exact images (``split.exact``) to denoise, from the first on; None for all.
+        limit: how many images to classify, those of :meth:`cdn.data.ImageSplit.first`; None for all.
+        denoising_limit: how many exact images (``split.exact``) to denoise, the first in the same way; None for all.
         levels: the law of sigma for ``denoising_loss`` and ``accuracy_noisy``; every image gets noise, whatever its
             clean_share.
         seed: of the noise. The same seed gives the same noise, whatever batch size and device.
@@ -86,8 +86,7 @@ def evaluate(
         UserWarning: a noise level so high that grey levels must be meant.
     """
     _check(sigmas, batch_size=batch_size, limit=limit, denoising_limit=denoising_limit)
-    indices = torch.arange(len(split))[:limit]
-    exact = split.exact.nonzero()[:denoising_limit, 0]
+    indices, exact = split.first(limit), split.first(denoising_limit, exact=True)
     classifies = capabilities.classifies(model, objective)
     denoises = capabilities.denoises(model, objective) and len(exact) > 0
     of_classes, of_images = _figures(sigmas, with_ssim)
@@ -134,7 +133,7 @@ def predict(
         (probabilities, labels): a dict from each of the sigmas to float32 [N, classes], and int64 [N], on the
         CPU.
     """
-    indices = torch.arange(len(split))[:limit]
+    indices = split.first(limit)
     probabilities: dict[float | None, list[Tensor]] = {sigma: [] for sigma in sigmas}
     with evaluating(model, precision) as device, torch.no_grad():
         levels = replace(levels, clean_share=0.0)

@@ -65,7 +65,7 @@ def measure(session: Session) -> Findings:
 def _sets(session: Session, count: int) -> tuple[torch.Tensor, outside.Sets]:
     """Return training images of the first classes, and sets of images by name, some of these first, on the device."""
     args, dataset = session.args, session.run.dataset
-    training, labels = session.spread_images(dataset.train, args.train_images * len(dataset.classes) // count)
+    training, labels = session.images(dataset.train, args.train_images * len(dataset.classes) // count)
     training = training[labels < count]
     if len(training) < 2:
         raise CDNError(f"--train-images: expected at least two of the first {count} classes, got {len(training)}")

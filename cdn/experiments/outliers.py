@@ -32,7 +32,7 @@ def measure(session: Session) -> Findings:
     synthetic = synthetic_outliers(others, args.seed)
     given = read_outlier_sets(args.outliers, (INLIERS, *synthetic), dataset.shape, len(inliers))
     sets = {name: images.to(session.device) for name, images in given.items()} | synthetic
-    training, _ = session.spread_images(dataset.train, len(inliers))
+    training, _ = session.images(dataset.train, len(inliers))
     levels = {"clean": 0.0, f"σ = {sigma_text(args.sigma)}": args.sigma}
     how = dict(density=run.has_density, classes=run.has_classes, batch_size=args.batch_size)
     key, known = EVALUATION.key(args.seed), {INLIERS: inliers} | sets

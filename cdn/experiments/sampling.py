@@ -60,7 +60,7 @@ def measure(session: Session) -> Findings:
     noise = torch.rand(test.shape, generator=UNIFORM_IMAGES.generator(args.seed)).to(device)
     sets = samples | {"test images": test, "uniform noise": noise}
     train = run.dataset.train
-    reference, _ = session.spread_images(train, args.reference)
+    reference, _ = session.images(train, args.reference)
     flip = bool(run.config.training.get("flip"))
     with session.evaluating(judge):
         found, nearest = judge_sets(judge, sets, reference, train, flip, args.batch_size)

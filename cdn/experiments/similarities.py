@@ -35,7 +35,7 @@ def measure(session: Session) -> Findings:
     if low >= run.levels.high:
         raise CDNError(f"--low: expected less than {run.levels.high:g}, the highest of the training, got {low:g}")
     levels = replace(run.levels, law="log-uniform", low=low)
-    training, labels = session.spread_images(run.dataset.train, args.train_images)
+    training, labels = session.images(run.dataset.train, args.train_images)
     generators = ClassGenerators(len(run.dataset.classes), run.dataset.shape, width=args.width, seed=args.seed)
     generators.to(session.device)
     x, truth = session.test_images()

@@ -53,6 +53,7 @@ from cdn.training.trainer import Trainer
 # Evaluations on the way use this many test images; the one at the end uses all.
 QUICK = dict(limit=1000, denoising_limit=256)
 FINAL = dict(denoising_limit=1024)
+CALIBRATED = 256  # training images that the curve of estimates of the noise level is taken from
 BATCH_SIZE = 256
 _PROGRESS = dict(metrics_bytes=int, seconds=float)  # what a checkpoint holds beside the state of the trainer
 
@@ -299,7 +300,7 @@ class _Training:
         settings, trainer = self.settings, self.trainer
         denoises = settings.objective in ("joint", "denoising")
         if denoises and has_density(trainer.average):
-            images, _ = self.dataset.train.images(torch.arange(min(len(self.dataset.train), 256)), trainer.device)
+            images, _ = self.dataset.train.images(self.dataset.train.first(CALIBRATED), trainer.device)
             calibrate(trainer.average, images, CALIBRATION.key(settings.seed), self.batch_size)
         self.processes.together(self._save)
         result = self._measure(FINAL)
