@@ -1,19 +1,21 @@
 """Denoise an image file with a trained model."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cdn.cli.arguments import DEVICE, RUN, Option, make_parser, noise_level, pick_device, run_path, tile_side
 from cdn.errors import CDNError
 from cdn.images.image_files import check_writable, kind_of, read_image, write_image
-from cdn.images.memory import advise_tile, require_memory
+from cdn.images.memory import advise_tile, fitting_tile, require_memory
 from cdn.images.metadata import carry_over
-from cdn.images.tiles import SMALLEST, in_tiles
-from cdn.methods.whole_images import blind_sigma
+from cdn.images.tiles import SMALLEST, in_tiles, split_tiles
+from cdn.methods.whole_images import score_and_level
 from cdn.model import Network, density
 from cdn.model.capabilities import classifies, denoises, is_direct_denoiser, kind
 from cdn.run_folder.weights import load
@@ -26,10 +28,11 @@ EXIF data of the input where they still hold, and a line says what it does not k
 EXAMPLES = """\
 examples:
   python -m cdn.denoise runs/cifar10 noisy.png clean.png --sigma 25/255
-  python -m cdn.denoise runs/cifar10 photo.jpg clean.png --blind --tile 256
+  python -m cdn.denoise photographs photo.jpg clean.png --blind
 
-The network normalizes by statistics of the whole image. With --tile they are those of each tile, so the
-result is not that of the whole image, only close to it."""
+The network normalizes by statistics of the whole image. In tiles they are those of each tile, so the result
+is not that of the whole image, only close to it. Tiles are taken where --tile asks for them, and where the
+whole image does not fit into memory, which a line says."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,24 +49,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = carry_over(args.input, kind_of(args.output), model.config["in_channels"])
     _say(f"of {args.input} is not carried over: {', '.join(metadata.dropped)}" if metadata.dropped else None)
     y = y.to(device)
-    height, width = (min(side, args.tile or side) for side in y.shape[2:])
-    _say(require_memory(model, height, width, device, advise_tile(args.tile)))
-    size = args.tile or max(y.shape[2:])
+    size = _tile(model, y, args.tile)
     with torch.no_grad():
-        sigma = _noise_level(model, y, args.sigma, size)
-        clean = in_tiles(lambda tile: density.denoise(model, tile, sigma, label), y, size)
+        clean = _denoised(model, y, args.sigma, label, size)
     write_image(args.output, clean, metadata.kept)
     print(f"wrote {args.output}")
 
 
-def _noise_level(model: Network, y: Tensor, sigma: float | None, size: int) -> float:
-    if is_direct_denoiser(model):
-        _say("this model needs no noise level: --sigma is ignored" if sigma else None)
-        return sigma or 0.0
-    if sigma is None:
-        sigma = blind_sigma(model, y, size)
-        print(f"estimated noise level: {sigma:.4f} ({sigma * 255:.1f}/255)")
-    return sigma
+def _tile(model: Network, y: Tensor, asked: int | None) -> int:
+    """Return the side of tiles, that of the image for none, and say what memory they take if it is much."""
+    height, width = y.shape[2:]
+    if asked is None:
+        tile, sentence = fitting_tile(model, height, width, y.device)
+    else:
+        tile = asked
+        sentence = require_memory(model, min(height, tile), min(width, tile), y.device, advise_tile(tile))
+    _say(sentence)
+    return tile or max(height, width)
+
+
+def _denoised(model: Network, y: Tensor, sigma: float | None, label: int | None, size: int) -> Tensor:
+    """Return a denoised image, tile by tile; without a noise level it is estimated, from the same score."""
+    direct = is_direct_denoiser(model)
+    blind = sigma is None and not direct
+    _say("this model needs no noise level: --sigma is ignored" if direct and sigma else None)
+    height, width = y.shape[2:]
+    tiles = len(split_tiles(height, width, size))
+    total = tiles * (blind + (not blind or label is not None))
+    with tqdm(total=total, unit="tile", leave=False, disable=total == 1 or not sys.stderr.isatty()) as bar:
+        if blind:
+            score, sigma = score_and_level(model, y, size, bar.update)
+            bar.write(f"estimated noise level: {sigma:.4f} ({sigma * 255:.1f}/255)")
+            if label is None:
+                return y + sigma**2 * score
+
+        def of_tile(tile: Tensor) -> Tensor:
+            clean = density.denoise(model, tile, sigma or 0.0, label)
+            bar.update()
+            return clean
+
+        return in_tiles(of_tile, y, size)
 
 
 def _class_index(text: str, model: Network) -> int:
@@ -84,7 +109,9 @@ def _say(sentence: str | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    text = f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST}, to save memory (default: the image as a whole)"
+    text = (
+        f"denoise overlapping tiles of N x N pixels, N >= {SMALLEST} (default: the image as a whole, if memory allows)"
+    )
     options = (
         Option("--label", str, None, "denoise given this class, a name or a number (default: none)"),
         Option("--tile", tile_side, None, text),

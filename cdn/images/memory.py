@@ -73,19 +73,42 @@ def require_memory(model: Network, height: int, width: int, device: torch.device
     Raises:
         CDNError: the estimate exceeds the available memory.
     """
-    factor = WITH_GRAPH if has_density(model) else WITHOUT_GRAPH
-    needed = factor * bytes_per_pixel(model) * height * width
-    available = available_bytes(device)
-    free = "" if available is None else f", and {_gib(available)} are available"
-    sentence = f"{width}x{height} pixels take about {_gib(needed)} of memory{free}"
+    needed, available, sentence = _estimate(model, height, width, device)
     if available is not None and needed > available:
         raise CDNError(f"{sentence}: {advice}")
     return sentence if needed > WORTH_SAYING else None
 
 
+def fitting_tile(model: Network, height: int, width: int, device: torch.device) -> tuple[int | None, str | None]:
+    """Return the side of tiles in which an image can be denoised, None for the image as a whole, and a sentence on it.
+
+    The sentence is None where there is nothing to say: the image as a whole takes less than 1 GiB.
+
+    Raises:
+        CDNError: there is no memory even for small tiles.
+    """
+    needed, available, sentence = _estimate(model, height, width, device)
+    if available is None or needed <= available:
+        return None, sentence if needed > WORTH_SAYING else None
+    # Half of what there is leaves room for the whole image, its score and the result.
+    side = int((available / 2 / (needed / (height * width))) ** 0.5) // SIDE * SIDE
+    if side < SIDE:
+        raise CDNError(f"{sentence}: there is no memory for tiles of it either")
+    return side, f"{sentence}: taken in tiles of {side} pixels, which comes close to the image as a whole"
+
+
 def advise_tile(tile: int | None) -> str:
     """Return the advice to take tiles, or smaller ones than those of a given side."""
     return f"use --tile {max(min(256, tile // 2) if tile else 256, SMALLEST)}"
+
+
+def _estimate(model: Network, height: int, width: int, device: torch.device) -> tuple[float, int | None, str]:
+    """Return the bytes that an image takes, those that are available, and both in a sentence."""
+    factor = WITH_GRAPH if has_density(model) else WITHOUT_GRAPH
+    needed = factor * bytes_per_pixel(model) * height * width
+    available = available_bytes(device)
+    free = "" if available is None else f", and {_gib(available)} are available"
+    return needed, available, f"{width}x{height} pixels take about {_gib(needed)} of memory{free}"
 
 
 def _gib(count: float) -> str:

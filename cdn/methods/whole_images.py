@@ -1,6 +1,6 @@
 """Denoise photographs at full resolution, with and without being told the noise level."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from cdn.evaluation.metrics import psnr, ssim
 from cdn.files import Results
-from cdn.images.tiles import in_tiles, split_tiles
+from cdn.images.tiles import in_tiles
 from cdn.model.capabilities import is_direct_denoiser
-from cdn.model.density import denoise, estimate_sigma
+from cdn.model.density import denoise, sigma_from_score
+from cdn.model.density import score as score_of
 from cdn.model.finite import require_finite
 from cdn_kernels import Noise
 from cdn_kernels import reference as torch_ops
@@ -52,25 +53,39 @@ def denoise_photograph(model: nn.Module, x: Tensor, sigma: float, noise: Noise, 
     """
     y, _ = torch_ops.sample_noise(x, sigma, noise)
     size = tile or max(y.shape[2:])
-    known = in_tiles(lambda part: denoise(model, part, sigma), y, size)
     if is_direct_denoiser(model):
-        return Denoised(y, None, known, None)
-    estimate = blind_sigma(model, y, size)
-    # D(y) - y is sigma^2 times a score that does not depend on sigma: another level only scales it.
-    return Denoised(y, known, y + (estimate / sigma) ** 2 * (known - y), estimate)
+        return Denoised(y, None, in_tiles(lambda part: denoise(model, part, sigma), y, size), None)
+    score, estimate = score_and_level(model, y, size)
+    # The score is the same whatever the level: another one only scales what is added.
+    return Denoised(y, y + sigma**2 * score, y + estimate**2 * score, estimate)
 
 
-def blind_sigma(model: nn.Module, y: Tensor, size: int) -> float:
-    """Estimate the noise level of one image: the median over its tiles of a given side, a float.
+def score_and_level(
+    model: nn.Module, y: Tensor, size: int, done: Callable[[], object] = lambda: None
+) -> tuple[Tensor, float]:
+    """Return the score of one image, from tiles of it, and the noise level that it tells: the median over the tiles.
+
+    Args:
+        model: a model of log-densities.
+        y: noisy image [1, C, H, W].
+        size: side of the tiles; one that covers the image is the image as a whole.
+        done: called after each tile.
 
     Raises:
         NotFiniteError: an estimate that is not finite.
     """
-    _, _, height, width = y.shape
-    tiles = [y[:, :, rows, columns] for rows, columns in split_tiles(height, width, size)]
-    levels = torch.stack([estimate_sigma(model, tile) for tile in tiles])
-    require_finite(levels, "the noise level cannot be estimated: the score of the model is nan or infinite")
-    return float(levels.median())
+    levels = []
+
+    def of_tile(tile: Tensor) -> Tensor:
+        found = score_of(model, tile)
+        levels.append(sigma_from_score(model, found))
+        done()
+        return found
+
+    score = in_tiles(of_tile, y, size)
+    found = torch.stack(levels)
+    require_finite(found, "the noise level cannot be estimated: the score of the model is nan or infinite")
+    return score, float(found.median())
 
 
 def measure_denoised(result: Denoised, x: Tensor) -> Results:

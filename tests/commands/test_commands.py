@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 from cdn.commands import classify, evaluate
 from cdn.commands import denoise as command
 from cdn.errors import CDNError
+from cdn.images import memory
 from cdn.images.image_files import read_image
 from cdn.model import density
 from cdn.run_folder.weights import load
@@ -94,9 +96,36 @@ def test_denoise_refuses_what_it_cannot_do(make_run, picture, tmp_path, monkeypa
     with pytest.raises(CDNError, match="knows no classes"):
         run(command.main, make_run("denoiser"), source, tmp_path / "out.png", "--label", "3")
     monkeypatch.setattr("cdn.images.memory.available_bytes", lambda device: 1000)
-    with pytest.raises(CDNError, match="use --tile 256"):
+    with pytest.raises(CDNError, match="there is no memory for tiles of it either"):
         run(command.main, tmp_path / "run-joint-1", source, tmp_path / "out.png")
+    with pytest.raises(CDNError, match="use --tile 16"):
+        run(command.main, tmp_path / "run-joint-1", source, tmp_path / "out.png", "--tile", 32)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_an_image_that_does_not_fit_is_denoised_in_tiles(make_run, picture, tmp_path, monkeypatch, capsys):
+    source, folder = picture(70, 150), make_run()
+    run(command.main, folder, source, tmp_path / "asked.png", "--tile", 64)
+    asked = capsys.readouterr().out
+    needed = 2 * memory.bytes_per_pixel(load(folder))
+    monkeypatch.setattr("cdn.images.memory.available_bytes", lambda device: int(needed * 2 * 64**2))
+    run(command.main, folder, source, tmp_path / "chosen.png")
+    said, rest = capsys.readouterr().out.split("\n", 1)
+    assert said.endswith(": taken in tiles of 64 pixels, which comes close to the image as a whole")
+    assert rest == asked.replace("asked", "chosen")
+    chosen, asked = (read_image(tmp_path / name, 1)[0] for name in ("chosen.png", "asked.png"))
+    assert torch.equal(chosen, asked)
+
+
+@pytest.mark.parametrize("options", [(), ("--label", "3")])
+def test_a_blind_result_is_that_of_the_level_it_names(make_run, picture, tmp_path, capsys, options):
+    source, folder = picture(20, 20), make_run()
+    run(command.main, folder, source, tmp_path / "blind.png", *options)
+    level = re.search(r"\(([\d.]+)/255\)", capsys.readouterr().out)[1]
+    run(command.main, folder, source, tmp_path / "told.png", "--sigma", f"{level}/255", *options)
+    blind, told = (read_image(tmp_path / name, 1)[0] for name in ("blind.png", "told.png"))
+    # The level is printed with one digit after the point.
+    assert (blind - told).abs().max() <= 2 / 255
 
 
 # classify

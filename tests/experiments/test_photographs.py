@@ -14,7 +14,7 @@ from cdn.evaluation import psnr
 from cdn.experiments import photographs
 from cdn.images import memory
 from cdn.images.image_files import find_images, read_image
-from cdn.methods.whole_images import blind_sigma, denoise_photograph
+from cdn.methods.whole_images import denoise_photograph, score_and_level
 from cdn.run_folder.weights import load
 from cdn_kernels import Noise, sample_noise
 
@@ -65,7 +65,8 @@ def test_tiles_that_cover_the_image_are_the_image(digits_run, folder):
     assert torch.equal(whole.known, covered.known) and whole.sigma == covered.sigma
     assert torch.equal(whole.noisy, tiled.noisy) and not torch.equal(whole.known, tiled.known)
     assert (whole.known - tiled.known).abs().mean() < 0.05
-    assert blind_sigma(model, whole.noisy, 16) == tiled.sigma != whole.sigma
+    assert score_and_level(model, whole.noisy, 16)[1] == tiled.sigma != whole.sigma
+    torch.testing.assert_close(whole.known, cdn.denoise(model, whole.noisy, 0.1))
 
 
 @pytest.mark.usefixtures("blank_pictures")

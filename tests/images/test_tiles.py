@@ -57,5 +57,21 @@ def test_too_large_an_image_is_refused_with_advice(make_model, monkeypatch):
     memory.require_memory(model, 800, 900, cpu, "use --tile 32")
 
 
+def test_tiles_are_chosen_where_an_image_does_not_fit(make_model, monkeypatch):
+    model, cpu = make_model(), torch.device("cpu")
+    of_pixel = 2 * memory.bytes_per_pixel(model)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    assert memory.fitting_tile(model, 8, 8, cpu) == (None, None)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(of_pixel * 1000 * 1001))
+    assert memory.fitting_tile(model, 1000, 1000, cpu)[0] is None
+    side, sentence = memory.fitting_tile(model, 1000, 1002, cpu)
+    # The largest multiple of 64 whose square fits into half of the memory.
+    assert side == 704 and sentence.startswith("1002x1000 pixels take about")
+    assert sentence.endswith(": taken in tiles of 704 pixels, which comes close to the image as a whole")
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(of_pixel * 1000))
+    with pytest.raises(CDNError, match="there is no memory for tiles of it either"):
+        memory.fitting_tile(model, 1000, 1000, cpu)
+
+
 def test_available_memory_is_plausible():
     assert memory.available_bytes(torch.device("cpu")) > 1 << 20
