@@ -102,6 +102,8 @@ class Draws:
 ORDER, SUBSET = Draws("order"), Draws("subset")
 # Crops and mirrors of the images of a step, and the parts that are decoded of them.
 AUGMENTATION, PARTS = Draws("augment"), Draws("parts")
+# Which images are mirrored in the first epoch, where they alternate.
+FLIPS = Draws("flips")
 # Where the chains of joint energy models start, and which of them a step moves.
 CHAINS, REPLAY = Draws("chains"), Draws("replay")
 # First weights of the generators of classes, the images and latents of their training, and latents to search from.

@@ -19,21 +19,22 @@ from cdn.model.head import HEADS
 from cdn.model.modes import PRECISIONS
 from cdn.training.jem import STARTS
 from cdn.training.recipe import OPTIMIZERS
-from cdn.training.settings import BLOCKS, KERNELS, NAMED_DATA, OBJECTIVES, RECIPES, Settings
+from cdn.training.recipes import NAMED, NAMED_DATA, RECIPES
+from cdn.training.settings import BLOCKS, KERNELS, OBJECTIVES, Settings
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
 EXAMPLES = """examples:
   python -m cdn.train                                   the bundled handwritten digits, a minute or two on a CPU
   python -m cdn.train --data cifar10 --data-dir data --download --precision bf16
   python -m cdn.train --data imagefolder --data-dir photos --image-size 64 --crop-size 56
-  python -m cdn.train --data imagefolder --data-dir imagenet --image-size 224 --stem imagenet --crop-area 0.25
+  python -m cdn.train --data imagefolder --data-dir imagenet --recipe imagenet
   python -m cdn.train --data hf --data-dir uoft-cs/cifar100
   python -m cdn.train --objective jem --model gradresnet18 --data cifar10 --data-dir data
   python -m cdn.train --init runs/cifar10 --data imagefolder --data-dir photos --epochs 10   fine-tune
   python -m cdn.train --resume runs/2026-01-31-120000   go on after an interruption, bit for bit on a CPU
 """
 DESCRIPTION = """Train one network f(y)_c = log p(y, c) on noisy images, so that softmax classifies them and the input
-gradient of logsumexp denoises them. Defaults marked * depend on the data set."""
+gradient of logsumexp denoises them. Defaults marked * depend on the data set, or on --recipe."""
 # A setting, how its value is read (a type, the choices, or bool for a switch that can be turned off), and what it is.
 Row = tuple[str, Any, str]
 GROUPS: dict[str, tuple[Row, ...]] = {
@@ -53,7 +54,11 @@ GROUPS: dict[str, tuple[Row, ...]] = {
             NAMED_DATA,
             "digits (of scikit-learn), cifar10, imagefolder (split/class/*.jpg), or hf (of Hugging Face's datasets)",
         ),
-        ("data_dir", str, "folder of the data set; of hf also a name on the Hub, such as ylecun/mnist"),
+        (
+            "data_dir",
+            str,
+            "folder of the data set; of hf (parquet, arrow, tar) also a name on the Hub, such as ylecun/mnist",
+        ),
         ("image_size", positive_int, "side that image folders are resized to; left out, their own, if all have one"),
         ("train_images", positive_int, "train on so many images only, chosen at random, the classes in proportion"),
         (
@@ -112,6 +117,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         ("jem_restart", fraction, "probability that a chain starts afresh"),
     ),
     "recipe": (
+        ("recipe", NAMED, "defaults of all other options, in place of those of the data set"),
         ("epochs", positive_int, "passes over the training images"),
         ("steps", positive_int, "length in steps instead of epochs"),
         ("optimizer", OPTIMIZERS, "muon: orthogonalized momentum for the filters between features, AdamW for all else"),

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's package ``datasets``: names on the Hub, and folders of parquet, arrow or image files."""
+"""Data sets of Hugging Face's package ``datasets``: names on the Hub, folders of parquet, arrow, tar or image files."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from cdn.images.decoder import decode
 
 # Names of the split that is tested on, the first that is there; a test split often comes without labels.
 TESTS = ("validation", "val", "valid", "test")
-# Names of columns of images and labels, where there are several.
-IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels", "target")
+# Names of columns of images and labels, where there are several; cls is what shards of WebDataset call labels.
+IMAGES, LABELS = ("image", "img"), ("label", "fine_label", "labels", "target", "cls")
 
 
 class ColumnSplit(ItemSplit):

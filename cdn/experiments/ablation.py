@@ -3,7 +3,8 @@
     python -m cdn.experiments.ablation --data-dir DIR --out runs/ablation [--study recipe] [--only NAME ...] [--seeds 0]
 
 The study "model" changes one thing at a time in a shallow network on small crops; "recipe" compares optimizers and
-weights of the two terms on whole images, in the network that docs/results.md trains longer.
+weights of the two terms on whole images, in the network that docs/results-0.1.md trains longer; "seconds" gives every
+variant the same time of a processor.
 
 Every run is one line of OUT/STUDY.jsonl; finished ones are not repeated, so the sweep can be interrupted, and two
 processes with different ``--seeds`` can share the work. ``--table`` prints the tables of docs/ablations.md.
@@ -38,7 +39,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("cdn.experiments.ablation", __doc__, OPTIONS, epilog=f"variants of {names}")
     args = parser.parse_args(argv)
     base, variants = STUDIES[args.study]
-    steps = args.steps or base["steps"]
     for name in args.only or ():
         if name not in variants:
             parser.error(f"--only: {name!r} is no variant of the study {args.study!r}: {'; '.join(variants)}")
@@ -50,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = load_dataset("cifar10", args.data_dir)
     for name in args.only or variants:
         for seed in args.seeds:
+            options = base | variants[name]
+            steps = options["steps"] = args.steps or options["steps"]
             journal = Journal(log)  # another process may have added rows
             if any((row["name"], row["seed"], row["steps"]) == (name, seed, steps) for row in journal.rows):
                 continue
-            options = base | variants[name] | dict(steps=steps)
             model, seconds = train_variant(data, options, seed)
             versions = dict(threads=torch.get_num_threads(), torch=torch.__version__)
             row = dict(name=name, seed=seed, seconds=round(seconds, 1), **versions, **options)

@@ -17,7 +17,7 @@ from pathlib import Path
 from cdn.cli.arguments import make_parser, nonnegative_float, positive_float
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
-from cdn.experiments.runner import add_out, save_figure, write_report
+from cdn.experiments.runner import Findings, add_out, tell
 from cdn.files import make_folder
 from cdn.methods.learning_bounds import Bound, crossings
 from cdn.pictures.learning import bounds_figure
@@ -36,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = _curves(args.curve) if args.curve else DEFAULT
     points = crossings(curves)
     make_folder(args.out)
-    print(text_table(["bound", "bias b", "variance v"], [[name, *bound] for name, bound in curves.items()]), end="\n\n")
+    constants = text_table(["bound", "bias b", "variance v"], [[name, *bound] for name, bound in curves.items()])
     rows = [[f"{a}, {b}", n, error] for a, b, n, error in points]
-    print(text_table(["equal for", "at n*", "error there"], rows) if rows else "no two of them cross at any n > 0")
-    save_figure(lambda: bounds_figure(curves, points, low, high), args.out / "picture.png")
+    equal = text_table(["equal for", "at n*", "error there"], rows) if rows else "no two of them cross at any n > 0"
     results = dict(
         bounds={name: bound._asdict() for name, bound in curves.items()},
         crossings=[dict(first=a, second=b, n=n, error=error) for a, b, n, error in points],
     )
-    write_report(args.out, args, results, start)
+    draw = lambda: bounds_figure(curves, points, low, high)
+    tell(Findings(results, (constants, equal), {"picture.png": draw}), args.out, args, start)
 
 
 def _curves(options: Iterable[Sequence[str]]) -> dict[str, Bound]:

@@ -4,7 +4,7 @@
 
 Takes the last evaluation of each training run and, where ``python -m cdn.evaluate RUN`` was run, its fuller figures:
 SSIM, denoising of more images, and the reliability of the predicted probabilities. Writes FOLDER/comparison.md,
-FOLDER/comparison.png and, if there is any, FOLDER/reliability.png; docs/results.md is made from these.
+FOLDER/comparison.png and, if there is any, FOLDER/reliability.png; docs/results.md has such tables.
 """
 
 from collections.abc import Sequence

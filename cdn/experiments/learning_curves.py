@@ -23,7 +23,7 @@ from cdn.cli.process import run_command
 from cdn.cli.training import training_parser
 from cdn.errors import CDNError
 from cdn.experiments.options import OPTIONS
-from cdn.experiments.runner import add_out, save_figure, write_report
+from cdn.experiments.runner import Findings, add_out, tell
 from cdn.files import make_folder
 from cdn.methods.learning_bounds import MEASURES, crossings_of_fits, curves_of, fits_of
 from cdn.pictures.learning import fits_text, learning_figure, learning_table
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     curves = {measure: curves_of(rows, measure) for measure in MEASURES}
     fits = {measure: fits_of(rows, measure) for measure in MEASURES}
     points = [dict(measure=measure, **row) for measure in MEASURES for row in crossings_of_fits(fits[measure])]
-    print(learning_table(rows, args.objectives, args.sizes), fits_text(fits, points, args.sizes), sep="\n\n")
-    title = f"{first.data}, {args.steps:,} steps"
-    save_figure(lambda: learning_figure(curves, fits, args.sizes, title), args.out / "picture.png")
-    write_report(args.out, args, dict(runs=rows, fits=fits, crossings=points), start, training=first.as_dict())
+    text = learning_table(rows, args.objectives, args.sizes), fits_text(fits, points, args.sizes)
+    draw = lambda: learning_figure(curves, fits, args.sizes, f"{first.data}, {args.steps:,} steps")
+    found = Findings(dict(runs=rows, fits=fits, crossings=points), text, {"picture.png": draw})
+    tell(found, args.out, args, start, training=first.as_dict())
     return None
 
 

@@ -65,7 +65,7 @@ class Findings(NamedTuple):
 
     Attributes:
         results: what ``report.json`` is to hold.
-        text: what is printed: sentences and tables, with an empty line between tables.
+        text: what is printed, and written beside the results: sentences and tables, with an empty line between tables.
         figures: pictures by the names of their files; a function that draws one is called once the report is safe.
     """
 
@@ -106,22 +106,8 @@ class Experiment:
             session = Session(self, args, processes)
             found = self.measure(session)
         if processes.first:
-            self._tell(session, found)
-
-    def _tell(self, session: "Session", found: Findings) -> None:
-        for number, text in enumerate(found.text):
-            print("\n" + text if number and text.startswith("|") and found.text[number - 1].startswith("|") else text)
-        for name, draw in found.figures.items():
-            save_figure(draw, session.out / name)
-        write_report(
-            session.out,
-            session.args,
-            found.results,
-            session.start,
-            session.device.type,
-            model=session.run.config.model,
-            data=session.run.dataset.name,
-        )
+            about = dict(model=session.run.config.model, data=session.run.dataset.name)
+            tell(found, session.out, args, session.start, session.device.type, **about)
 
     def parser(self) -> argparse.ArgumentParser:
         """Return the parser of the command."""
@@ -232,11 +218,7 @@ class Session:
 
     def images(self, split: ImageSplit, limit: int | None, *, exact: bool = False) -> tuple[Tensor, Tensor]:
         """Return the first images of a split, as :meth:`test_images` does."""
-        return self.load(split, (split.exact.nonzero()[:, 0] if exact else torch.arange(len(split)))[:limit])
-
-    def spread_images(self, split: ImageSplit, count: int) -> tuple[Tensor, Tensor]:
-        """Return images of a split, evenly spread over it and at most count, as :meth:`test_images` does."""
-        return self.load(split, torch.linspace(0, len(split) - 1, min(count, len(split))).round().long())
+        return self.load(split, split.first(limit, exact=exact))
 
     def load(self, split: ImageSplit, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images of some indices, as :meth:`test_images` does."""
@@ -263,24 +245,23 @@ def save_figure(draw: Callable[[], Figure], path: Path) -> None:
         print(f"wrote {path}")
 
 
-def write_report(
-    folder: Path,
-    args: argparse.Namespace,
-    results: Results | list[Results],
-    start: float,
-    device: str = "cpu",
-    **about: Any,
+def tell(
+    found: Findings, folder: Path, args: argparse.Namespace, start: float, device: str = "cpu", **about: Any
 ) -> None:
-    """Write ``report.json`` into a folder: results, and all it takes to repeat them.
+    """Print what was found, draw its figures, and write ``report.json``: all of it, and what it takes to repeat it.
 
     Args:
+        found: of the experiment.
         folder: an existing folder.
         args: parsed options, with the name of the experiment in ``experiment``.
-        results: what JSON can hold; numbers that are not finite become null.
         start: ``time.perf_counter()`` when the experiment began.
         device: the type of the device it ran on.
         about: what else the report is to say, between the options and the machine.
     """
+    for number, text in enumerate(found.text):
+        print("\n" + text if number and text.startswith("|") and found.text[number - 1].startswith("|") else text)
+    for name, draw in found.figures.items():
+        save_figure(draw, folder / name)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     report = dict(
         experiment=args.experiment,
@@ -290,7 +271,8 @@ def write_report(
         machine=machine.describe(device),
         date=datetime.date.today().isoformat(),
         seconds=round(time.perf_counter() - start, 1),
-        results=results,
+        text=list(found.text),
+        results=found.results,
     )
     # Options may hold paths, one or many.
     write_atomically(folder / REPORT, (json_text(report, indent=2, default=str) + "\n").encode())

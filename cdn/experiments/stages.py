@@ -58,14 +58,14 @@ def plan(args: argparse.Namespace) -> dict[str, Stage]:
     suffix = "-small" if args.data == "digits" else "18"
     usual, chains = BUDGETS[args.budget]
     usual = usual + args.training
-    denoising = ["--objective", "denoising", "--clean-share", "0"]
+    denoising = ["--objective", "denoising"]
     models = {
         "joint": usual,
         "classification": ["--objective", "classification", *usual],
         "denoising": [*denoising, *usual],
         "resnet": ["--model", f"resnet{suffix}", *usual],
         "resnet-clean": ["--model", f"resnet{suffix}", "--clean-share", "1", *usual],
-        "denoiser": ["--model", f"denoiser{suffix}", "--clean-share", "0", *usual],
+        "denoiser": ["--model", f"denoiser{suffix}", *usual],
         "jem": ["--objective", "jem", *chains, *usual],
     }
     data = ["--data-dir", args.data_dir] if args.data_dir else []

@@ -8,15 +8,16 @@ from typing import Any, TypedDict, get_type_hints
 import torch
 from torch import Tensor
 
-from cdn.data.dataset import OWN
 from cdn.errors import CDNError
 from cdn.model import DirectDenoiser, GradResNet, Network, ResNet
 from cdn.model.gradresnet import Mean
 from cdn.run_folder.forms import misfit
+from cdn.training.recipes import BY_DATA, FIXED_SIZE, NAMED, RECIPES, recipe_for
 from cdn_kernels import NoiseLevels
 from cdn_kernels.backends.dispatch import IMPLEMENTATIONS, fused_backends
 
 BLOCKS: dict[str, tuple[int, ...]] = {
+    "gradresnet8": (1, 1, 1),
     "gradresnet10": (1, 1, 1, 1),
     "gradresnet18": (2, 2, 2, 2),
     "gradresnet34": (3, 4, 6, 3),
@@ -34,51 +35,6 @@ KERNELS = tuple(name for name in IMPLEMENTATIONS if name != "reference")
 # rounded. The data may have moved, and has to be the same.
 FREE = ("data_dir", "device", "log_every", "evaluations", "checkpoint_seconds", "accumulate", "recompute", "workers")
 
-# What the data set decides; everything else has one default for all (docs/ablations.md).
-_PHOTOGRAPHS: dict[str, Any] = dict(
-    model="gradresnet18",
-    width=64,
-    epochs=100,
-    crop_padding=4,
-    flip=True,
-    optimizer="muon",
-    learning_rate=3e-3,
-    denoising_weight=12.0,
-    clean_share=0.5,
-    ema=0.998,
-)
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": dict(
-        model="gradresnet-small",
-        width=64,
-        epochs=60,
-        batch_size=64,
-        crop_padding=1,
-        flip=False,
-        optimizer="adamw",
-        learning_rate=6e-3,
-        denoising_weight=3.0,
-        clean_share=0.0,
-        ema=0.99,
-        mean=0.0,
-    ),
-    "cifar10": dict(_PHOTOGRAPHS, batch_size=128),
-    "imagefolder": dict(_PHOTOGRAPHS, batch_size=64),
-    "hf": dict(_PHOTOGRAPHS, batch_size=128),
-    OWN: dict(_PHOTOGRAPHS, batch_size=128),
-}
-
-NAMED_DATA = tuple(name for name in RECIPES if name != OWN)  # what a command can load
-
-# What a joint energy model changes of a recipe. The contrast with samples makes its gradients noisy: at the rate of the
-# other objectives it diverged on the digits.
-JEM: dict[str, dict[str, Any]] = {
-    "digits": dict(head="linear", learning_rate=1e-3),
-    "cifar10": dict(head="linear"),
-    "imagefolder": dict(head="linear"),
-    "hf": dict(head="linear"),
-    OWN: dict(head="linear"),
-}
 # What runs of older versions, which did not write it down, did.
 UNWRITTEN: dict[str, Any] = dict(clean="independent", fused=False)
 # Default of the settings that have none of their own: they are filled in when the others are known.
@@ -95,7 +51,7 @@ class Weights(TypedDict):
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a run, as written to ``config.json``; None stands for the recipe of the data set.
+    """The settings of a run, as written to ``config.json``; None stands for the recipe, by name or of the data set.
 
     The fields are the options of ``python -m cdn.train``, which documents them.
 
@@ -104,13 +60,14 @@ class Settings:
     """
 
     data: str = "digits"
+    recipe: str | None = None
     data_dir: str | None = None
     image_size: int | None = None
     train_images: int | None = None
     init: str | None = None
     model: str = _LATER
     width: int = _LATER
-    stem: str = "cifar"
+    stem: str = _LATER
     head: str = _LATER
     norm: str = "scale-preserving"
     homogeneous: bool = False
@@ -143,7 +100,7 @@ class Settings:
     flip: bool = _LATER
     optimizer: str = _LATER
     learning_rate: float = _LATER
-    warmup: int = 100
+    warmup: int = _LATER
     weight_decay: float = 0.01
     clip: float = 1.0
     ema: float = _LATER
@@ -157,19 +114,18 @@ class Settings:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.data not in RECIPES:
-            raise CDNError(f"data: expected one of {', '.join(RECIPES)}, got {self.data!r}")
+        if self.data not in BY_DATA:
+            raise CDNError(f"data: expected one of {', '.join(BY_DATA)}, got {self.data!r}")
+        if self.recipe is not None and self.recipe not in NAMED:
+            raise CDNError(f"recipe: expected one of {', '.join(NAMED)}, got {self.recipe!r}")
+        if self.recipe and self.data in FIXED_SIZE:
+            raise CDNError(f"--recipe {self.recipe} resizes images, and those of {self.data} have a size already")
         # So that a run can be resumed from anywhere; what does not exist may be a name on the Hub.
         if self.data_dir is not None and not (self.data == "hf" and not os.path.exists(self.data_dir)):
             object.__setattr__(self, "data_dir", os.path.abspath(self.data_dir))
         if self.init is not None and os.path.exists(self.init):  # what does not exist is a name of a model
             object.__setattr__(self, "init", os.path.abspath(self.init))
-        recipe = RECIPES[self.data] | (JEM[self.data] if self.objective == "jem" else dict(head="log-energy"))
-        for name, value in recipe.items():
-            if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
-                object.__setattr__(self, name, value)
-        if self.model not in BLOCKS:
-            raise CDNError(f"model: expected one of {', '.join(BLOCKS)}, got {self.model!r}")
+        family = self._fill_in()
         if self.impl != "auto" and self.fused is None:
             object.__setattr__(self, "fused", True)
         if self.impl != "auto" and not self.fused:
@@ -178,12 +134,6 @@ class Settings:
             )
         if self.steps is not None and self.epochs is not None:
             raise CDNError("give epochs or steps, not both")
-        family = self.model.partition("-")[0].rstrip("0123456789")
-        needed = {"resnet": "classification", "denoiser": "denoising"}.get(family)
-        if self.objective is None:
-            object.__setattr__(self, "objective", needed or "joint")
-        if needed and self.objective != needed:
-            raise CDNError(f"a {self.model} can only be trained with --objective {needed}, got {self.objective!r}")
         if self.objective == "jem" and self.head != "linear":
             # The gradient of their energies grows with the number of values of an image: on the digits log-energy threw
             # chains to 4.5 in ten Langevin steps with fresh weights, and no number was infinite for health to see.
@@ -198,6 +148,21 @@ class Settings:
             _ = self.levels
         except ValueError as error:
             raise CDNError(str(error)) from None
+
+    def _fill_in(self) -> str:
+        """Let the recipe and the objective fill in what was left open, and return the family of the model."""
+        model = self.model or RECIPES[self.recipe or self.data]["model"]
+        if model not in BLOCKS:
+            raise CDNError(f"model: expected one of {', '.join(BLOCKS)}, got {model!r}")
+        family = model.partition("-")[0].rstrip("0123456789")
+        needed = {"resnet": "classification", "denoiser": "denoising"}.get(family)
+        objective = self.objective or needed or "joint"
+        if needed and objective != needed:
+            raise CDNError(f"a {model} can only be trained with --objective {needed}, got {objective!r}")
+        for name, value in dict(recipe_for(self.data, self.recipe, objective), objective=objective).items():
+            if getattr(self, name) is None and not (name == "epochs" and self.steps is not None):
+                object.__setattr__(self, name, value)
+        return family
 
     def _check_memory_savers(self, family: str) -> None:
         if self.recompute and family == "resnet":

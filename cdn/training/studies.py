@@ -12,20 +12,19 @@ from cdn.evaluation import SIGMAS
 from cdn.files import Results
 from cdn.model.density import denoise
 from cdn.model.finite import decided
-from cdn.model.head import DEEP_ENERGY
 from cdn.model.inputs import sigma_key
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.tables import text_table
+from cdn.training.changes import CHANGES
 from cdn.training.settings import Settings
 from cdn.training.trainer import Trainer
 from cdn_kernels import NoiseLevels
 from cdn_kernels import reference as torch_ops
 
-# Settings of a run, or those in which a variant differs. Beside those of the trainer: whether Muon keeps the norms of
-# filters, and how large the energies of all stages but the last are at the start.
+# Settings of a run, or those in which a variant differs, and changes that are no settings.
 Options = dict[str, Any]
 COMMON: Options = dict(
-    data="cifar10", batch_size=64, flip=True, precision="bf16", fused=True, fixed_norm=True, deep_energy=1.0
+    data="cifar10", batch_size=64, flip=True, precision="bf16", fused=True, ema=0.0, fixed_norm=True, deep_energy=1.0
 )
 MODEL: Options = COMMON | dict(
     model="gradresnet10",
@@ -93,9 +92,53 @@ RECIPE_VARIANTS: dict[str, Options] = {
     "direct denoiser": _DENOISER,
     "direct denoiser, adamw": _DENOISER | _ADAMW,
 }
+# Every variant takes the same time of a processor; its number of steps was found by its time for one, as
+# docs/ablations.md has it.
+SECONDS: Options = COMMON | dict(
+    model="gradresnet18",
+    width=16,
+    precision="float32",
+    crop_padding=4,
+    denoising_weight=12.0,
+    clean_share=0.5,
+    optimizer="muon",
+    learning_rate=3e-3,
+    deep_energy=0.1,
+    ema=0.998,
+    steps=1850,
+)
+SECONDS_VARIANTS: dict[str, Options] = {
+    "as it was": {},
+    "clean share 0.75": dict(clean_share=0.75, steps=2150),
+    "clean share 0.875": dict(clean_share=0.875, steps=2350),
+    "clean share 0.25, 0.5, 0.75": dict(clean_shares=(0.25, 0.5, 0.75)),
+    "clean share 0.75, 0.5, 0.25": dict(clean_shares=(0.75, 0.5, 0.25)),
+    "sigma at most 0.5": dict(sigma_high=0.5),
+    "lambda 4": dict(denoising_weight=4.0),
+    "lambda 24": dict(denoising_weight=24.0),
+    "lambda from 24 to 2": dict(denoising_weight=24.0, final_denoising_weight=2.0),
+    "lambda from 2 to 24": dict(denoising_weight=2.0, final_denoising_weight=24.0),
+    "width 24": dict(width=24, steps=1040),
+    "width 32": dict(width=32, steps=650),
+    "one block a stage, width 24": dict(model="gradresnet10", width=24, steps=1600),
+    "clean share 0.75, one block a stage, width 24": dict(clean_share=0.75, model="gradresnet10", width=24, steps=1900),
+    "three stages of one block, width 32": dict(model="gradresnet8", width=32, steps=1300),
+    "batches of 32": dict(batch_size=32, steps=3900),
+    "batches of 128": dict(batch_size=128, steps=1100),
+    "learning rate 6e-3": dict(learning_rate=6e-3),
+    "learning rate 1.2e-2": dict(learning_rate=1.2e-2),
+    "no averaging": dict(ema=0.0),
+    "label smoothing 0.1": dict(label_smoothing=0.1),
+    "translations by 2": dict(crop_padding=2),
+    "whitened stem, frozen": dict(whitened_stem=True),
+    "whitened stem, trained": dict(whitened_stem=False),
+    "identity-like filters": dict(identity_filters=True),
+    "alternating flips": dict(alternating_flips=True),
+}
 STUDIES: dict[str, tuple[Options, dict[str, Options]]] = {
     "model": (MODEL, MODEL_VARIANTS),
     "recipe": (RECIPE, RECIPE_VARIANTS),
+    "seconds": (SECONDS, SECONDS_VARIANTS),
 }
 # Columns of a table: a key of a row, its form, and its heading.
 COLUMNS = (
@@ -109,26 +152,34 @@ COLUMNS = (
 )
 
 
-def train_variant(data: Dataset, options: Options, seed: int) -> tuple[nn.Module, float]:
-    """Train one variant and return its model and the seconds it took."""
-    chosen = {name: value for name, value in options.items() if name not in ("fixed_norm", "deep_energy")}
-    settings = Settings(**chosen, seed=seed)
+def settings_of(options: Options, seed: int = 0) -> Settings:
+    """Return the settings among the options of a variant."""
+    return Settings(**{name: value for name, value in options.items() if name not in CHANGES}, seed=seed)
+
+
+def variant_trainer(data: Dataset, options: Options, seed: int) -> Trainer:
+    """Return a trainer at the start of a variant."""
+    settings = settings_of(options, seed)
     trainer = Trainer(settings, data, settings.total_steps(1), torch.device("cpu"))
-    for group in trainer.optimizer.param_groups:
-        group["fixed_norm"] = group.get("fixed_norm", False) and options["fixed_norm"]
     with torch.no_grad():
-        for path, energy in trainer.model.named_parameters():
-            if path.startswith("head.maps.") and not path.endswith(".0"):
-                energy.mul_(options["deep_energy"] / DEEP_ENERGY)
-    start = time.perf_counter()
+        for name in CHANGES.keys() & options.keys():
+            CHANGES[name](trainer, options[name])
+    trainer.average.load_state_dict(trainer.model.state_dict())
+    return trainer
+
+
+def train_variant(data: Dataset, options: Options, seed: int) -> tuple[nn.Module, float]:
+    """Train one variant and return its averaged model and the seconds of a processor that it took."""
+    trainer = variant_trainer(data, options, seed)
+    start = time.process_time()
     while trainer.step < trainer.steps:
         trainer.advance()
-    return trainer.model.eval(), time.perf_counter() - start
+    return trainer.average, time.process_time() - start
 
 
 def measure_variant(model: nn.Module, data: Dataset, options: Options) -> Results:
     """Return accuracies (%) on all test images, and denoising figures on the first 1,024 exact ones, centre crops."""
-    settings = Settings(**{k: v for k, v in options.items() if k not in ("fixed_norm", "deep_energy")})
+    settings = settings_of(options)
     images, labels = data.test.images(torch.arange(len(data.test)))
     side = options.get("crop_size") or images.shape[-1]
     low = (images.shape[-1] - side) // 2
@@ -136,7 +187,7 @@ def measure_variant(model: nn.Module, data: Dataset, options: Options) -> Result
     levels, result = NoiseLevels(), {}
     if settings.objective != "denoising":
         noisy, _ = torch_ops.sample_noise(x, levels, EVALUATION.key(1))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             for name, y in (("accuracy_clean", x), ("accuracy_noisy", noisy)):
                 hits = sum(int((decided(model(a)) == b).sum()) for a, b in zip(y.split(500), labels.split(500)))
                 result[name] = 100 * hits / len(x)

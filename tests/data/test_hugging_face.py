@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -62,12 +63,27 @@ def as_undeclared_parquet(path, **splits):
     return str(path)
 
 
-@pytest.mark.parametrize("write", [saved, as_parquet, as_undeclared_parquet])
+def as_shards(path, **splits):
+    """Write tar files in the layout of WebDataset, of two images each, which name no classes."""
+    path.mkdir()
+    for name, split in splits.items():
+        for number, row in enumerate(split):
+            image = io.BytesIO()
+            row["image"].save(image, "PNG")
+            with tarfile.open(path / f"{name}-{number // 2:04}.tar", "a") as shard:
+                for suffix, content in (("png", image.getvalue()), ("cls", str(row["label"]).encode())):
+                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("write", [saved, as_parquet, as_undeclared_parquet, as_shards])
 @pytest.mark.parametrize("test", ["test", "validation"])
 def test_every_form_gives_the_same_images(tmp_path, write, test):
     source = write(tmp_path / "data", train=table(5), **{test: table(3, first=5)})
     found = load_dataset("hf", source)
-    assert found.classes == (tuple(NAMES) if write is not as_undeclared_parquet else ("0", "1"))
+    assert found.classes == (tuple(NAMES) if write in (saved, as_parquet) else ("0", "1"))
     assert found.shape == (3, 8, 8) and len(found.test) == 3
     for split, first, count in ((found.train, 0, 5), (found.test, 5, 3)):
         images, labels = split.load(torch.arange(count).flip(0))
