@@ -1,7 +1,7 @@
 """Models that come with the package, known by name: run folders whose weights are rounded to 16 bits.
 
-`python -m benchmarks.ship` makes them of trained runs, with a card that says what they were trained on, how, what they
-were measured to do, and what they cannot.
+`python -m benchmarks.models.ship` makes them of trained runs, with a card that says what they were trained on, how,
+what they were measured to do, and what they cannot.
 """
 
 import hashlib
@@ -12,7 +12,10 @@ from cdn.errors import CheckpointError
 FOLDER = Path(__file__).parents[1] / "shipped"
 CARD, CARD_TEXT = "card.json", "card.md"
 # SHA-256 of the weights of each.
-SHA256 = {"digits": "809ea5740b89e5c8d75be447eaeace873d8b3280c1774b4931df7b9352b81eb9"}
+SHA256 = {
+    "digits": "809ea5740b89e5c8d75be447eaeace873d8b3280c1774b4931df7b9352b81eb9",
+    "photographs": "20b46c5effffe64aeeecee841476ba77c2dacd2e09a5e2ffa27000be8f89fb5b",
+}
 
 
 def locate(run: str | Path) -> Path:

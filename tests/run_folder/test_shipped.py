@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cdn
-from benchmarks import ship
+from benchmarks.models import ship
 from cdn.cli.arguments import run_path
 from cdn.commands import classify, denoise, evaluate
 from cdn.errors import CheckpointError
