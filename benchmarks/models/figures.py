@@ -21,7 +21,7 @@ CLASSIFIER, EAGER, KEPT = "(eager step of a classifier)", "eager", "pages kept"
 
 def models() -> str:
     """Return what the shipped models do, a sentence each."""
-    return "\n".join(map(_model, ABOUT))
+    return "\n".join(filter(None, map(_model, ABOUT)))
 
 
 def _model(name: str) -> str:
@@ -35,6 +35,13 @@ def _model(name: str) -> str:
     classified = (
         f"{figures['accuracy']:.2%} of clean test images classified, " if figures.get("accuracy") is not None else ""
     )
+    if whole := facts.get("photographs"):
+        known, blind = (
+            ", ".join(f"{row[key]:.2f}" for row in whole["mean"].values()) for key in ("psnr_known", "psnr_blind")
+        )
+        classified += (
+            f"on {whole['count']} whole photographs ({whole['name']}) PSNR {known} dB, blind {blind} dB; on patches "
+        )
     return fill(
         f"* `{name}`: {classified}PSNR {psnr} dB at sigma {levels} (noisy: {_series(figures, 'psnr_noisy')} dB), "
         f"{facts['parameters']:,} parameters, trained in {facts['seconds'] / 60:.0f} minutes on {facts['threads']} "
