@@ -59,7 +59,7 @@ def test_positions_that_may_not_move():
 
 
 def test_draws_on_the_cpu_are_told_apart_by_stream_seed_and_position():
-    assert len({stream.name for stream in DRAWS.values()}) == len(DRAWS) == 13
+    assert len({stream.name for stream in DRAWS.values()}) == len(DRAWS) == 14
     keys = list(product(DRAWS.values(), (0, 1, 1 << 32, (1 << 64) - 1), (0, 1, 1 << 32)))
     first = {tuple(torch.rand(3, generator=stream.generator(*key)).tolist()) for stream, *key in keys}
     assert len(first) == len(keys)

@@ -60,4 +60,4 @@ def test_a_photograph_is_denoised_by_one_command(installed, tmp_path):
     write_image(tmp_path / "noisy.png", x + 25 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
     run(installed, tmp_path, "cdn.denoise", "photographs", "noisy.png", "clean.png", "--blind")
     before, after = (float(psnr(read_image(tmp_path / name, 3)[0], x)) for name in ("noisy.png", "clean.png"))
-    assert before < 21 and after > before + 8
+    assert before < 22 and after > before + 6
