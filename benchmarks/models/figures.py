@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.record import Record, read
-from benchmarks.models.ship import ABOUT, fill
+from benchmarks.models.ship import ABOUT, fill, threads_text
 from cdn.evaluation import SIGMAS
 from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.tables import text_table
@@ -44,8 +44,8 @@ def _model(name: str) -> str:
         )
     return fill(
         f"* `{name}`: {classified}PSNR {psnr} dB at sigma {levels} (noisy: {_series(figures, 'psnr_noisy')} dB), "
-        f"{facts['parameters']:,} parameters, trained in {facts['seconds'] / 60:.0f} minutes on {facts['threads']} "
-        f"threads of {facts['hardware']}, torch {facts['torch']}, {facts['date']}."
+        f"{facts['parameters']:,} parameters, trained in {facts['seconds'] / 60:.0f} minutes on "
+        f"{threads_text(facts['threads'])} of {facts['hardware']}, torch {facts['torch']}, {facts['date']}."
     )
 
 

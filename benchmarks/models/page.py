@@ -80,7 +80,8 @@ EXPERIMENTS = {
     "photographs": (
         "Whole photographs",
         """Noise is added to photographs and taken off again, with its level known and estimated from the noisy
-        image.""",
+        image.
+        The pictures are those that scikit-learn brings, by danielbuechele (CC BY 2.0).""",
     ),
     "outliers": (
         "Outliers",

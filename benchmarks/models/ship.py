@@ -184,11 +184,16 @@ def levels_table(facts: dict[str, Any]) -> str:
     return text_table(["noise level", *(title for title, *_ in columns)], rows)
 
 
+def threads_text(count: int) -> str:
+    """Return a number of threads in words."""
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def trained_text(facts: dict[str, Any]) -> str:
     """Return how large a model is and how it was trained, in sentences."""
     return (
         f"{facts['parameters']:,} parameters, rounded to 16 bits. Trained by `{facts['command']}`: {facts['steps']:,} "
-        f"steps in {facts['seconds']:,} seconds on {facts['threads']} threads of {facts['hardware']}, torch "
+        f"steps in {facts['seconds']:,} seconds on {threads_text(facts['threads'])} of {facts['hardware']}, torch "
         f"{facts['torch']}, {facts['date']}, commit `{facts['commit']}`."
     )
 
