@@ -1,16 +1,15 @@
 """The marked figures of README.md and docs/ablations.md, made of records."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.record import Record, read
-from benchmarks.models.ship import ABOUT, fill, threads_text
+from benchmarks.models.ship import ABOUT, card, fill, threads_text
 from cdn.evaluation import SIGMAS
 from cdn.model.inputs import sigma_key, sigma_text
 from cdn.pictures.tables import text_table
-from cdn.run_folder.shipped import CARD, FOLDER
+from cdn.run_folder.journal import read_rows
 from cdn.training.studies import SECONDS_VARIANTS, study_table
 
 RESULTS, RECORDS = Path("benchmarks/results"), Path("docs/records")
@@ -21,14 +20,10 @@ CLASSIFIER, EAGER, KEPT = "(eager step of a classifier)", "eager", "pages kept"
 
 def models() -> str:
     """Return what the shipped models do, a sentence each."""
-    return "\n".join(filter(None, map(_model, ABOUT)))
+    return "\n".join(_model(facts) for facts in map(card, ABOUT) if facts)
 
 
-def _model(name: str) -> str:
-    card = FOLDER / name / CARD
-    if not card.exists():
-        return ""
-    facts = json.loads(card.read_text())
+def _model(facts: dict[str, Any]) -> str:
     figures = facts["figures"]
     levels = ", ".join(sigma_text(sigma) for sigma in SIGMAS)
     psnr = _series(figures, "psnr")
@@ -43,8 +38,8 @@ def _model(name: str) -> str:
             f"on {whole['count']} whole photographs ({whole['name']}) PSNR {known} dB, blind {blind} dB; on patches "
         )
     return fill(
-        f"* `{name}`: {classified}PSNR {psnr} dB at sigma {levels} (noisy: {_series(figures, 'psnr_noisy')} dB), "
-        f"{facts['parameters']:,} parameters, trained in {facts['seconds'] / 60:.0f} minutes on "
+        f"* `{facts['name']}`: {classified}PSNR {psnr} dB at sigma {levels} (noisy: {_series(figures, 'psnr_noisy')} "
+        f"dB), {facts['parameters']:,} parameters, trained in {facts['seconds'] / 60:.0f} minutes on "
         f"{threads_text(facts['threads'])} of {facts['hardware']}, torch {facts['torch']}, {facts['date']}."
     )
 
@@ -102,13 +97,12 @@ def _where(record: Record) -> str:
 
 def seconds() -> str:
     """Return the study of what a recipe gains in equal time."""
-    rows = [json.loads(line) for line in STUDY.read_text().splitlines()]
-    return study_table(rows, SECONDS_VARIANTS)
+    return study_table(read_rows(STUDY), SECONDS_VARIANTS)
 
 
 def patches() -> str:
     """Return what patches and networks gain for a denoiser of photographs."""
-    rows = [json.loads(line) for line in PATCHES.read_text().splitlines()]
+    rows = read_rows(PATCHES)
     header = ["patches", "side", "network", "sigma", "steps", "batch", "seconds", "photographs"]
     levels = list(rows[0]["mean"])
     cells = [

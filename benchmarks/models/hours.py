@@ -6,7 +6,6 @@ Times some steps of each training here, on the data that its command names, and 
 computed: a step is timed on few images of random numbers. What was recorded of other trainings stays in the record.
 """
 
-import argparse
 import datetime
 import statistics
 import time
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 
 import cdn_kernels
+from benchmarks.models.ship import threads_text
 from benchmarks.models.trainings import COMPUTED, IMAGENET_CLASSES, IMAGENET_IMAGES, TRAININGS, command, settings
+from cdn.cli.arguments import make_parser
 from cdn.cli.process import run_command
 from cdn.data import Dataset, ImageSplit, load_dataset
 from cdn.data.sampler import steps_per_epoch
@@ -36,11 +37,7 @@ FEW = 8  # images of a step that is timed to compute a larger one
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     known = [*TRAININGS, *COMPUTED]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models.hours",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.models.hours", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--record", type=Path, metavar="JSON", help="file to keep what is found in")
     args = parser.parse_args(argv)
@@ -133,7 +130,7 @@ def hours_table(rows: dict[str, Any]) -> str:
             f"{1e3 * row['step_seconds']:,.0f} ms",
             f"{row['steps'] * row['step_seconds'] / 3600:,.2f}",
             "computed" if row["computed"] else "timed",
-            "{threads} threads of {device} ({capability})".format(**row["machine"]),
+            threads_text(row["machine"]["threads"]) + " of {device} ({capability})".format(**row["machine"]),
         ]
         for name, row in rows.items()
     ]

@@ -6,11 +6,11 @@ They go to docs/records/runs/NAME; the folders are those of the run and of resul
 one has replaces what an earlier one had. Pictures go to docs/images/NAME-*.png.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
 
+from cdn.cli.arguments import make_parser
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.experiments.runner import REPORT
@@ -23,11 +23,7 @@ KEPT = (CONFIG, METRICS, EVALUATION)
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models.keep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.models.keep", __doc__)
     parser.add_argument("name", metavar="NAME", help="what the record is to be called")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of the run and of results on it")
     args = parser.parse_args(argv)

@@ -7,7 +7,6 @@ of its training and of commands on it (docs/records/runs/NAME): their commands, 
 printed. Sentences between them say what is measured, never what came out.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -17,8 +16,18 @@ from typing import Any
 from benchmarks.models.figures import FIGURES
 from benchmarks.models.hours import hours_table
 from benchmarks.models.keep import IMAGES, RECORDS
-from benchmarks.models.ship import ABOUT, fill, found_text, levels_table, photographs_text, trained_text
+from benchmarks.models.ship import (
+    ABOUT,
+    card,
+    fill,
+    found_text,
+    levels_table,
+    photographs_text,
+    threads_text,
+    trained_text,
+)
 from benchmarks.models.trainings import TWINS
+from cdn.cli.arguments import make_parser
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.files import write_atomically
@@ -26,7 +35,6 @@ from cdn.pictures.run_comparison import Finished, comparison_table, read_run
 from cdn.pictures.tables import text_table
 from cdn.run_folder.forms import read_json
 from cdn.run_folder.names import CONFIG
-from cdn.run_folder.shipped import CARD, FOLDER
 
 PAGE, README, ABLATIONS = Path("docs/results.md"), Path("README.md"), Path("docs/ablations.md")
 PLAN = Path("docs/records/hours.json")
@@ -114,11 +122,7 @@ EXPERIMENTS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.models.page",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(argv)
+    make_parser("benchmarks.models.page", __doc__).parse_args(argv)
     write_atomically(PAGE, page().encode())
     for path in (README, ABLATIONS):
         write_atomically(path, with_figures(path.read_text()).encode())
@@ -133,10 +137,9 @@ def page() -> str:
 
 def model_parts(name: str) -> list[str]:
     """Return what there is to say of a model and its twins, nothing of one that was not trained yet."""
-    card, parts = FOLDER / name / CARD, []
-    if not card.exists():
+    facts = card(name)
+    if facts is None:
         return []
-    facts = json.loads(card.read_text())
     parts = [f"## {ABOUT[name]['title']}: `{name}`", fill(trained_text(facts)), fill(found_text(facts))]
     parts += [levels_table(facts), *filter(None, [photographs_text(facts).strip()])]
     parts += _pictures(name, ("curves", "denoising"))
@@ -170,7 +173,7 @@ def experiment_parts(run: str, report: dict[str, Any]) -> list[str]:
     title, text = EXPERIMENTS[report["experiment"]]
     machine = report["machine"]
     took = (
-        f"{report['seconds']:.0f} seconds on {machine['threads']} threads of {machine['device']} "
+        f"{report['seconds']:.0f} seconds on {threads_text(machine['threads'])} of {machine['device']} "
         f"({machine['capability']}), torch {machine['torch']}, {report['date']}, commit `{machine['commit']}`."
     )
     printed = [line if line.lstrip().startswith("|") else fill(line) for line in report["text"]]

@@ -9,13 +9,12 @@ side 32; those that exist only as copies of JPEG files are left out. OUT/train/S
 patches as PNG files; the sources stand in place of classes.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from cdn.cli.arguments import positive_int
+from cdn.cli.arguments import make_parser, positive_int
 from cdn.cli.process import run_command
 from cdn.data import load_dataset
 from cdn.errors import CDNError
@@ -31,11 +30,7 @@ Patches = Iterator[tuple[str, Image.Image]]
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models.patches",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.models.patches", __doc__)
     parser.add_argument("--cifar10", type=Path, metavar="DIR", help="folder of CIFAR-10")
     parser.add_argument("--small", type=Path, metavar="DIR", help="image folder, DIR/train/CLASS/*")
     parser.add_argument("--large", type=Path, nargs="+", metavar="DIR", default=[], help="folders of photographs")

@@ -8,7 +8,6 @@ rounded weights, on the test images, and on photographs if any are given. Prints
 cdn/run_folder/shipped.py is to hold.
 """
 
-import argparse
 import datetime
 import hashlib
 import json
@@ -23,7 +22,7 @@ from torch import nn
 
 import cdn_kernels
 from benchmarks.models.trainings import command
-from cdn.cli.arguments import positive_int
+from cdn.cli.arguments import make_parser, positive_int
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
 from cdn.evaluation import SIGMAS, evaluate
@@ -89,11 +88,7 @@ ABOUT = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models.ship",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.models.ship", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished training run")
     parser.add_argument("name", choices=ABOUT, help="name of the model")
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="whole photographs to measure it on as well")
@@ -119,6 +114,12 @@ def main(argv: list[str] | None = None) -> None:
     write_atomically(folder / CARD, (json_text(facts, indent=2) + "\n").encode())
     write_atomically(folder / CARD_TEXT, card_text(facts).encode())
     print(f'"{args.name}": "{hashlib.sha256(weights.read_bytes()).hexdigest()}"')
+
+
+def card(name: str) -> dict[str, Any] | None:
+    """Return the facts on the card of a model; None for one that was not shipped yet."""
+    path = FOLDER / name / CARD
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 @torch.no_grad()

@@ -74,8 +74,8 @@ def _denoised(model: Network, y: Tensor, sigma: float | None, label: int | None,
     blind = sigma is None and not direct
     _say("this model needs no noise level: --sigma is ignored" if direct and sigma else None)
     height, width = y.shape[2:]
-    tiles = len(split_tiles(height, width, size))
-    total = tiles * (blind + (not blind or label is not None))
+    # The level is that of the score without a class.
+    total = len(split_tiles(height, width, size)) * (2 if blind and label is not None else 1)
     with tqdm(total=total, unit="tile", leave=False, disable=total == 1 or not sys.stderr.isatty()) as bar:
         if blind:
             score, sigma = score_and_level(model, y, size, bar.update)

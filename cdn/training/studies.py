@@ -94,19 +94,7 @@ RECIPE_VARIANTS: dict[str, Options] = {
 }
 # Every variant takes the same time of a processor; its number of steps was found by its time for one, as
 # docs/ablations.md has it.
-SECONDS: Options = COMMON | dict(
-    model="gradresnet18",
-    width=16,
-    precision="float32",
-    crop_padding=4,
-    denoising_weight=12.0,
-    clean_share=0.5,
-    optimizer="muon",
-    learning_rate=3e-3,
-    deep_energy=0.1,
-    ema=0.998,
-    steps=1850,
-)
+SECONDS: Options = RECIPE | dict(width=16, precision="float32", ema=0.998, steps=1850)
 SECONDS_VARIANTS: dict[str, Options] = {
     "as it was": {},
     "clean share 0.75": dict(clean_share=0.75, steps=2150),
@@ -162,8 +150,9 @@ def variant_trainer(data: Dataset, options: Options, seed: int) -> Trainer:
     settings = settings_of(options, seed)
     trainer = Trainer(settings, data, settings.total_steps(1), torch.device("cpu"))
     with torch.no_grad():
-        for name in CHANGES.keys() & options.keys():
-            CHANGES[name](trainer, options[name])
+        for name, change in CHANGES.items():
+            if name in options:
+                change(trainer, options[name])
     trainer.average.load_state_dict(trainer.model.state_dict())
     return trainer
 
