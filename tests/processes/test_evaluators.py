@@ -10,8 +10,8 @@ from tests.processes.faulty import UNREADABLE, going_wrong
 from tests.processes.torchrun import torchrun
 
 pytestmark = pytest.mark.processes
-# What differs from one execution to the next.
-OF_THE_DAY = ("date", "seconds", "samples_per_second", "options")
+# What differs from one execution to the next. The text is tables of what the report holds, seconds among it.
+OF_THE_DAY = ("date", "seconds", "samples_per_second", "options", "text")
 
 
 def timeless(value):
