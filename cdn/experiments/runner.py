@@ -106,7 +106,7 @@ class Experiment:
             session = Session(self, args, processes)
             found = self.measure(session)
         if processes.first:
-            about = dict(model=session.run.config.model, data=session.run.dataset.name)
+            about = dict(model=session.run.config.model, data=session.run.source["name"])
             tell(found, session.out, args, session.start, session.device.type, **about)
 
     def parser(self) -> argparse.ArgumentParser:

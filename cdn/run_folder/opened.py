@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,15 +26,31 @@ class Run:
         path: the run folder.
         model: in evaluation mode, on the device that was asked for; ``model.classes`` are the names of its classes.
         config: its configuration.
-        dataset: the data of the training, :class:`cdn.data.Dataset`.
+        source: what :func:`cdn.data.load_dataset` takes to load the data of the training.
         levels: the noise levels of the training.
     """
 
     path: Path
     model: Network
     config: RunConfig
-    dataset: Dataset
+    source: dict[str, Any]
     levels: NoiseLevels
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data of the training, loaded when first asked for: not every measurement needs it.
+
+        Raises:
+            DataError: data that cannot be read.
+            CDNError: data of other classes than those of the training.
+        """
+        dataset, classes = load_dataset(**self.source), tuple(self.config.classes or ())
+        if dataset.classes != classes:
+            raise CDNError(
+                f"{self.path}: was trained on {len(classes)} classes, {_few(classes)}, "
+                f"but {dataset.name} has {len(dataset.classes)}, {_few(dataset.classes)}"
+            )
+        return dataset
 
     @property
     def has_density(self) -> bool:
@@ -73,27 +91,19 @@ def open_run(path: str | Path, device: str | torch.device = "cpu", data_dir: str
 
     Raises:
         CheckpointError: no run folder, or a damaged one.
-        DataError: data that cannot be read.
-        CDNError: data of other classes than those of the training.
     """
     path = locate(path)
     model, config = load(path, device), read_config(path)
     try:
-        data, classes, levels = config.data, tuple(config.classes or ()), config.levels
-        name, folder, size = data["name"], data_dir or data["data_dir"], data["image_size"]
+        data, levels = config.data, config.levels
+        source = dict(name=data["name"], data_dir=data_dir or data["data_dir"], image_size=data["image_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: config.json lacks or misstates what its data and noise levels are: {error}"
         ) from None
-    if name == "imagefolder" and size is None:  # as it was once left open
-        size = config.image_side
-    dataset = load_dataset(name, folder, image_size=size)
-    if dataset.classes != classes:
-        raise CDNError(
-            f"{path}: was trained on {len(classes)} classes, {_few(classes)}, "
-            f"but {name} has {len(dataset.classes)}, {_few(dataset.classes)}"
-        )
-    return Run(path, model, config, dataset, levels)
+    if source["name"] == "imagefolder" and source["image_size"] is None:  # as it was once left open
+        source["image_size"] = config.image_side
+    return Run(path, model, config, source, levels)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Photographs denoised at full resolution."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from cdn.experiments import photographs
 from cdn.images import memory
 from cdn.images.image_files import find_images, read_image
 from cdn.methods.whole_images import denoise_photograph, score_and_level
+from cdn.run_folder.opened import open_run
 from cdn.run_folder.weights import load
 from cdn_kernels import Noise, sample_noise
 
@@ -146,3 +148,14 @@ def test_training_on_crops_of_larger_pictures(tmp_path):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["psnr_25"] is not None and last["accuracy"] is None
     assert (run / "photographs" / "picture.png").exists()
+
+
+def test_a_model_of_the_package_needs_none_of_the_data_it_was_trained_on(folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    measure("photographs", "--images", folder, "--limit", 1)
+    report = json.loads(Path("results/photographs/photographs/report.json").read_text())
+    level = report["results"]["mean"]["25/255"]
+    assert report["data"] == "imagefolder" and level["psnr_blind"] > level["psnr_noisy"] + 5
+    with pytest.raises(DataError, match="imagefolder needs the folder that holds its data: give --data-dir DIR"):
+        open_run("photographs").dataset  # noqa: B018
