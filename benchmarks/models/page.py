@@ -60,10 +60,9 @@ and multiplied; evaluations on the way come on top."""
 EXPERIMENTS = {
     "robustness": (
         "Adversarial robustness",
-        """APGD on cross-entropy and on the difference of logits ratio, white box, on the logits of images
-        without         noise. Signs of masked gradients are looked for: gradients of zero, a loss that does
-        not rise with steps,         starts that find more, queries without gradients that find more, an
-        unbounded attack that fails.""",
+        """APGD on cross-entropy and on the difference of logits ratio, white box, on the logits of images without
+        noise. Signs of masked gradients are looked for: gradients of zero, a loss that does not rise with steps, starts
+        that find more, queries without gradients that find more, an unbounded attack that fails.""",
     ),
     "certify": (
         "Certified radii",
@@ -72,9 +71,8 @@ EXPERIMENTS = {
     ),
     "protect": (
         "A classifier that was never protected",
-        """A frozen classifier behind the denoiser. Attacks are transferred from the classifier alone, or made
-        for the         whole, through the denoiser: weak attacks on randomized decisions, so an upper
-        bound.""",
+        """A frozen classifier behind the denoiser. Attacks are transferred from the classifier alone, or made for the
+        whole, through the denoiser: weak attacks on randomized decisions, so an upper bound.""",
     ),
     "denoisers": (
         "What a class tells the denoiser",
@@ -82,27 +80,25 @@ EXPERIMENTS = {
     ),
     "jacobian": (
         "The Jacobian of the denoiser",
-        """Trace by Hutchinson's estimate, eigenvalues by Lanczos. For an exact density the trace per value is
-        the         denoising loss, and the matrix is symmetric with no eigenvalue below zero.""",
+        """Trace by Hutchinson's estimate, eigenvalues by Lanczos. For an exact density the trace per value is the
+        denoising loss, and the matrix is symmetric with no eigenvalue below zero.""",
     ),
     "photographs": (
         "Whole photographs",
-        """Noise is added to photographs and taken off again, with its level known and estimated from the noisy
-        image.
+        """Noise is added to photographs and taken off again, with its level known and estimated from the noisy image.
         The pictures are those that scikit-learn brings, by danielbuechele (CC BY 2.0).""",
     ),
     "outliers": (
         "Outliers",
-        """AUROC of test images against outliers, by the log-density, its typicality, the norm of the score and
-        the         softmax. No claim beyond these sets.""",
+        """AUROC of test images against outliers, by the log-density, its typicality, the norm of the score and the
+        softmax. No claim beyond these sets.""",
     ),
     "sampling": ("Samples", """Stochastic ascent (Kadkhodaie & Simoncelli) and annealed Langevin dynamics."""),
     "restoration": ("Inverse problems", """The denoiser as the only prior (algorithm 2 of Kadkhodaie & Simoncelli)."""),
     "reconstruction": (
         "Classification by reconstruction",
-        """Analysis by synthesis after Schott et al. (2018): for every class the latent that explains an image
-        best is         searched. The lower bound takes the search of the other classes for exact: an
-        estimate, no certificate.""",
+        """Analysis by synthesis after Schott et al. (2018): for every class the latent that explains an image best is
+        searched. The lower bound takes the search of the other classes for exact: an estimate, no certificate.""",
     ),
     "denoising_classifier": (
         "Classification by denoising error",

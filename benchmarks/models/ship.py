@@ -53,22 +53,21 @@ COLUMNS = (
 ABOUT = {
     "digits": dict(
         title="Handwritten digits",
-        data="""The handwritten digits that scikit-learn carries (8x8 pixels, 17 grey levels), from E. Alpaydin and
-        C.         Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998,
-        CC BY 4.0. 1,437         images for training, 360 for the test, which the figures are of.""",
+        data="""The handwritten digits that scikit-learn carries (8x8 pixels, 17 grey levels), from E. Alpaydin and C.
+        Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0. 1,437
+        images for training, 360 for the test, which the figures are of.""",
         limits="""It knows ten digits of 8x8 pixels in the middle of a grey image, written white on black, and nothing
-        else:         other images get a digit too. It is there for trying the package, not for reading
-        handwriting.""",
+        else: other images get a digit too. It is there for trying the package, not for reading handwriting.""",
     ),
     "cifar10": dict(
         title="Ten kinds of things",
         data="""CIFAR-10: 60,000 photographs of 32x32 pixels in ten classes, from A. Krizhevsky, Learning Multiple
-        Layers of         Features from Tiny Images, 2009, chosen from images found on the web; its authors
-        ask for that citation and         state no other terms. 50,000 images for training, 10,000 for the
-        test, which the figures are of; noise is         taken off those of them that exist losslessly.""",
+        Layers of Features from Tiny Images, 2009, chosen from images found on the web; its authors ask for that
+        citation and state no other terms. 50,000 images for training, 10,000 for the test, which the figures are of;
+        noise is taken off those of them that exist losslessly.""",
         limits="""It knows ten classes and gives one of them to every image. It has seen small pictures with one thing
-        in the         middle: of a larger photograph it sees the central square, reduced to 32x32 pixels.
-        It has not been trained         to withstand attacks.""",
+        in the middle: of a larger photograph it sees the central square, reduced to 32x32 pixels. It has not been
+        trained to withstand attacks.""",
     ),
     "photographs": dict(
         title="Photographs",
@@ -76,12 +75,11 @@ ABOUT = {
         research that is not commercial), JPEG files of 64x64 pixels, reduced. 32,672 are cut from 53 of 58 photographs
         that Debian packages as backgrounds, reduced by three, four and six: mate-backgrounds 1.26.0 and
         plasma-workspace-wallpapers 5.27.5 (GPL-2+), gnome-backgrounds 3.38.0, budgie-backgrounds 3.0 and
-        lomiri-wallpapers 20.04.0 (Creative Commons, as their copyright files say). What is no photograph among them
-        was left out. None of all that is part of the package. Kodak24 was used for the test only.""",
-        limits="""It takes white Gaussian noise off colour photographs, of levels between 5/255 and 127/255. Noise of
-        a camera         after its processing is not white, and depends on brightness. It knows no classes.
-        Its statistics are taken         over the whole image, so an image denoised in tiles differs a
-        little.""",
+        lomiri-wallpapers 20.04.0 (Creative Commons, as their copyright files say). What is no photograph among them was
+        left out. None of all that is part of the package. Kodak24 was used for the test only.""",
+        limits="""It takes white Gaussian noise off colour photographs, of levels between 5/255 and 127/255. Noise of a
+        camera after its processing is not white, and depends on brightness. It knows no classes. Its statistics are
+        taken over the whole image, so an image denoised in tiles differs a little.""",
     ),
 }
 
@@ -110,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     write_config(folder, run.config.with_data_dir(None))
     facts = dict(name=args.name, command=command(args.name)) | measured(run, last, args.limit)
     if args.photographs:
-        facts["photographs"] = on_photographs(folder, args.photographs, args.data_dir or run.config.data["data_dir"])
+        facts["photographs"] = on_photographs(folder, args.photographs)
     write_atomically(folder / CARD, (json_text(facts, indent=2) + "\n").encode())
     write_atomically(folder / CARD_TEXT, card_text(facts).encode())
     print(f'"{args.name}": "{hashlib.sha256(weights.read_bytes()).hexdigest()}"')
@@ -159,14 +157,13 @@ def measured(run: Run, last: Row, limit: int | None) -> dict[str, Any]:
     )
 
 
-def on_photographs(model: Path, images: Path, data_dir: str | None) -> dict[str, Any]:
+def on_photographs(model: Path, images: Path) -> dict[str, Any]:
     """Return what the experiment on whole photographs finds of a model: their number, and means by noise level."""
     with tempfile.TemporaryDirectory() as place:
         # A copy, since among the models of the package only files with a known checksum are read.
         run, out = Path(place) / model.name, Path(place) / "results"
         shutil.copytree(model, run)
-        arguments = [str(run), "--images", str(images), "--out", str(out)]
-        photographs.main([*arguments, *(["--data-dir", data_dir] if data_dir else [])])
+        photographs.main([str(run), "--images", str(images), "--out", str(out)])
         results = json.loads((out / REPORT).read_text())["results"]
     return dict(name=images.name, count=len(results["photographs"]), mean=results["mean"])
 
