@@ -5,16 +5,19 @@ import shlex
 from cdn.cli.training import training_parser
 from cdn.training.settings import Settings
 
-_CIFAR10 = "--data cifar10 --data-dir data/cifar10 --width 32 --batch-size 64 --epochs 30"
+_CIFAR10 = (
+    "--data cifar10 --data-dir data/cifar10 --width 48 --batch-size 128 --epochs 20 --precision bf16 --evaluations 20"
+)
 # Options of python -m cdn.train. Where the data lies is told by --data-dir; data/patches is what
 # python -m benchmarks.models.patches makes.
 TRAININGS = {
     "digits": "--out runs/digits",
     "digits-classification": "--objective classification --out runs/digits-classification",
     "digits-jem": "--objective jem --out runs/digits-jem",
-    "cifar10": f"{_CIFAR10} --out runs/cifar10",
-    "cifar10-classification": f"{_CIFAR10} --objective classification --out runs/cifar10-classification",
-    "cifar10-denoiser": f"{_CIFAR10} --model denoiser18 --out runs/cifar10-denoiser",
+    "cifar10": f"{_CIFAR10} --model gradresnet10 --out runs/cifar10",
+    "cifar10-classification": f"{_CIFAR10} --model gradresnet10 --objective classification "
+    "--out runs/cifar10-classification",
+    "cifar10-denoiser": f"{_CIFAR10} --model denoiser10 --objective denoising --out runs/cifar10-denoiser",
     "photographs": "--data imagefolder --data-dir data/patches --image-size 48 --objective denoising "
     "--crop-padding 0 --model gradresnet8 --width 48 --batch-size 16 --sigma-low 0.02 --sigma-high 0.5 --steps 7500 "
     "--evaluations 20 --workers 0 --out runs/photographs",
