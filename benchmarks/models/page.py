@@ -43,8 +43,8 @@ HEAD = """# Results
 <!-- Written by: python -m benchmarks.models.page -->
 Written by `python -m benchmarks.models.page` from the records in `docs/records/` and the cards of the shipped models,
 not by hand. Every table names the command that printed it, and what it ran on. One seed each, unless a table says
-otherwise. How the recipe was chosen: [ablations.md](ablations.md). Of CIFAR-10 there are figures of version
-0.1 only: [results-0.1.md](results-0.1.md)."""
+otherwise. How the recipe was chosen: [ablations.md](ablations.md). What models of CIFAR-10 can do
+besides was measured with version 0.1: [results-0.1.md](results-0.1.md)."""
 COMPARISON = """### Beside its twins
 
 The same data, noise and schedule for each. "minutes" is the whole command, beside other work at times: it says how long

@@ -26,7 +26,7 @@ Print the most probable classes of each image, and for a model of densities also
 the model, and the noise level it sees in the image."""
 EXAMPLES = """\
 examples:
-  python -m cdn.classify runs/cifar10 cat.png dog.jpg --resize
+  python -m cdn.classify cifar10 cat.png dog.jpg --resize
   python -m cdn.classify runs/digits digits/*.png --top 1 --json
 
 Images that cannot be read are reported on stderr, the others are classified, and the exit status is 1."""
