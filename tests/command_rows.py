@@ -97,7 +97,7 @@ COMMANDS = {
     "out_of_domain": experiment("out_of_domain", refuses="resnet classification denoiser"),
     "outliers": experiment("outliers", refuses="denoiser"),
     "photographs": experiment(
-        "photographs", "--images", lambda at: at.images, reads=f"{MEASURED} images", refuses=NO_DENSITY
+        "photographs", "--images", lambda at: at.images, reads="config weights images", refuses=NO_DENSITY
     ),
     "protect": experiment("protect", "--classifier", lambda at: at.other, refuses=NO_DENSITY),
     "reconstruction": experiment("reconstruction", refuses=NO_CLASSES),

@@ -111,7 +111,7 @@ def test_they_are_trained_on_and_a_run_goes_on_with_them(tmp_path):
     with pytest.raises(DataError, match="the data is not that of its start"):
         train(Settings(**tiny), tmp_path / "run", CPU, dataset=fewer, show=False, resume=True)
     with pytest.raises(DataError, match="own: its images were given in Python, and no command can read them"):
-        open_run(tmp_path / "run")
+        open_run(tmp_path / "run").dataset  # noqa: B018
     with pytest.raises(CDNError, match="dataset: expected the 'own' that settings.data names, got 'digits'"):
         train(Settings(**tiny), tmp_path / "other", CPU, dataset=load_dataset("digits"), show=False)
 

@@ -43,7 +43,7 @@ def test_exact_images_only(digits_run):
 def test_further_runs_share_the_images_of_the_first(digits_run):
     trial = experiment(digits_run)
     assert trial.open(digits_run).config == trial.run.config
-    trial.run = replace(trial.run, dataset=replace(trial.run.dataset, name="letters"))
+    vars(trial.run)["dataset"] = replace(trial.run.dataset, name="letters")  # where it is kept once it was loaded
     with pytest.raises(CDNError, match=r"trained on digits, 10 classes of images \[1, 8, 8\], but .* on letters, 10"):
         trial.open(digits_run)
 
