@@ -143,7 +143,7 @@ def _bfloat16_is_faster(kind: int, shape: ConvolutionShape, stride: int, activat
     return {
         CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
         CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
-        # oneDNN's gradient by strided 1x1 filters of 8 inputs (torch 2.13) writes beyond its memory on two threads.
+        # By strided 1x1 filters of few inputs torch's may end the process (ops/convolve.py), in any type.
         CONV_WEIGHT: inputs > 16 if size > 1 else stride > 1 and inputs < 16,
     }[kind]
 
