@@ -26,7 +26,7 @@ from benchmarks.models.ship import (
     threads_text,
     trained_text,
 )
-from benchmarks.models.trainings import TWINS
+from benchmarks.models.trainings import COMPARED, TWINS, command
 from cdn.cli.arguments import make_parser
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
@@ -56,6 +56,16 @@ HOURS = """## What the trainings take
 
 `python -m benchmarks.models.hours --record docs/records/hours.json` timed some steps of each training on idle cores,
 and multiplied; evaluations on the way come on top."""
+# Of trainings that are compared: a title, and what they are.
+TITLES = {
+    "imagenet40": (
+        "Forty classes of ImageNet",
+        """400 images of each for training and 50 for the test, JPEGs of 64x64 pixels, whose artifacts are learned with
+        them. Both losses, cross-entropy alone, a direct denoiser, and both losses again from the weights of the shipped
+        model of CIFAR-10. On two processes, a core each: before these commands stood
+        `torchrun --nproc-per-node 2 --no-python`.""",
+    )
+}
 # Of every experiment: its title, and what is measured.
 EXPERIMENTS = {
     "robustness": (
@@ -128,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
 def page() -> str:
     """Return the page as Markdown."""
     parts = [part for name in TWINS for part in model_parts(name)]
+    parts += [part for name in COMPARED for part in compared_parts(name)]
     return "\n\n".join([HEAD, *parts, HOURS, hours_table(read_json(PLAN))]) + "\n"
 
 
@@ -139,9 +150,8 @@ def model_parts(name: str) -> list[str]:
     parts = [f"## {ABOUT[name]['title']}: `{name}`", fill(trained_text(facts)), fill(found_text(facts))]
     parts += [levels_table(facts), *filter(None, [photographs_text(facts).strip()])]
     parts += _pictures(name, ("curves", "denoising"))
-    compared = [RECORDS / other for other in (name, *TWINS[name]) if (RECORDS / other / CONFIG).exists()]
-    if len(compared) > 1:
-        runs = [read_run(path) for path in compared]
+    runs = kept_runs([name, *TWINS[name]])
+    if len(runs) > 1:
         parts += [COMPARISON, comparison_table(runs).strip(), MILESTONES, milestones_table(runs)]
     for experiment in EXPERIMENTS:
         for run in (name, *TWINS[name]):
@@ -149,6 +159,22 @@ def model_parts(name: str) -> list[str]:
             if record.exists():
                 parts += experiment_parts(run, json.loads(record.read_text()))
     return parts
+
+
+def compared_parts(name: str) -> list[str]:
+    """Return what there is to say of trainings that are compared, nothing of those that were not run yet."""
+    runs = kept_runs([name, *COMPARED[name]])
+    if not runs:
+        return []
+    title, text = TITLES[name]
+    commands = "\n".join(f"    {command(run.name)}" for run in runs)
+    pictures = [picture for run in runs for picture in _pictures(run.name, ("curves", "denoising"))]
+    return [f"## {title}", fill(text), commands, comparison_table(runs).strip(), *pictures]
+
+
+def kept_runs(names: Sequence[str]) -> list[Finished]:
+    """Return the records of trainings, of those that have one."""
+    return [read_run(RECORDS / name) for name in names if (RECORDS / name / CONFIG).exists()]
 
 
 def milestones_table(runs: Sequence[Finished]) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import cdn_kernels
-from benchmarks.models.trainings import command
+from benchmarks.models.trainings import command, departures
 from cdn.cli.arguments import make_parser, positive_int
 from cdn.cli.process import run_command
 from cdn.errors import CDNError
@@ -95,11 +95,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cdn_kernels.keep_pages()
     folder = FOLDER / args.name
-    make_folder(folder)
     run = open_run(args.run, data_dir=args.data_dir)
+    if other := departures(args.name, run.config.training):
+        raise CDNError(f"{args.run} was not trained by `{command(args.name)}`: it has another {', '.join(other)}")
     last = Journal(run.path / METRICS).rows[-1]
     if (last["kind"], last["step"]) != ("evaluation", run.config.total_steps):
         raise CDNError(f"{args.run} stands at step {last['step']} of {run.config.total_steps}: let it finish")
+    make_folder(folder)
     round_weights(run.model)
     weights = folder / WEIGHTS
     save_model(weights, run.model, run.model.classes, run.config.objective)

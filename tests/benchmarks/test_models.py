@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from benchmarks.models import figures, hours, keep, page, patches, ship, trainin
 from cdn.errors import CDNError
 from cdn.images.image_files import write_image
 from cdn.run_folder import shipped
+from cdn.run_folder.config import read_config
+from cdn.run_folder.names import CONFIG
 
 # What a sentence measured, if it has any of these. Sizes, versions and settings are others.
 MEASURED = re.compile(r"\d ?(%|dB|ms|minutes?|hours?|seconds?|images/s)|\d(\.\d+)? times")
@@ -37,6 +40,7 @@ def test_what_the_readme_measured_is_made_of_records():
 
 def test_sentences_of_the_page_measure_nothing():
     texts = [text for of_one in page.EXPERIMENTS.values() for text in of_one] + [page.HEAD, page.COMPARISON]
+    texts += [text for _, text in page.TITLES.values()]
     assert not [text for text in texts if MEASURED.search(text)]
 
 
@@ -45,9 +49,9 @@ def test_an_unknown_mark_is_refused():
         page.with_figures("<!-- figures: weather -->\n<!-- end -->")
 
 
-def test_every_model_has_a_training_and_twins():
+def test_every_model_and_comparison_has_trainings():
     assert shipped.SHA256.keys() <= ship.ABOUT.keys() == trainings.TWINS.keys()
-    for name, twins in trainings.TWINS.items():
+    for name, twins in (trainings.TWINS | trainings.COMPARED).items():
         for training in (name, *twins):
             assert f"--out runs/{training}" in trainings.command(training)
             assert trainings.settings(training).objective
@@ -57,6 +61,21 @@ def test_shipped_models_were_trained_by_the_command_that_is_known_for_them():
     for name in shipped.SHA256:
         facts = json.loads((shipped.FOLDER / name / shipped.CARD).read_text())
         assert facts["command"] == trainings.command(name)
+        assert not trainings.departures(name, read_config(shipped.FOLDER / name).training)
+
+
+def test_records_are_of_the_trainings_by_their_names():
+    folders = [path.parent for path in keep.RECORDS.glob(f"*/{CONFIG}")]
+    assert folders
+    for folder in folders:
+        assert not trainings.departures(folder.name, read_config(folder).training)
+
+
+def test_a_run_of_other_settings_is_not_shipped(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(shipped.FOLDER / "digits", run)
+    with pytest.raises(CDNError, match="was not trained by `python -m cdn.train .*`: it has another"):
+        ship.main([str(run), "cifar10"])
 
 
 def test_hours_are_steps_times_what_one_takes(tmp_path, capsys, monkeypatch):
