@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     last = Journal(run.path / METRICS).rows[-1]
     if (last["kind"], last["step"]) != ("evaluation", run.config.total_steps):
         raise CDNError(f"{args.run} stands at step {last['step']} of {run.config.total_steps}: let it finish")
+    about = machine.describe("cpu")  # before the files of the package change
     make_folder(folder)
     round_weights(run.model)
     weights = folder / WEIGHTS
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     if weights.stat().st_size > LARGEST:
         raise CDNError(f"{weights} has {weights.stat().st_size:,} bytes, of at most {LARGEST:,}")
     write_config(folder, run.config.with_data_dir(None))
-    facts = dict(name=args.name, command=command(args.name)) | measured(run, last, args.limit)
+    facts = dict(name=args.name, command=command(args.name)) | measured(run, last, about, args.limit)
     if args.photographs:
         facts["photographs"] = on_photographs(folder, args.photographs)
     write_atomically(folder / CARD, (json_text(facts, indent=2) + "\n").encode())
@@ -135,7 +136,7 @@ def round_weights(model: nn.Module) -> None:
             raise CDNError(f"{name} holds a number that is too large for 16 bits")
 
 
-def measured(run: Run, last: Row, limit: int | None) -> dict[str, Any]:
+def measured(run: Run, last: Row, about: dict[str, Any], limit: int | None) -> dict[str, Any]:
     """Return what the card says of a run of rounded weights that was trained on this machine, from its last row too."""
     report = evaluate(
         run.model.float(),
@@ -145,7 +146,6 @@ def measured(run: Run, last: Row, limit: int | None) -> dict[str, Any]:
         objective=run.config.objective,
         denoising_limit=limit,
     )
-    about = machine.describe("cpu")
     return dict(
         parameters=run.config.parameters,
         steps=run.config.total_steps,

@@ -14,7 +14,7 @@ CARD, CARD_TEXT = "card.json", "card.md"
 # SHA-256 of the weights of each.
 SHA256 = {
     "digits": "809ea5740b89e5c8d75be447eaeace873d8b3280c1774b4931df7b9352b81eb9",
-    "cifar10": "9852613ebcf2c103a346cc01dac39308d26ff14d4916d07fe75760668f7e07b0",
+    "cifar10": "2986aac0029316cd024a1ade19eb478528dd609fcc01224fd484e5a993740ebe",
     "photographs": "20b46c5effffe64aeeecee841476ba77c2dacd2e09a5e2ffa27000be8f89fb5b",
 }
 
