@@ -10,11 +10,12 @@ from cdn_kernels.graphs import Graphed
 from cdn_kernels.memory import keep_pages
 from cdn_kernels.modules import ConvGELU, GELUGroupNorm
 from cdn_kernels.noise import Noise, NoiseLevels
+from cdn_kernels.ops.activation import gelu, silu
 from cdn_kernels.ops.conv import conv2d, conv2d_gelu
 from cdn_kernels.ops.conv_pair import conv2d_gelu_conv2d
 from cdn_kernels.ops.denoising import denoising_loss
 from cdn_kernels.ops.foreign import foreign
-from cdn_kernels.ops.gelu import gelu
+from cdn_kernels.ops.group_norm import group_norm
 from cdn_kernels.ops.noise import sample_noise, sample_sigma, standard_normal
 from cdn_kernels.ops.norm import gelu_group_norm
 from cdn_kernels.ops.pool import channel_mean, energy
@@ -42,6 +43,7 @@ __all__ = [
     "foreign",
     "gelu",
     "gelu_group_norm",
+    "group_norm",
     "keep_pages",
     "logsumexp",
     "recomputed",
@@ -50,6 +52,7 @@ __all__ = [
     "sample_sigma",
     "score",
     "score_matching_step",
+    "silu",
     "standard_normal",
     "using",
 ]

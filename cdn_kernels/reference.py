@@ -39,6 +39,18 @@ def gelu(u: Tensor) -> Tensor:
     return F.gelu(u)
 
 
+def silu(u: Tensor) -> Tensor:
+    """Apply SiLU, ``u sigmoid(u)``."""
+    return F.silu(u)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Normalize groups of channels of x [B, C, H, W]; arguments and result as for torch.nn.functional.group_norm."""
+    dtype = compute_dtype(x.dtype)
+    bias = None if bias is None else bias.to(dtype)
+    return F.group_norm(x.to(dtype), groups, weight.to(dtype), bias, eps).to(x.dtype)
+
+
 def conv2d_gelu(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Convolve without bias, "same" padding, and apply the exact GELU.
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 11
+#define CDN_INTERFACE 12
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -95,6 +95,10 @@ CDN_API int cdn_random_words(std::uint32_t* words, std::int64_t batch, std::int6
 CDN_API int cdn_gelu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
                      int type, std::int64_t size, int threads, int capability);
 
+// The same of SiLU.
+CDN_API int cdn_silu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
+                     int type, std::int64_t size, int threads, int capability);
+
 // A pass of z = normalize(phi(v)), v = x + residual, over [batch, channels, pixels] or [batch, pixels, channels].
 // gain[channels], statistics[batch, 4 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
 // for CDN_FLOAT64; everything else has the given type. eps > 0.
@@ -107,6 +111,13 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
                           void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
                           std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
                           int threads, int capability);
+
+// A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) and bias_grad[batch,
+// channels] (may be null) of the type of gain. Tangent: out is the derivative of <g_x, tangent> by x.
+CDN_API int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad,
+                           const void* tangent, void* statistics, void* out, void* tangent_out, void* gain_grad,
+                           void* bias_grad, int type, std::int64_t batch, std::int64_t channels, std::int64_t pixels,
+                           std::int64_t groups, double eps, int channels_last, int threads, int capability);
 
 // A reduction of images [batch, channels, pixels] or [batch, pixels, channels], or the adjoint of one; values are
 // float, or double for CDN_FLOAT64.

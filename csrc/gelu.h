@@ -62,12 +62,12 @@ CDN_HOST_DEVICE float halve(float a, float times) {
     return bit_cast<float>(bit_cast<std::uint32_t>(a) - (bit_cast<std::uint32_t>(times) << 23));
 }
 
-// exp(-a^2/2) for 0 <= a <= 13, as 2^-n exp(r/2) with |r| <= ln 2. Adding 3 2^22 rounds to the integer n and leaves
-// it in the lowest bits.
+// exp(-(square + lost) / 2) for 0 <= square <= 169 and a tiny lost, as 2^-n exp(r/2) with |r| <= ln 2. Adding 3 2^22
+// rounds to the integer n and leaves it in the lowest bits.
 template <bool brief, typename Real>
-CDN_HOST_DEVICE Real bell(Real a) {
+CDN_HOST_DEVICE Real decay(Real square, Real lost) {
     const float magic = 0x1.8p23f;
-    const Real square = a * a, shifted = multiply_add(square, 0x1.715476p-1f, magic), n = shifted - magic;
+    const Real shifted = multiply_add(square, 0x1.715476p-1f, magic), n = shifted - magic;
     Real p, r;
 #ifdef __CUDA_ARCH__
     if constexpr (brief) return ::exp2f(square * -0.72134752044448170368f);
@@ -79,8 +79,7 @@ CDN_HOST_DEVICE Real bell(Real a) {
         p = multiply_add(p, r, 0.02083389274775982f);
         p = multiply_add(p, r, 0.1249980702996254f);
     } else {
-        // n times the first part of 2 ln 2 is exact, and so is the difference. What a * a lost is put back.
-        const Real lost = multiply_add(a, a, -square);
+        // n times the first part of 2 ln 2 is exact, and so is the difference.
         r = multiply_add(n, 0x1.7f7d1cp-19f, multiply_add(n, 0x1.62e4p+0f, -square)) - lost;
         p = 2.1593961719190702e-05f;
         p = multiply_add(p, r, 0.00026152143254876137f);
@@ -91,6 +90,14 @@ CDN_HOST_DEVICE Real bell(Real a) {
     p = multiply_add(p, r, 0.5f);
     p = multiply_add(p, r, 1.0f);
     return halve(p, shifted);
+}
+
+// exp(-a^2/2) for 0 <= a <= 13.
+template <bool brief, typename Real>
+CDN_HOST_DEVICE Real bell(Real a) {
+    const Real square = a * a;
+    if constexpr (brief) return decay<true>(square, square);
+    else return decay<false>(square, multiply_add(a, a, -square));  // what a * a lost is put back
 }
 template <bool>
 CDN_HOST_DEVICE double bell(double a) {
@@ -129,14 +136,15 @@ CDN_HOST_DEVICE double tail(double a, double) {
     return 0.5 * ::erfc(a * 0.70710678118654752440);
 }
 
+// A function at some number, and its first two derivatives.
 template <typename Real>
-struct Gelu {
+struct Phi {
     Real value, first, second;
 };
 
 // brief: u has 16 bits, so that its square is exact, and the result need not be.
 template <bool brief, typename Real>
-CDN_HOST_DEVICE Gelu<Real> gelu(Real u) {
+CDN_HOST_DEVICE Phi<Real> gelu(Real u) {
     const Real size = magnitude(u), a = at_most(size, farthest(u));
     const Real e = bell<brief>(a), below = tail<brief>(size, e);
     const Real density = e * Real(0.39894228040143267794);

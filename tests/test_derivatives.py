@@ -57,6 +57,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 IMAGES, FEATURES = random(2, 1, 4, 4).sigmoid(), random(2, 8, 3, 3, seed=1)
 FILTERS, MORE = random(8, 8, 3, 3, seed=2) / 8, random(8, 8, 3, 3, seed=3) / 8
 
+GAIN = random(8, seed=4) + 2
+
 
 @dataclass
 class Row:
@@ -170,6 +172,12 @@ ROWS = {
     "save_model": NO_FUNCTION,
     # cdn_kernels
     "gelu": Row(cdn_kernels.gelu, FEATURES),
+    "silu": Row(cdn_kernels.silu, FEATURES),
+    "group_norm": {
+        "by x": Row(lambda x: cdn_kernels.group_norm(x, 2, GAIN, GAIN / 2), FEATURES),
+        "by gain": Row(lambda gain: cdn_kernels.group_norm(FEATURES, 2, gain), GAIN, per_image=False),
+        "by bias": Row(lambda bias: cdn_kernels.group_norm(FEATURES, 2, GAIN, bias), GAIN, per_image=False),
+    },
     "conv2d": {
         "by x": Row(lambda x: cdn_kernels.conv2d(x, FILTERS), FEATURES),
         "by filters": Row(lambda w: cdn_kernels.conv2d(FEATURES, w), FILTERS, per_image=False),

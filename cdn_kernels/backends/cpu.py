@@ -18,11 +18,12 @@ from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 11  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 12  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 _LEVELS = c_int, c_double, c_double, c_double, c_int
 _KEY = c_uint64, c_uint64, c_int64, c_void_p
+_ACTIVATION = c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int
 _SIGNATURES: Signatures = {
     "cdn_interface": (),
     "cdn_capability": (),
@@ -34,21 +35,10 @@ _SIGNATURES: Signatures = {
     "cdn_sample_noise": (*[c_void_p] * 3, c_int, *[c_int64] * 3, *_LEVELS, *_KEY, c_int, c_int),
     "cdn_sample_sigma": (c_void_p, c_int, c_int64, *_LEVELS, *_KEY),
     "cdn_denoising": (*[c_void_p] * 5, c_int, *[c_int64] * 3, *_KEY, c_int, c_int),
-    "cdn_gelu": (c_int, *[c_void_p] * 5, c_int, c_int64, c_int, c_int),
-    "cdn_gelu_norm": (
-        c_int,
-        *[c_void_p] * 11,
-        c_int,
-        c_int64,
-        c_int64,
-        c_int64,
-        c_int64,
-        c_double,
-        c_int,
-        c_int,
-        c_int,
-        c_int,
-    ),
+    "cdn_gelu": _ACTIVATION,
+    "cdn_silu": _ACTIVATION,
+    "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, *[c_int64] * 4, c_double, *[c_int] * 4),
+    "cdn_group_norm": (c_int, *[c_void_p] * 10, c_int, *[c_int64] * 4, c_double, c_int, c_int, c_int),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
     "cdn_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
@@ -268,10 +258,36 @@ def gelu(
     capability: str | None = None,
 ) -> None:
     """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
+    _activation(LIBRARY.cdn_gelu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+
+
+def silu(
+    sweep: int,
+    u: Tensor,
+    grad: Tensor | None,
+    other: Tensor | None,
+    out: Tensor,
+    tangent_out: Tensor | None,
+    *,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
+    """Run a pass of SiLU, likewise."""
+    _activation(LIBRARY.cdn_silu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+
+
+def _activation(
+    function: Callable[..., int],
+    sweep: int,
+    u: Tensor,
+    others: Sequence[Tensor | None],
+    threads: int | None,
+    capability: str | None,
+) -> None:
     _call(
-        LIBRARY.cdn_gelu,
+        function,
         sweep,
-        *map(address, (u, grad, other, out, tangent_out)),
+        *map(address, (u, *others)),
         TYPES[u.dtype],
         u.numel(),
         threads or torch.get_num_threads(),
@@ -319,6 +335,44 @@ def gelu_norm(
         groups,
         eps,
         scale_preserving,
+        channels_last,
+        threads or torch.get_num_threads(),
+        CAPABILITIES.index(capability or CAPABILITY),
+    )
+
+
+def group_norm(
+    sweep: int,
+    x: Tensor,
+    gain: Tensor,
+    groups: int,
+    eps: float,
+    channels_last: bool,
+    *,
+    statistics: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    grad: Tensor | None = None,
+    tangent: Tensor | None = None,
+    tangent_out: Tensor | None = None,
+    gain_grad: Tensor | None = None,
+    bias_grad: Tensor | None = None,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
+    """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`."""
+    batch, channels, height, width = x.shape
+    pointers = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
+    _call(
+        LIBRARY.cdn_group_norm,
+        sweep,
+        *map(address, pointers),
+        TYPES[x.dtype],
+        batch,
+        channels,
+        height * width,
+        groups,
+        eps,
         channels_last,
         threads or torch.get_num_threads(),
         CAPABILITIES.index(capability or CAPABILITY),

@@ -22,12 +22,16 @@ OPERATIONS = {
     "sample_sigma": ("cpu", "triton", "cuda"),
     "denoising_loss": ("cpu", "triton", "cuda"),
     "gelu": ("cpu", "triton", "cuda"),
+    "silu": ("cpu",),
     "conv2d": ("cpu", "triton", "cuda"),
     "conv2d_gelu": ("cpu", "triton", "cuda"),
     "gelu_group_norm": ("cpu", "triton", "cuda"),
+    "group_norm": ("cpu",),
     "channel_mean": ("cpu", "triton", "cuda"),
     "energy": ("cpu", "triton", "cuda"),
 }
+# Those that take the place of torch's layers in networks that others wrote, and that no network of the package calls.
+OF_OTHERS = ("silu", "group_norm")
 
 # What impl="auto" tries for tensors of a type of device where nothing was measured (measured.py).
 AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}
@@ -126,7 +130,7 @@ def automatic(device: torch.device, fastest: str | None = None) -> tuple[str, ..
 
 
 def fused_backends(device: torch.device, impl: str = "auto", dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """Return the backends whose kernels run a network on a device, by operation.
+    """Return the backends whose kernels run a network of the package on a device, by operation.
 
     Args:
         impl: "auto" for the fastest, or the name of one, which is never replaced.
@@ -138,7 +142,7 @@ def fused_backends(device: torch.device, impl: str = "auto", dtype: torch.dtype 
     """
     check_impl(impl)
     found = {}
-    for operation in OPERATIONS:
+    for operation in (name for name in OPERATIONS if name not in OF_OTHERS):
         tried = automatic(device, measured.fastest(operation, device, dtype)) if impl == "auto" else (impl,)
         reject = why_not_automatic if impl == "auto" else why_not
         reasons = {backend: reject(operation, backend, device, dtype) for backend in tried}

@@ -115,3 +115,16 @@ def as_input(parameter: Tensor) -> Tensor:
 def no_third_order(ctx: Context, *grads: Tensor | None) -> NoReturn:
     """Refuse to differentiate a second derivative."""
     raise RuntimeError("cdn_kernels: third derivatives have no kernel; use impl='reference' for them")
+
+
+def without_third_order(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return second derivatives in a form that refuses to be differentiated, where gradients are recorded."""
+    return _Refused.apply(*tensors) if torch.is_grad_enabled() else tensors
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors)
+
+    backward = staticmethod(no_third_order)

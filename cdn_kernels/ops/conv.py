@@ -64,7 +64,8 @@ def conv2d_gelu(x: Tensor, weight: Tensor, stride: int = 1, *, impl: str = "auto
     Args, errors: as :func:`conv2d` and :func:`cdn_kernels.gelu`.
 
     Returns:
-        ``u Phi(u)`` with ``u = weight * x``. Differentiable twice; impl="reference" any number of times.
+        ``u Phi(u)`` with ``u = weight * x``. Differentiable any number of times, from the third on by
+        the reference.
     """
     check_convolution(x, weight, stride)
     backend = resolve_untransformed("conv2d_gelu", impl, x, fastest_for(x, weight, stride))

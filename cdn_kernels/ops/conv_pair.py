@@ -13,7 +13,15 @@ from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.ops import convolve
-from cdn_kernels.ops.common import LIBRARY, Context, Gradients, asked_for, register, resolve_untransformed
+from cdn_kernels.ops.common import (
+    LIBRARY,
+    Context,
+    Gradients,
+    asked_for,
+    register,
+    resolve_untransformed,
+    without_third_order,
+)
 from cdn_kernels.ops.conv import as_autocast, check_convolution, check_filters, fastest_for
 
 LIBRARY.define(
@@ -151,7 +159,8 @@ def _input_derivatives(ctx: Context, t: Tensor | None, _: None) -> Gradients:
     if t is None:
         return (None,) * 6
     ops, options = torch.ops.cdn_kernels, (1, ctx.backend)
-    along, by_u = ops.gelu_tangent(u, product, t, ctx.backend)
+    # The product that was kept tells nothing of what it depends on.
+    along, by_u = without_third_order(*ops.gelu_tangent(u, product, t, ctx.backend))
     return (
         ops.conv2d(along, weight, *options) if asked_for(ctx, 0) else None,
         ops.conv2d_weight(along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,

@@ -1,7 +1,8 @@
-"""Run torch's own convolutions by derivatives of the first order, wherever a network calls them and that gains.
+"""Run torch's own layers by operations with derivatives of their own, wherever a network calls them and that gains.
 
-Those of two dimensions for which the library has faster kernels run in these; others, where they are large or
-depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`; and the rest is left to torch.
+Convolutions of two dimensions for which the library has faster kernels run in these; others, where they are large or
+depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group normalization, SiLU and GELU run in the
+library's passes. The rest is left to torch.
 """
 
 import math
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cuda
 from torch.nn.parameter import is_lazy
@@ -20,9 +22,11 @@ from torch.overrides import TorchFunctionMode
 from cdn_kernels import reference
 from cdn_kernels.backends.interface import TYPES
 from cdn_kernels.ops import convolve
+from cdn_kernels.ops.activation import gelu, silu
 from cdn_kernels.ops.any_convolution import Options, convolution, options_of
 from cdn_kernels.ops.common import resolve_untransformed
 from cdn_kernels.ops.conv import as_autocast
+from cdn_kernels.ops.group_norm import group_norm
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
@@ -32,10 +36,13 @@ CHOICE = "measured"
 # filters before others (one thread of a Zen 5; the maps cost some 20 microseconds of Python each).
 FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 6e6, 1e8, 3e5
 LARGEST_DEPTHWISE = 9
+# From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
+# with AVX-512).
+FEWEST_ELEMENTS = {"silu": 1 << 17, "gelu": 1 << 17, "group_norm": 1 << 14}
 
 
 class FirstOrderFunctions(TorchFunctionMode):
-    """Within a ``with`` block, run torch's convolutions by derivatives of the first order, where that gains.
+    """Within a ``with`` block, run torch's layers by operations with derivatives of their own, where that gains.
 
     Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Calls of the reference stay
     what they are, and so does what runs under torch.func transforms.
@@ -43,7 +50,7 @@ class FirstOrderFunctions(TorchFunctionMode):
     Attributes:
         filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
             they are large enough, in order, as they were given.
-        gained: whether any convolution was taken over.
+        gained: whether anything was taken over.
     """
 
     _inside = threading.local()
@@ -75,6 +82,11 @@ class FirstOrderFunctions(TorchFunctionMode):
     ) -> Any:
         if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
             return self._convolution(func, *args, **(kwargs or {}))
+        if func in PASSES and sys._getframe(1).f_globals is not vars(reference):
+            own = PASSES[func](*args, **(kwargs or {}))
+            if own is not None:
+                self.gained = True
+                return own
         return func(*args, **kwargs) if kwargs else func(*args)
 
     def _convolution(
@@ -109,6 +121,51 @@ class FirstOrderFunctions(TorchFunctionMode):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
         x, filters, *added = tensors
         return convolution(x, filters, added[0] if added else None, kind)
+
+
+def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
+    """Apply SiLU in the library's passes; None where torch is to do it."""
+    return silu(input) if not inplace and _is_for_passes("silu", input) else None
+
+
+def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor | None:
+    """Apply the exact GELU, likewise."""
+    return gelu(input) if approximate == "none" and _is_for_passes("gelu", input) else None
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | None:
+    """Normalize groups of channels, likewise."""
+    if weight is None or not _is_for_passes("group_norm", input, weight, bias) or input.dim() < 3 or eps <= 0:
+        return None
+    if 0 in input.shape[1:] or input.shape[1] % num_groups or weight.shape != input.shape[1:2]:
+        return None  # for torch to explain
+    if any(p is not None and p.dtype not in (input.dtype, torch.float32) for p in (weight, bias)):
+        return None
+    if input.dim() == 4:
+        return group_norm(input, num_groups, weight, bias, eps)
+    images = input.reshape(*input.shape[:2], -1, 1)
+    return group_norm(images, num_groups, weight, bias, eps).view(input.shape)
+
+
+# What takes the place of torch's functions.
+PASSES: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    F.silu: _silu,
+    F.gelu: _gelu,
+    F.group_norm: _group_norm,
+}
+
+
+def _is_for_passes(operation: str, x: Tensor, *parameters: Tensor | None) -> bool:
+    """Tell whether a pass of the library on a CPU takes the place of a function of torch that is differentiated."""
+    if x.device.type != "cpu" or x.dtype not in TYPES or not _is_worth_it(x, x.numel() >= FEWEST_ELEMENTS[operation]):
+        return False
+    if transformed() or not torch.is_grad_enabled():
+        return False
+    if not any(t is not None and t.requires_grad for t in (x, *parameters)):
+        return False
+    return resolve_untransformed(operation, "auto", x) != "reference"
 
 
 def has_filters(network: nn.Module) -> bool:

@@ -1,12 +1,12 @@
-// The sweeps of residual + GELU + group normalization, one sample at a time.
+// The sweeps of residual + a function + group normalization + bias, one sample at a time.
 //
-//     v = x + residual,  b = phi(v),  c = b - mean b,  V = mean c^2,  z = gain s r c
+//     v = x + residual,  b = phi(v),  c = b - mean b,  V = mean c^2,  z = gain s r c + bias
 //
 // with r = (V + eps)^-1/2, s = 1 (plain) or r = (V + eps T)^-1/2, s = sqrt T, T = mean of V over the groups of the
 // sample (scale-preserving). Every sweep reads v and computes phi and its derivatives again: arithmetic is cheaper
 // than the memory to keep them. Within the forward and the backward sweep, values of one sample are kept, for the
 // cache holds them; in the tangent sweep they would drive out of it what is read. Scalars of groups are spread over
-// channels, so that both layouts share one loop.
+// channels, so that both layouts share one loop. phi is the exact GELU, without bias, or the identity, with one.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "../floor.h"
-#include "../gelu.h"
+#include "functions.h"
 #include "rows.h"
 #include "storage.h"
 #include "variants.h"
@@ -22,7 +22,7 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-template <typename Storage, bool channels_last>
+template <typename Storage, bool channels_last, typename Function>
 struct Norm {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
@@ -34,8 +34,9 @@ struct Norm {
     const std::int64_t group_channels = job.channels / job.groups;
     const double count = static_cast<double>(group_channels * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
-    // Of the sample that is being worked on: forward, b - pivot; backward, c and then phi'.
-    mutable Row kept = Row(job.sweep == CDN_TANGENT ? 0 : size * (1 + job.sweep));
+    // Of the sample that is being worked on: forward, b - pivot; backward, c and then phi' unless that is 1.
+    mutable Row kept =
+        Row(job.sweep == CDN_TANGENT ? 0 : size * (job.sweep == CDN_FORWARD || Function::identity ? 1 : 2));
 
     // The statistics of a sample, as they lie in memory.
     struct Statistics {
@@ -98,7 +99,7 @@ struct Norm {
             const std::int64_t i = g * group_channels * (channels_last ? 1 : job.pixels);
             const Real first = Storage::load(x[i]);
             const Real v = residual ? Storage::load(Storage::store(first + Storage::load(residual[i]))) : first;
-            st.pivot[g] = gelu<Storage::brief>(v).value;
+            st.pivot[g] = Function::template of<Storage::brief>(v).value;
         }
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         Sums<Storage, 1, channels_last> total(rows);
@@ -110,7 +111,7 @@ struct Norm {
                         at.store(sum, v + at.load(residual));
                         v = at.load(sum);
                     }
-                    const auto b = gelu<Storage::brief>(v).value - at.of(pivot);
+                    const auto b = Function::template of<Storage::brief>(v).value - at.of(pivot);
                     at.keep(values, b);
                     at.add(0, b);
                 },
@@ -137,7 +138,14 @@ struct Norm {
             st.k[g] = dead ? Real(0) : variance[g] * inverse;
         }
         const Row scale = spread([&](auto c, auto g) { return gain[c] * st.s[0] * st.r[g]; });
-        rows.template each<Storage>([&](auto at) { at.store(z, at.of(scale) * (at.kept(values) - at.of(mean))); });
+        if constexpr (Function::identity) {
+            const Real* bias = static_cast<const Real*>(job.bias);
+            const Row added = spread([&](auto c, auto) { return bias ? bias[c] : Real(0); });
+            rows.template each<Storage>(
+                [&](auto at) { at.store(z, multiply_add(at.of(scale), at.kept(values) - at.of(mean), at.of(added))); });
+        } else {
+            rows.template each<Storage>([&](auto at) { at.store(z, at.of(scale) * (at.kept(values) - at.of(mean))); });
+        }
     }
 
     // a_v = phi' a_b + source, with a_b the normalization's transposed Jacobian applied to gain a_z; and the share
@@ -155,21 +163,24 @@ struct Norm {
         sums.add(
             [&](auto at) {
                 const auto grad = at.load(a);
-                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto phi = Function::template of<Storage::brief>(at.load(v));
                 const auto centred = phi.value - at.of(pivot) - at.of(mean);
                 at.keep(values, centred);
-                at.keep(firsts, phi.first);
+                if constexpr (!Function::identity) at.keep(firsts, phi.first);
                 at.add(0, grad);
                 at.add(1, grad, centred);
             },
             v, a, source, out);
         gain_gradient(sample, sums.row(1), st);
+        if (job.bias_grad)
+            std::copy_n(sums.row(0), job.channels, static_cast<Real*>(job.bias_grad) + sample * job.channels);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
             rows.template each<Storage>([&](auto at) {
                 const auto g_b = from.apply(at, at.load(a), at.kept(values));
                 // At s = 0 every coefficient is 0.
-                if constexpr (with_source) at.store(out, multiply_add(at.kept(firsts), g_b, at.load(source)));
+                if constexpr (Function::identity) at.store(out, g_b);
+                else if constexpr (with_source) at.store(out, multiply_add(at.kept(firsts), g_b, at.load(source)));
                 else at.store(out, at.kept(firsts) * g_b);
             });
         };
@@ -232,7 +243,7 @@ struct Norm {
         Sums<Storage, 5, channels_last> sums(rows);  // of g, g c, bdot, bdot c, g bdot
         sums.add(
             [&](auto at) {
-                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto phi = Function::template of<Storage::brief>(at.load(v));
                 const auto g = at.load(grad), centred = phi.value - at.of(pivot) - at.of(mean);
                 const auto bdot = phi.first * at.load(vdot);
                 at.add(0, g);
@@ -283,16 +294,16 @@ struct Norm {
         const Row c_centred = spread([&](auto, auto g) { return e_centred[g]; });
         rows.template each<Storage>(
             [&](auto at) {
-                const auto phi = gelu<Storage::brief>(at.load(v));
+                const auto phi = Function::template of<Storage::brief>(at.load(v));
                 const auto g = at.load(grad), dot = at.load(vdot);
                 const auto centred = phi.value - at.of(pivot) - at.of(mean), bdot = phi.first * dot;
-                const auto g_b = from.apply(at, g, centred);
                 const auto e = multiply_add(
                     at.of(c_bdot), bdot,
                     multiply_add(at.of(c_grad), g, multiply_add(at.of(c_centred), centred, at.of(c_constant))));
                 at.store(zdot,
                          multiply_add(at.of(z_bdot), bdot, multiply_add(at.of(z_centred), centred, at.of(z_constant))));
-                at.store(source, multiply_add(phi.first, e, phi.second * dot * g_b));
+                if constexpr (Function::identity) at.store(source, e);
+                else at.store(source, multiply_add(phi.first, e, phi.second * dot * from.apply(at, g, centred)));
             },
             zdot, source);
         if (job.gain_grad) {

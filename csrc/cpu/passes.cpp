@@ -9,19 +9,38 @@ bool known(const Variant* variant, int sweep, int type) {
     return variant && sweep >= CDN_FORWARD && sweep <= CDN_TANGENT && type >= CDN_FLOAT32 && type <= CDN_FLOAT16;
 }
 
+int run(void (*Passes::*pass)(const ActivationJob&, std::int64_t, std::int64_t), const ActivationJob& job, int threads,
+        int capability) {
+    const Variant* variant = find(capability);
+    if (!known(variant, job.sweep, job.type) || job.size < 0) return 1;
+    // Whole cache lines to each thread, and whole packs: rounding by an instruction makes 0 of subnormal numbers.
+    constexpr std::int64_t kBlock = 256;
+    split((job.size + kBlock - 1) / kBlock, job.size, threads, [&](std::int64_t first, std::int64_t last) {
+        (variant->passes->*pass)(job, first * kBlock, last * kBlock < job.size ? last * kBlock : job.size);
+    });
+    return 0;
+}
+
+int run(void (*Passes::*pass)(const NormJob&, std::int64_t, std::int64_t), const NormJob& job, int threads,
+        int capability) {
+    const Variant* variant = find(capability);
+    if (!known(variant, job.sweep, job.type) || job.batch < 0 || job.pixels < 1) return 1;
+    if (job.groups < 1 || job.channels < job.groups || job.channels % job.groups != 0 || !(job.eps > 0)) return 1;
+    split(job.batch, job.batch * job.channels * job.pixels, threads,
+          [&](std::int64_t first, std::int64_t last) { (variant->passes->*pass)(job, first, last); });
+    return 0;
+}
+
 }  // namespace
 
 int cdn_gelu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out, int type,
              std::int64_t size, int threads, int capability) {
-    const Variant* variant = find(capability);
-    if (!known(variant, sweep, type) || size < 0) return 1;
-    const GeluJob job{sweep, u, grad, other, out, tangent_out, type, size};
-    // Whole cache lines to each thread, and whole packs: rounding by an instruction makes 0 of subnormal numbers.
-    constexpr std::int64_t kBlock = 256;
-    split((size + kBlock - 1) / kBlock, size, threads, [&](std::int64_t first, std::int64_t last) {
-        variant->passes->gelu(job, first * kBlock, last * kBlock < size ? last * kBlock : size);
-    });
-    return 0;
+    return run(&Passes::gelu, {sweep, u, grad, other, out, tangent_out, type, size}, threads, capability);
+}
+
+int cdn_silu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out, int type,
+             std::int64_t size, int threads, int capability) {
+    return run(&Passes::silu, {sweep, u, grad, other, out, tangent_out, type, size}, threads, capability);
 }
 
 int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
@@ -29,13 +48,11 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
                   void* gain_grad, int type, std::int64_t batch, std::int64_t channels, std::int64_t pixels,
                   std::int64_t groups, double eps, int scale_preserving, int channels_last, int threads,
                   int capability) {
-    const Variant* variant = find(capability);
-    if (!known(variant, sweep, type) || batch < 0 || pixels < 1 || groups < 1 || channels < groups) return 1;
-    if (channels % groups != 0 || !(eps > 0)) return 1;
     const NormJob job{sweep,
                       x,
                       residual,
                       gain,
+                      nullptr,
                       grad,
                       source,
                       tangent,
@@ -44,6 +61,7 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
                       out,
                       tangent_out,
                       gain_grad,
+                      nullptr,
                       type,
                       batch,
                       channels,
@@ -52,9 +70,25 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
                       eps,
                       scale_preserving != 0,
                       channels_last != 0};
-    split(batch, batch * channels * pixels, threads,
-          [&](std::int64_t first, std::int64_t last) { variant->passes->norm(job, first, last); });
-    return 0;
+    return run(&Passes::gelu_norm, job, threads, capability);
+}
+
+int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad, const void* tangent,
+                   void* statistics, void* out, void* tangent_out, void* gain_grad, void* bias_grad, int type,
+                   std::int64_t batch, std::int64_t channels, std::int64_t pixels, std::int64_t groups, double eps,
+                   int channels_last, int threads, int capability) {
+    const NormJob job{sweep,      x,
+                      nullptr,    gain,
+                      bias,       grad,
+                      nullptr,    tangent,
+                      statistics, nullptr,
+                      out,        tangent_out,
+                      gain_grad,  bias_grad,
+                      type,       batch,
+                      channels,   pixels,
+                      groups,     eps,
+                      false,      channels_last != 0};
+    return run(&Passes::group_norm, job, threads, capability);
 }
 
 int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,

@@ -1,14 +1,15 @@
 // The passes between convolutions, written once and compiled for each processor into the namespace CDN_VARIANT.
 #pragma once
 
+#include "functions.h"
 #include "norm.h"
 #include "pool.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {
 
-template <typename Storage>
-void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
+template <typename Storage, typename Function>
+void activation_pass(const ActivationJob& job, std::int64_t first, std::int64_t last) {
     using Element = typename Storage::Element;
     const auto* u = static_cast<const Element*>(job.u) + first;
     const auto* grad = static_cast<const Element*>(job.grad) + first;
@@ -18,19 +19,19 @@ void gelu_pass(const GeluJob& job, std::int64_t first, std::int64_t last) {
     const auto each = [&](auto f, auto... images) {
         Rows<false>{1, last - first, sizeof(Element)}.template each<Storage>(f, images...);
     };
+    const auto phi = [&](auto at) { return Function::template of<Storage::brief>(at.load(u)); };
     if (job.sweep == CDN_FORWARD) {
-        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).value); }, u, out);
+        each([&](auto at) { at.store(out, phi(at).value); }, u, out);
     } else if (job.sweep == CDN_BACKWARD && !job.other) {
-        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad)); }, u, grad, out);
+        each([&](auto at) { at.store(out, phi(at).first * at.load(grad)); }, u, grad, out);
     } else if (job.sweep == CDN_BACKWARD) {
-        each([&](auto at) { at.store(out, gelu<Storage::brief>(at.load(u)).first * at.load(grad) + at.load(other)); },
-             u, grad, other, out);
+        each([&](auto at) { at.store(out, phi(at).first * at.load(grad) + at.load(other)); }, u, grad, other, out);
     } else {
         each(
             [&](auto at) {
-                const auto phi = gelu<Storage::brief>(at.load(u));
-                at.store(tangent_out, phi.first * at.load(other));
-                at.store(out, phi.second * (at.load(grad) * at.load(other)));
+                const auto [value, first, second] = phi(at);
+                at.store(tangent_out, first * at.load(other));
+                at.store(out, second * (at.load(grad) * at.load(other)));
             },
             u, grad, other, out, tangent_out);
     }
@@ -53,12 +54,19 @@ void any(const Job& job, std::int64_t first, std::int64_t last) {
     });
 }
 
-void gelu_any(const GeluJob& job, std::int64_t first, std::int64_t last) {
-    with_storage(job.type, [&](auto storage) { gelu_pass<decltype(storage)>(job, first, last); });
+template <typename Function>
+void activation(const ActivationJob& job, std::int64_t first, std::int64_t last) {
+    with_storage(job.type, [&](auto storage) { activation_pass<decltype(storage), Function>(job, first, last); });
 }
+
+template <typename Storage, bool channels_last>
+using GeluNorm = Norm<Storage, channels_last, ExactGelu>;
+template <typename Storage, bool channels_last>
+using GroupNorm = Norm<Storage, channels_last, Identity>;
 
 }  // namespace
 
-extern const Passes passes{gelu_any, any<Norm, NormJob>, any<Pool, PoolJob>};
+extern const Passes passes{activation<ExactGelu>, activation<Silu>, any<GeluNorm, NormJob>, any<GroupNorm, NormJob>,
+                           any<Pool, PoolJob>};
 
 }  // namespace cdn::CDN_VARIANT

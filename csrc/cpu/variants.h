@@ -31,8 +31,8 @@ struct ResidualJob {
     double* partial_sums;  // one per unit, or null
 };
 
-// An elementwise pass of GELU; see cdn_gelu.
-struct GeluJob {
+// An elementwise pass of GELU or SiLU; see cdn_gelu.
+struct ActivationJob {
     int sweep;
     const void *u, *grad, *other;
     void *out, *tangent_out;
@@ -40,11 +40,11 @@ struct GeluJob {
     std::int64_t size;
 };
 
-// A pass of residual + GELU + normalization; see cdn_gelu_norm.
+// A pass of residual + GELU + normalization, see cdn_gelu_norm, or of normalization + bias, see cdn_group_norm.
 struct NormJob {
     int sweep;
-    const void *x, *residual, *gain, *grad, *source, *tangent;
-    void *statistics, *sum, *out, *tangent_out, *gain_grad;
+    const void *x, *residual, *gain, *bias, *grad, *source, *tangent;
+    void *statistics, *sum, *out, *tangent_out, *gain_grad, *bias_grad;
     int type;
     std::int64_t batch, channels, pixels, groups;
     double eps;
@@ -68,8 +68,10 @@ struct NoiseKernels {
 };
 
 struct Passes {
-    void (*gelu)(const GeluJob&, std::int64_t first_element, std::int64_t last_element);
-    void (*norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
+    void (*gelu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
+    void (*silu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
+    void (*gelu_norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
+    void (*group_norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
     void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
 };
 

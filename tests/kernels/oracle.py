@@ -26,6 +26,21 @@ def derivatives(function, inputs, seed=0):
     return [d.detach() for d in (value, *first, *second)]
 
 
+def tensors(shapes, dtype=torch.float64):
+    """Return tensors of random numbers that require gradients, of the shapes that are not None."""
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes if shape is not None]
+
+
+def third(function, inputs):
+    """Return gradients of a number that depends on first and second derivatives."""
+    value = function(*inputs).tanh().sum()
+    for _ in range(2):
+        grads = torch.autograd.grad(value, inputs, create_graph=True)
+        value = sum(g.sin().sum() for g in grads)
+    return torch.autograd.grad(value, inputs)
+
+
 def in_layouts(x):
     """Return a tensor, and the same in channels last where it holds images."""
     return (x, x.to(memory_format=torch.channels_last)) if x.dim() == 4 else (x,)

@@ -1,4 +1,4 @@
-"""What the tests of GELU and the norm share, whatever the backend: inputs, and checks at every order."""
+"""What the tests of GELU, SiLU and the norms share, whatever the backend: inputs, and checks at every order."""
 
 import math
 
@@ -13,6 +13,16 @@ from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+# (B, C, H, W), groups: a pixel, a row, sizes that fill no vector, one channel per group, one group, many channels.
+SHAPES = [
+    ((2, 4, 1, 1), 2),
+    ((1, 6, 1, 7), 3),
+    ((3, 12, 5, 3), 2),
+    ((2, 5, 4, 4), 5),
+    ((2, 24, 8, 8), 1),
+    ((1, 200, 3, 3), 25),
+    ((2, 8, 33, 17), 4),
+]
 HARD = {
     "large mean, small variance": lambda x: 30 + 0.01 * x,
     "a constant group": lambda x: torch.cat([torch.full_like(x[:, :2], 0.7), x[:, 2:]], 1),
@@ -37,47 +47,57 @@ def norm_inputs(shape, dtype, layout=torch.contiguous_format):
     return x, r, (torch.rand(shape[1]) + 0.5).to(reference.compute_dtype(dtype))
 
 
-def assert_gelu_passes_numerical_checks(impl, shape=(4, 5)):
+def assert_activation_passes_numerical_checks(impl, shape=(4, 5), name="gelu"):
     u = (3 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
-    gelu = lambda u: cdn_kernels.gelu(u, impl=impl)
-    assert gradcheck(gelu, u) and gradgradcheck(gelu, u)
+    phi = lambda u: getattr(cdn_kernels, name)(u, impl=impl)
+    assert gradcheck(phi, u) and gradgradcheck(phi, u)
 
 
-def assert_gelu_is_as_exact_as_eager(impl, dtype, scale, constants=0.0):
-    """Compare GELU of tensors of several layouts and sizes; constants as in assert_as_exact_as_eager."""
+def assert_activation_is_as_exact_as_eager(impl, dtype, scale, constants=0.0, name="gelu"):
+    """Compare GELU or SiLU of tensors of several layouts and sizes; constants as in assert_as_exact_as_eager."""
+    kernel, eager = (getattr(module, name) for module in (cdn_kernels, reference))
     u = (scale * torch.randn(3, 7, 5, 9)).to(dtype)
     for inputs in (u, u.to(memory_format=torch.channels_last), u[0, 0, 0], u[:0], u[..., ::2], u[:2, :4, :4, :8]):
-        assert_as_exact_as_eager(
-            lambda u: cdn_kernels.gelu(u, impl=impl), reference.gelu, [inputs], constants=constants
-        )
+        assert_as_exact_as_eager(lambda u: kernel(u, impl=impl), eager, [inputs], constants=constants)
 
 
-def assert_gelu_of_every_16_bit_number_is_within(gelu, dtype, relative):
-    """Compare GELU and its derivatives of every number of a dtype with float64.
+def exact_gelu(x):
+    """Return GELU and its derivatives in float64, each with the terms that it is a difference of."""
+    phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
+    near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
+    pdf = torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+    return (
+        (x.clamp(min=-50) * phi(x), a * phi(-a)),
+        (phi(near) + near * pdf, phi(-a) + a * pdf),
+        (pdf * (2 - a * a), pdf * (2 + a * a)),
+    )
+
+
+def exact_silu(x):
+    """Return the same of SiLU, which is NaN where torch's is: at infinity, but for the value at plus infinity."""
+    s, product = x.sigmoid(), x.sigmoid() * (-x).sigmoid()
+    terms = s + x.abs() * product
+    return (x * s, (x * s).abs()), (s + x * product, terms), (product * (2 + x * (1 - 2 * s)), 3 * terms)
+
+
+def assert_activation_of_every_16_bit_number_is_within(kernel, exact, dtype, relative):
+    """Compare a function and its derivatives of every number of a dtype with float64.
 
     Args:
-        gelu: the pass of a backend, as cpu.gelu.
+        kernel: the pass of a backend, as cpu.gelu.
+        exact: one of the functions above.
         relative: error of the terms that the results are differences of, beside their rounding.
     """
     u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     value, first, second, ones = (torch.ones_like(u) for _ in range(4))
-    gelu(interface.FORWARD, u, None, None, value, None)
-    gelu(interface.TANGENT, u, ones, ones, second, first)
-    x = u.double()
-    phi = lambda x: torch.erfc(x / -math.sqrt(2)) / 2  # torch.special.ndtr has no digits in the tail
-    near, a = x.clamp(-50, 50), x.abs().clamp(max=50)  # at infinity, the limits
-    pdf = torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
-    cases = [
-        (value, x.clamp(min=-50) * phi(x), a * phi(-a)),
-        (first, phi(near) + near * pdf, phi(-a) + a * pdf),
-        (second, pdf * (2 - a * a), pdf * (2 + a * a)),
-    ]
+    kernel(interface.FORWARD, u, None, None, value, None)
+    kernel(interface.TANGENT, u, ones, ones, second, first)
     rounding, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
-    for result, exact, terms in cases:
-        bound = rounding * (exact.abs() + tiny) + relative * terms + 1e-34
-        assert ((result.double() - exact).abs() <= bound)[exact.isfinite()].all()
-        assert torch.equal(result[exact.isinf()].double(), exact[exact.isinf()])
-        assert torch.equal(result.isnan(), u.isnan())
+    for result, (wanted, terms) in zip((value, first, second), exact(u.double()), strict=True):
+        bound = rounding * (wanted.abs() + tiny) + relative * terms + 1e-34
+        assert ((result.double() - wanted).abs() <= bound)[wanted.isfinite()].all()
+        assert torch.equal(result[wanted.isinf()].double(), wanted[wanted.isinf()])
+        assert torch.equal(result.isnan(), wanted.isnan())
 
 
 def assert_norm_is_as_exact_as_eager(impl, groups, keep, inputs, eps=0.1, constants=0.0):

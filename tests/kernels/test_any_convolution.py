@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.any_convolution import convolution, options_of
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
+from tests.kernels.oracle import tensors, third
 
 # A function, the shapes of images, filters and bias, and options.
 KINDS = {
@@ -35,11 +36,6 @@ KINDS = {
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def tensors(shapes, dtype=torch.float64):
-    torch.manual_seed(0)
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes if shape is not None]
-
-
 def given(options):
     return (options, {}) if isinstance(options, tuple) else ((), options)
 
@@ -61,15 +57,6 @@ def test_derivatives(kind):
     assert torch.equal(ours(*inputs), theirs(*inputs))
     assert gradcheck(ours, inputs, fast_mode=True)
     assert gradgradcheck(ours, inputs, fast_mode=True)
-
-
-def third(function, inputs):
-    """Return gradients of a number that depends on first and second derivatives."""
-    value = function(*inputs).tanh().sum()
-    for _ in range(2):
-        grads = torch.autograd.grad(value, inputs, create_graph=True)
-        value = sum(g.sin().sum() for g in grads)
-    return torch.autograd.grad(value, inputs)
 
 
 @kinds

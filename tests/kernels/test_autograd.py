@@ -14,7 +14,7 @@ from tests.kernels.networks import (
     network_inputs,
     penalty,
 )
-from tests.kernels.oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager, third
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -84,19 +84,22 @@ def test_frozen_parameters_cost_and_get_nothing():
     assert stem.grad is None and calls(profile, "conv2d_weight") == 4
 
 
-def test_third_order_is_refused():
-    u = torch.randn(3, requires_grad=True)
-    for function in (
-        lambda u: cdn_kernels.gelu(u, impl="cpu"),
-        lambda u: cdn_kernels.gelu_group_norm(
-            u.view(1, 3, 1, 1).expand(1, 3, 2, 1) * torch.ones(2, 1), torch.ones(3), 1, impl="cpu"
-        ),
-    ):
-        value = function(u).square().sum()
-        for _ in range(2):
-            value = torch.autograd.grad(value, u, create_graph=True)[0].square().sum()
-        with pytest.raises(RuntimeError, match="third derivatives have no kernel; use impl='reference'"):
-            torch.autograd.grad(value, u)
+@pytest.mark.parametrize("name", ["gelu", "silu", "conv2d_gelu"])
+def test_third_order_of_activations(name):
+    shapes = [(2, 3, 4, 3)] + [(2, 3, 3, 3)] * (name == "conv2d_gelu")
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    ours, theirs = (lambda *t, impl=impl: getattr(cdn_kernels, name)(*t, impl=impl) for impl in ("cpu", "reference"))
+    for mine, exact in zip(third(ours, inputs), third(theirs, inputs), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-10)
+
+
+def test_third_order_of_the_norm_is_refused():
+    x = torch.randn(1, 3, 2, 1, requires_grad=True)
+    value = cdn_kernels.gelu_group_norm(x, torch.ones(3), 1, impl="cpu").square().sum()
+    for _ in range(2):
+        value = torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
+    with pytest.raises(RuntimeError, match="third derivatives have no kernel; use impl='reference'"):
+        torch.autograd.grad(value, x)
 
 
 def test_transforms_are_right_or_refused():
@@ -132,10 +135,18 @@ def op_samples():
     g6, w2 = torch.randn(2, 6, 3, 5, requires_grad=True), torch.randn(5, 6, 1, 1, requires_grad=True)
     h = reference.gelu(x).detach()
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
+    plain = OPS.group_norm(x.detach(), gain.detach(), None, 2, 0.1, "cpu")[1]
     return [
         (OPS.gelu, (x,)),
         (OPS.gelu_backward, (x, g, t)),
         (OPS.gelu_backward, (x, g, None)),
+        (OPS.silu, (x,)),
+        (OPS.silu_backward, (x, g, t)),
+        (OPS.silu_backward, (x, g, None)),
+        (OPS.group_norm, (x, gain, gain.detach(), 2, 0.1)),
+        (OPS.group_norm, (x, gain, None, 2, 0.1)),
+        (OPS.group_norm_backward, (x, plain, gain, g, 2, 0.1, True)),
+        (OPS.group_norm_backward, (x, plain, gain, g, 2, 0.1, False)),
         (OPS.conv2d_gelu, (x, weight, 2, True)),
         (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
         (OPS.conv2d, (x, weight, 2)),
@@ -154,7 +165,7 @@ def op_samples():
     ]
 
 
-@pytest.mark.parametrize("index", range(18))
+@pytest.mark.parametrize("index", range(25))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, (*arguments, "cpu"))
@@ -166,6 +177,9 @@ def test_second_order_ops_pass_opcheck():
     statistics = OPS.gelu_group_norm(x, None, gain, 2, 0.1, True, "cpu")[2]
     torch.library.opcheck(OPS.gelu_tangent, (x, g, t, "cpu"))
     torch.library.opcheck(OPS.gelu_group_norm_tangent, (x, statistics, gain, g, t, 2, 0.1, True, True, "cpu"))
+    torch.library.opcheck(OPS.silu_tangent, (x, g, t, "cpu"))
+    plain = OPS.group_norm(x, gain, None, 2, 0.1, "cpu")[1]
+    torch.library.opcheck(OPS.group_norm_tangent, (x, plain, gain, g, t, 2, 0.1, True, "cpu"))
 
 
 X, W = torch.ones(2, 4, 3, 3), torch.ones(6, 4, 3, 3)

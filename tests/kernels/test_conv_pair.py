@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
-from tests.kernels.oracle import assert_as_exact_as_eager
+from tests.kernels.oracle import assert_as_exact_as_eager, third
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
@@ -87,14 +87,17 @@ def test_autocast_rounds_all_operands():
     assert first.grad.dtype == second.grad.dtype == torch.float32 and float(second.grad.abs().max()) > 0
 
 
-def test_third_order_is_refused():
-    x, *filters = inputs()
-    x.requires_grad_()
-    value = pair(1)(x, *filters).square().sum()
-    for _ in range(2):
-        value = torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
-    with pytest.raises(RuntimeError, match="third derivatives have no kernel; use impl='reference'"):
-        torch.autograd.grad(value, x)
+@pytest.mark.parametrize("learned, refused", [((0,), True), ((1,), True), ((2,), False), ((0, 1, 2), True)], ids=str)
+def test_third_order_is_exact_or_refused(learned, refused):
+    tensors = [t.requires_grad_(n in learned) for n, t in enumerate(inputs())]
+    some = [tensors[n] for n in learned]
+    call = lambda impl: lambda *_: pair(1, impl)(*tensors)
+    if refused:
+        with pytest.raises(RuntimeError, match="third derivatives have no kernel; use impl='reference'"):
+            third(call("cpu"), some)
+    else:
+        for mine, exact in zip(third(call("cpu"), some), third(call("reference"), some), strict=True):
+            torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-10)
 
 
 def test_transforms_run_the_reference():

@@ -11,9 +11,10 @@ from cdn_kernels.backends.interface import DOT, MEAN, SCALE, SPREAD, TYPES
 from tests.kernels.cuda_libraries import GELU_ERRORS, H200
 from tests.kernels.passes import (
     LAYOUTS,
-    assert_gelu_is_as_exact_as_eager,
-    assert_gelu_of_every_16_bit_number_is_within,
-    assert_gelu_passes_numerical_checks,
+    assert_activation_is_as_exact_as_eager,
+    assert_activation_of_every_16_bit_number_is_within,
+    assert_activation_passes_numerical_checks,
+    exact_gelu,
 )
 from tests.kernels.pooling import (
     OPS,
@@ -48,18 +49,18 @@ SHAPES = [
 
 
 def test_gelu_passes_numerical_checks(place):
-    assert_gelu_passes_numerical_checks("cuda")
+    assert_activation_passes_numerical_checks("cuda")
 
 
 @dtypes
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_gelu_is_as_exact_as_eager(place, dtype, scale):
-    assert_gelu_is_as_exact_as_eager("cuda", dtype, scale, GELU_ERRORS[dtype])
+    assert_activation_is_as_exact_as_eager("cuda", dtype, scale, GELU_ERRORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(place, dtype):
-    assert_gelu_of_every_16_bit_number_is_within(cuda.gelu, dtype, 2.0**-17 + 2.0**-20)
+    assert_activation_of_every_16_bit_number_is_within(cuda.gelu, exact_gelu, dtype, 2.0**-17 + 2.0**-20)
 
 
 @dtypes

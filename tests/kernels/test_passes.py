@@ -1,4 +1,4 @@
-"""GELU and residual + GELU + group normalization on the CPU against the reference, at every order."""
+"""GELU, SiLU and residual + GELU + group normalization on the CPU against the reference, at every order."""
 
 import functools
 
@@ -11,14 +11,17 @@ from tests.kernels.passes import (
     DTYPES,
     HARD,
     LAYOUTS,
-    assert_gelu_is_as_exact_as_eager,
-    assert_gelu_of_every_16_bit_number_is_within,
-    assert_gelu_passes_numerical_checks,
+    SHAPES,
+    assert_activation_is_as_exact_as_eager,
+    assert_activation_of_every_16_bit_number_is_within,
+    assert_activation_passes_numerical_checks,
     assert_non_finite_samples_stay_alone,
     assert_norm_is_as_exact_as_eager,
     assert_norm_is_blank_at_the_floor_and_finite_everywhere,
     assert_norm_survives,
     assert_samples_of_constant_groups_are_dead,
+    exact_gelu,
+    exact_silu,
     norm,
     norm_inputs,
     run_all_sweeps,
@@ -26,16 +29,7 @@ from tests.kernels.passes import (
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
-# (B, C, H, W), groups: a pixel, a row, sizes that fill no vector, one channel per group, one group, many channels.
-SHAPES = [
-    ((2, 4, 1, 1), 2),
-    ((1, 6, 1, 7), 3),
-    ((3, 12, 5, 3), 2),
-    ((2, 5, 4, 4), 5),
-    ((2, 24, 8, 8), 1),
-    ((1, 200, 3, 3), 25),
-    ((2, 8, 33, 17), 4),
-]
+activations = pytest.mark.parametrize("name", ["gelu", "silu"])
 norms = pytest.mark.parametrize("keep", [True, False], ids=["scale-preserving", "plain"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -45,8 +39,9 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 # ------------------------------------------------------------------------------------------------------------
 
 
-def test_gelu_passes_numerical_checks():
-    assert_gelu_passes_numerical_checks("cpu")
+@activations
+def test_an_activation_passes_numerical_checks(name):
+    assert_activation_passes_numerical_checks("cpu", name=name)
 
 
 @norms
@@ -61,15 +56,30 @@ def test_norm_passes_numerical_checks(keep, layout, residual, eps):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
-def test_gelu_is_as_exact_as_eager(dtype, scale):
-    assert_gelu_is_as_exact_as_eager("cpu", dtype, scale)
+@pytest.mark.parametrize(  # farther out torch's own second derivative of SiLU is a difference without digits
+    "name, scale", [("gelu", 1e-3), ("gelu", 1.0), ("gelu", 30.0), ("silu", 1e-3), ("silu", 1.0), ("silu", 3.0)]
+)
+def test_an_activation_is_as_exact_as_eager(name, dtype, scale):
+    assert_activation_is_as_exact_as_eager("cpu", dtype, scale, name=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("capability", cpu.USABLE)
-def test_gelu_of_every_16_bit_number_is_within_the_stated_bound(dtype, capability):
-    assert_gelu_of_every_16_bit_number_is_within(functools.partial(cpu.gelu, capability=capability), dtype, 2.0**-20)
+@pytest.mark.parametrize("kernel, exact", [(cpu.gelu, exact_gelu), (cpu.silu, exact_silu)], ids=["gelu", "silu"])
+def test_an_activation_of_every_16_bit_number_is_within_the_stated_bound(kernel, exact, dtype, capability):
+    kernel = functools.partial(kernel, capability=capability)
+    assert_activation_of_every_16_bit_number_is_within(kernel, exact, dtype, 2.0**-20)
+
+
+@pytest.mark.parametrize("capability", cpu.USABLE)
+@pytest.mark.parametrize("dtype, relative", [(torch.float32, 5e-7), (torch.float64, 1e-14)], ids=str)
+def test_silu_is_exact_as_far_as_it_is_not_0(dtype, relative, capability):
+    u = torch.linspace(-83, 83, 4001, dtype=dtype)
+    value, first, second, ones = (torch.ones_like(u) for _ in range(4))
+    cpu.silu(interface.FORWARD, u, None, None, value, None, capability=capability)
+    cpu.silu(interface.TANGENT, u, ones, ones, second, first, capability=capability)
+    for result, (exact, terms) in zip((value, first, second), exact_silu(u.double()), strict=True):
+        assert ((result.double() - exact).abs() <= relative * terms).all()
 
 
 @norms

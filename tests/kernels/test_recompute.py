@@ -151,7 +151,7 @@ def test_it_takes_less_memory():
     parts = [layers(8)["torch"][0] for _ in range(8)]
     y = torch.randn(16, 8, 32, 32)
     plain, again = (peak_bytes(lambda again=again: gradients(Network(parts, again), y), "cpu") for again in (0, 1))
-    assert again < 0.6 * plain
+    assert again < 0.7 * plain
 
 
 def test_without_a_gradient_or_under_transforms_it_is_a_plain_call():

@@ -33,8 +33,8 @@ from tests.kernels.passes import (
     DTYPES,
     HARD,
     LAYOUTS,
-    assert_gelu_is_as_exact_as_eager,
-    assert_gelu_passes_numerical_checks,
+    assert_activation_is_as_exact_as_eager,
+    assert_activation_passes_numerical_checks,
     assert_non_finite_samples_stay_alone,
     assert_norm_is_as_exact_as_eager,
     assert_norm_is_blank_at_the_floor_and_finite_everywhere,
@@ -84,13 +84,13 @@ def gelu(u):
 
 
 def test_gelu_passes_numerical_checks():
-    assert_gelu_passes_numerical_checks("triton", (3, 2))
+    assert_activation_passes_numerical_checks("triton", (3, 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_gelu_is_as_exact_as_eager(dtype, scale):
-    assert_gelu_is_as_exact_as_eager("triton", dtype, scale)
+    assert_activation_is_as_exact_as_eager("triton", dtype, scale)
 
 
 def test_gelu_is_exact_in_its_tail_and_finite_everywhere():

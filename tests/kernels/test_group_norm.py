@@ -1,0 +1,139 @@
+"""Group normalization with gain and bias on the CPU against torch's, at every order."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import cdn_kernels
+from cdn_kernels import reference
+from cdn_kernels.backends import cpu, interface
+from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
+from tests.kernels.passes import DTYPES, HARD, LAYOUTS, MARGIN, SHAPES
+
+pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def norm(impl, groups, eps=0.1):
+    return lambda x, gain, *bias: cdn_kernels.group_norm(x, groups, gain, *bias, eps=eps, impl=impl)
+
+
+def norm_inputs(shape, dtype, layout=torch.contiguous_format):
+    """Return (x, gain, bias)."""
+    gain, bias = torch.rand(2, shape[1], dtype=reference.compute_dtype(dtype))
+    return torch.randn(shape).to(dtype).contiguous(memory_format=layout), gain + 0.5, bias
+
+
+@layouts
+@pytest.mark.parametrize("count", [2, 3], ids=["gain", "gain and bias"])
+@pytest.mark.parametrize("eps", [1e-3, 0.3])
+def test_it_passes_numerical_checks(layout, count, eps):
+    inputs = [t.requires_grad_() for t in norm_inputs((2, 6, 2, 2), torch.float64, layout)[:count]]
+    function = norm("cpu", 3, eps)
+    assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
+def test_it_is_as_exact_as_eager(layout, dtype, shape, groups):
+    inputs = norm_inputs(shape, dtype, layout)
+    for some in (inputs, inputs[:2]):
+        assert_as_exact_as_eager(norm("cpu", groups), norm("reference", groups), some)
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", HARD.values(), ids=HARD)
+def test_it_survives_hard_inputs(layout, dtype, make):
+    x, gain, bias = norm_inputs((2, 6, 4, 5), torch.float64, layout)
+    inputs = make(x).to(dtype).contiguous(memory_format=layout), gain.float(), bias.float()
+    assert_as_exact_as_eager(norm("cpu", 3, 1e-3), norm("reference", 3, 1e-3), inputs)
+
+
+def test_samples_that_are_not_finite_stay_alone():
+    x, gain, bias = norm_inputs((3, 8, 4, 4), torch.float32)
+    clean = derivatives(norm("cpu", 2), (x, gain, bias))
+    x[1, 0, 0, 0] = float("nan")
+    for before, after in zip(clean, derivatives(norm("cpu", 2), (x, gain, bias)), strict=True):
+        if before.dim() == 4:
+            assert torch.equal(before[::2], after[::2]) and after[1].isnan().any()
+
+
+def run_all_sweeps(shape, groups, last, dtype=torch.float32, **options):
+    """Run the three sweeps into buffers of nan with a margin on either side; return (buffers, margins intact)."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, g, t = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(3))
+    gain, bias = torch.rand(2, shape[1], dtype=reference.compute_dtype(dtype)) + 0.5
+    buffers = []
+
+    def poisoned(shape, dtype):
+        flat = torch.full((torch.Size(shape).numel() + 2 * MARGIN,), float("nan"), dtype=dtype)
+        buffers.append(flat)
+        body = flat[MARGIN:-MARGIN]
+        if last and len(shape) == 4:
+            return body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        return body.view(shape)
+
+    z, g_x, zdot, source = (poisoned(shape, dtype) for _ in range(4))
+    statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
+    shares, of_bias, more = (poisoned(shape[:2], gain.dtype) for _ in range(3))
+
+    def run(sweep, **tensors):
+        cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)
+
+    run(interface.FORWARD, out=z, bias=bias)
+    run(interface.BACKWARD, out=g_x, grad=g, gain_grad=shares, bias_grad=of_bias)
+    run(interface.TANGENT, out=source, grad=g, tangent=t, tangent_out=zdot, gain_grad=more)
+    intact = all(bool((b[:MARGIN].isnan() & b[-MARGIN:].isnan()).all()) for b in buffers)
+    return [b[MARGIN:-MARGIN] for b in buffers], intact
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
+def test_every_output_is_written_and_nothing_else(shape, groups, dtype, last):
+    for capability in cpu.USABLE:
+        results, intact = run_all_sweeps(shape, groups, last, dtype, capability=capability)
+        assert intact and all(not r.isnan().any() for r in results)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_threads_do_not_change_the_result(last):
+    one, two, three = (run_all_sweeps((5, 16, 32, 32), 2, last, threads=n)[0] for n in (1, 2, 3))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_processors_agree(last):
+    best, _ = run_all_sweeps((2, 24, 7, 5), 3, last)
+    for capability in cpu.USABLE[:-1]:
+        for a, b in zip(best, run_all_sweeps((2, 24, 7, 5), 3, last, capability=capability)[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_numbers_out_of_range_are_refused_by_the_library():
+    x = torch.ones(1, 4, 2, 2)
+    for groups, eps in ((3, 0.1), (0, 0.1), (2, 0.0), (2, float("nan"))):
+        with pytest.raises(RuntimeError, match="refused"):
+            cpu.group_norm(
+                interface.FORWARD, x, torch.ones(4), groups, eps, False, statistics=torch.empty(1, 17), out=x
+            )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(x=torch.ones(4, 2)), "x must have 4 dimensions, got shape"),
+        (dict(x=torch.ones(1, 4, 0, 2)), "x must have channels and pixels"),
+        (dict(groups=3), "groups must divide the 4 channels of x, got 3"),
+        (dict(weight=torch.ones(3)), "weight must have one number per channel"),
+        (dict(bias=torch.ones(3)), "bias must have one number per channel"),
+        (dict(eps=0.0), "eps must be positive, got 0.0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change, words):
+    arguments = dict(x=torch.ones(1, 4, 2, 2), groups=2, weight=torch.ones(4)) | change
+    with pytest.raises(ValueError, match=words):
+        cdn_kernels.group_norm(**arguments)

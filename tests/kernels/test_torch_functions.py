@@ -1,0 +1,146 @@
+"""torch's group normalization and activations in the library's passes, which are those of torch to every order."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cdn_kernels
+from cdn_kernels import reference
+from cdn_kernels.backends import cpu
+from cdn_kernels.ops import torch_functions
+from cdn_kernels.ops.torch_functions import FirstOrderFunctions
+from tests.kernels.oracle import tensors, third
+
+pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+
+# A function of torch, the shapes of its tensors, and how it is called with them.
+TAKEN = {
+    "silu": ((2, 4, 3, 3), lambda x: F.silu(x)),
+    "silu of vectors": ((5, 7), lambda x: F.silu(x, inplace=False)),
+    "silu, module": ((2, 4, 3), lambda x: nn.SiLU()(x)),
+    "gelu": ((2, 4, 3, 3), lambda x: F.gelu(x)),
+    "gelu, module": ((4,), lambda x: nn.GELU()(x)),
+    "group norm": ((2, 4, 3, 3), lambda x, w, b: F.group_norm(x, 2, w, b)),
+    "group norm, no bias, by name": ((2, 4, 3, 3), lambda x, w, b: F.group_norm(x, num_groups=4, weight=w, eps=0.1)),
+    "group norm of sequences": ((2, 4, 5), lambda x, w, b: F.group_norm(x, 2, w, b, 1e-3)),
+    "group norm of volumes": ((2, 4, 2, 3, 2), lambda x, w, b: F.group_norm(x, 1, w, b)),
+    "group norm, module": (
+        (2, 4, 3, 3),
+        lambda x, w, b: torch.func.functional_call(nn.GroupNorm(2, 4).double(), dict(weight=w, bias=b), (x,)),
+    ),
+}
+LEFT = {
+    "silu in place": ((2, 4, 3, 3), lambda x: F.silu(x + 0, inplace=True)),
+    "approximate gelu": ((2, 4, 3, 3), lambda x: F.gelu(x, approximate="tanh")),
+    "group norm without gain": ((2, 4, 3, 3), lambda x, w, b: F.group_norm(x, 2)),
+    "group norm of rows": ((2, 4), lambda x, w, b: F.group_norm(x, 2, w, b)),
+}
+
+
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    monkeypatch.setattr(torch_functions, "CHOICE", "all")
+
+
+def inputs_of(shape, call):
+    parameters = [(shape[1],)] * 2 if call.__code__.co_argcount == 3 else []
+    return tensors([shape, *parameters])
+
+
+def intercepted(call):
+    def function(*inputs):
+        with FirstOrderFunctions():
+            return call(*inputs)
+
+    return function
+
+
+@pytest.mark.parametrize("shape, call", TAKEN.values(), ids=TAKEN)
+def test_they_are_taken_over_and_equal_torch_to_the_third_order(shape, call):
+    inputs = inputs_of(shape, call)
+    functions = FirstOrderFunctions()
+    with functions:
+        mine = call(*inputs)
+    theirs = call(*inputs)
+    assert functions.gained and type(mine.grad_fn) is not type(theirs.grad_fn)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+    used = [x for x, g in zip(inputs, torch.autograd.grad(theirs.sum(), inputs, allow_unused=True)) if g is not None]
+    of_used = lambda f: lambda *some: f(*some, *inputs[len(some) :])
+    for own, exact in zip(third(of_used(intercepted(call)), used), third(of_used(call), used), strict=True):
+        torch.testing.assert_close(own, exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape, call", LEFT.values(), ids=LEFT)
+def test_what_the_passes_cannot_do_is_left_to_torch(shape, call):
+    inputs = inputs_of(shape, call)
+    functions = FirstOrderFunctions()
+    with functions:
+        mine = call(*inputs)
+    assert not functions.gained and type(mine.grad_fn) is type(call(*inputs).grad_fn)
+
+
+def test_wrong_arguments_get_the_words_of_torch():
+    x, w = torch.randn(2, 4, 3, 3, requires_grad=True), torch.ones(3)
+    for call in (lambda: F.group_norm(x, 3, torch.ones(4)), lambda: F.group_norm(x, 2, w)):
+        with pytest.raises(RuntimeError) as wanted:
+            call()
+        with FirstOrderFunctions(), pytest.raises(RuntimeError) as found:
+            call()
+        assert str(found.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_with_parameters_of_either_type(dtype):
+    x = torch.randn(2, 4, 5, 5).to(dtype).requires_grad_()
+    for parameters in (torch.float32, dtype):
+        w, b = torch.rand(2, 4, dtype=parameters)
+        with FirstOrderFunctions():
+            mine = F.group_norm(x, 2, w, b)
+        assert mine.dtype == dtype and "cdn_kernels" in type(mine.grad_fn).__name__
+        exact = F.group_norm(x.double(), 2, w.double(), b.double())
+        assert (mine - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_small_ones_and_those_without_gradients_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(torch_functions, "CHOICE", "measured")
+    small, large = torch.randn(1, 4, 3, 3), torch.randn(1, 8, 128, 128)
+    assert small.numel() < torch_functions.FEWEST_ELEMENTS["silu"] <= large.numel()
+    for x, taken in ((small.requires_grad_(), False), (large, False), (large.clone().requires_grad_(), True)):
+        functions = FirstOrderFunctions()
+        with functions:
+            F.silu(x)
+        assert functions.gained == taken
+    with FirstOrderFunctions(), cdn_kernels.using("reference"):
+        assert "cdn_kernels" not in type(F.silu(large.clone().requires_grad_()).grad_fn).__name__
+
+
+class PreActivation(nn.Sequential):
+    def __init__(self):
+        convolution = lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        super().__init__(
+            convolution(3, 8),
+            *(nn.GroupNorm(2, 8), nn.SiLU(), convolution(8, 8)),
+            *(nn.GroupNorm(4, 8), nn.GELU(), convolution(8, 4)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_of_a_network_of_torchs_layers(layout):
+    torch.manual_seed(0)
+    network = PreActivation().double().to(memory_format=layout)
+    network[4].weight.requires_grad_(False)
+    y = torch.randn(3, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    loss = lambda outputs, score: outputs.square().mean() + (score + 1).square().mean()
+    cdn_kernels.score_matching_step(network, y, loss)
+    mine = [p.grad for p in network.parameters()]
+    network.zero_grad()
+    x = y.clone().requires_grad_()
+    outputs = network(x)
+    (score,) = torch.autograd.grad(reference.logsumexp(outputs).sum(), x, create_graph=True)
+    loss(outputs, score).backward()
+    for own, p in zip(mine, network.parameters(), strict=True):
+        assert (own is None) == (p.grad is None)
+        if own is not None:
+            torch.testing.assert_close(own, p.grad, rtol=1e-11, atol=1e-13)
