@@ -129,8 +129,7 @@ def add_noise(
         integer(offset),
         first,
         address(places),
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
+        *_where(threads, capability),
     )
 
 
@@ -241,8 +240,7 @@ def denoising(
         integer(offset),
         first,
         address(places),
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
+        *_where(threads, capability),
     )
 
 
@@ -284,15 +282,7 @@ def _activation(
     threads: int | None,
     capability: str | None,
 ) -> None:
-    _call(
-        function,
-        sweep,
-        *map(address, (u, *others)),
-        TYPES[u.dtype],
-        u.numel(),
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
-    )
+    _call(function, sweep, *map(address, (u, *others)), TYPES[u.dtype], u.numel(), *_where(threads, capability))
 
 
 def gelu_norm(
@@ -322,23 +312,9 @@ def gelu_norm(
         x: [B, C, H, W] with at least one pixel, contiguous or channels last, as all tensors of that shape.
         gain, statistics, gain_grad: contiguous, in the computing dtype.
     """
-    batch, channels, height, width = x.shape
-    pointers = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
-    _call(
-        LIBRARY.cdn_gelu_norm,
-        sweep,
-        *map(address, pointers),
-        TYPES[x.dtype],
-        batch,
-        channels,
-        height * width,
-        groups,
-        eps,
-        scale_preserving,
-        channels_last,
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
-    )
+    tensors = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
+    flags = (scale_preserving, channels_last)
+    _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, groups, eps, flags, threads, capability)
 
 
 def group_norm(
@@ -361,22 +337,26 @@ def group_norm(
     capability: str | None = None,
 ) -> None:
     """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`."""
+    tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
+    _normalization(LIBRARY.cdn_group_norm, sweep, tensors, groups, eps, (channels_last,), threads, capability)
+
+
+def _normalization(
+    function: Callable[..., int],
+    sweep: int,
+    tensors: tuple[Tensor | None, ...],
+    groups: int,
+    eps: float,
+    flags: Sequence[bool],
+    threads: int | None,
+    capability: str | None,
+) -> None:
+    """Run a pass of a norm over the images, the first of the tensors."""
+    x = tensors[0]
+    assert x is not None
     batch, channels, height, width = x.shape
-    pointers = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
-    _call(
-        LIBRARY.cdn_group_norm,
-        sweep,
-        *map(address, pointers),
-        TYPES[x.dtype],
-        batch,
-        channels,
-        height * width,
-        groups,
-        eps,
-        channels_last,
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
-    )
+    sizes = TYPES[x.dtype], batch, channels, height * width, groups
+    _call(function, sweep, *map(address, tensors), *sizes, eps, *flags, *_where(threads, capability))
 
 
 def pool(
@@ -409,8 +389,7 @@ def pool(
         channels,
         height * width,
         channels_last,
-        threads or torch.get_num_threads(),
-        CAPABILITIES.index(capability or CAPABILITY),
+        *_where(threads, capability),
     )
 
 
@@ -488,6 +467,11 @@ def random_words(
         CAPABILITIES.index(capability or CAPABILITY),
     )
     return words.long() & 0xFFFFFFFF
+
+
+def _where(threads: int | None, capability: str | None) -> tuple[int, int]:
+    """Return how many threads run a call, and the number of what instructions they take."""
+    return threads or torch.get_num_threads(), CAPABILITIES.index(capability or CAPABILITY)
 
 
 def _call(function: Callable[..., int], *arguments: Any) -> None:

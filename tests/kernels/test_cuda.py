@@ -9,7 +9,7 @@ import torch
 import cdn_kernels
 from cdn_kernels import info
 from cdn_kernels.backends import cuda
-from cdn_kernels.backends.dispatch import OPERATIONS, resolve
+from cdn_kernels.backends.dispatch import OF_OTHERS, OPERATIONS, resolve
 from cdn_kernels.backends.driver import why_no_gpu
 from tests.kernels import cuda_libraries
 
@@ -82,8 +82,8 @@ def test_reasons_are_given(monkeypatch):
 
 def test_it_is_chosen_by_name_only(monkeypatch):
     monkeypatch.setattr(cuda, "can_use_cuda", lambda device, dtype: None)
-    assert all("cuda" in backends for backends in OPERATIONS.values() if "triton" in backends)
-    for operation in OPERATIONS:
+    for operation, backends in OPERATIONS.items():
+        assert ("cuda" in backends) == (operation not in OF_OTHERS)
         assert resolve(operation, "auto", CUDA, torch.float32) != "cuda"
 
 

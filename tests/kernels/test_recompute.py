@@ -148,10 +148,10 @@ def test_random_numbers_are_those_of_the_forward():
 
 
 def test_it_takes_less_memory():
-    parts = [layers(8)["torch"][0] for _ in range(8)]
+    parts = [layers(8)["torch"][0] for _ in range(12)]
     y = torch.randn(16, 8, 32, 32)
     plain, again = (peak_bytes(lambda again=again: gradients(Network(parts, again), y), "cpu") for again in (0, 1))
-    assert again < 0.7 * plain
+    assert again < 0.6 * plain
 
 
 def test_without_a_gradient_or_under_transforms_it_is_a_plain_call():
