@@ -26,11 +26,12 @@ TRAININGS = {
     "cifar10-classification": f"{_CIFAR10} {_LABELS} --model gradresnet10 --objective classification "
     "--out runs/cifar10-classification",
     "cifar10-denoiser": f"{_CIFAR10} --model denoiser10 --objective denoising --out runs/cifar10-denoiser",
-    "imagenet40": f"{_IMAGENET40} --model gradresnet10 --out runs/imagenet40",
+    "imagenet40": f"{_IMAGENET40} --model gradresnet10 {_JOINT} --out runs/imagenet40",
     "imagenet40-classification": f"{_IMAGENET40} --model gradresnet10 --objective classification "
     "--out runs/imagenet40-classification",
     "imagenet40-denoiser": f"{_IMAGENET40} --model denoiser10 --objective denoising --out runs/imagenet40-denoiser",
-    "imagenet40-finetuned": f"{_IMAGENET40} --model gradresnet10 --init cifar10 --out runs/imagenet40-finetuned",
+    "imagenet40-finetuned": f"{_IMAGENET40} --model gradresnet10 {_JOINT} --init cifar10 "
+    "--out runs/imagenet40-finetuned",
     "photographs": "--data imagefolder --data-dir data/patches --image-size 48 --objective denoising "
     "--crop-padding 0 --model gradresnet8 --width 48 --batch-size 16 --sigma-low 0.02 --sigma-high 0.5 --steps 7500 "
     "--evaluations 20 --workers 0 --out runs/photographs",
