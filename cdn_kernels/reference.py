@@ -48,7 +48,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor | None = Non
     """Normalize groups of channels of x [B, C, H, W]; arguments and result as for torch.nn.functional.group_norm."""
     dtype = compute_dtype(x.dtype)
     bias = None if bias is None else bias.to(dtype)
-    return F.group_norm(x.to(dtype), groups, weight.to(dtype), bias, eps).to(x.dtype)
+    # F.group_norm refuses a batch of one pixel.
+    return torch.group_norm(x.to(dtype), groups, weight.to(dtype), bias, eps).to(x.dtype)
 
 
 def conv2d_gelu(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -98,7 +99,7 @@ def gelu_group_norm(
     b = F.gelu(v.to(compute_dtype(v.dtype)))
     gain = weight.to(b.dtype)
     if not scale_preserving:
-        return torch.group_norm(b, groups, gain, None, eps).to(v.dtype)  # F.group_norm refuses groups of one value
+        return torch.group_norm(b, groups, gain, None, eps).to(v.dtype)
     grouped = b.unflatten(1, (groups, -1))
     # Differences from one value of each group, so that a constant group has a variance of exactly 0.
     shifted = grouped - grouped[:, :, :1, :1, :1].detach()

@@ -16,7 +16,7 @@ from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.foreign import graph_leaves
-from cdn_kernels.ops.torch_functions import FirstOrderFunctions, has_filters, plain_attention
+from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_gain, plain_attention
 from cdn_kernels.phases import phase
 from cdn_kernels.torch_private import detached, rebuilt, tensors_in, tree_map
 from cdn_kernels.transforms import transformed
@@ -51,8 +51,8 @@ def score_matching_step(
     frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
     operations compute no weight gradients, and in no sweep they use convolutions of higher order.
 
-    Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`, and so do SiLU, GELU and
-    group normalization on CPUs where they are large; the network is not touched for that. Linear layers, other
+    Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`, and so do SiLU, GELU, group
+    and layer normalization on CPUs where they are large; the network is not touched for that. Linear layers, other
     pointwise functions and other norms are left to torch's double backward.
 
     Args:
@@ -115,10 +115,10 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
     ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster; others
     that are large, or depthwise, by torch's, with derivatives of the first order; and small ones as ever, which lose
-    more in Python than they gain. On CPUs large SiLU, GELU and group normalization run in the library's passes, one a
-    sweep. A warning names, once a network, those that the library could take over in another form. Attention runs by
-    torch's plain implementation, for the fused ones cannot be differentiated twice; that holds for all threads, as
-    torch's choice does. Calls of this thread are seen, and nothing is patched.
+    more in Python than they gain. On CPUs large SiLU, GELU, group and layer normalization run in the library's passes,
+    one a sweep. A warning names, once a network, convolutions that the library could take over in another form.
+    Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice; that holds for
+    all threads, as torch's choice does. Calls of this thread are seen, and nothing is patched.
 
     Args:
         network: the model, if known. Its calls are watched no longer, once a block has seen none that gains: to watch
@@ -131,19 +131,19 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
-# By network: circumstances in which no convolution of it gained, or None if it has no filters.
+# By network: circumstances in which no layer of it gained, or None if it has none that may.
 _unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.WeakKeyDictionary()
 _MOST_CIRCUMSTANCES = 1000
 
 
 @contextmanager
 def _convolutions(network: object, samples: Any) -> Iterator[None]:
-    """Intercept torch's convolutions, if the network may have some that gain, and warn of what could be replaced."""
+    """Intercept torch's layers, if the network may have some that gain, and warn of what could be replaced."""
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     without: set[Any] | None = set()
     if isinstance(module, nn.Module):
         if module not in _unwatched:
-            _unwatched[module] = set() if has_filters(module) else None
+            _unwatched[module] = set() if may_gain(module) else None
         without = _unwatched[module]
     circumstances = torch_functions.CHOICE, *map(_form, _floats(samples))
     if without is None or circumstances in without:

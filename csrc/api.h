@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 12
+#define CDN_INTERFACE 13
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -112,12 +112,14 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
                           std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
                           int threads, int capability);
 
-// A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) and bias_grad[batch,
-// channels] (may be null) of the type of gain. Tangent: out is the derivative of <g_x, tangent> by x.
+// A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) of the type of gain.
+// gain_grad[shares, channels] and bias_grad[shares, channels] (may be null) are sums over runs of samples, share i over
+// those from batch i / shares on. Tangent: out is the derivative of <g_x, tangent> by x.
 CDN_API int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad,
                            const void* tangent, void* statistics, void* out, void* tangent_out, void* gain_grad,
-                           void* bias_grad, int type, std::int64_t batch, std::int64_t channels, std::int64_t pixels,
-                           std::int64_t groups, double eps, int channels_last, int threads, int capability);
+                           void* bias_grad, int type, std::int64_t batch, std::int64_t shares, std::int64_t channels,
+                           std::int64_t pixels, std::int64_t groups, double eps, int channels_last, int threads,
+                           int capability);
 
 // A reduction of images [batch, channels, pixels] or [batch, pixels, channels], or the adjoint of one; values are
 // float, or double for CDN_FLOAT64.

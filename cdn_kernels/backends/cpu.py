@@ -18,7 +18,7 @@ from cdn_kernels.backends.interface import TYPES, ConvolutionShape
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 12  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 13  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 _LEVELS = c_int, c_double, c_double, c_double, c_int
@@ -38,7 +38,7 @@ _SIGNATURES: Signatures = {
     "cdn_gelu": _ACTIVATION,
     "cdn_silu": _ACTIVATION,
     "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, *[c_int64] * 4, c_double, *[c_int] * 4),
-    "cdn_group_norm": (c_int, *[c_void_p] * 10, c_int, *[c_int64] * 4, c_double, c_int, c_int, c_int),
+    "cdn_group_norm": (c_int, *[c_void_p] * 10, c_int, *[c_int64] * 5, c_double, c_int, c_int, c_int),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
     "cdn_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
@@ -314,7 +314,7 @@ def gelu_norm(
     """
     tensors = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     flags = (scale_preserving, channels_last)
-    _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, groups, eps, flags, threads, capability)
+    _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, (x.shape[0],), groups, eps, flags, threads, capability)
 
 
 def group_norm(
@@ -336,15 +336,26 @@ def group_norm(
     threads: int | None = None,
     capability: str | None = None,
 ) -> None:
-    """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`."""
+    """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`.
+
+    Args:
+        gain_grad, bias_grad: [shares, C], of as many shares as :func:`shares_of` tells.
+    """
     tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
-    _normalization(LIBRARY.cdn_group_norm, sweep, tensors, groups, eps, (channels_last,), threads, capability)
+    batch = x.shape[0], shares_of(x.shape[0])
+    _normalization(LIBRARY.cdn_group_norm, sweep, tensors, batch, groups, eps, (channels_last,), threads, capability)
+
+
+def shares_of(batch: int) -> int:
+    """Return in how many runs of samples, at most 64 for any number of threads, gradients of parameters are summed."""
+    return min(batch, 64)
 
 
 def _normalization(
     function: Callable[..., int],
     sweep: int,
     tensors: tuple[Tensor | None, ...],
+    batch: tuple[int, ...],
     groups: int,
     eps: float,
     flags: Sequence[bool],
@@ -354,8 +365,8 @@ def _normalization(
     """Run a pass of a norm over the images, the first of the tensors."""
     x = tensors[0]
     assert x is not None
-    batch, channels, height, width = x.shape
-    sizes = TYPES[x.dtype], batch, channels, height * width, groups
+    _, channels, height, width = x.shape
+    sizes = TYPES[x.dtype], *batch, channels, height * width, groups
     _call(function, sweep, *map(address, tensors), *sizes, eps, *flags, *_where(threads, capability))
 
 

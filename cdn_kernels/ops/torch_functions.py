@@ -1,8 +1,8 @@
 """Run torch's own layers by operations with derivatives of their own, wherever a network calls them and that gains.
 
 Convolutions of two dimensions for which the library has faster kernels run in these; others, where they are large or
-depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group normalization, SiLU and GELU run in the
-library's passes. The rest is left to torch.
+depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group and layer normalization, SiLU and GELU run
+in the library's passes. The rest is left to torch.
 """
 
 import math
@@ -38,7 +38,7 @@ FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 6e6, 1e8, 3e5
 LARGEST_DEPTHWISE = 9
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
-FEWEST_ELEMENTS = {"silu": 1 << 17, "gelu": 1 << 17, "group_norm": 1 << 14}
+FEWEST_ELEMENTS = {"silu": 1 << 17, "gelu": 1 << 17, "group_norm": 1 << 14, "layer_norm": 1 << 16}
 
 
 class FirstOrderFunctions(TorchFunctionMode):
@@ -125,23 +125,23 @@ class FirstOrderFunctions(TorchFunctionMode):
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
     """Apply SiLU in the library's passes; None where torch is to do it."""
-    return silu(input) if not inplace and _is_for_passes("silu", input) else None
+    return silu(input) if not inplace and _is_for_passes("silu", "silu", input) else None
 
 
 def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor | None:
     """Apply the exact GELU, likewise."""
-    return gelu(input) if approximate == "none" and _is_for_passes("gelu", input) else None
+    return gelu(input) if approximate == "none" and _is_for_passes("gelu", "gelu", input) else None
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor | None:
     """Normalize groups of channels, likewise."""
-    if weight is None or not _is_for_passes("group_norm", input, weight, bias) or input.dim() < 3 or eps <= 0:
+    if weight is None or input.dim() < 3 or eps <= 0:
         return None
-    if 0 in input.shape[1:] or input.shape[1] % num_groups or weight.shape != input.shape[1:2]:
-        return None  # for torch to explain
-    if any(p is not None and p.dtype not in (input.dtype, torch.float32) for p in (weight, bias)):
+    if 0 in input.shape[1:] or input.shape[1] % num_groups or not _fit(input, input.shape[1:2], weight, bias):
+        return None
+    if not _is_for_passes("group_norm", "group_norm", input, weight, bias):
         return None
     if input.dim() == 4:
         return group_norm(input, num_groups, weight, bias, eps)
@@ -149,17 +149,44 @@ def _group_norm(
     return group_norm(images, num_groups, weight, bias, eps).view(input.shape)
 
 
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """Normalize the last dimensions, likewise: as one group of as many channels as a row of them has numbers."""
+    shape = torch.Size(normalized_shape)
+    if not 0 < len(shape) <= input.dim() or input.shape[-len(shape) :] != shape or 0 in shape or eps <= 0:
+        return None
+    if not _fit(input, shape, weight, bias) or not _is_for_passes("layer_norm", "group_norm", input, weight, bias):
+        return None
+    width = shape.numel()
+    gain = input.new_ones(width) if weight is None else weight.reshape(width)
+    rows = group_norm(input.reshape(-1, width, 1, 1), 1, gain, None if bias is None else bias.reshape(width), eps)
+    return rows.view(input.shape)
+
+
+def _fit(x: Tensor, shape: torch.Size, *parameters: Tensor | None) -> bool:
+    """Tell whether gain and bias of a norm have a shape and a type that it takes, or torch is to explain what not."""
+    return all(p is None or (p.shape == shape and p.dtype in (x.dtype, torch.float32)) for p in parameters)
+
+
 # What takes the place of torch's functions.
 PASSES: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     F.silu: _silu,
     F.gelu: _gelu,
     F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
 }
+# The modules that call them.
+_MODULES = nn.SiLU, nn.GELU, nn.GroupNorm, nn.LayerNorm
 
 
-def _is_for_passes(operation: str, x: Tensor, *parameters: Tensor | None) -> bool:
-    """Tell whether a pass of the library on a CPU takes the place of a function of torch that is differentiated."""
-    if x.device.type != "cpu" or x.dtype not in TYPES or not _is_worth_it(x, x.numel() >= FEWEST_ELEMENTS[operation]):
+def _is_for_passes(function: str, operation: str, x: Tensor, *parameters: Tensor | None) -> bool:
+    """Tell whether an operation on a CPU takes the place of a function of torch that is differentiated."""
+    if x.device.type != "cpu" or x.dtype not in TYPES or not _is_worth_it(x, x.numel() >= FEWEST_ELEMENTS[function]):
         return False
     if transformed() or not torch.is_grad_enabled():
         return False
@@ -168,9 +195,11 @@ def _is_for_passes(operation: str, x: Tensor, *parameters: Tensor | None) -> boo
     return resolve_untransformed(operation, "auto", x) != "reference"
 
 
-def has_filters(network: nn.Module) -> bool:
-    """Tell whether a network has parameters that may be filters of convolutions: of three or more dimensions."""
-    return any(is_lazy(p) or p.dim() > 2 for p in network.parameters())
+def may_gain(network: nn.Module) -> bool:
+    """Tell whether a network has what is taken over: filters, of three or more dimensions, or a module of a pass."""
+    if any(is_lazy(p) or p.dim() > 2 for p in network.parameters()):
+        return True
+    return any(isinstance(module, _MODULES) for module in network.modules())
 
 
 _attention_lock = threading.Lock()

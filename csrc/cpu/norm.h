@@ -53,10 +53,10 @@ struct Norm {
         return start ? start + sample * size : nullptr;
     }
 
-    void run(std::int64_t sample) const {
+    void run(std::int64_t sample, std::int64_t share) const {
         if (job.sweep == CDN_FORWARD) forward(sample);
-        else if (job.sweep == CDN_BACKWARD) backward(sample);
-        else tangent(sample);
+        else if (job.sweep == CDN_BACKWARD) backward(sample, share);
+        else tangent(sample, share);
     }
 
     // Give each place in a row the value(channel, group) of its channel.
@@ -148,9 +148,9 @@ struct Norm {
         }
     }
 
-    // a_v = phi' a_b + source, with a_b the normalization's transposed Jacobian applied to gain a_z; and the share
-    // of the sample in the gradient of the gain. The score sweep and the adjoint sweep.
-    void backward(std::int64_t sample) const {
+    // a_v = phi' a_b + source, with a_b the normalization's transposed Jacobian applied to gain a_z; and what the
+    // sample adds to the gradients of gain and bias. The score sweep and the adjoint sweep.
+    void backward(std::int64_t sample, std::int64_t share) const {
         const Element* v = at(static_cast<const Element*>(job.x), sample);
         const Element* a = at(static_cast<const Element*>(job.grad), sample);
         const Element* source = at(static_cast<const Element*>(job.source), sample);
@@ -171,9 +171,7 @@ struct Norm {
                 at.add(1, grad, centred);
             },
             v, a, source, out);
-        gain_gradient(sample, sums.row(1), st);
-        if (job.bias_grad)
-            std::copy_n(sums.row(0), job.channels, static_cast<Real*>(job.bias_grad) + sample * job.channels);
+        add_to_gradients(share, sums.row(0), sums.row(1), st);
         Coefficients from(*this, st, sums.row(0), sums.row(1));
         const auto write = [&](auto with_source) {
             rows.template each<Storage>([&](auto at) {
@@ -219,17 +217,21 @@ struct Norm {
         }
     };
 
-    void gain_gradient(std::int64_t sample, const double* sum_gc, const Statistics& st) const {
-        if (!job.gain_grad) return;
-        Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
-        for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
-            for (std::int64_t last = c + group_channels; c < last; ++c)
-                out[c] = static_cast<Real>(st.s[0] * st.r[g] * sum_gc[c]);
+    void add_to_gradients(std::int64_t share, const double* sum_g, const double* sum_gc, const Statistics& st) const {
+        if (Real* out = share_of(job.gain_grad, share))
+            for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
+                for (std::int64_t last = c + group_channels; c < last; ++c)
+                    out[c] += static_cast<Real>(st.s[0] * st.r[g] * sum_gc[c]);
+        if (Real* out = share_of(job.bias_grad, share))
+            for (std::int64_t c = 0; c < job.channels; ++c) out[c] += static_cast<Real>(sum_g[c]);
+    }
+    Real* share_of(void* sums, std::int64_t share) const {
+        return sums ? static_cast<Real*>(sums) + share * job.channels : nullptr;
     }
 
     // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
-    // the share of the sample in the gradient of the gain. Formulas and names: docs/derivations.md.
-    void tangent(std::int64_t sample) const {
+    // what the sample adds to the gradient of the gain. Formulas and names: docs/derivations.md.
+    void tangent(std::int64_t sample, std::int64_t share) const {
         const Element* v = at(static_cast<const Element*>(job.x), sample);
         const Element* grad = at(static_cast<const Element*>(job.grad), sample);
         const Element* vdot = at(static_cast<const Element*>(job.tangent), sample);
@@ -237,7 +239,7 @@ struct Norm {
         Element* source = at(static_cast<Element*>(job.out), sample);
         const Statistics st = statistics(sample);
         const Real s = st.s[0];
-        if (s == 0) return dead(sample, zdot, source);
+        if (s == 0) return dead(zdot, source);
         const Row pivot = spread([&](auto, auto g) { return st.pivot[g]; });
         const Row mean = spread([&](auto, auto g) { return st.mean[g]; });
         Sums<Storage, 5, channels_last> sums(rows);  // of g, g c, bdot, bdot c, g bdot
@@ -306,21 +308,15 @@ struct Norm {
                 else at.store(source, multiply_add(phi.first, e, phi.second * dot * from.apply(at, g, centred)));
             },
             zdot, source);
-        if (job.gain_grad) {
-            Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
+        if (Real* out = share_of(job.gain_grad, share))
             for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
                 for (std::int64_t last = c + group_channels; c < last; ++c)
-                    out[c] = static_cast<Real>(s * r[g] * (sums.row(4)[c] - mb[g] * sums.row(0)[c])
-                                               + J_centred[g] * sums.row(1)[c]);
-        }
+                    out[c] += static_cast<Real>(s * r[g] * (sums.row(4)[c] - mb[g] * sums.row(0)[c])
+                                                + J_centred[g] * sums.row(1)[c]);
     }
 
-    void dead(std::int64_t sample, Element* zdot, Element* source) const {
+    void dead(Element* zdot, Element* source) const {
         for (std::int64_t i = 0; i < size; ++i) zdot[i] = source[i] = Storage::store(Real(0));
-        if (job.gain_grad) {
-            Real* out = static_cast<Real*>(job.gain_grad) + sample * job.channels;
-            for (std::int64_t c = 0; c < job.channels; ++c) out[c] = 0;
-        }
     }
 };
 

@@ -25,8 +25,9 @@ int run(void (*Passes::*pass)(const NormJob&, std::int64_t, std::int64_t), const
         int capability) {
     const Variant* variant = find(capability);
     if (!known(variant, job.sweep, job.type) || job.batch < 0 || job.pixels < 1) return 1;
+    if (job.shares < (job.batch > 0) || job.shares > job.batch) return 1;
     if (job.groups < 1 || job.channels < job.groups || job.channels % job.groups != 0 || !(job.eps > 0)) return 1;
-    split(job.batch, job.batch * job.channels * job.pixels, threads,
+    split(job.shares, job.batch * job.channels * job.pixels, threads,
           [&](std::int64_t first, std::int64_t last) { (variant->passes->*pass)(job, first, last); });
     return 0;
 }
@@ -64,6 +65,7 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
                       nullptr,
                       type,
                       batch,
+                      batch,
                       channels,
                       pixels,
                       groups,
@@ -75,19 +77,12 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
 
 int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad, const void* tangent,
                    void* statistics, void* out, void* tangent_out, void* gain_grad, void* bias_grad, int type,
-                   std::int64_t batch, std::int64_t channels, std::int64_t pixels, std::int64_t groups, double eps,
-                   int channels_last, int threads, int capability) {
-    const NormJob job{sweep,      x,
-                      nullptr,    gain,
-                      bias,       grad,
-                      nullptr,    tangent,
-                      statistics, nullptr,
-                      out,        tangent_out,
-                      gain_grad,  bias_grad,
-                      type,       batch,
-                      channels,   pixels,
-                      groups,     eps,
-                      false,      channels_last != 0};
+                   std::int64_t batch, std::int64_t shares, std::int64_t channels, std::int64_t pixels,
+                   std::int64_t groups, double eps, int channels_last, int threads, int capability) {
+    const NormJob job{sweep,      x,           nullptr,   gain,      bias, grad,  nullptr, tangent,
+                      statistics, nullptr,     out,       tangent_out,
+                      gain_grad,  bias_grad,   type,      batch,     shares, channels, pixels, groups,
+                      eps,        false,       channels_last != 0};
     return run(&Passes::group_norm, job, threads, capability);
 }
 

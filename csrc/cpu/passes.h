@@ -2,6 +2,7 @@
 #pragma once
 
 #include "functions.h"
+#include "layer_norm.h"
 #include "norm.h"
 #include "pool.h"
 
@@ -44,13 +45,35 @@ void samples(const Job& job, std::int64_t first, std::int64_t last) {
     for (std::int64_t sample = first; sample < last; ++sample) kernel.run(sample);
 }
 
+// Call kernel.run(sample, share) for the samples of a range of shares, which sum the gradients of parameters.
+template <typename Kernel>
+void shares(const NormJob& job, std::int64_t first, std::int64_t last) {
+    using Real = typename Kernel::Real;
+    const Kernel kernel{job};
+    for (std::int64_t share = first; share < last; ++share) {
+        for (void* sums : {job.gain_grad, job.bias_grad})
+            if (sums) std::fill_n(static_cast<Real*>(sums) + share * job.channels, job.channels, Real(0));
+        for (std::int64_t sample = job.first_sample(share); sample < job.first_sample(share + 1); ++sample)
+            kernel.run(sample, share);
+    }
+}
+
 // Choose the storage type and the layout of a kernel.
-template <template <typename, bool> class Kernel, typename Job>
-void any(const Job& job, std::int64_t first, std::int64_t last) {
+void pool(const PoolJob& job, std::int64_t first, std::int64_t last) {
     with_storage(job.type, [&](auto storage) {
         using Storage = decltype(storage);
-        job.channels_last ? samples<Kernel<Storage, true>>(job, first, last)
-                          : samples<Kernel<Storage, false>>(job, first, last);
+        job.channels_last ? samples<Pool<Storage, true>>(job, first, last)
+                          : samples<Pool<Storage, false>>(job, first, last);
+    });
+}
+
+template <typename Function>
+void norm(const NormJob& job, std::int64_t first, std::int64_t last) {
+    with_storage(job.type, [&](auto storage) {
+        using Storage = decltype(storage);
+        if (Function::identity && job.groups == 1 && job.pixels == 1) shares<LayerNorm<Storage>>(job, first, last);
+        else if (job.channels_last) shares<Norm<Storage, true, Function>>(job, first, last);
+        else shares<Norm<Storage, false, Function>>(job, first, last);
     });
 }
 
@@ -59,14 +82,8 @@ void activation(const ActivationJob& job, std::int64_t first, std::int64_t last)
     with_storage(job.type, [&](auto storage) { activation_pass<decltype(storage), Function>(job, first, last); });
 }
 
-template <typename Storage, bool channels_last>
-using GeluNorm = Norm<Storage, channels_last, ExactGelu>;
-template <typename Storage, bool channels_last>
-using GroupNorm = Norm<Storage, channels_last, Identity>;
-
 }  // namespace
 
-extern const Passes passes{activation<ExactGelu>, activation<Silu>, any<GeluNorm, NormJob>, any<GroupNorm, NormJob>,
-                           any<Pool, PoolJob>};
+extern const Passes passes{activation<ExactGelu>, activation<Silu>, norm<ExactGelu>, norm<Identity>, pool};
 
 }  // namespace cdn::CDN_VARIANT

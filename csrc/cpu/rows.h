@@ -185,6 +185,7 @@ public:
           sums_(K * rows.channels) {}
 
     const double* row(int k) const { return sums_.data() + k * rows_.channels; }
+    void clear() { std::fill(sums_.begin(), sums_.end(), 0.0); }
 
     // Call f with the place of every element of the sample, to add to its sums 0 .. K - 1; images as for Rows::each.
     template <typename F, typename... Images>

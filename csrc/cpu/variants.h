@@ -40,15 +40,18 @@ struct ActivationJob {
     std::int64_t size;
 };
 
-// A pass of residual + GELU + normalization, see cdn_gelu_norm, or of normalization + bias, see cdn_group_norm.
+// A pass of residual + GELU + normalization, see cdn_gelu_norm, or of normalization + bias, see cdn_group_norm, in
+// shares of the batch that can run in any order on any thread.
 struct NormJob {
     int sweep;
     const void *x, *residual, *gain, *bias, *grad, *source, *tangent;
     void *statistics, *sum, *out, *tangent_out, *gain_grad, *bias_grad;
     int type;
-    std::int64_t batch, channels, pixels, groups;
+    std::int64_t batch, shares, channels, pixels, groups;
     double eps;
     bool scale_preserving, channels_last;
+
+    std::int64_t first_sample(std::int64_t share) const { return batch * share / shares; }
 };
 
 // A reduction over samples [channels, pixels] or its adjoint; see cdn_pool.
@@ -70,8 +73,8 @@ struct NoiseKernels {
 struct Passes {
     void (*gelu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
     void (*silu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
-    void (*gelu_norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
-    void (*group_norm)(const NormJob&, std::int64_t first_sample, std::int64_t last_sample);
+    void (*gelu_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
+    void (*group_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
     void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
 };
 

@@ -12,6 +12,9 @@ from tests.kernels.passes import DTYPES, HARD, LAYOUTS, MARGIN, SHAPES
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+# Rows, as layers of transformers normalize them, beside images.
+ROWS = [((rows, width, 1, 1), 1) for rows, width in ((1, 7), (3, 2), (5, 16), (70, 33), (2, 200), (129, 3))]
+SHAPES = [*SHAPES, *ROWS]
 
 
 def norm(impl, groups, eps=0.1):
@@ -27,9 +30,10 @@ def norm_inputs(shape, dtype, layout=torch.contiguous_format):
 @layouts
 @pytest.mark.parametrize("count", [2, 3], ids=["gain", "gain and bias"])
 @pytest.mark.parametrize("eps", [1e-3, 0.3])
-def test_it_passes_numerical_checks(layout, count, eps):
-    inputs = [t.requires_grad_() for t in norm_inputs((2, 6, 2, 2), torch.float64, layout)[:count]]
-    function = norm("cpu", 3, eps)
+@pytest.mark.parametrize("shape, groups", [((2, 6, 2, 2), 3), ((3, 4, 1, 1), 1)], ids=["images", "rows"])
+def test_it_passes_numerical_checks(layout, count, eps, shape, groups):
+    inputs = [t.requires_grad_() for t in norm_inputs(shape, torch.float64, layout)[:count]]
+    function = norm("cpu", groups, eps)
     assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 
 
@@ -45,17 +49,31 @@ def test_it_is_as_exact_as_eager(layout, dtype, shape, groups):
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("make", HARD.values(), ids=HARD)
-def test_it_survives_hard_inputs(layout, dtype, make):
+@pytest.mark.parametrize("rows", [False, True], ids=["images", "rows"])
+def test_it_survives_hard_inputs(layout, dtype, make, rows):
     x, gain, bias = norm_inputs((2, 6, 4, 5), torch.float64, layout)
-    inputs = make(x).to(dtype).contiguous(memory_format=layout), gain.float(), bias.float()
-    assert_as_exact_as_eager(norm("cpu", 3, 1e-3), norm("reference", 3, 1e-3), inputs)
+    x, groups = make(x), 3
+    if rows:  # one of all numbers of an image
+        x, groups = x.reshape(2, 120, 1, 1), 1
+        gain, bias = gain.repeat(20), bias.repeat(20)
+    inputs = x.to(dtype).contiguous(memory_format=layout), gain.float(), bias.float()
+    assert_as_exact_as_eager(norm("cpu", groups, 1e-3), norm("reference", groups, 1e-3), inputs)
 
 
-def test_samples_that_are_not_finite_stay_alone():
-    x, gain, bias = norm_inputs((3, 8, 4, 4), torch.float32)
-    clean = derivatives(norm("cpu", 2), (x, gain, bias))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_one_number_is_its_bias_and_depends_on_nothing_else(dtype):
+    inputs = norm_inputs((3, 1, 1, 1), dtype)
+    z, by_x, by_gain, by_bias, *second = derivatives(norm("cpu", 1), inputs)
+    assert torch.equal(z, inputs[2].to(dtype).expand_as(z)) and by_bias.any()
+    assert not by_x.any() and not by_gain.any() and not second[0].any()
+
+
+@pytest.mark.parametrize("shape, groups", [((3, 8, 4, 4), 2), ((3, 40, 1, 1), 1)], ids=["images", "rows"])
+def test_samples_that_are_not_finite_stay_alone(shape, groups):
+    x, gain, bias = norm_inputs(shape, torch.float32)
+    clean = derivatives(norm("cpu", groups), (x, gain, bias))
     x[1, 0, 0, 0] = float("nan")
-    for before, after in zip(clean, derivatives(norm("cpu", 2), (x, gain, bias)), strict=True):
+    for before, after in zip(clean, derivatives(norm("cpu", groups), (x, gain, bias)), strict=True):
         if before.dim() == 4:
             assert torch.equal(before[::2], after[::2]) and after[1].isnan().any()
 
@@ -78,7 +96,7 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, **options):
 
     z, g_x, zdot, source = (poisoned(shape, dtype) for _ in range(4))
     statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
-    shares, of_bias, more = (poisoned(shape[:2], gain.dtype) for _ in range(3))
+    shares, of_bias, more = (poisoned((cpu.shares_of(shape[0]), shape[1]), gain.dtype) for _ in range(3))
 
     def run(sweep, **tensors):
         cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)
@@ -100,16 +118,18 @@ def test_every_output_is_written_and_nothing_else(shape, groups, dtype, last):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_threads_do_not_change_the_result(last):
-    one, two, three = (run_all_sweeps((5, 16, 32, 32), 2, last, threads=n)[0] for n in (1, 2, 3))
+@pytest.mark.parametrize("shape, groups", [((5, 16, 32, 32), 2), ((600, 96, 1, 1), 1)], ids=["images", "rows"])
+def test_threads_do_not_change_the_result(last, shape, groups):
+    one, two, three = (run_all_sweeps(shape, groups, last, threads=n)[0] for n in (1, 2, 3))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three))
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_processors_agree(last):
-    best, _ = run_all_sweeps((2, 24, 7, 5), 3, last)
+@pytest.mark.parametrize("shape, groups", [((2, 24, 7, 5), 3), ((100, 75, 1, 1), 1)], ids=["images", "rows"])
+def test_processors_agree(last, shape, groups):
+    best, _ = run_all_sweeps(shape, groups, last)
     for capability in cpu.USABLE[:-1]:
-        for a, b in zip(best, run_all_sweeps((2, 24, 7, 5), 3, last, capability=capability)[0], strict=True):
+        for a, b in zip(best, run_all_sweeps(shape, groups, last, capability=capability)[0], strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
