@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops import torch_functions
+from cdn_kernels.ops.any_order import AnyOrderNorms, has_norms
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_gain, plain_attention
 from cdn_kernels.phases import phase
@@ -62,7 +63,8 @@ def score_matching_step(
             which whatever is no tensor of floats is passed on as it is.
         loss: a function of (outputs, score) that returns the scalar to differentiate; the score is built as y is, with
             None for what is no tensor of floats. A further parameter named ``y`` gets the samples that are
-            differentiated, which a Laplacian needs.
+            differentiated, which a Laplacian needs. Then layer, batch and instance normalization run as group
+            normalization, for torch's third derivatives of them are wrong.
         args, kwargs: what else the network takes: classes, times, indices of atoms.
         log_density: a function from the outputs to log-densities of any shape, of whose sum the gradient is the score;
             for a score of each sample, a sample must not count in the densities of others. It, too, may have a
@@ -92,7 +94,9 @@ def score_matching_step(
     rounded = torch.is_autocast_enabled(device)
     as_stored = torch.autocast(device, enabled=False) if rounded else nullcontext()
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
-    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention():
+    third_order = _takes_y(loss, 2) and has_norms(network)
+    norms = AnyOrderNorms() if third_order else nullcontext()
+    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms:
         given, y = y, tree_map(_differentiable, y)
         intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
         with phase("forward"), intercepted:

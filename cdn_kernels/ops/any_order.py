@@ -1,0 +1,112 @@
+"""Run torch's layer, batch and instance normalization so that derivatives of any order are right.
+
+The second derivatives of torch's own (2.11 to 2.14) take the saved statistics for constants, so that third ones are
+wrong, and nothing says so. A loss of second derivatives by the samples, such as the Laplacian of a physics-informed
+network, needs those. Group normalization, which torch differentiates rightly, takes their place.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cdn_kernels import reference
+
+
+class AnyOrderNorms(TorchFunctionMode):
+    """Within a ``with`` block, run torch's normalizations that keep statistics by group normalization.
+
+    Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Running statistics change as
+    torch changes them, and what is wrong with arguments is said in torch's words.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return _NORMS.get(func, func)(*args, **(kwargs or {}))
+
+
+_MODULES = nn.LayerNorm, nn.modules.batchnorm._NormBase
+_known: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+def has_norms(network: object) -> bool:
+    """Tell whether a network may call normalizations that keep statistics; of a function that is not known."""
+    module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
+    if not isinstance(module, nn.Module):
+        return True
+    if module not in _known:
+        _known[module] = any(isinstance(m, _MODULES) for m in module.modules())
+    return _known[module]
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    shape = torch.Size(normalized_shape)
+    _let_torch_check(F.layer_norm, input, shape, weight, bias, eps)
+    return _normalized(input.reshape(-1, shape.numel(), 1), 1, weight, bias, eps).view(input.shape)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    _let_torch_check(F.batch_norm, input, running_mean, running_var, weight, bias, True, momentum, eps)
+    channels = input.transpose(0, 1)
+    z = _normalized(channels.reshape(1, len(channels), -1), len(channels), weight, bias, eps)
+    return z.view(channels.shape).transpose(0, 1)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    _let_torch_check(F.instance_norm, input, running_mean, running_var, weight, bias, True, momentum, eps)
+    return _normalized(input, input.shape[1], weight, bias, eps)
+
+
+def _let_torch_check(norm: Callable[..., Tensor], *arguments: Any) -> None:
+    """Let torch refuse what does not fit, and change running statistics."""
+    with torch.no_grad():
+        norm(*arguments)
+
+
+def _normalized(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    gain = x.new_ones(x.shape[1]) if weight is None else weight.flatten()
+    return reference.group_norm(x, groups, gain, None if bias is None else bias.flatten(), eps)
+
+
+_NORMS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+}
