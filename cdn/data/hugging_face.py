@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from cdn.data.decoded import LARGEST_UNASKED, SAY_WHICH, ItemSplit
+from cdn.data.shards import check_shards
 from cdn.errors import DataError
 from cdn.images.decoder import decode
 
@@ -28,7 +29,9 @@ class ColumnSplit(ItemSplit):
 class File(io.BytesIO):
     """The content of an image file, in memory or on disk, which errors call by a name."""
 
-    def __init__(self, cell: Mapping[str, Any], name: str) -> None:
+    def __init__(self, cell: Mapping[str, Any] | None, name: str) -> None:
+        if cell is None:
+            raise DataError(f"{name}: there is none")
         content = cell.get("bytes")
         if content is None:
             try:
@@ -54,7 +57,8 @@ def load_hugging_face(source: str, image_size: int | None = None) -> tuple[Colum
     Images in grey have one channel, if those of both splits do; else there are three.
 
     Raises:
-        DataError: ``datasets`` is not installed, nothing is found there, or a split, images or labels are missing.
+        DataError: ``datasets`` is not installed, nothing is found there, a split, images or labels are missing, or a
+            file is damaged.
     """
     found = _open(source)
     tested = next((name for name in TESTS if name in found), None)
@@ -62,9 +66,8 @@ def load_hugging_face(source: str, image_size: int | None = None) -> tuple[Colum
         raise DataError(f"{source}: expected splits train and one of {', '.join(TESTS)}, got {', '.join(found)}")
     tables = {name: found[name] for name in ("train", tested)}
     image, label = _columns(source, tables["train"].features)
-    labels, classes = {}, _classes(tables["train"], label)
-    for name, table in tables.items():
-        labels[name] = torch.tensor(table[label][:], dtype=torch.int64)
+    labels = {name: _labels(f"{source} {name}", table[label][:]) for name, table in tables.items()}
+    classes = _classes(tables["train"], label)
     columns = {name: _undecoded(table, image) for name, table in tables.items()}
     first = {name: decode(File(column[0], f"{source} {name}, image 0")) for name, column in columns.items()}
     channels = 1 if all(decoded.grey for decoded in first.values()) else 3
@@ -94,8 +97,12 @@ def _open(source: str) -> Mapping[str, Any]:
     try:
         if (Path(source) / "dataset_dict.json").exists():
             return datasets.load_from_disk(source)
+        if Path(source).is_dir():
+            check_shards(Path(source))
         name, _, configuration = (source, "", "") if Path(source).exists() else source.partition(":")
         return datasets.load_dataset(name, configuration or None)
+    except DataError:
+        raise
     except Exception as error:  # it fails in every way there is: no network, no such name, damaged files
         cause = " ".join(str(error).split())[:200]
         raise DataError(f"{source}: datasets cannot load it: {type(error).__name__}: {cause}") from None
@@ -113,6 +120,12 @@ def _columns(source: str, features: Mapping[str, Any]) -> tuple[str, str]:
         columns = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise DataError(f"{source}: expected a column of images and one of labels, got {columns}")
     return image, label
+
+
+def _labels(where: str, labels: list[int | None]) -> torch.Tensor:
+    if None in labels:
+        raise DataError(f"{where}: image {labels.index(None)} has no label")
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def _holds_files(feature: Any) -> bool:

@@ -166,6 +166,49 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path):
         found.train.load(torch.arange(2))
 
 
+def damaged_middle(content, at=2048):
+    return content[:at] + bytes(512) + content[at + 512 :]
+
+
+# What is done to a file of training images, and words of the sentence that it gives.
+DAMAGED = {
+    "tar, a header overwritten": (as_shards, lambda c: c[:2048] + b"\xff" * 512 + c[2560:], "0000.tar: member 2 of it"),
+    "tar, a header blank": (as_shards, damaged_middle, "0000.tar: member 2 of it is damaged"),
+    "tar, the first header": (as_shards, lambda c: b"\xff" * 512 + c[512:], "0000.tar: expected a whole tar file"),
+    "tar, cut in a member": (as_shards, lambda c: c[: 2048 + 600], "0000.tar: expected a whole tar file, got: unexpected"),
+    "tar, cut between members": (as_shards, lambda c: c[:2048], "0000.tar: its end is missing, after 2 members"),
+    "tar, empty": (as_shards, lambda c: b"", "0000.tar: expected a whole tar file"),
+    "parquet, cut": (as_parquet, lambda c: c[: len(c) // 2], "cannot load it: ArrowInvalid: Parquet magic bytes"),
+    "parquet, overwritten": (as_parquet, damaged_middle, "cannot load it: "),
+    "arrow, cut": (saved, lambda c: c[: len(c) // 2], "cannot load it: OSError: Expected to be able to read"),
+    "arrow, empty": (saved, lambda c: b"", "cannot load it: ArrowInvalid"),
+}
+
+
+@pytest.mark.parametrize("write, damage, words", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_one_sentence(tmp_path, write, damage, words):
+    source = write(tmp_path / "data", train=table(6), test=table(3, first=6))
+    files = (tmp_path / "data").rglob("*")
+    path = sorted(p for p in files if "train" in str(p) and p.suffix in (".tar", ".parquet", ".arrow"))[0]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as error:
+        load_dataset("hf", source)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sample_of_a_shard_without_label_or_image_is_named(tmp_path):
+    for suffix, words in ((".cls", "train: image 1 has no label"), (".png", "train, image 1: there is none")):
+        source = tmp_path / suffix
+        as_shards(source, train=table(2), test=table(2))
+        with tarfile.open(source / "train-0000.tar") as shard:
+            kept = [(m, shard.extractfile(m).read()) for m in shard if m.name != f"000001{suffix}"]
+        with tarfile.open(source / "train-0000.tar", "w") as shard:
+            for member, content in kept:
+                shard.addfile(member, io.BytesIO(content))
+        with pytest.raises(DataError, match=words):
+            load_dataset("hf", str(source)).train.load(torch.arange(2))
+
+
 def test_the_package_is_asked_for_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"expected Hugging Face's package datasets .*\[hf\]"):
