@@ -1,9 +1,11 @@
 """Batches that worker processes read ahead of the steps that take them."""
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -116,6 +118,19 @@ def _begin(number: int) -> None:
     """Prepare a worker: Ctrl-C reaches it too, and ends a training in order, which may still want what it reads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_training, daemon=True).start()
+
+
+def _end_with_the_training() -> None:
+    """End this worker once the training is gone, though it was killed.
+
+    torch only looks whether the process that forked this one lives, which is a server here, and the server lives on for
+    the sake of its workers.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 class _Steps:
