@@ -23,6 +23,8 @@ SHAPES = [
     ((1, 200, 3, 3), 25),
     ((2, 8, 33, 17), 4),
 ]
+# Rows, as layers of transformers normalize them.
+ROWS = [((rows, width, 1, 1), 1) for rows, width in ((1, 7), (3, 2), (5, 16), (70, 33), (2, 200), (129, 3))]
 HARD = {
     "large mean, small variance": lambda x: 30 + 0.01 * x,
     "a constant group": lambda x: torch.cat([torch.full_like(x[:, :2], 0.7), x[:, 2:]], 1),
@@ -167,25 +169,46 @@ def assert_non_finite_samples_stay_alone(impl, layout=torch.contiguous_format):
             assert torch.equal(before[::2], after[::2]) and after[1].isnan().any()
 
 
-def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), backend=cpu, **options):
-    """Run the three sweeps into buffers with a margin on either side; return (buffers, margins intact)."""
-    torch.manual_seed(0)
-    layout = torch.channels_last if last else torch.contiguous_format
-    x, r, g, t = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(4))
-    gain = torch.rand(shape[1], dtype=reference.compute_dtype(dtype)) + 0.5
-    buffers = []
+class Buffers:
+    """Tensors to be written by a kernel, full of a number, with a margin on either side that it must leave alone.
 
-    def poisoned(shape, dtype):
-        flat = torch.full((torch.Size(shape).numel() + 2 * MARGIN,), fill, dtype=dtype)
-        buffers.append(flat)
+    Args:
+        last: whether images are channels last.
+        fill: the number.
+    """
+
+    def __init__(self, last, fill):
+        self.last, self.fill, self.flat = last, fill, []
+
+    def new(self, shape, dtype):
+        flat = torch.full((torch.Size(shape).numel() + 2 * MARGIN,), self.fill, dtype=dtype)
+        self.flat.append(flat)
         body = flat[MARGIN:-MARGIN]
-        if last and len(shape) == 4:
+        if self.last and len(shape) == 4:
             return body.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
         return body.view(shape)
 
-    v, z, g_v, zdot, source = (poisoned(shape, dtype) for _ in range(5))
-    statistics = poisoned((shape[0], 4 * groups + 1), gain.dtype)
-    shares, more = (poisoned((shape[0], shape[1]), gain.dtype) for _ in range(2))
+    def results(self):
+        """Return what is between the margins, and whether these are still nan."""
+        intact = all(bool((b[:MARGIN].isnan() & b[-MARGIN:].isnan()).all()) for b in self.flat)
+        return [b[MARGIN:-MARGIN] for b in self.flat], intact
+
+
+def sweep_inputs(count, shape, dtype, last):
+    """Return as many images, and two numbers for each channel."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    images = [torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(count)]
+    return *images, torch.rand(2, shape[1], dtype=reference.compute_dtype(dtype)) + 0.5
+
+
+def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), backend=cpu, **options):
+    """Run the three sweeps of the norm after GELU into buffers; return (buffers, margins intact)."""
+    x, r, g, t, (gain, _) = sweep_inputs(4, shape, dtype, last)
+    buffers = Buffers(last, fill)
+    v, z, g_v, zdot, source = (buffers.new(shape, dtype) for _ in range(5))
+    statistics = buffers.new((shape[0], 4 * groups + 1), gain.dtype)
+    shares, more = (buffers.new(shape[:2], gain.dtype) for _ in range(2))
 
     def run(sweep, x, **tensors):
         backend.gelu_norm(sweep, x, gain, groups, 0.1, True, last, statistics=statistics, **tensors, **options)
@@ -193,5 +216,21 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
     run(interface.FORWARD, x, out=z, residual=r, sum=v)
     run(interface.BACKWARD, v, out=g_v, grad=g, gain_grad=shares)
     run(interface.TANGENT, v, out=source, grad=g, tangent=t, tangent_out=zdot, gain_grad=more)
-    intact = all(bool((b[:MARGIN].isnan() & b[-MARGIN:].isnan()).all()) for b in buffers)
-    return [b[MARGIN:-MARGIN] for b in buffers], intact
+    return buffers.results()
+
+
+def run_all_plain_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), **options):
+    """Run those of group normalization, likewise."""
+    x, g, t, (gain, bias) = sweep_inputs(3, shape, dtype, last)
+    buffers = Buffers(last, fill)
+    z, g_x, zdot, source = (buffers.new(shape, dtype) for _ in range(4))
+    statistics = buffers.new((shape[0], 4 * groups + 1), gain.dtype)
+    shares, of_bias, more = (buffers.new((cpu.shares_of(shape[0]), shape[1]), gain.dtype) for _ in range(3))
+
+    def run(sweep, **tensors):
+        cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)
+
+    run(interface.FORWARD, out=z, bias=bias)
+    run(interface.BACKWARD, out=g_x, grad=g, gain_grad=shares, bias_grad=of_bias)
+    run(interface.TANGENT, out=source, grad=g, tangent=t, tangent_out=zdot, gain_grad=more)
+    return buffers.results()

@@ -11,6 +11,7 @@ from tests.kernels.passes import (
     DTYPES,
     HARD,
     LAYOUTS,
+    ROWS,
     SHAPES,
     assert_activation_is_as_exact_as_eager,
     assert_activation_of_every_16_bit_number_is_within,
@@ -24,6 +25,7 @@ from tests.kernels.passes import (
     exact_silu,
     norm,
     norm_inputs,
+    run_all_plain_sweeps,
     run_all_sweeps,
 )
 
@@ -123,26 +125,34 @@ def test_non_finite_samples_stay_alone():
 # ------------------------------------------------------------------------------------------------------------
 
 
+norms_alone = pytest.mark.parametrize("sweeps", [run_all_sweeps, run_all_plain_sweeps], ids=["gelu", "plain"])
+
+
+@norms_alone
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
-def test_every_output_is_written_and_nothing_else(shape, groups, dtype, last):
+@pytest.mark.parametrize("shape, groups", [*SHAPES, *ROWS], ids=str)
+def test_every_output_is_written_and_nothing_else(shape, groups, dtype, last, sweeps):
     for capability in cpu.USABLE:
-        results, intact = run_all_sweeps(shape, groups, last, dtype, capability=capability)
+        results, intact = sweeps(shape, groups, last, dtype, capability=capability)
         assert intact and all(not r.isnan().any() for r in results)
 
 
+@norms_alone
 @pytest.mark.parametrize("last", [False, True])
-def test_threads_do_not_change_the_result(last):
-    one, two, three = (run_all_sweeps((5, 16, 32, 32), 2, last, threads=n)[0] for n in (1, 2, 3))
+@pytest.mark.parametrize("shape, groups", [((5, 16, 32, 32), 2), ((600, 96, 1, 1), 1)], ids=["images", "rows"])
+def test_threads_do_not_change_the_result(shape, groups, last, sweeps):
+    one, two, three = (sweeps(shape, groups, last, threads=n)[0] for n in (1, 2, 3))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(one, two, three))
 
 
+@norms_alone
 @pytest.mark.parametrize("last", [False, True])
-def test_processors_agree(last):
-    best, _ = run_all_sweeps((2, 24, 7, 5), 3, last)
+@pytest.mark.parametrize("shape, groups", [((2, 24, 7, 5), 3), ((100, 75, 1, 1), 1)], ids=["images", "rows"])
+def test_processors_agree(shape, groups, last, sweeps):
+    best, _ = sweeps(shape, groups, last)
     for capability in cpu.USABLE[:-1]:
-        for a, b in zip(best, run_all_sweeps((2, 24, 7, 5), 3, last, capability=capability)[0]):
+        for a, b in zip(best, sweeps(shape, groups, last, capability=capability)[0], strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
 
 
