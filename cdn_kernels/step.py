@@ -64,7 +64,7 @@ def score_matching_step(
         loss: a function of (outputs, score) that returns the scalar to differentiate; the score is built as y is, with
             None for what is no tensor of floats. A further parameter named ``y`` gets the samples that are
             differentiated, which a Laplacian needs. Then layer, batch and instance normalization run as group
-            normalization, for torch's third derivatives of them are wrong.
+            normalization, for torch's third derivatives of them are wrong or refused.
         args, kwargs: what else the network takes: classes, times, indices of atoms.
         log_density: a function from the outputs to log-densities of any shape, of whose sum the gradient is the score;
             for a score of each sample, a sample must not count in the densities of others. It, too, may have a

@@ -1,8 +1,9 @@
 """Run torch's layer, batch and instance normalization so that derivatives of any order are right.
 
-The second derivatives of torch's own (2.11 to 2.14) take the saved statistics for constants, so that third ones are
-wrong, and nothing says so. A loss of second derivatives by the samples, such as the Laplacian of a physics-informed
-network, needs those. Group normalization, which torch differentiates rightly, takes their place.
+The second derivatives of torch's own take the saved statistics for constants, so that third ones are wrong, and nothing
+says so (torch 2.13; 2.14 refuses those of batch and instance normalization, and those of layer normalization are wrong
+as before). A loss of second derivatives by the samples, such as the Laplacian of a physics-informed network, needs them.
+Group normalization, which torch differentiates rightly, takes their place.
 """
 
 import weakref
