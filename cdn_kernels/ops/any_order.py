@@ -2,8 +2,8 @@
 
 The second derivatives of torch's own take the saved statistics for constants, so that third ones are wrong, and nothing
 says so (torch 2.13; 2.14 refuses those of batch and instance normalization, and those of layer normalization are wrong
-as before). A loss of second derivatives by the samples, such as the Laplacian of a physics-informed network, needs them.
-Group normalization, which torch differentiates rightly, takes their place.
+as before). A loss of second derivatives by the samples, such as the Laplacian of a physics-informed network, needs
+them. Group normalization, which torch differentiates rightly, takes their place.
 """
 
 import weakref
