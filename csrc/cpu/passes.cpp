@@ -79,10 +79,10 @@ int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias,
                    void* statistics, void* out, void* tangent_out, void* gain_grad, void* bias_grad, int type,
                    std::int64_t batch, std::int64_t shares, std::int64_t channels, std::int64_t pixels,
                    std::int64_t groups, double eps, int channels_last, int threads, int capability) {
-    const NormJob job{sweep,      x,           nullptr,   gain,      bias, grad,  nullptr, tangent,
-                      statistics, nullptr,     out,       tangent_out,
-                      gain_grad,  bias_grad,   type,      batch,     shares, channels, pixels, groups,
-                      eps,        false,       channels_last != 0};
+    const NormJob job{
+        sweep, x,           nullptr,           gain,      bias, grad,  nullptr, tangent,  statistics, nullptr,
+        out,   tangent_out, gain_grad,         bias_grad, type, batch, shares,  channels, pixels,     groups,
+        eps,   false,       channels_last != 0};
     return run(&Passes::group_norm, job, threads, capability);
 }
 
