@@ -166,22 +166,11 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path):
         found.train.load(torch.arange(2))
 
 
-def damaged_middle(content, at=2048):
-    return content[:at] + bytes(512) + content[at + 512 :]
-
-
-# What is done to a file of training images, and words of the sentence that it gives.
+# How a file of training images is damaged, and words of the sentence that it gives.
 DAMAGED = {
-    "tar, a header overwritten": (as_shards, lambda c: c[:2048] + b"\xff" * 512 + c[2560:], "0000.tar: member 2 of it"),
-    "tar, a header blank": (as_shards, damaged_middle, "0000.tar: member 2 of it is damaged"),
-    "tar, the first header": (as_shards, lambda c: b"\xff" * 512 + c[512:], "0000.tar: expected a whole tar file"),
-    "tar, cut in a member": (as_shards, lambda c: c[: 2048 + 600], "0000.tar: expected a whole tar file, got: unexpected"),
-    "tar, cut between members": (as_shards, lambda c: c[:2048], "0000.tar: its end is missing, after 2 members"),
-    "tar, empty": (as_shards, lambda c: b"", "0000.tar: expected a whole tar file"),
-    "parquet, cut": (as_parquet, lambda c: c[: len(c) // 2], "cannot load it: ArrowInvalid: Parquet magic bytes"),
-    "parquet, overwritten": (as_parquet, damaged_middle, "cannot load it: "),
-    "arrow, cut": (saved, lambda c: c[: len(c) // 2], "cannot load it: OSError: Expected to be able to read"),
-    "arrow, empty": (saved, lambda c: b"", "cannot load it: ArrowInvalid"),
+    "tar": (as_shards, lambda c: c[:2048] + bytes(512) + c[2560:], "0000.tar: member 2 of it is damaged"),
+    "parquet": (as_parquet, lambda c: c[: len(c) // 2], "cannot load it: ArrowInvalid: Parquet magic bytes"),
+    "arrow": (saved, lambda c: c[: len(c) // 2], "cannot load it: OSError: Expected to be able to read"),
 }
 
 
