@@ -98,16 +98,18 @@ def score_matching_step(
     norms = AnyOrderNorms() if third_order else nullcontext()
     with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms:
         given, y = y, tree_map(_differentiable, y)
-        intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
-        with phase("forward"), intercepted:
+        intercepted = nullcontext() if impl == "reference" else _layers(network, y)
+        with phase("forward"), intercepted as functions:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs)
-        with phase("score"), as_stored:
+        # Checkpoints run layers again, which are to be what they were.
+        again = functions if functions and functions.gained else nullcontext()
+        with phase("score"), as_stored, again:
             score = _score(value, y)
         total = _call_with(loss, y, outputs, score)
         _check_loss(total)
-        with phase("backward"), as_stored:
+        with phase("backward"), as_stored, again:
             _accumulate(total, [leaf for leaf, own in zip(_floats(y), _floats(given)) if leaf is not own])
     return Step(total.detach(), detached(outputs), detached(score))
 
@@ -128,10 +130,10 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
         network: the model, if known. Its calls are watched no longer, once a block has seen none that gains: to watch
             costs a microsecond or two a call of any function of torch. Leave it out where images become larger later.
 
-    Limitation: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, unless that
-    is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    Limitation: torch.utils.checkpoint around attention or layers that are taken over fails, for it runs them again in
+    the backward pass, unless that is in the block, too.
     """
-    with plain_attention(), _convolutions(network, ()):
+    with plain_attention(), _layers(network, ()):
         yield
 
 
@@ -141,7 +143,7 @@ _MOST_CIRCUMSTANCES = 1000
 
 
 @contextmanager
-def _convolutions(network: object, samples: Any) -> Iterator[None]:
+def _layers(network: object, samples: Any) -> Iterator[FirstOrderFunctions | None]:
     """Intercept torch's layers, if the network may have some that gain, and warn of what could be replaced."""
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     without: set[Any] | None = set()
@@ -151,11 +153,11 @@ def _convolutions(network: object, samples: Any) -> Iterator[None]:
         without = _unwatched[module]
     circumstances = torch_functions.CHOICE, *map(_form, _floats(samples))
     if without is None or circumstances in without:
-        yield
+        yield None
         return
     functions = FirstOrderFunctions()
     with functions:
-        yield
+        yield functions
     if functions.filters:
         _warn_foreign(network, functions.filters)
     if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:

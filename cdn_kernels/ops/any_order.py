@@ -35,7 +35,8 @@ class AnyOrderNorms(TorchFunctionMode):
         return _NORMS.get(func, func)(*args, **(kwargs or {}))
 
 
-_MODULES = nn.LayerNorm, nn.modules.batchnorm._NormBase
+_BATCH = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+_MODULES = nn.LayerNorm, *_BATCH, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 _known: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 

@@ -178,7 +178,7 @@ DAMAGED = {
 def test_a_damaged_file_is_one_sentence(tmp_path, write, damage, words):
     source = write(tmp_path / "data", train=table(6), test=table(3, first=6))
     files = (tmp_path / "data").rglob("*")
-    path = sorted(p for p in files if "train" in str(p) and p.suffix in (".tar", ".parquet", ".arrow"))[0]
+    path = min(p for p in files if "train" in str(p) and p.suffix in (".tar", ".parquet", ".arrow"))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError) as error:
         load_dataset("hf", source)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import cdn_kernels
 from cdn_kernels import reference
@@ -159,13 +160,15 @@ class PreActivation(nn.Sequential):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_step_of_a_network_of_torchs_layers(layout):
+@pytest.mark.parametrize("with_checkpoints", [False, True])
+def test_a_step_of_a_network_of_torchs_layers(layout, with_checkpoints):
     torch.manual_seed(0)
     network = PreActivation().double().to(memory_format=layout)
     network[4].weight.requires_grad_(False)
     y = torch.randn(3, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
     loss = lambda outputs, score: outputs.square().mean() + (score + 1).square().mean()
-    cdn_kernels.score_matching_step(network, y, loss)
+    called = (lambda y: checkpoint(network, y, use_reentrant=False)) if with_checkpoints else network
+    cdn_kernels.score_matching_step(called, y, loss)
     mine = [p.grad for p in network.parameters()]
     network.zero_grad()
     x = y.clone().requires_grad_()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_resume import same_weights, start, train, wait_for_step
+from tests.training.interrupted import same_weights, start, train, wait_for_step
 
 pytestmark = pytest.mark.slow
 # Random parts are read anew in every epoch, by workers if there are any.
