@@ -98,18 +98,16 @@ def score_matching_step(
     norms = AnyOrderNorms() if third_order else nullcontext()
     with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms:
         given, y = y, tree_map(_differentiable, y)
-        intercepted = nullcontext() if impl == "reference" else _layers(network, y)
-        with phase("forward"), intercepted as functions:
+        intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
+        with phase("forward"), intercepted:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs)
-        # Checkpoints run layers again, which are to be what they were.
-        again = functions if functions and functions.gained else nullcontext()
-        with phase("score"), as_stored, again:
+        with phase("score"), as_stored:
             score = _score(value, y)
         total = _call_with(loss, y, outputs, score)
         _check_loss(total)
-        with phase("backward"), as_stored, again:
+        with phase("backward"), as_stored:
             _accumulate(total, [leaf for leaf, own in zip(_floats(y), _floats(given)) if leaf is not own])
     return Step(total.detach(), detached(outputs), detached(score))
 
@@ -130,10 +128,11 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
         network: the model, if known. Its calls are watched no longer, once a block has seen none that gains: to watch
             costs a microsecond or two a call of any function of torch. Leave it out where images become larger later.
 
-    Limitation: torch.utils.checkpoint around attention or layers that are taken over fails, for it runs them again in
-    the backward pass, unless that is in the block, too.
+    Limitations: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, unless that
+    is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Other layers inside it
+    are left to torch; :func:`cdn_kernels.recomputed` keeps less, and takes them over.
     """
-    with plain_attention(), _layers(network, ()):
+    with plain_attention(), _convolutions(network, ()):
         yield
 
 
@@ -143,7 +142,7 @@ _MOST_CIRCUMSTANCES = 1000
 
 
 @contextmanager
-def _layers(network: object, samples: Any) -> Iterator[FirstOrderFunctions | None]:
+def _convolutions(network: object, samples: Any) -> Iterator[None]:
     """Intercept torch's layers, if the network may have some that gain, and warn of what could be replaced."""
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     without: set[Any] | None = set()
@@ -153,11 +152,11 @@ def _layers(network: object, samples: Any) -> Iterator[FirstOrderFunctions | Non
         without = _unwatched[module]
     circumstances = torch_functions.CHOICE, *map(_form, _floats(samples))
     if without is None or circumstances in without:
-        yield None
+        yield
         return
     functions = FirstOrderFunctions()
     with functions:
-        yield functions
+        yield
     if functions.filters:
         _warn_foreign(network, functions.filters)
     if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:

@@ -101,7 +101,7 @@ class FirstOrderFunctions(TorchFunctionMode):
         if _is_tiny(input, weight):
             return func(input, weight, bias, *options, **named)
         tensors = [input, weight] if bias is None else [input, weight, bias]
-        if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
+        if transformed() or not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors) or _are_packed():
             return func(input, weight, bias, *options, **named)
         kind = options_of(func, input, weight, *options, **named)
         if kind is None:
@@ -190,9 +190,22 @@ def _is_for_passes(function: str, operation: str, x: Tensor, *parameters: Tensor
         return False
     if transformed() or not torch.is_grad_enabled():
         return False
-    if not any(t is not None and t.requires_grad for t in (x, *parameters)):
+    if not any(t is not None and t.requires_grad for t in (x, *parameters)) or _are_packed():
         return False
     return resolve_untransformed(operation, "auto", x) != "reference"
+
+
+def _are_packed() -> bool:
+    """Tell whether hooks pack what is saved for backward passes.
+
+    Those of torch.utils.checkpoint run layers again when it is wanted, where nobody intercepts them, and refuse what is
+    saved otherwise than before.
+    """
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("never shown"):
+            return False
+    except RuntimeError:  # it refuses where there are some
+        return True
 
 
 def may_gain(network: nn.Module) -> bool:
