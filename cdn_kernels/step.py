@@ -94,7 +94,9 @@ def score_matching_step(
     rounded = torch.is_autocast_enabled(device)
     as_stored = torch.autocast(device, enabled=False) if rounded else nullcontext()
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
-    third_order = _takes_y(loss, 2) and has_norms(network)
+    module = _module_of(network)
+    # What a function calls is not known.
+    third_order = _takes_y(loss, 2) and (module is None or has_norms(module))
     norms = AnyOrderNorms() if third_order else nullcontext()
     with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms:
         given, y = y, tree_map(_differentiable, y)
@@ -144,9 +146,9 @@ _MOST_CIRCUMSTANCES = 1000
 @contextmanager
 def _convolutions(network: object, samples: Any) -> Iterator[None]:
     """Intercept torch's layers, if the network may have some that gain, and warn of what could be replaced."""
-    module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
+    module = _module_of(network)
     without: set[Any] | None = set()
-    if isinstance(module, nn.Module):
+    if module is not None:
         if module not in _unwatched:
             _unwatched[module] = set() if may_gain(module) else None
         without = _unwatched[module]
@@ -161,6 +163,12 @@ def _convolutions(network: object, samples: Any) -> Iterator[None]:
         _warn_foreign(network, functions.filters)
     if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:
         without.add(circumstances)
+
+
+def _module_of(network: object) -> nn.Module | None:
+    """Return a module that is the network, or that it is a method of."""
+    owner = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 def _form(x: Tensor) -> tuple[Any, ...]:

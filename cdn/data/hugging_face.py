@@ -94,15 +94,13 @@ def _open(source: str) -> Mapping[str, Any]:
             f"'classification-denoising[hf]'), got: {error}"
         ) from error
     datasets.disable_progress_bars()
+    if Path(source).is_dir():
+        check_shards(Path(source))
     try:
         if (Path(source) / "dataset_dict.json").exists():
             return datasets.load_from_disk(source)
-        if Path(source).is_dir():
-            check_shards(Path(source))
         name, _, configuration = (source, "", "") if Path(source).exists() else source.partition(":")
         return datasets.load_dataset(name, configuration or None)
-    except DataError:
-        raise
     except Exception as error:  # it fails in every way there is: no network, no such name, damaged files
         cause = " ".join(str(error).split())[:200]
         raise DataError(f"{source}: datasets cannot load it: {type(error).__name__}: {cause}") from None

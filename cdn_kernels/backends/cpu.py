@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.cpu_engines import ENGINES, Map, Processor, engine_for
-from cdn_kernels.backends.interface import TYPES, ConvolutionShape
+from cdn_kernels.backends.interface import TYPES, ConvolutionShape, shares_of
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
@@ -344,11 +344,6 @@ def group_norm(
     tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
     batch = x.shape[0], shares_of(x.shape[0])
     _normalization(LIBRARY.cdn_group_norm, sweep, tensors, batch, groups, eps, (channels_last,), threads, capability)
-
-
-def shares_of(batch: int) -> int:
-    """Return in how many runs of samples, at most 64 for any number of threads, gradients of parameters are summed."""
-    return min(batch, 64)
 
 
 def _normalization(

@@ -13,26 +13,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cdn_kernels import reference
+from cdn_kernels.ops.substitution import Substitution
 
 
-class AnyOrderNorms(TorchFunctionMode):
+class AnyOrderNorms(Substitution):
     """Within a ``with`` block, run torch's normalizations that keep statistics by group normalization.
 
-    Nothing is patched: calls are intercepted in this thread, as long as the block lasts. Running statistics change as
-    torch changes them, and what is wrong with arguments is said in torch's words.
+    Running statistics change as torch changes them, and what is wrong with arguments is said in torch's words.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return _NORMS.get(func, func)(*args, **(kwargs or {}))
+    def __init__(self) -> None:
+        super().__init__(_NORMS)
 
 
 _BATCH = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
@@ -40,11 +33,8 @@ _MODULES = nn.LayerNorm, *_BATCH, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.Insta
 _known: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
-def has_norms(network: object) -> bool:
-    """Tell whether a network may call normalizations that keep statistics; of a function that is not known."""
-    module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
-    if not isinstance(module, nn.Module):
-        return True
+def has_norms(module: nn.Module) -> bool:
+    """Tell whether a network has layers that are normalizations which keep statistics."""
     if module not in _known:
         _known[module] = any(isinstance(m, _MODULES) for m in module.modules())
     return _known[module]

@@ -1,31 +1,21 @@
 """Functions of torch whose backward pass has no forward mode, composed of others that have one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from cdn_kernels.ops.substitution import Substitution
 from cdn_kernels.torch_private import weight_norm
 
 
-class Composed(TorchFunctionMode):
+class Composed(Substitution):
     """Within a ``with`` block, run such functions as compositions, whose values differ from theirs by rounding."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.compositions = {**_COMPOSITIONS, weight_norm(): _weight_norm}
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        return self.compositions.get(func, func)(*args, **(kwargs or {}))
+        super().__init__({**_COMPOSITIONS, weight_norm(): _weight_norm})
 
 
 def _pointwise(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu  # no other backend has kernels of it
-from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT
+from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, shares_of
 from cdn_kernels.ops.common import (
     LIBRARY,
     Context,
@@ -144,7 +144,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = empty_result(x)
     last = is_channels_last(out)
-    shares = gain.new_empty(2, cpu.shares_of(x.shape[0]), gain.shape[0]) if with_parameters else None
+    shares = gain.new_empty(2, shares_of(x.shape[0]), gain.shape[0]) if with_parameters else None
     cpu.group_norm(
         BACKWARD,
         in_layout(x, last),
@@ -192,7 +192,7 @@ def _tangent(
     zdot = empty_result(x)
     source = torch.empty_like(zdot)
     last = is_channels_last(zdot)
-    shares = gain.new_empty(cpu.shares_of(x.shape[0]), gain.shape[0]) if with_gain else None
+    shares = gain.new_empty(shares_of(x.shape[0]), gain.shape[0]) if with_gain else None
     cpu.group_norm(
         TANGENT,
         in_layout(x, last),

@@ -41,6 +41,13 @@ def third(function, inputs):
     return torch.autograd.grad(value, inputs)
 
 
+def spelled_norm(x, dims, weight=None, bias=None, eps=1e-5):
+    """Normalize over dimensions as the definition has it, with a gain and a bias that broadcast."""
+    centred = x - x.mean(dims, keepdim=True)
+    z = centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()
+    return (z if weight is None else z * weight) + (0 if bias is None else bias)
+
+
 def in_layouts(x):
     """Return a tensor, and the same in channels last where it holds images."""
     return (x, x.to(memory_format=torch.channels_last)) if x.dim() == 4 else (x,)

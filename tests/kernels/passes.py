@@ -225,7 +225,7 @@ def run_all_plain_sweeps(shape, groups, last, dtype=torch.float32, fill=float("n
     buffers = Buffers(last, fill)
     z, g_x, zdot, source = (buffers.new(shape, dtype) for _ in range(4))
     statistics = buffers.new((shape[0], 4 * groups + 1), gain.dtype)
-    shares, of_bias, more = (buffers.new((cpu.shares_of(shape[0]), shape[1]), gain.dtype) for _ in range(3))
+    shares, of_bias, more = (buffers.new((interface.shares_of(shape[0]), shape[1]), gain.dtype) for _ in range(3))
 
     def run(sweep, **tensors):
         cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)

@@ -7,13 +7,7 @@ from torch import nn
 
 import cdn_kernels
 from cdn_kernels.ops.any_order import AnyOrderNorms
-from tests.kernels.oracle import tensors, third
-
-
-def spelled(x, dims, weight, bias, eps):
-    centred = x - x.mean(dims, keepdim=True)
-    z = centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()
-    return z * (1 if weight is None else weight) + (0 if bias is None else bias)
+from tests.kernels.oracle import spelled_norm, tensors, third
 
 
 def per_channel(p, x):
@@ -25,32 +19,32 @@ CASES = {
     "layer": (
         [(3, 5), (5,), (5,)],
         lambda x, w, b: F.layer_norm(x, (5,), w, b),
-        lambda x, w, b: spelled(x, -1, w, b, 1e-5),
+        lambda x, w, b: spelled_norm(x, -1, w, b, 1e-5),
     ),
     "layer, two dimensions, no bias": (
         [(3, 2, 3), (2, 3)],
         lambda x, w: F.layer_norm(x, normalized_shape=[2, 3], weight=w, eps=0.1),
-        lambda x, w: spelled(x, (1, 2), w, None, 0.1),
+        lambda x, w: spelled_norm(x, (1, 2), w, None, 0.1),
     ),
     "layer without parameters": (
         [(2, 3, 4)],
         lambda x: F.layer_norm(x, (4,)),
-        lambda x: spelled(x, -1, None, None, 1e-5),
+        lambda x: spelled_norm(x, -1, None, None, 1e-5),
     ),
     "batch": (
         [(4, 3, 2, 2), (3,), (3,)],
         lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
-        lambda x, w, b: spelled(x, (0, 2, 3), per_channel(w, x), per_channel(b, x), 1e-5),
+        lambda x, w, b: spelled_norm(x, (0, 2, 3), per_channel(w, x), per_channel(b, x), 1e-5),
     ),
     "batch of vectors, without parameters": (
         [(5, 3)],
         lambda x: F.batch_norm(x, None, None, training=True, eps=0.1),
-        lambda x: spelled(x, 0, None, None, 0.1),
+        lambda x: spelled_norm(x, 0, None, None, 0.1),
     ),
     "instance": (
         [(2, 3, 4), (3,), (3,)],
         lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
-        lambda x, w, b: spelled(x, 2, per_channel(w, x), per_channel(b, x), 1e-5),
+        lambda x, w, b: spelled_norm(x, 2, per_channel(w, x), per_channel(b, x), 1e-5),
     ),
 }
 
@@ -112,7 +106,7 @@ class Spelled(nn.Module):
         self.dims, self.weight, self.bias, self.eps = dims, like.weight, like.bias, like.eps
 
     def forward(self, x):
-        return spelled(x, self.dims, self.weight, self.bias, self.eps)
+        return spelled_norm(x, self.dims, self.weight, self.bias, self.eps)
 
 
 @pytest.mark.parametrize("make, dims", [(nn.LayerNorm, -1), (nn.BatchNorm1d, 0)], ids=["layer", "batch"])
