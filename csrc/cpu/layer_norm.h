@@ -50,10 +50,6 @@ struct LayerNorm {
         return at(static_cast<const Element*>(image), sample);
     }
     Element* output(void* image, std::int64_t sample) const { return at(static_cast<Element*>(image), sample); }
-    // Where a share of a gradient by parameters is, null if nobody asks.
-    Real* share_of(void* sums, std::int64_t share) const {
-        return sums ? at(static_cast<Real*>(sums), share) : nullptr;
-    }
 
     // Write the means of what f adds for every element of the row.
     template <int K, typename F>
@@ -109,9 +105,9 @@ struct LayerNorm {
             const auto q = at.kept(gain) * at.load(grad);
             at.store(out, multiply_add(at.kept(c), of_centred, (q - mean_q[0]) * r));
         });
-        if (Real* sum = share_of(job.gain_grad, share))
+        if (Real* sum = job.sums_of<Real>(job.gain_grad, share))
             each([&](auto at) { at.keep(sum, multiply_add(at.load(grad), at.kept(c) * r, at.kept(sum))); });
-        if (Real* sum = share_of(job.bias_grad, share))
+        if (Real* sum = job.sums_of<Real>(job.bias_grad, share))
             each([&](auto at) { at.keep(sum, at.kept(sum) + at.load(grad)); });
     }
 
@@ -136,7 +132,7 @@ struct LayerNorm {
         const Real be = r * mean[1], al = r * mean[3], R = mean[4] - mean[0] * mean[2];
         const Real J_centred = -r * r * al;
         const Real e_bdot = -r * r * be, e_q = -r * r * al, e_centred = -r * r * r * (R - 3 * al * be);
-        Real* sum = share_of(job.gain_grad, share);
+        Real* sum = job.sums_of<Real>(job.gain_grad, share);
         const auto write = [&](auto with_gain) {
             each([&](auto at) {
                 const auto g = at.load(grad), bdot = at.load(dot) - mean[2], difference = at.kept(c);

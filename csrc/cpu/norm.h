@@ -218,15 +218,12 @@ struct Norm {
     };
 
     void add_to_gradients(std::int64_t share, const double* sum_g, const double* sum_gc, const Statistics& st) const {
-        if (Real* out = share_of(job.gain_grad, share))
+        if (Real* out = job.sums_of<Real>(job.gain_grad, share))
             for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
                 for (std::int64_t last = c + group_channels; c < last; ++c)
                     out[c] += static_cast<Real>(st.s[0] * st.r[g] * sum_gc[c]);
-        if (Real* out = share_of(job.bias_grad, share))
+        if (Real* out = job.sums_of<Real>(job.bias_grad, share))
             for (std::int64_t c = 0; c < job.channels; ++c) out[c] += static_cast<Real>(sum_g[c]);
-    }
-    Real* share_of(void* sums, std::int64_t share) const {
-        return sums ? static_cast<Real*>(sums) + share * job.channels : nullptr;
     }
 
     // From the score g_z and the tangent vdot: zdot, the source phi' e + phi'' vdot g_b of the adjoint sweep, and
@@ -308,7 +305,7 @@ struct Norm {
                 else at.store(source, multiply_add(phi.first, e, phi.second * dot * from.apply(at, g, centred)));
             },
             zdot, source);
-        if (Real* out = share_of(job.gain_grad, share))
+        if (Real* out = job.sums_of<Real>(job.gain_grad, share))
             for (std::int64_t g = 0, c = 0; g < job.groups; ++g)
                 for (std::int64_t last = c + group_channels; c < last; ++c)
                     out[c] += static_cast<Real>(s * r[g] * (sums.row(4)[c] - mb[g] * sums.row(0)[c])

@@ -39,8 +39,8 @@ void activation_pass(const ActivationJob& job, std::int64_t first, std::int64_t 
 }
 
 // Call kernel.run(sample) for a range of samples.
-template <typename Kernel, typename Job>
-void samples(const Job& job, std::int64_t first, std::int64_t last) {
+template <typename Kernel>
+void samples(const PoolJob& job, std::int64_t first, std::int64_t last) {
     const Kernel kernel{job};
     for (std::int64_t sample = first; sample < last; ++sample) kernel.run(sample);
 }
@@ -51,8 +51,8 @@ void shares(const NormJob& job, std::int64_t first, std::int64_t last) {
     using Real = typename Kernel::Real;
     const Kernel kernel{job};
     for (std::int64_t share = first; share < last; ++share) {
-        for (void* sums : {job.gain_grad, job.bias_grad})
-            if (sums) std::fill_n(static_cast<Real*>(sums) + share * job.channels, job.channels, Real(0));
+        for (void* gradient : {job.gain_grad, job.bias_grad})
+            if (Real* sums = job.sums_of<Real>(gradient, share)) std::fill_n(sums, job.channels, Real(0));
         for (std::int64_t sample = job.first_sample(share); sample < job.first_sample(share + 1); ++sample)
             kernel.run(sample, share);
     }

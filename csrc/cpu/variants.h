@@ -52,6 +52,11 @@ struct NormJob {
     bool scale_preserving, channels_last;
 
     std::int64_t first_sample(std::int64_t share) const { return batch * share / shares; }
+    // The sums of a share, in gain_grad or bias_grad; null if nobody asks for them.
+    template <typename Real>
+    Real* sums_of(void* gradient, std::int64_t share) const {
+        return gradient ? static_cast<Real*>(gradient) + share * channels : nullptr;
+    }
 };
 
 // A reduction over samples [channels, pixels] or its adjoint; see cdn_pool.
