@@ -13,6 +13,7 @@ PROBLEMS = {
     "bf16": dict(),
     "float32": dict(precision="float32"),
     "yardstick": dict(yardstick=True),
+    "yardstick-float32": dict(yardstick=True, precision="float32"),
     "batch16": dict(batch=16),
     "batch256": dict(batch=256),
     "width32": dict(width=32),
