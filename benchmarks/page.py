@@ -262,7 +262,14 @@ SECTIONS = [
         ["conv + GELU", "residual + GELU + norm", "residual + GELU + scale-preserving norm", "noise", "residual"],
         _PEERS | _COSTS,
     ),
-    Section("Convolutions", "test_convolutions.py", "--full", "", ["convolution", "torch.nn.Conv2d"], _PEERS | _COSTS),
+    Section(
+        "Convolutions",
+        "test_convolutions.py",
+        "--full",
+        "",
+        ["six units", "convolution", "torch.nn.Conv2d"],
+        _PEERS | _COSTS,
+    ),
     Section(
         "Passes between convolutions",
         "test_passes.py",

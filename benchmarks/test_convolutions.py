@@ -108,6 +108,53 @@ def test_convolution(paired, settings, name, precision, layer):
     )
 
 
+# How many convolutions of a GradResNet-18 have stride 1, by layer.
+REPEATED = dict(zip(LAYERS, (4, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("float32", marks=full)])
+def test_six_units(paired, settings, precision):
+    """What a joint step calls of its 13 convolutions with stride 1: the three maps of each, twice."""
+    draw = lambda *shape: torch.randn(settings.shape(shape), device=settings.device).to(DTYPES[precision], **NHWC)
+    layers = []
+    for (channels, _, side, *_), times in REPEATED.items():
+        x, g = draw(BATCH[settings.device], channels, side, side), draw(BATCH[settings.device], channels, side, side)
+        weight = (torch.randn(channels, channels, 3, 3) / 3 / channels**0.5).to(x.device, x.dtype, **NHWC)
+        layers += [(x, weight, g)] * times
+
+    def units(forward, by_input, by_weight):
+        def run():
+            results = []
+            for x, weight, g in layers * 2:
+                results = [forward(x, weight), by_input(g, weight, x), by_weight(x, g, weight)]
+            return results
+
+        return run
+
+    backend, options = settings.library, ([1] * 2, [1] * 2, [1, 1], False, [0, 0], 1)
+    backward = torch.ops.aten.convolution_backward
+    library = units(
+        lambda x, weight: convolve.forward(x, weight, 1, backend),
+        lambda g, weight, x: convolve.by_input(g, weight, x.shape, 1, backend),
+        lambda x, g, weight: convolve.by_weight(x, g, 3, 1, backend),
+    )
+    torchs = units(
+        lambda x, weight: torch.ops.aten.convolution(x, weight, None, *options),
+        lambda g, weight, x: backward(g, x, weight, None, *options, [True, False, False])[0],
+        lambda x, g, weight: backward(g, x, weight, None, *options, [False, True, False])[1],
+    )
+    flops = 6 * sum(2 * g.numel() * weight[0].numel() for x, weight, g in layers)
+    paired(
+        f"six units of 13 convolutions: GradResNet-18, width 64, {len(layers[0][0])} images, {precision}",
+        ("this library", library),
+        {"PyTorch": torchs},
+        Work(flops, dtype=DTYPES[precision]),
+        agreement(library, TOLERANCE[precision]),
+        operation="six units",
+        dtype=precision,
+    )
+
+
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=full), "bf16"])
 def test_network_of_torch(paired, settings, precision):
     """score_matching_step on a network of torch.nn.Conv2d: first derivatives only, against double backward."""

@@ -1,5 +1,7 @@
 """Networks of PyTorch alone, as papers describe them and people write them."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -150,16 +152,16 @@ def transformer(width, batch, length):
 
 
 class PreActBlock(nn.Module):
-    """He et al., "Identity mappings in deep residual networks", 2016, with GroupNorm and SiLU."""
+    """He et al., "Identity mappings in deep residual networks", 2016; norm(channels) and activation() are layers."""
 
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs, outputs, stride, norm, activation):
         super().__init__()
         self.branch = nn.Sequential(
-            nn.GroupNorm(4, inputs),
-            nn.SiLU(),
+            norm(inputs),
+            activation(),
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.GroupNorm(4, outputs),
-            nn.SiLU(),
+            norm(outputs),
+            activation(),
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
         )
         self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 else nn.Identity()
@@ -168,22 +170,35 @@ class PreActBlock(nn.Module):
         return self.skip(x) + self.branch(x)
 
 
-class PreActResNet(nn.Sequential):
-    def __init__(self, width, classes=10):
-        stages = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)]
-        blocks = [PreActBlock(*stage) for stage in stages] + [PreActBlock(4 * width, 4 * width, 1)]
-        head = [nn.GroupNorm(4, 4 * width), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        super().__init__(nn.Conv2d(3, width, 3, 1, 1), *blocks, *head, nn.Linear(4 * width, classes))
+class PreActResNet18(nn.Sequential):
+    """Four stages of two blocks; the size halves and the width doubles from one to the next."""
+
+    def __init__(self, width, norm, activation, classes=10):
+        blocks, inputs = [], width
+        for stage in range(4):
+            outputs = width << stage
+            blocks += [PreActBlock(inputs, outputs, 1 + (stage > 0), norm, activation)]
+            blocks += [PreActBlock(outputs, outputs, 1, norm, activation)]
+            inputs = outputs
+        head = [norm(inputs), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
+        super().__init__(nn.Conv2d(3, width, 3, 1, 1), *blocks, *head)
 
 
 @network(
-    "PreActResNet, GroupNorm, SiLU",
+    "PreActResNet-18, BatchNorm, ReLU",
     SPATIAL,
-    small=dict(width=8, batch=2, side=8),
-    larger=dict(width=64, batch=16, side=32),
+    small=dict(norm="batch", width=8, batch=4, side=16),
+    larger=dict(norm="batch", width=64, batch=64, side=32),
 )
-def preact_resnet(width, batch, side):
-    classifier = PreActResNet(width)
+@network(
+    "PreActResNet-18, GroupNorm, SiLU",
+    SPATIAL,
+    small=dict(norm="group", width=8, batch=4, side=16),
+    larger=dict(norm="group", width=64, batch=64, side=32),
+)
+def preact_resnet(norm, width, batch, side):
+    layers = dict(batch=(nn.BatchNorm2d, nn.ReLU), group=(partial(nn.GroupNorm, 4), nn.SiLU))
+    classifier = PreActResNet18(width, *layers[norm])
     labels, noise, sigma = torch.randint(10, (batch,)), torch.randn(batch, 3, side, side), 0.2
     images = torch.rand(batch, 3, side, side) + sigma * noise
 
