@@ -9,8 +9,6 @@ from benchmarks.harness.workers import Worker
 from benchmarks.networks import NETWORKS, SIZES, SPATIAL
 from benchmarks.networks.steps import LAYOUTS, NetworkStep
 
-TOLERANCE = 1e-3  # of the norm of a gradient, in float32
-
 
 @pytest.mark.parametrize(
     "size", [size if size == SIZES[0] else pytest.param(size, marks=pytest.mark.full) for size in SIZES]
@@ -33,7 +31,7 @@ def test_network(paired, settings, name, size):
             f"{name}, {size}",
             (f"this library, {layouts[-1]}", library),
             peers,
-            agree=agreement(library, TOLERANCE),
+            agree=agreement(library, network.tolerance),
             operation="network",
             network=name,
             size=size,

@@ -43,8 +43,7 @@ HEAD = """# Results
 <!-- Written by: python -m benchmarks.models.page -->
 Written by `python -m benchmarks.models.page` from the records in `docs/records/` and the cards of the shipped models,
 not by hand. Every table names the command that printed it, and what it ran on. One seed each, unless a table says
-otherwise. How the recipe was chosen: [ablations.md](ablations.md). What models of CIFAR-10 can do
-besides was measured with version 0.1: [results-0.1.md](results-0.1.md)."""
+otherwise. How the recipe was chosen: [ablations.md](ablations.md)."""
 COMPARISON = """### Beside its twins
 
 The same data, noise and schedule for each. "minutes" is the whole command, beside other work at times: it says how long
@@ -56,6 +55,8 @@ HOURS = """## What the trainings take
 
 `python -m benchmarks.models.hours --record docs/records/hours.json` timed some steps of each training on idle cores,
 and multiplied; evaluations on the way come on top."""
+# Pictures that trainings and evaluations draw.
+KINDS = ("curves", "denoising", "reliability")
 # Of trainings that are compared: a title, and what they are.
 TITLES = {
     "imagenet40": (
@@ -123,6 +124,10 @@ EXPERIMENTS = {
         "Reconstructions from outside",
         """A generator of some classes, and what it makes of images that it never saw.""",
     ),
+    "learning_curves": (
+        "How error falls with the number of images",
+        """Networks trained on both losses and on each alone, for as many steps whatever the number of images.""",
+    ),
 }
 
 
@@ -149,7 +154,7 @@ def model_parts(name: str) -> list[str]:
         return []
     parts = [f"## {ABOUT[name]['title']}: `{name}`", fill(trained_text(facts)), fill(found_text(facts))]
     parts += [levels_table(facts), *filter(None, [photographs_text(facts).strip()])]
-    parts += _pictures(name, ("curves", "denoising"))
+    parts += _pictures(name, KINDS)
     runs = kept_runs([name, *TWINS[name]])
     if len(runs) > 1:
         parts += [COMPARISON, comparison_table(runs).strip(), MILESTONES, milestones_table(runs)]
@@ -168,7 +173,7 @@ def compared_parts(name: str) -> list[str]:
         return []
     title, text = TITLES[name]
     commands = "\n".join(f"    {command(run.name)}" for run in runs)
-    pictures = [picture for run in runs for picture in _pictures(run.name, ("curves", "denoising"))]
+    pictures = [picture for run in runs for picture in _pictures(run.name, KINDS)]
     return [f"## {title}", fill(text), commands, comparison_table(runs).strip(), *pictures]
 
 
@@ -204,8 +209,8 @@ def experiment_parts(run: str, report: dict[str, Any]) -> list[str]:
 
 
 def _pictures(run: str, kinds: Sequence[str]) -> list[str]:
-    """Return links to the pictures of a run whose names begin with one of some kinds."""
-    found = [path for kind in kinds for path in sorted(IMAGES.glob(f"{run}-{kind}*.png"))]
+    """Return links to the pictures of a run that are of some kinds."""
+    found = [path for kind in kinds for end in ("", "-*") for path in sorted(IMAGES.glob(f"{run}-{kind}{end}.png"))]
     return [f"![{path.stem.replace('-', ', ')}](images/{path.name})" for path in found]
 
 

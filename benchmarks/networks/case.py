@@ -103,6 +103,7 @@ class Network:
         kind: what most of its operations are.
         build: a function of sizes that returns a Call or an Inside.
         sizes: keyword arguments of build, by the names SIZES.
+        tolerance: by how much gradients of two implementations may differ in float32, of their norm.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Network:
     kind: str
     build: Callable[..., Call | Inside]
     sizes: dict[str, dict[str, int]]
+    tolerance: float
 
     def case(self, size):
         """Build it, with the same weights and samples at every call; ImportError where its package is missing."""
@@ -142,11 +144,11 @@ class Network:
 NETWORKS: dict[str, Network] = {}
 
 
-def network(name, kind, *, package=None, small, larger):
+def network(name, kind, *, package=None, tolerance=1e-3, small, larger):
     """Return the decorator of a builder that enters it into NETWORKS."""
 
     def enter(build):
-        NETWORKS[name] = Network(name, package, kind, build, dict(small=small, larger=larger))
+        NETWORKS[name] = Network(name, package, kind, build, dict(small=small, larger=larger), tolerance)
         return build
 
     return enter

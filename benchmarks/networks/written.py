@@ -187,6 +187,7 @@ class PreActResNet18(nn.Sequential):
 @network(
     "PreActResNet-18, BatchNorm, ReLU",
     SPATIAL,
+    tolerance=0.02,  # where rounding turns a ReLU on or off, the score jumps: eager's two layouts differ by 0.006
     small=dict(norm="batch", width=8, batch=4, side=16),
     larger=dict(norm="batch", width=64, batch=64, side=32),
 )

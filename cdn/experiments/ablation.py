@@ -3,8 +3,8 @@
     python -m cdn.experiments.ablation --data-dir DIR --out runs/ablation [--study recipe] [--only NAME ...] [--seeds 0]
 
 The study "model" changes one thing at a time in a shallow network on small crops; "recipe" compares optimizers and
-weights of the two terms on whole images, in the network that docs/results-0.1.md trains longer; "seconds" gives every
-variant the same time of a processor, and so does "balance", which asks what a classifier pays as a denoiser.
+weights of the two terms on whole images, in a deeper network; "seconds" gives every variant the same time of a
+processor, and so does "balance", which asks what a classifier pays as a denoiser.
 
 Every run is one line of OUT/STUDY.jsonl; finished ones are not repeated, so the sweep can be interrupted, and two
 processes with different ``--seeds`` can share the work. ``--table`` prints the tables of docs/ablations.md.
