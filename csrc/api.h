@@ -114,7 +114,8 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
 
 // A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) of the type of gain.
 // gain_grad[shares, channels] and bias_grad[shares, channels] (may be null) are sums over runs of samples, share i over
-// those from batch i / shares on. Tangent: out is the derivative of <g_x, tangent> by x.
+// those from batch i / shares on. Tangent: out is the derivative of <g_x, tangent> by x. One sample channels last whose
+// channels are a group each is shared among threads by its pixels.
 CDN_API int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad,
                            const void* tangent, void* statistics, void* out, void* tangent_out, void* gain_grad,
                            void* bias_grad, int type, std::int64_t batch, std::int64_t shares, std::int64_t channels,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.cpu_engines import ENGINES, Map, Processor, engine_for
-from cdn_kernels.backends.interface import TYPES, ConvolutionShape, shares_of
+from cdn_kernels.backends.interface import NO_GROUPS, TYPES, ConvolutionShape, shares_of
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
@@ -314,7 +314,9 @@ def gelu_norm(
     """
     tensors = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     flags = (scale_preserving, channels_last)
-    _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, (x.shape[0],), groups, eps, flags, threads, capability)
+    batch, channels, height, width = x.shape
+    sizes = (batch, channels, height * width, groups)
+    _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, sizes, eps, flags, threads, capability)
 
 
 def group_norm(
@@ -339,19 +341,22 @@ def group_norm(
     """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`.
 
     Args:
+        groups: NO_GROUPS for batch normalization, of images channels last and as for one image.
         gain_grad, bias_grad: [shares, C], of as many shares as :func:`shares_of` tells.
     """
     tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
-    batch = x.shape[0], shares_of(x.shape[0])
-    _normalization(LIBRARY.cdn_group_norm, sweep, tensors, batch, groups, eps, (channels_last,), threads, capability)
+    batch, channels, height, width = x.shape
+    sizes = (batch, shares_of(batch), channels, height * width, groups)
+    if groups == NO_GROUPS:
+        sizes = (1, 1, channels, batch * height * width, channels)
+    _normalization(LIBRARY.cdn_group_norm, sweep, tensors, sizes, eps, (channels_last,), threads, capability)
 
 
 def _normalization(
     function: Callable[..., int],
     sweep: int,
     tensors: tuple[Tensor | None, ...],
-    batch: tuple[int, ...],
-    groups: int,
+    sizes: tuple[int, ...],
     eps: float,
     flags: Sequence[bool],
     threads: int | None,
@@ -360,9 +365,7 @@ def _normalization(
     """Run a pass of a norm over the images, the first of the tensors."""
     x = tensors[0]
     assert x is not None
-    _, channels, height, width = x.shape
-    sizes = TYPES[x.dtype], *batch, channels, height * width, groups
-    _call(function, sweep, *map(address, tensors), *sizes, eps, *flags, *_where(threads, capability))
+    _call(function, sweep, *map(address, tensors), TYPES[x.dtype], *sizes, eps, *flags, *_where(threads, capability))
 
 
 def pool(

@@ -15,6 +15,10 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 ConvolutionShape = tuple[Sequence[int], Sequence[int]]  # [B, I, H, W] of the images and [O, I, k, k] of the filters
 
 
+# In place of a number of groups: every channel of all images is one, which is batch normalization.
+NO_GROUPS = 0
+
+
 def shares_of(batch: int) -> int:
     """Return in how many runs of samples gradients of gain and bias are summed, for any number of threads."""
     return min(batch, 64)

@@ -65,9 +65,8 @@ def _batch_norm(
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     _let_torch_check(F.batch_norm, input, running_mean, running_var, weight, bias, True, momentum, eps)
-    channels = input.transpose(0, 1)
-    z = _normalized(channels.reshape(1, len(channels), -1), len(channels), weight, bias, eps)
-    return z.view(channels.shape).transpose(0, 1)
+    gain = input.new_ones(input.shape[1]) if weight is None else weight
+    return reference.batch_norm(input, gain, bias, eps)
 
 
 def _instance_norm(

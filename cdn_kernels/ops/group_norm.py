@@ -1,9 +1,11 @@
-"""Group normalization with gain and bias, as torch.nn.GroupNorm has it, with its derivatives as kernels.
+"""Group and batch normalization with gain and bias, as torch.nn has them, with their derivatives as kernels.
 
 Registered with torch as ``group_norm``, ``group_norm_backward`` and ``group_norm_tangent``, the derivative of that by
-the image, its gradient and the gain. torch's own second derivative is dozens of passes over the image.
+the image, its gradient and the gain; without groups, every channel of all images is one: batch normalization. torch's
+own second derivative is dozens of passes over the image.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu  # no other backend has kernels of it
-from cdn_kernels.backends.interface import BACKWARD, FORWARD, TANGENT, shares_of
+from cdn_kernels.backends.interface import BACKWARD, FORWARD, NO_GROUPS, TANGENT, shares_of
 from cdn_kernels.ops.common import (
     LIBRARY,
     Context,
@@ -72,6 +74,23 @@ def group_norm(
     return torch.ops.cdn_kernels.group_norm(x, gain, added, groups, eps, backend)[0]
 
 
+def batch_norm(x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize every channel over all images, as torch does it in training, and return mean and variance beside it.
+
+    Args:
+        x: [B, C, H, W] channels last, on a CPU that has kernels.
+        gain, bias, eps: as for :func:`group_norm`.
+
+    Returns:
+        (z, mean, variance): as x, and [C] without a graph in the dtype that is computed in.
+    """
+    dtype = compute_dtype(x.dtype)
+    added = None if bias is None else as_input(bias.to(dtype))
+    z, statistics = torch.ops.cdn_kernels.group_norm(x, as_input(gain.to(dtype)), added, NO_GROUPS, eps, "cpu")
+    pivot, mean, r, k = statistics[0, :-1].chunk(4)
+    return z, pivot + mean, k / r.square()
+
+
 def _check(x: Tensor, groups: int, weight: Tensor, bias: Tensor | None, eps: float) -> None:
     check_tensor("x", x, 4)
     channels = x.shape[1]
@@ -100,17 +119,27 @@ def _check_parameter(name: str, parameter: object, x: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
+def _is_last(x: Tensor, groups: int) -> bool:
+    # Without groups there is one layout; where there is one pixel or channel, both are.
+    return groups == NO_GROUPS or is_channels_last(x)
+
+
+def _shares(x: Tensor, groups: int) -> int:
+    return shares_of(1 if groups == NO_GROUPS else x.shape[0])
+
+
 def _empty_outputs(
     x: Tensor, gain: Tensor, bias: Tensor | None, groups: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return empty_result(x), gain.new_empty(x.shape[0], 4 * groups + 1)
+    rows, scalars = (1, 4 * x.shape[1]) if groups == NO_GROUPS else (x.shape[0], 4 * groups)
+    return empty_result(x), gain.new_empty(rows, scalars + 1)
 
 
 def _forward(
     x: Tensor, gain: Tensor, bias: Tensor | None, groups: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     z, statistics = _empty_outputs(x, gain, bias, groups, eps, backend)
-    last = is_channels_last(z)
+    last = _is_last(z, groups)
     added = None if bias is None else bias.contiguous()
     cpu.group_norm(
         FORWARD, in_layout(x, last), gain.contiguous(), groups, eps, last, statistics=statistics, out=z, bias=added
@@ -143,8 +172,8 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = empty_result(x)
-    last = is_channels_last(out)
-    shares = gain.new_empty(2, shares_of(x.shape[0]), gain.shape[0]) if with_parameters else None
+    last = _is_last(out, groups)
+    shares = gain.new_empty(2, _shares(x, groups), gain.shape[0]) if with_parameters else None
     cpu.group_norm(
         BACKWARD,
         in_layout(x, last),
@@ -191,8 +220,8 @@ def _tangent(
     """Return (zdot, source, dgain): the gradients of <g_x, tangent> by grad, x and gain."""
     zdot = empty_result(x)
     source = torch.empty_like(zdot)
-    last = is_channels_last(zdot)
-    shares = gain.new_empty(shares_of(x.shape[0]), gain.shape[0]) if with_gain else None
+    last = _is_last(zdot, groups)
+    shares = gain.new_empty(_shares(x, groups), gain.shape[0]) if with_gain else None
     cpu.group_norm(
         TANGENT,
         in_layout(x, last),
@@ -283,7 +312,8 @@ def _save_tangent(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 def _tangent_derivatives(ctx: Context, t_grad: Tensor | None, t_x: Tensor | None, t_gain: Tensor | None) -> Gradients:
     x, gain, grad, tangent = ctx.saved_tensors
-    function = lambda x, gain: reference.group_norm(x, ctx.groups, gain, None, ctx.eps)
+    norm = reference.batch_norm if ctx.groups == NO_GROUPS else partial(reference.group_norm, groups=ctx.groups)
+    function = lambda x, gain: norm(x, weight=gain, bias=None, eps=ctx.eps)
     grads = t_grad, t_x, t_gain if ctx.with_gain else None
     by_x, by_gain, by_grad, by_tangent = third_derivatives(function, [x, gain], grad, tangent, grads)
     return by_x, None, by_gain, by_grad, by_tangent, None, None, None, None

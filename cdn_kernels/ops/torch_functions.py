@@ -1,8 +1,8 @@
 """Run torch's own layers by operations with derivatives of their own, wherever a network calls them and that gains.
 
 Convolutions of two dimensions for which the library has faster kernels run in these; others, where they are large or
-depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group and layer normalization, SiLU and GELU run
-in the library's passes. The rest is left to torch.
+depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group, layer and batch normalization, SiLU and
+GELU run in the library's passes. The rest is left to torch.
 """
 
 import math
@@ -26,7 +26,7 @@ from cdn_kernels.ops.activation import gelu, silu
 from cdn_kernels.ops.any_convolution import Options, convolution, options_of
 from cdn_kernels.ops.common import resolve_untransformed
 from cdn_kernels.ops.conv import as_autocast
-from cdn_kernels.ops.group_norm import group_norm
+from cdn_kernels.ops.group_norm import batch_norm, group_norm
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
@@ -38,7 +38,13 @@ FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 6e6, 1e8, 3e5
 LARGEST_DEPTHWISE = 9
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
-FEWEST_ELEMENTS = {"silu": 1 << 17, "gelu": 1 << 17, "group_norm": 1 << 14, "layer_norm": 1 << 16}
+FEWEST_ELEMENTS = {
+    "silu": 1 << 17,
+    "gelu": 1 << 17,
+    "group_norm": 1 << 14,
+    "layer_norm": 1 << 16,
+    "batch_norm": 1 << 16,
+}
 
 
 class FirstOrderFunctions(TorchFunctionMode):
@@ -168,6 +174,38 @@ def _layer_norm(
     return rows.view(input.shape)
 
 
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """Normalize channels over all samples, likewise: channels last, as groups of one image with all their pixels."""
+    if not training or input.dim() < 2 or 0 in input.shape or eps <= 0:
+        return None
+    pixels, count = input.movedim(1, -1), input.numel() // input.shape[1]
+    # In the other layout the pixels of a channel are apart; of a single one there is no variance, as torch says.
+    if count < 2 or not pixels.is_contiguous():
+        return None
+    channels, running = input.shape[1:2], (running_mean, running_var)
+    if not _fit(input, channels, weight, bias, *running):
+        return None
+    if not _is_for_passes("batch_norm", "group_norm", input, weight, bias):
+        return None
+    gain = input.new_ones(channels) if weight is None else weight
+    images = input if input.dim() == 4 else pixels.reshape(count, *channels, 1, 1)
+    z, mean, variance = batch_norm(images, gain, bias, eps)
+    with torch.no_grad():
+        for average, found in zip(running, (mean, variance * (count / (count - 1)))):
+            if average is not None:
+                average.lerp_(found.to(average.dtype), momentum)
+    return z if input.dim() == 4 else z.view(pixels.shape).movedim(-1, 1)
+
+
 def _fit(x: Tensor, shape: torch.Size, *parameters: Tensor | None) -> bool:
     """Tell whether gain and bias of a norm have a shape and a type that it takes, or torch is to explain what not."""
     return all(p is None or (p.shape == shape and p.dtype in (x.dtype, torch.float32)) for p in parameters)
@@ -179,9 +217,10 @@ PASSES: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     F.gelu: _gelu,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
 }
 # The modules that call them.
-_MODULES = nn.SiLU, nn.GELU, nn.GroupNorm, nn.LayerNorm
+_MODULES = nn.SiLU, nn.GELU, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 
 def _is_for_passes(function: str, operation: str, x: Tensor, *parameters: Tensor | None) -> bool:

@@ -1,6 +1,7 @@
 // The passes between convolutions, written once and compiled for each processor into the namespace CDN_VARIANT.
 #pragma once
 
+#include "channel_norm.h"
 #include "functions.h"
 #include "layer_norm.h"
 #include "norm.h"
@@ -77,6 +78,18 @@ void norm(const NormJob& job, std::int64_t first, std::int64_t last) {
     });
 }
 
+// What a normalization of the channels of one sample sums of its segments, and what it writes then.
+void sum_channels(const NormJob& job, double* sums, std::int64_t first, std::int64_t last) {
+    with_storage(job.type, [&](auto storage) {
+        const ChannelNorm<decltype(storage)> kernel{job};
+        for (std::int64_t segment = first; segment < last; ++segment) kernel.sum(sums, segment);
+    });
+}
+
+void channel_norm(const NormJob& job, const double* sums, std::int64_t first, std::int64_t last) {
+    with_storage(job.type, [&](auto storage) { ChannelNorm<decltype(storage)>{job}.write(sums, first, last); });
+}
+
 template <typename Function>
 void activation(const ActivationJob& job, std::int64_t first, std::int64_t last) {
     with_storage(job.type, [&](auto storage) { activation_pass<decltype(storage), Function>(job, first, last); });
@@ -84,6 +97,7 @@ void activation(const ActivationJob& job, std::int64_t first, std::int64_t last)
 
 }  // namespace
 
-extern const Passes passes{activation<ExactGelu>, activation<Silu>, norm<ExactGelu>, norm<Identity>, pool};
+extern const Passes passes{
+    activation<ExactGelu>, activation<Silu>, norm<ExactGelu>, norm<Identity>, sum_channels, channel_norm, pool};
 
 }  // namespace cdn::CDN_VARIANT

@@ -1,6 +1,7 @@
 // What each compiled variant of the CPU kernels offers to the dispatcher.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../api.h"
@@ -52,6 +53,13 @@ struct NormJob {
     bool scale_preserving, channels_last;
 
     std::int64_t first_sample(std::int64_t share) const { return batch * share / shares; }
+    // Whether every channel of one sample is a group, and its pixels are shared out in segments; see channel_norm.h.
+    bool is_of_channels() const { return batch == 1 && groups == channels && channels_last; }
+    std::int64_t segments() const {
+        constexpr std::int64_t kElements = 1 << 16, kMost = 64;
+        return std::clamp<std::int64_t>(channels * pixels / kElements, 1, std::min(kMost, pixels));
+    }
+    static constexpr int kSums = 5;  // of a channel of a segment, at most
     // The sums of a share, in gain_grad or bias_grad; null if nobody asks for them.
     template <typename Real>
     Real* sums_of(void* gradient, std::int64_t share) const {
@@ -80,6 +88,8 @@ struct Passes {
     void (*silu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
     void (*gelu_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
     void (*group_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
+    void (*sum_channels)(const NormJob&, double* sums, std::int64_t first_segment, std::int64_t last_segment);
+    void (*channel_norm)(const NormJob&, const double* sums, std::int64_t first_segment, std::int64_t last_segment);
     void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
 };
 

@@ -220,12 +220,13 @@ def run_all_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), 
 
 
 def run_all_plain_sweeps(shape, groups, last, dtype=torch.float32, fill=float("nan"), **options):
-    """Run those of group normalization, likewise."""
+    """Run those of group normalization, or without groups of batch normalization, likewise."""
     x, g, t, (gain, bias) = sweep_inputs(3, shape, dtype, last)
     buffers = Buffers(last, fill)
     z, g_x, zdot, source = (buffers.new(shape, dtype) for _ in range(4))
-    statistics = buffers.new((shape[0], 4 * groups + 1), gain.dtype)
-    shares, of_bias, more = (buffers.new((interface.shares_of(shape[0]), shape[1]), gain.dtype) for _ in range(3))
+    rows, scalars = (1, 4 * shape[1]) if groups == interface.NO_GROUPS else (shape[0], 4 * groups)
+    statistics = buffers.new((rows, scalars + 1), gain.dtype)
+    shares, of_bias, more = (buffers.new((interface.shares_of(rows), shape[1]), gain.dtype) for _ in range(3))
 
     def run(sweep, **tensors):
         cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)

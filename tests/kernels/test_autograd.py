@@ -7,6 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import cdn_kernels
 from cdn_kernels import reference
 from cdn_kernels.backends import cpu
+from cdn_kernels.backends.interface import NO_GROUPS
 from tests.kernels.networks import (
     assert_compiles_without_graph_breaks,
     assert_gradient_penalties_equal_the_reference,
@@ -136,6 +137,8 @@ def op_samples():
     h = reference.gelu(x).detach()
     statistics = OPS.gelu_group_norm(x.detach(), None, gain.detach(), 2, 0.1, True, "cpu")[2]
     plain = OPS.group_norm(x.detach(), gain.detach(), None, 2, 0.1, "cpu")[1]
+    x_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    batch = OPS.group_norm(x_last.detach(), gain.detach(), None, NO_GROUPS, 0.1, "cpu")[1]
     return [
         (OPS.gelu, (x,)),
         (OPS.gelu_backward, (x, g, t)),
@@ -147,6 +150,8 @@ def op_samples():
         (OPS.group_norm, (x, gain, None, 2, 0.1)),
         (OPS.group_norm_backward, (x, plain, gain, g, 2, 0.1, True)),
         (OPS.group_norm_backward, (x, plain, gain, g, 2, 0.1, False)),
+        (OPS.group_norm, (x_last, gain, gain.detach(), NO_GROUPS, 0.1)),
+        (OPS.group_norm_backward, (x_last, batch, gain, g, NO_GROUPS, 0.1, True)),
         (OPS.conv2d_gelu, (x, weight, 2, True)),
         (OPS.conv2d_gelu, (x.detach(), weight.detach(), 1, False)),
         (OPS.conv2d, (x, weight, 2)),
@@ -165,7 +170,7 @@ def op_samples():
     ]
 
 
-@pytest.mark.parametrize("index", range(25))
+@pytest.mark.parametrize("index", range(27))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, (*arguments, "cpu"))
@@ -180,6 +185,9 @@ def test_second_order_ops_pass_opcheck():
     torch.library.opcheck(OPS.silu_tangent, (x, g, t, "cpu"))
     plain = OPS.group_norm(x, gain, None, 2, 0.1, "cpu")[1]
     torch.library.opcheck(OPS.group_norm_tangent, (x, plain, gain, g, t, 2, 0.1, True, "cpu"))
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch = OPS.group_norm(x, gain, None, NO_GROUPS, 0.1, "cpu")[1]
+    torch.library.opcheck(OPS.group_norm_tangent, (x, batch, gain, g, t, NO_GROUPS, 0.1, True, "cpu"))
 
 
 X, W = torch.ones(2, 4, 3, 3), torch.ones(6, 4, 3, 3)

@@ -1,5 +1,7 @@
 """torch's normalizations and activations in the library's passes, which are right to every order."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,32 @@ TAKEN = {
         lambda x, w, b: torch.func.functional_call(nn.LayerNorm(4).double(), dict(weight=w, bias=b), (x,)),
     ),
 }
+
+
+def last(x):
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+TAKEN |= {
+    "batch norm": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, b, True)),
+    "batch norm, no parameters, by name": (
+        (3, 4, 3, 2),
+        lambda x: F.batch_norm(last(x), running_mean=None, running_var=None, training=True, eps=0.1),
+    ),
+    "batch norm without bias": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, training=True)),
+    "batch norm of rows": ((7, 4), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "batch norm of volumes": ((2, 4, 2, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, b, True)),
+    "batch norm, module": (
+        (3, 4, 3, 2),
+        lambda x, w, b: torch.func.functional_call(nn.BatchNorm2d(4).double(), dict(weight=w, bias=b), (last(x),)),
+    ),
+}
 LEFT = {
+    "batch norm of contiguous images": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "batch norm with the statistics of others": (
+        (3, 4, 3, 2),
+        lambda x, w, b: F.batch_norm(last(x), w.detach(), b.detach().exp(), w, b),
+    ),
     "silu in place": ((2, 4, 3, 3), lambda x: F.silu(x + 0, inplace=True)),
     "approximate gelu": ((2, 4, 3, 3), lambda x: F.gelu(x, approximate="tanh")),
     "group norm without gain": ((2, 4, 3, 3), lambda x, w, b: F.group_norm(x, 2)),
@@ -76,6 +103,11 @@ def spelled_layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5
     return spelled_norm(input, tuple(range(-len(normalized_shape), 0)), weight, bias, eps)
 
 
+def spelled_batch_norm(input, running_mean, running_var, weight=None, bias=None, training=True, momentum=0.1, eps=1e-5):
+    parameters = (None if p is None else p.view(-1, *[1] * (input.dim() - 2)) for p in (weight, bias))
+    return spelled_norm(input, (0, *range(2, input.dim())), *parameters, eps)
+
+
 @pytest.mark.parametrize("shape, call", TAKEN.values(), ids=TAKEN)
 def test_they_are_taken_over_and_right_to_the_third_order(shape, call, monkeypatch):
     inputs = inputs_of(shape, call)
@@ -88,8 +120,9 @@ def test_they_are_taken_over_and_right_to_the_third_order(shape, call, monkeypat
     used = [x for x, g in zip(inputs, torch.autograd.grad(theirs.sum(), inputs, allow_unused=True)) if g is not None]
     of_used = lambda f: lambda *some: f(*some, *inputs[len(some) :])
     own = third(of_used(intercepted(call)), used)
-    # Second derivatives of torch's layer norm take the statistics for constants, so that its third ones are wrong.
+    # Second derivatives of torch's layer and batch norm take the statistics for constants: its third ones are wrong.
     monkeypatch.setattr(F, "layer_norm", spelled_layer_norm)
+    monkeypatch.setattr(F, "batch_norm", spelled_batch_norm)
     for by_passes, exact in zip(own, third(of_used(call), used), strict=True):
         torch.testing.assert_close(by_passes, exact, rtol=1e-9, atol=1e-9)
 
@@ -110,6 +143,8 @@ def test_wrong_arguments_get_the_words_of_torch():
         lambda: F.layer_norm(x, (4,)),
         lambda: F.layer_norm(x, (3,), torch.ones(3, 1)),
         lambda: F.layer_norm(x, ()),
+        lambda: F.batch_norm(x, None, None, w, None, True),
+        lambda: F.batch_norm(x, torch.zeros(3), torch.ones(4), None, None, True),
     ]
     for call in calls:
         with pytest.raises(RuntimeError) as wanted:
@@ -130,6 +165,27 @@ def test_halves_with_parameters_of_either_type(dtype):
             assert mine.dtype == dtype and functions.gained
             exact = norm(x.double(), w.double(), b.double())
             assert (mine - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3, 2), (9, 4), (2, 4, 2, 3, 2)], ids=str)
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_become_those_of_torch(shape, momentum):
+    norms = [{2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](4, momentum=momentum).double()]
+    norms.append(copy.deepcopy(norms[0]))
+    for _ in range(3):
+        x = torch.randn(shape, dtype=torch.float64)
+        x = x if x.dim() == 2 else last(x)
+        with FirstOrderFunctions() as functions:
+            mine = norms[0](x)
+        assert functions.gained
+        torch.testing.assert_close(mine, norms[1](x), rtol=0, atol=1e-13)
+    for own, buffer in zip(norms[0].buffers(), norms[1].buffers(), strict=True):
+        torch.testing.assert_close(own, buffer, rtol=1e-13, atol=1e-14)
+
+
+def test_one_value_per_channel_gets_the_words_of_torch():
+    with FirstOrderFunctions(), pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        nn.BatchNorm1d(3)(torch.randn(1, 3, requires_grad=True))
 
 
 def test_small_ones_and_those_without_gradients_are_left_to_torch(monkeypatch):
