@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 13
+#define CDN_INTERFACE 14
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -114,8 +114,8 @@ CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const 
 
 // A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) of the type of gain.
 // gain_grad[shares, channels] and bias_grad[shares, channels] (may be null) are sums over runs of samples, share i over
-// those from batch i / shares on. Tangent: out is the derivative of <g_x, tangent> by x. One sample channels last whose
-// channels are a group each is shared among threads by its pixels.
+// those from batch i / shares on. Tangent: out is the derivative of <g_x, tangent> by x. With groups = 0
+// every channel of all samples is one, batch normalization: statistics[1, 4 channels + 1] and shares = 1, batch >= 1.
 CDN_API int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias, const void* grad,
                            const void* tangent, void* statistics, void* out, void* tangent_out, void* gain_grad,
                            void* bias_grad, int type, std::int64_t batch, std::int64_t shares, std::int64_t channels,

@@ -18,7 +18,7 @@ from cdn_kernels.backends.interface import NO_GROUPS, TYPES, ConvolutionShape, s
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 13  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 14  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 _LEVELS = c_int, c_double, c_double, c_double, c_int
@@ -341,14 +341,13 @@ def group_norm(
     """Run a pass of group normalization, see cdn_group_norm in csrc/api.h; arguments as for :func:`gelu_norm`.
 
     Args:
-        groups: NO_GROUPS for batch normalization, of images channels last and as for one image.
+        groups: NO_GROUPS for batch normalization, which has statistics [1, 4 C + 1] and one share.
         gain_grad, bias_grad: [shares, C], of as many shares as :func:`shares_of` tells.
     """
     tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
     batch, channels, height, width = x.shape
-    sizes = (batch, shares_of(batch), channels, height * width, groups)
-    if groups == NO_GROUPS:
-        sizes = (1, 1, channels, batch * height * width, channels)
+    shares = 1 if groups == NO_GROUPS else shares_of(batch)
+    sizes = (batch, shares, channels, height * width, groups)
     _normalization(LIBRARY.cdn_group_norm, sweep, tensors, sizes, eps, (channels_last,), threads, capability)
 
 

@@ -78,7 +78,7 @@ def batch_norm(x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> tupl
     """Normalize every channel over all images, as torch does it in training, and return mean and variance beside it.
 
     Args:
-        x: [B, C, H, W] channels last, on a CPU that has kernels.
+        x: [B, C, H, W], more than no image, on a CPU that has kernels.
         gain, bias, eps: as for :func:`group_norm`.
 
     Returns:
@@ -119,11 +119,6 @@ def _check_parameter(name: str, parameter: object, x: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _is_last(x: Tensor, groups: int) -> bool:
-    # Without groups there is one layout; where there is one pixel or channel, both are.
-    return groups == NO_GROUPS or is_channels_last(x)
-
-
 def _shares(x: Tensor, groups: int) -> int:
     return shares_of(1 if groups == NO_GROUPS else x.shape[0])
 
@@ -139,7 +134,7 @@ def _forward(
     x: Tensor, gain: Tensor, bias: Tensor | None, groups: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     z, statistics = _empty_outputs(x, gain, bias, groups, eps, backend)
-    last = _is_last(z, groups)
+    last = is_channels_last(z)
     added = None if bias is None else bias.contiguous()
     cpu.group_norm(
         FORWARD, in_layout(x, last), gain.contiguous(), groups, eps, last, statistics=statistics, out=z, bias=added
@@ -172,7 +167,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = empty_result(x)
-    last = _is_last(out, groups)
+    last = is_channels_last(out)
     shares = gain.new_empty(2, _shares(x, groups), gain.shape[0]) if with_parameters else None
     cpu.group_norm(
         BACKWARD,
@@ -220,7 +215,7 @@ def _tangent(
     """Return (zdot, source, dgain): the gradients of <g_x, tangent> by grad, x and gain."""
     zdot = empty_result(x)
     source = torch.empty_like(zdot)
-    last = _is_last(zdot, groups)
+    last = is_channels_last(zdot)
     shares = gain.new_empty(_shares(x, groups), gain.shape[0]) if with_gain else None
     cpu.group_norm(
         TANGENT,

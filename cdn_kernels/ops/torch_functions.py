@@ -184,12 +184,11 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """Normalize channels over all samples, likewise: channels last, as groups of one image with all their pixels."""
+    """Normalize channels over all samples, likewise."""
     if not training or input.dim() < 2 or 0 in input.shape or eps <= 0:
         return None
-    pixels, count = input.movedim(1, -1), input.numel() // input.shape[1]
-    # In the other layout the pixels of a channel are apart; of a single one there is no variance, as torch says.
-    if count < 2 or not pixels.is_contiguous():
+    count, pixels = input.numel() // input.shape[1], input.movedim(1, -1)
+    if count < 2:  # for torch to explain
         return None
     channels, running = input.shape[1:2], (running_mean, running_var)
     if not _fit(input, channels, weight, bias, *running):
@@ -197,13 +196,14 @@ def _batch_norm(
     if not _is_for_passes("batch_norm", "group_norm", input, weight, bias):
         return None
     gain = input.new_ones(channels) if weight is None else weight
-    images = input if input.dim() == 4 else pixels.reshape(count, *channels, 1, 1)
+    last = pixels.is_contiguous()
+    images = input if input.dim() == 4 else pixels.view(count, *channels, 1, 1) if last else input.flatten(2)[..., None]
     z, mean, variance = batch_norm(images, gain, bias, eps)
     with torch.no_grad():
         for average, found in zip(running, (mean, variance * (count / (count - 1)))):
             if average is not None:
                 average.lerp_(found.to(average.dtype), momentum)
-    return z if input.dim() == 4 else z.view(pixels.shape).movedim(-1, 1)
+    return z if input.dim() == 4 else z.view(pixels.shape).movedim(-1, 1) if last else z.reshape(input.shape)
 
 
 def _fit(x: Tensor, shape: torch.Size, *parameters: Tensor | None) -> bool:

@@ -23,8 +23,10 @@ int run(void (*Passes::*pass)(const ActivationJob&, std::int64_t, std::int64_t),
     return 0;
 }
 
+// Batch normalization.
 int run_channels(const Passes& passes, const NormJob& job, int threads) {
-    const std::int64_t segments = job.segments(), elements = job.channels * job.pixels;
+    if (job.batch < 1 || job.shares != 1 || job.channels < 1 || !(job.eps > 0)) return 1;
+    const std::int64_t segments = job.segments(), elements = job.batch * job.channels * job.pixels;
     std::vector<double> sums(segments * NormJob::kSums * job.channels);
     split(segments, elements, threads,
           [&](std::int64_t first, std::int64_t last) { passes.sum_channels(job, sums.data(), first, last); });
@@ -39,8 +41,8 @@ int run(void (*Passes::*pass)(const NormJob&, std::int64_t, std::int64_t), const
     const Variant* variant = find(capability);
     if (!known(variant, job.sweep, job.type) || job.batch < 0 || job.pixels < 1) return 1;
     if (job.shares < (job.batch > 0) || job.shares > job.batch) return 1;
+    if (job.groups == 0 && pass == &Passes::group_norm) return run_channels(*variant->passes, job, threads);
     if (job.groups < 1 || job.channels < job.groups || job.channels % job.groups != 0 || !(job.eps > 0)) return 1;
-    if (pass == &Passes::group_norm && job.is_of_channels()) return run_channels(*variant->passes, job, threads);
     split(job.shares, job.batch * job.channels * job.pixels, threads,
           [&](std::int64_t first, std::int64_t last) { (variant->passes->*pass)(job, first, last); });
     return 0;

@@ -78,16 +78,23 @@ void norm(const NormJob& job, std::int64_t first, std::int64_t last) {
     });
 }
 
-// What a normalization of the channels of one sample sums of its segments, and what it writes then.
-void sum_channels(const NormJob& job, double* sums, std::int64_t first, std::int64_t last) {
+// Call f with the kernel of a batch normalization.
+template <typename F>
+void with_channel_norm(const NormJob& job, F f) {
     with_storage(job.type, [&](auto storage) {
-        const ChannelNorm<decltype(storage)> kernel{job};
+        using Storage = decltype(storage);
+        job.channels_last ? f(ChannelNorm<Storage, true>{job}) : f(ChannelNorm<Storage, false>{job});
+    });
+}
+
+void sum_channels(const NormJob& job, double* sums, std::int64_t first, std::int64_t last) {
+    with_channel_norm(job, [&](const auto& kernel) {
         for (std::int64_t segment = first; segment < last; ++segment) kernel.sum(sums, segment);
     });
 }
 
 void channel_norm(const NormJob& job, const double* sums, std::int64_t first, std::int64_t last) {
-    with_storage(job.type, [&](auto storage) { ChannelNorm<decltype(storage)>{job}.write(sums, first, last); });
+    with_channel_norm(job, [&](const auto& kernel) { kernel.write(sums, first, last); });
 }
 
 template <typename Function>

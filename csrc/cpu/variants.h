@@ -53,13 +53,14 @@ struct NormJob {
     bool scale_preserving, channels_last;
 
     std::int64_t first_sample(std::int64_t share) const { return batch * share / shares; }
-    // Whether every channel of one sample is a group, and its pixels are shared out in segments; see channel_norm.h.
-    bool is_of_channels() const { return batch == 1 && groups == channels && channels_last; }
+    // Of batch normalization, which has no groups: in how many segments the batch is shared out, see channel_norm.h,
+    // and how many sums there are of a channel of one, at most.
     std::int64_t segments() const {
         constexpr std::int64_t kElements = 1 << 16, kMost = 64;
-        return std::clamp<std::int64_t>(channels * pixels / kElements, 1, std::min(kMost, pixels));
+        const std::int64_t units = channels_last ? batch * pixels : batch;
+        return std::clamp<std::int64_t>(batch * channels * pixels / kElements, 1, std::min(kMost, units));
     }
-    static constexpr int kSums = 5;  // of a channel of a segment, at most
+    static constexpr int kSums = 5;
     // The sums of a share, in gain_grad or bias_grad; null if nobody asks for them.
     template <typename Real>
     Real* sums_of(void* gradient, std::int64_t share) const {

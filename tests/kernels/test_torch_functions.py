@@ -61,6 +61,13 @@ TAKEN |= {
         lambda x: F.batch_norm(last(x), running_mean=None, running_var=None, training=True, eps=0.1),
     ),
     "batch norm without bias": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, training=True)),
+    "batch norm of contiguous images": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "batch norm of sequences": ((3, 4, 5), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "batch norm of contiguous volumes": ((3, 4, 2, 3, 2), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
+    "batch norm of volumes in another order": (
+        (3, 4, 2, 3, 2),
+        lambda x, w, b: F.batch_norm(x.transpose(2, 4), None, None, w, b, True),
+    ),
     "batch norm of rows": ((7, 4), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
     "batch norm of volumes": ((2, 4, 2, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, b, True)),
     "batch norm, module": (
@@ -69,7 +76,6 @@ TAKEN |= {
     ),
 }
 LEFT = {
-    "batch norm of contiguous images": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
     "batch norm with the statistics of others": (
         (3, 4, 3, 2),
         lambda x, w, b: F.batch_norm(last(x), w.detach(), b.detach().exp(), w, b),
@@ -172,9 +178,9 @@ def test_halves_with_parameters_of_either_type(dtype):
 def test_running_statistics_become_those_of_torch(shape, momentum):
     norms = [{2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](4, momentum=momentum).double()]
     norms.append(copy.deepcopy(norms[0]))
-    for _ in range(3):
+    for number in range(3):
         x = torch.randn(shape, dtype=torch.float64)
-        x = x if x.dim() == 2 else last(x)
+        x = x if x.dim() == 2 or number == 1 else last(x)
         with FirstOrderFunctions() as functions:
             mine = norms[0](x)
         assert functions.gained
