@@ -68,7 +68,8 @@ def merge(records):
         SystemExit: records of different versions.
     """
     last = records[-1].machine
-    for key in last.keys() - {"commit", *HARDWARE}:
+    unused = {"triton"} if not any(record.machine["cuda"] for record in records) else set()  # GPUs alone run it
+    for key in last.keys() - {"commit", *unused, *HARDWARE}:
         if len({record.machine[key] for record in records}) > 1:
             found = " and ".join(str(record.machine[key]) for record in records)
             raise SystemExit(f"expected runs of the same versions, got {key} {found}")
@@ -136,12 +137,13 @@ not checked for equal values."""
 
 
 def _name(record):
-    return f"{record.machine['device']}, {record.machine['threads']} threads"
+    about = record.machine
+    return f"{about['device']}, {about['threads']} threads, {about['convolutions'] or about['capability']}"
 
 
 def _about(record):
     about = record.machine
-    return f"""{_name(record)} on {about["cores"]} cores, {about["capability"]} kernels,
+    return f"""{about["device"]}, {about["threads"]} threads on {about["cores"]} cores, {about["capability"]} kernels,
 {about["convolutions"] or "PyTorch's"} convolutions, torch {about["torch"]}, Python {about["python"]},
 {record.date}, commit `{about["commit"]}`."""
 

@@ -87,12 +87,16 @@ def _filters_minimally(job: Map, processor: Processor, rival: str | None) -> boo
         return False
     if CHOICE == "winograd":
         return True
-    if capability == "scalar" or dtype == torch.float64 or (dtype == torch.bfloat16 and direct == "amx"):
+    if capability == "scalar" or dtype == torch.float64:
         return False
     inner, outer = (outputs, inputs) if kind == CONV_INPUT else (inputs, outputs)
     height, width = (-(-side // stride) for side in sides)  # of the results
     pixels = batch * height * width
     tiled = batch * -(-height // _TILE) * -(-width // _TILE) * _TILE**2
+    if dtype == torch.bfloat16 and direct == "amx":
+        # Of few pixels, its sums of all filters weigh more than its products.
+        few = kind == CONV_WEIGHT and stride == 1 and pixels <= 256
+        return few and inner >= 32 and outer >= 16 and pixels >= 0.65 * tiled
     if stride == 2:
         # Its products are 0.56 of direct ones, while those of bfloat16 may take half of the time.
         slower = dtype == torch.bfloat16 and direct is not None and processor.doubles_bfloat16
@@ -174,5 +178,7 @@ def describe(direct: str | None, capability: str | None) -> str:
     if capability == "scalar":
         return f"{named}; our own need AVX2"
     strided = ", and some of float32 directly" if capability in _WITH_AVX512 else ""
-    types = "float32 and float16" if direct == "amx" else "float32, bfloat16 and float16"
+    types = "float32, bfloat16 and float16"
+    if direct == "amx":
+        types = "float32, float16 and gradients of bfloat16 by filters of few pixels"
     return f"3x3 with stride 1 or 2 in {types} by minimal filtering where that is faster{strided}, others: {named}"

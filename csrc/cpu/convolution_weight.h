@@ -1,8 +1,9 @@
 // The gradient of a convolution by its filters: sums over places and pairs of samples.
 //
 // Samples are taken in chunks of at most 32 and interleaved in pairs, so that a shift by a tap is a distance between
-// places and never splits a pair. A tile is a number of output channels times a block of input channels; it sums over a
-// band of output rows that fits the second-level cache before it is added to the rest.
+// places and never splits a pair. Where an engine sums over more pairs at once than a chunk has, neighbouring places of
+// a row are summed over with them. A tile is a number of output channels times a block of input channels; it sums over
+// a band of output rows that fits the second-level cache before it is added to the rest.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +33,10 @@ public:
         part_ = std::min(kPart, round_up(job.inputs, kColumns));
         parts_ = divide_up(job.inputs, part_);
         while (chunk_ > kFewestSamples && parts_ * divide_up(job.batch, chunk_) < kUnits) chunk_ /= 2;
-        samples_ = round_up(divide_up(std::min(job.batch, chunk_), kValues), Engine::kPairs);
+        const std::int64_t pairs = divide_up(std::min(job.batch, chunk_), kValues);
+        while (job.stride == 1 && 2 * group_ * pairs <= Engine::kPairs && job.out_width() % (2 * group_) == 0)
+            group_ *= 2;
+        samples_ = round_up(group_ * pairs, Engine::kPairs) / group_;
         chunks_ = divide_up(job.batch, chunk_);
         // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
         separate_ = parts_ < kManyParts;
@@ -105,7 +109,8 @@ private:
         }
     }
 
-    // [place, tile of outputs, pair, output in the tile], or [place, output, pair] if the engine wants rows of pairs.
+    // [group of places, tile of outputs, place and pair, output in the tile], or [group of places, output, place and
+    // pair] if the engine wants rows of pairs.
     void pack_gradient(Pair* to, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
         constexpr std::int64_t tile = Engine::kRows;
         const std::int64_t width = job_.out_width(), size = job_.out_height() * width * job_.outputs;
@@ -114,15 +119,16 @@ private:
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
                 const Samples from = samples(job_.second, size, chunk * chunk_ + kValues * pair);
                 for (std::int64_t output = 0; output < outputs_; output += tile) {
-                    Pair* place = to + (x * outputs_ + output) * samples_;
+                    Pair* place = to + ((x - x % group_) * outputs_ + output * group_) * samples_;
+                    const std::int64_t column = x % group_ * samples_ + pair;
                     const std::int64_t start = (y * width + x) * job_.outputs + output;
                     const std::int64_t channels = std::min(tile, job_.outputs - output);
                     if constexpr (Engine::kRowsOfPairs) {
                         Pair line[tile];
                         interleave<tile>(line, from, start, channels);
-                        for (std::int64_t i = 0; i < tile; ++i) place[i * samples_ + pair] = line[i];
+                        for (std::int64_t i = 0; i < tile; ++i) place[i * group_ * samples_ + column] = line[i];
                     } else {
-                        interleave<tile>(place + pair * tile, from, start, channels);
+                        interleave<tile>(place + column * tile, from, start, channels);
                     }
                 }
             }
@@ -179,19 +185,20 @@ private:
         for (std::int64_t y = first; y < last; ++y) {
             const std::int64_t in_y = y * job_.stride + ky - job_.padding();
             if (in_y < 0 || in_y >= job_.height) continue;
-            for (std::int64_t x = 0; x < width; ++x) {
+            for (std::int64_t x = 0; x < width; x += group_) {
                 const std::int64_t place = in_y % window_ * padded_width_ + x * job_.stride + kx;
                 stretches[count++] = {((y - first) * width + x) * samples_ * outputs_, place * samples_ * part_};
             }
         }
         if (count == 0 && !begin) return;
         alignas(64) float tile[Engine::kRows * kColumns];
-        TileProduct product{gradient, image, stretches, count, samples_, 0, 0, part_, 0, 0, tile};
-        product.a_row = Engine::kRowsOfPairs ? samples_ : 1;
+        const std::int64_t pairs = group_ * samples_;
+        TileProduct product{gradient, image, stretches, count, pairs, 0, 0, part_, 0, 0, tile};
+        product.a_row = Engine::kRowsOfPairs ? pairs : 1;
         product.a_pair = Engine::kRowsOfPairs ? 1 : Engine::kRows;
         const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
         for (std::int64_t output = 0; output < job_.outputs; output += Engine::kRows) {
-            product.a = gradient + output * samples_;
+            product.a = gradient + output * pairs;
             product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, job_.outputs - output));
             for (std::int64_t column = 0; column < channels; column += kColumns) {
                 product.b = image + column;
@@ -210,6 +217,7 @@ private:
 
     const ConvolutionJob& job_;
     std::int64_t chunk_ = kMostSamples;
+    std::int64_t group_ = 1;  // places that are summed over together
     std::int64_t samples_;  // pairs of samples in a chunk
     std::int64_t outputs_, part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
     bool separate_;

@@ -49,7 +49,8 @@ DIRECT = [engine for engine in KNOWN if not engine.startswith("winograd")]
 ENGINES = [engine for engine in DIRECT if cpu.MISSING is None and usable(engine)]
 engines = pytest.mark.parametrize("engine", ENGINES)
 # (B, I, O, H, W), size of the filters, stride: single pixels, odd channels, tiles along rows and across samples, more
-# samples than a chunk, every phase of a stride, filters larger than the image, more than one block and part, long rows.
+# samples than a chunk, or so few that places are summed with them, every phase of a stride, filters larger than the
+# image, more than one block and part, long rows.
 CASES = [
     ((2, 3, 8, 5, 7), 3, 1),
     ((3, 24, 24, 32, 32), 3, 1),

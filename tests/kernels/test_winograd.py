@@ -331,6 +331,12 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
         (dict(dtype=torch.bfloat16), "winograd_avx2"),
         (dict(dtype=torch.bfloat16, direct="amx"), "amx"),
         (dict(dtype=torch.float32, direct="amx"), "winograd_avx2"),
+        # Of few pixels, sums on AMX weigh more than products.
+        (
+            dict(shape=((16, 512, 4, 4), (512, 512, 3, 3)), kind=CONV_WEIGHT, dtype=torch.bfloat16, direct="amx"),
+            "winograd_avx2",
+        ),
+        (dict(shape=((32, 512, 4, 4), (512, 512, 3, 3)), kind=CONV_WEIGHT, dtype=torch.bfloat16, direct="amx"), "amx"),
         (dict(dtype=torch.bfloat16, direct="avx512_bf16"), "winograd_avx2"),
         # Few channels: those that are summed over count, where there are many pixels.
         (dict(shape=((64, 3, 32, 32), (64, 3, 3, 3))), None),
