@@ -39,7 +39,7 @@ public:
         samples_ = round_up(group_ * pairs, Engine::kPairs) / group_;
         chunks_ = divide_up(job.batch, chunk_);
         // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
-        separate_ = parts_ < kManyParts;
+        separate_ = chunks_ > 1 && parts_ < kManyParts;
         sum_ = job.outputs * job.taps() * part_;
         padded_width_ = job.width + 2 * job.padding();
         const std::int64_t gradient_row = job.out_width() * outputs_ * samples_;
@@ -57,36 +57,47 @@ public:
     }
 
     ConvolutionPlan plan() const {
-        const std::int64_t sums = parts_ * (separate_ ? chunks_ : 1);
-        return {0, sums, job_.outputs, sums * sum_ * std::int64_t{sizeof(float)},
-                (stretches() + gradient_ + image_) * std::int64_t{sizeof(Pair)}};
+        const std::int64_t operands = (stretches() + gradient_ + image_) * std::int64_t{sizeof(Pair)};
+        const std::int64_t sum = sum_ * std::int64_t{sizeof(float)};
+        if (!separate_) return {0, parts_, 0, 0, own_sum() * std::int64_t{sizeof(float)} + operands};
+        return {0, parts_ * chunks_, job_.outputs, parts_ * chunks_ * sum, operands};
     }
 
     void multiply(float* sums, void* scratch, std::int64_t unit) const {
         const std::int64_t part = unit % parts_, chunk = unit / parts_;
-        float* sum = sums + unit * sum_;
-        if (separate_) return add_chunk(sum, scratch, part, chunk, true);
-        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, scratch, part, c, c == 0);
+        if (separate_) return add_chunk(sums + unit * sum_, scratch, part, chunk, true);
+        // The sum of a part is rounded while it is near.
+        float* sum = static_cast<float*>(scratch);
+        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, sum + own_sum(), part, c, c == 0);
+        for (std::int64_t output = 0; output < job_.outputs; ++output) round(sum, 1, output, part);
     }
 
     // Add up the chunks for one output channel, and round.
     void add(const float* sums, std::int64_t output) const {
-        for (std::int64_t part = 0; part < parts_; ++part) {
-            const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
-            for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
-                const float* from = sums + part * sum_ + (output * job_.taps() + tap) * part_;
-                Element* to =
-                    static_cast<Element*>(job_.out) + (output * job_.taps() + tap) * job_.inputs + part * part_;
-                float total[kPart];
-                for (std::int64_t i = 0; i < channels; ++i) total[i] = from[i];
-                for (std::int64_t chunk = 1; separate_ && chunk < chunks_; ++chunk)
-                    for (std::int64_t i = 0; i < channels; ++i) total[i] += from[chunk * parts_ * sum_ + i];
-                for (std::int64_t i = 0; i < channels; ++i) to[i] = Storage::store(total[i]);
-            }
-        }
+        for (std::int64_t part = 0; part < parts_; ++part) round(sums + part * sum_, chunks_, output, part);
     }
 
 private:
+    // Add up the sums of chunks for an output channel and a part of the inputs, and round.
+    void round(const float* sums, std::int64_t chunks, std::int64_t output, std::int64_t part) const {
+        const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
+        for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
+            const std::int64_t row = output * job_.taps() + tap;
+            const float* from = sums + row * part_;
+            Element* to = static_cast<Element*>(job_.out) + row * job_.inputs + part * part_;
+            alignas(64) float total[kPart] = {};
+            alignas(64) Element rounded[kPart];
+            std::copy_n(from, channels, total);
+            for (std::int64_t chunk = 1; chunk < chunks; ++chunk)
+                for (std::int64_t i = 0; i < channels; ++i) total[i] += from[chunk * parts_ * sum_ + i];
+            for (std::int64_t i = 0; i < channels; i += kColumns) Engine::round(total + i, rounded + i);
+            std::copy_n(rounded, channels, to);
+        }
+    }
+
+    // The room for the sum of a part in the scratch, in floats; what follows is aligned to 64 bytes.
+    std::int64_t own_sum() const { return round_up(sum_, 16); }
+
     // The room for the stretches of a band, in pairs; what follows is aligned to 64 bytes.
     std::int64_t stretches() const {
         return round_up(band_ * job_.out_width() * std::int64_t{sizeof(Stretch)}, 64) / std::int64_t{sizeof(Pair)};
@@ -220,7 +231,7 @@ private:
     std::int64_t group_ = 1;  // places that are summed over together
     std::int64_t samples_;  // pairs of samples in a chunk
     std::int64_t outputs_, part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
-    bool separate_;
+    bool separate_;  // whether every chunk has sums of its own, which are added up in the end
 };
 
 // The entry points of an engine.
