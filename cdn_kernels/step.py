@@ -128,8 +128,8 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     all threads, as torch's choice does. Calls of this thread are seen, and nothing is patched.
 
     Args:
-        network: the model, if known. Its calls are watched no longer, once a block has seen none that gains: to watch
-            costs a microsecond or two a call of any function of torch. Leave it out where images become larger later.
+        network: the model, if known. Its calls are watched no longer, once a block has seen too few that gain: to watch
+            costs some microseconds a call of any function of torch. Leave it out where images become larger later.
 
     Limitations: torch.utils.checkpoint around attention fails, for it runs that again in the backward pass, unless that
     is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Other layers inside it
@@ -139,7 +139,7 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
         yield
 
 
-# By network: circumstances in which no layer of it gained, or None if it has none that may.
+# By network: circumstances in which too few layers of it gain, or None if it has none that may.
 _unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.WeakKeyDictionary()
 _MOST_CIRCUMSTANCES = 1000
 
@@ -162,7 +162,7 @@ def _convolutions(network: object, samples: Any) -> Iterator[None]:
         yield
     if functions.filters:
         _warn_foreign(network, functions.filters)
-    if not functions.gained and len(without) < _MOST_CIRCUMSTANCES:
+    if not functions.pays and len(without) < _MOST_CIRCUMSTANCES:
         without.add(circumstances)
 
 

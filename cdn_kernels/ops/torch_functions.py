@@ -32,19 +32,22 @@ from cdn_kernels.transforms import transformed
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
 # Which convolutions are taken over on a CPU: "measured" for those that were measured to gain, or "all".
 CHOICE = "measured"
-# From how many multiplications on they gain: in the library's kernels, and by torch's own maps, depthwise ones of small
-# filters before others (one thread of a Zen 5; the maps cost some 20 microseconds of Python each).
-FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 6e6, 1e8, 3e5
+# From how many multiplications on they gain: in the library's kernels (one thread of a Xeon with AVX-512), and by
+# torch's own maps, depthwise ones of small filters before others (of a Zen 5).
+FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 2e7, 1e8, 3e5
 LARGEST_DEPTHWISE = 9
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
 FEWEST_ELEMENTS = {
     "silu": 1 << 17,
-    "gelu": 1 << 17,
-    "group_norm": 1 << 14,
-    "layer_norm": 1 << 16,
+    "gelu": 1 << 18,
+    "group_norm": 1 << 16,
+    "layer_norm": 1 << 17,
     "batch_norm": 1 << 16,
 }
+# How many calls of functions may be watched on a CPU for a layer of the smallest size that gains: to watch one costs
+# some 8 microseconds, and such a layer gains some hundred.
+CALLS_A_LAYER = 25
 
 
 class FirstOrderFunctions(TorchFunctionMode):
@@ -56,7 +59,6 @@ class FirstOrderFunctions(TorchFunctionMode):
     Attributes:
         filters: of the convolutions that ran in torch's kernels, though the library has an operation for their kind and
             they are large enough, in order, as they were given.
-        gained: whether anything was taken over.
     """
 
     _inside = threading.local()
@@ -64,7 +66,18 @@ class FirstOrderFunctions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.filters: list[Tensor] = []
-        self.gained = False
+        self._calls = 0
+        self._layers = 0.0  # taken over, each as many as it is larger than the smallest that gains
+
+    @property
+    def gained(self) -> bool:
+        """Tell whether anything was taken over."""
+        return self._layers > 0
+
+    @property
+    def pays(self) -> bool:
+        """Tell whether what that gains is more than it costs to watch all calls."""
+        return self._calls <= CALLS_A_LAYER * self._layers or (self.gained and CHOICE == "all")
 
     @classmethod
     def active(cls) -> bool:
@@ -86,12 +99,13 @@ class FirstOrderFunctions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        self._calls += 1
         if func in CONVOLUTIONS and sys._getframe(1).f_globals is not vars(reference):
             return self._convolution(func, *args, **(kwargs or {}))
         if func in PASSES and sys._getframe(1).f_globals is not vars(reference):
             own = PASSES[func](*args, **(kwargs or {}))
             if own is not None:
-                self.gained = True
+                self._layers += own.numel() / FEWEST_ELEMENTS[func.__name__]
                 return own
         return func(*args, **kwargs) if kwargs else func(*args)
 
@@ -116,12 +130,13 @@ class FirstOrderFunctions(TorchFunctionMode):
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
             own = _of_our_own(input, weight, bias, kind.stride[0])
             if own is not None:
-                self.gained = True
+                self._layers += _times_smallest(input, products, FEWEST_FOR_KERNELS)
                 return own
             self.filters.append(weight)
         if not _is_worth_it(input, _gains(input, weight, kind, products)):
             return func(input, weight, bias, *options, **named)
-        self.gained = True
+        fewest = FEWEST_DEPTHWISE if kind.groups == input.shape[1] > 1 else FEWEST
+        self._layers += _times_smallest(input, products, fewest)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
@@ -300,6 +315,11 @@ def _products(x: Tensor, weight: Tensor, kind: Options) -> float:
     """Return how many multiplications a convolution takes, up to what lies over the borders."""
     pixels = x.shape[0] * math.prod(x.shape[2:])
     return weight.numel() * (pixels if kind.transposed else pixels / math.prod(kind.stride))
+
+
+def _times_smallest(x: Tensor, products: float, fewest: float) -> float:
+    """Return for how many of the smallest convolutions that gain one counts: on GPUs for any number."""
+    return products / fewest if x.device.type == "cpu" else math.inf
 
 
 def _is_worth_it(x: Tensor, on_cpus: bool) -> bool:

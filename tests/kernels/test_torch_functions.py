@@ -207,6 +207,20 @@ def test_small_ones_and_those_without_gradients_are_left_to_torch(monkeypatch):
         assert "cdn_kernels" not in type(F.silu(large.clone().requires_grad_()).grad_fn).__name__
 
 
+def test_many_calls_are_watched_for_large_layers_only(monkeypatch):
+    monkeypatch.setattr(torch_functions, "CHOICE", "measured")
+    size, small = torch_functions.FEWEST_ELEMENTS["silu"], torch.randn(3)
+    for times, pays in ((1, False), (3, True)):
+        with FirstOrderFunctions() as functions:
+            F.silu(torch.randn(times * size, requires_grad=True))
+            for _ in range(2 * torch_functions.CALLS_A_LAYER):
+                torch.tanh(small)
+        assert functions.gained and functions.pays == pays
+    with FirstOrderFunctions() as functions:
+        torch.tanh(small)
+    assert not functions.gained and not functions.pays
+
+
 class PreActivation(nn.Sequential):
     def __init__(self):
         convolution = lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
