@@ -21,6 +21,7 @@ from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.spectra import dimension_table, eigenvectors_figure, spectrum_figure, spectrum_table
+from cdn.run_folder.shipped import name_of
 from cdn_kernels import standard_normal
 
 DIRECT = """
@@ -55,8 +56,8 @@ def measure(session: Session) -> Findings:
                 pictures.append((sigma, y, denoised, pairs))
     text = [
         (
-            f"{args.run}: {len(x)} test images of {dataset.name}, d = {size} values each, {args.probes} probes "
-            f"per image; spectrum at test image {args.image} ({label})"
+            f"{name_of(args.run)}: {len(x)} test images of {dataset.name}, d = {size} values each, {args.probes} "
+            f"probes per image; spectrum at test image {args.image} ({label})"
         ),
         dimension_table(results),
     ]

@@ -44,6 +44,11 @@ def results_folder(run: Path) -> Path:
     return Path("results") / run.name if is_shipped(run) else run
 
 
+def name_of(run: Path) -> str:
+    """Return a run as people name it: a model of the package by its name, any other by its path."""
+    return run.name if is_shipped(run) else str(run)
+
+
 def require_unchanged(weights: Path) -> None:
     """Raise CheckpointError if a file is the weights of a model of the package, and not what was shipped."""
     if not is_shipped(weights):

@@ -71,6 +71,11 @@ def test_records_are_of_the_trainings_by_their_names():
         assert not trainings.departures(folder.name, read_config(folder).training)
 
 
+def test_records_name_no_folder_of_a_machine():
+    texts = {path: path.read_text() for path in keep.RECORDS.glob("*/*.json")}
+    assert texts and not [path for path, text in texts.items() if re.search(r'["\s]/\w+/', text)]
+
+
 def test_a_run_of_other_settings_is_not_shipped(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(shipped.FOLDER / "digits", run)
