@@ -16,7 +16,6 @@ from cdn.methods.class_conditional import class_gains, identities, summarize_gai
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.class_gains import denoisers_figure, gains_figure, gains_table, identities_table
-from cdn.run_folder.shipped import name_of
 from cdn_kernels import standard_normal
 
 # The identities cost a denoiser per class, in float64 too.
@@ -45,7 +44,7 @@ def measure(session: Session) -> Findings:
     figure, magnification = denoisers_figure(model, shown, true, unit, *look)
     text = (
         (
-            f"{name_of(args.run)}: {len(x)} test images of {run.dataset.name}; differences of denoisers at sigma "
+            f"{session.name}: {len(x)} test images of {run.dataset.name}; differences of denoisers at sigma "
             f"{sigma_text(args.shown)} are shown magnified {magnification:g} times"
         ),
         gains_table(levels),

@@ -21,7 +21,6 @@ from cdn.model.capabilities import is_direct_denoiser
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.spectra import dimension_table, eigenvectors_figure, spectrum_figure, spectrum_table
-from cdn.run_folder.shipped import name_of
 from cdn_kernels import standard_normal
 
 DIRECT = """
@@ -56,7 +55,7 @@ def measure(session: Session) -> Findings:
                 pictures.append((sigma, y, denoised, pairs))
     text = [
         (
-            f"{name_of(args.run)}: {len(x)} test images of {dataset.name}, d = {size} values each, {args.probes} "
+            f"{session.name}: {len(x)} test images of {dataset.name}, d = {size} values each, {args.probes} "
             f"probes per image; spectrum at test image {args.image} ({label})"
         ),
         dimension_table(results),

@@ -20,7 +20,6 @@ from cdn.methods.detection.outlier_sets import read_outlier_sets, synthetic_outl
 from cdn.model.inputs import sigma_text
 from cdn.noise_keys import EVALUATION
 from cdn.pictures.separation import INLIERS, details, overview, ratings_figure, roc_figure, sets_figure
-from cdn.run_folder.shipped import name_of
 
 
 def measure(session: Session) -> Findings:
@@ -44,7 +43,7 @@ def measure(session: Session) -> Findings:
     results = {level: separations(rated, INLIERS) for level, rated in ratings.items()}
     fewest = min(map(len, sets.values()))
     against = f"{len(inliers)} test images of {dataset.name} against {fewest} or more outliers of each kind"
-    about = f"{name_of(args.run)}: {against}"
+    about = f"{session.name}: {against}"
     return Findings(
         dict(
             inliers=len(inliers),

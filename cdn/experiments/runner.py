@@ -41,7 +41,7 @@ from cdn.model.modes import evaluating
 from cdn.pictures.style import attempt, save
 from cdn.processes import ALONE, Processes, joined
 from cdn.run_folder.opened import Run, by_name, open_run
-from cdn.run_folder.shipped import results_folder
+from cdn.run_folder.shipped import name_of, results_folder
 from cdn_kernels import machine
 
 REPORT = "report.json"
@@ -140,6 +140,7 @@ class Session:
         processes: those that execute it together, of which the first alone has a folder to write into.
 
     Attributes:
+        name: of the run, as people write it.
         run: the :class:`cdn.run_folder.opened.Run`; ``model`` and ``device`` are short for its model and where it is.
         out: the folder for the report and the pictures.
         progress: whether to draw progress bars: only where a person watches.
@@ -153,6 +154,7 @@ class Session:
         self.progress = processes.first and sys.stderr.isatty()
         self.device = pick_device(args.device)
         self.run = open_run(args.run, self.device, args.data_dir)
+        self.name = name_of(args.run)
         self.model = self.run.model
         require(self.run, *experiment.needs)
         self.out: Path = args.out or results_folder(args.run) / args.experiment

@@ -23,7 +23,6 @@ from cdn.methods.prior.draw import SET, ascent, draw_samples, langevin
 from cdn.methods.prior.likeness import agreement, judge_sets
 from cdn.noise_keys import SAMPLING, UNIFORM_IMAGES
 from cdn.pictures.samples import nearest_figure, samples_figure, samples_table
-from cdn.run_folder.shipped import name_of
 
 
 def measure(session: Session) -> Findings:
@@ -66,10 +65,8 @@ def measure(session: Session) -> Findings:
     with session.evaluating(judge):
         found, nearest = judge_sets(judge, sets, reference, train, flip, args.batch_size)
     rows = {name: rows.get(name, {}) | found[name] for name in sets}
-    by = args.classifier or args.run
-    about = (
-        f"{name_of(args.run)}: {count} images of each kind, features of {name_of(by)}, chance of agreement 1/{classes}"
-    )
+    by = args.classifier or session.name
+    about = f"{session.name}: {count} images of each kind, features of {by}, chance of agreement 1/{classes}"
     grid = lambda: samples_figure(samples, run.dataset.classes)
     figures = {"picture.png": grid, "nearest.png": lambda: nearest_figure(sets, nearest)}
     results = dict(count=count, features=str(by), chance=1 / classes, sets=rows)
