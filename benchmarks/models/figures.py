@@ -90,8 +90,8 @@ def _best(results: Iterable[dict[str, Any]], precision: str) -> Iterable[float]:
 def _where(record: Record) -> str:
     machine = record.machine
     return (
-        f"{machine['cores']} cores of {machine['device']} ({machine['capability']} kernels), torch {machine['torch']}, "
-        f"{record.date[:10]}"
+        f"{machine['cores']} cores of {machine['device']} ({machine['convolutions'] or machine['capability']}), torch "
+        f"{machine['torch']}, {record.date[:10]}"
     )
 
 
