@@ -68,7 +68,7 @@ def merge(records):
         SystemExit: records of different versions.
     """
     last = records[-1].machine
-    unused = {"triton"} if not any(record.machine["cuda"] for record in records) else set()  # GPUs alone run it
+    unused = {"triton"} if not any(record.machine.get("cuda") for record in records) else set()  # GPUs alone run it
     for key in last.keys() - {"commit", *unused, *HARDWARE}:
         if len({record.machine[key] for record in records}) > 1:
             found = " and ".join(str(record.machine[key]) for record in records)
