@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdn_kernels.backends import openmp, shared_library
 from cdn_kernels.backends.cpu_engines import ENGINES, Map, Processor, engine_for
-from cdn_kernels.backends.interface import NO_GROUPS, TYPES, ConvolutionShape, shares_of
+from cdn_kernels.backends.interface import TYPES, ConvolutionShape, shares_of
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
@@ -315,7 +315,7 @@ def gelu_norm(
     tensors = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     flags = (scale_preserving, channels_last)
     batch, channels, height, width = x.shape
-    sizes = (batch, channels, height * width, groups)
+    sizes = (TYPES[x.dtype], batch, channels, height * width, groups)
     _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, sizes, eps, flags, threads, capability)
 
 
@@ -346,8 +346,7 @@ def group_norm(
     """
     tensors = (x, gain, bias, grad, tangent, statistics, out, tangent_out, gain_grad, bias_grad)
     batch, channels, height, width = x.shape
-    shares = 1 if groups == NO_GROUPS else shares_of(batch)
-    sizes = (batch, shares, channels, height * width, groups)
+    sizes = (TYPES[x.dtype], batch, shares_of(batch, groups), channels, height * width, groups)
     _normalization(LIBRARY.cdn_group_norm, sweep, tensors, sizes, eps, (channels_last,), threads, capability)
 
 
@@ -361,10 +360,8 @@ def _normalization(
     threads: int | None,
     capability: str | None,
 ) -> None:
-    """Run a pass of a norm over the images, the first of the tensors."""
-    x = tensors[0]
-    assert x is not None
-    _call(function, sweep, *map(address, tensors), TYPES[x.dtype], *sizes, eps, *flags, *_where(threads, capability))
+    """Run a pass of a norm."""
+    _call(function, sweep, *map(address, tensors), *sizes, eps, *flags, *_where(threads, capability))
 
 
 def pool(

@@ -19,9 +19,9 @@ ConvolutionShape = tuple[Sequence[int], Sequence[int]]  # [B, I, H, W] of the im
 NO_GROUPS = 0
 
 
-def shares_of(batch: int) -> int:
+def shares_of(batch: int, groups: int) -> int:
     """Return in how many runs of samples gradients of gain and bias are summed, for any number of threads."""
-    return min(batch, 64)
+    return 1 if groups == NO_GROUPS else min(batch, 64)
 
 
 class Kernels(Protocol):

@@ -119,10 +119,6 @@ def _check_parameter(name: str, parameter: object, x: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _shares(x: Tensor, groups: int) -> int:
-    return shares_of(1 if groups == NO_GROUPS else x.shape[0])
-
-
 def _empty_outputs(
     x: Tensor, gain: Tensor, bias: Tensor | None, groups: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -168,7 +164,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = empty_result(x)
     last = is_channels_last(out)
-    shares = gain.new_empty(2, _shares(x, groups), gain.shape[0]) if with_parameters else None
+    shares = gain.new_empty(2, shares_of(x.shape[0], groups), gain.shape[0]) if with_parameters else None
     cpu.group_norm(
         BACKWARD,
         in_layout(x, last),
@@ -216,7 +212,7 @@ def _tangent(
     zdot = empty_result(x)
     source = torch.empty_like(zdot)
     last = is_channels_last(zdot)
-    shares = gain.new_empty(_shares(x, groups), gain.shape[0]) if with_gain else None
+    shares = gain.new_empty(shares_of(x.shape[0], groups), gain.shape[0]) if with_gain else None
     cpu.group_norm(
         TANGENT,
         in_layout(x, last),

@@ -135,7 +135,7 @@ class FirstOrderFunctions(TorchFunctionMode):
             self.filters.append(weight)
         if not _is_worth_it(input, _gains(input, weight, kind, products)):
             return func(input, weight, bias, *options, **named)
-        fewest = FEWEST_DEPTHWISE if kind.groups == input.shape[1] > 1 else FEWEST
+        fewest = FEWEST_DEPTHWISE if _is_depthwise(input, kind) else FEWEST
         self._layers += _times_smallest(input, products, fewest)
         device = input.device.type
         if torch.is_autocast_enabled(device):
@@ -327,6 +327,10 @@ def _is_worth_it(x: Tensor, on_cpus: bool) -> bool:
     return on_cpus or x.device.type != "cpu" or CHOICE == "all"
 
 
+def _is_depthwise(x: Tensor, kind: Options) -> bool:
+    return kind.groups == x.shape[1] > 1
+
+
 def _gains(x: Tensor, weight: Tensor, kind: Options, products: float) -> bool:
     """Tell whether torch's own convolutions gain by derivatives of the first order, on a CPU.
 
@@ -334,7 +338,7 @@ def _gains(x: Tensor, weight: Tensor, kind: Options, products: float) -> bool:
     slowest.
     """
     size = math.prod(weight.shape[2:])
-    if kind.groups == x.shape[1] and kind.groups > 1:
+    if _is_depthwise(x, kind):
         return size <= LARGEST_DEPTHWISE and products >= FEWEST_DEPTHWISE
     return size > 1 and products >= FEWEST and (weight.dim() < 5 or len(x) >= 4)
 

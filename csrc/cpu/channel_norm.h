@@ -27,6 +27,7 @@ struct ChannelNorm {
     const NormJob& job;
     const std::int64_t channels = job.channels;
     const std::int64_t units = channels_last ? job.batch * job.pixels : job.batch;  // pixels or samples
+    const std::int64_t segments = job.segments();
     const std::int64_t unit_pixels = channels_last ? 1 : job.pixels;
     const double count = static_cast<double>(job.batch * job.pixels);
     const Real* gain = static_cast<const Real*>(job.gain);
@@ -51,7 +52,7 @@ struct ChannelNorm {
     }
 
 private:
-    std::int64_t begin(std::int64_t segment) const { return units * segment / job.segments(); }
+    std::int64_t begin(std::int64_t segment) const { return units * segment / segments; }
     double pixels(std::int64_t segment) const {
         return static_cast<double>((begin(segment + 1) - begin(segment)) * unit_pixels);
     }
@@ -86,7 +87,7 @@ private:
     // The mean over all pixels of what was summed, or the sum.
     double total(const double* sums, int which, std::int64_t c) const {
         double sum = 0;
-        for (std::int64_t i = 0; i < job.segments(); ++i) sum += sums[(i * NormJob::kSums + which) * channels + c];
+        for (std::int64_t i = 0; i < segments; ++i) sum += sums[(i * NormJob::kSums + which) * channels + c];
         return sum;
     }
     Real average(const double* sums, int which, std::int64_t c) const {
@@ -134,13 +135,15 @@ private:
     }
 
     void write_forward(const double* sums, std::int64_t first, std::int64_t last) const {
+        std::vector<double> sizes(segments);
+        for (std::int64_t i = 0; i < segments; ++i) sizes[i] = pixels(i);
         std::vector<Real> values(4 * channels);  // pivot, mean, scale, bias
         for (std::int64_t c = 0; c < channels; ++c) {
             const double middle = total(sums, 0, c) / count;
             double squares = total(sums, 1, c);
-            for (std::int64_t i = 0; i < job.segments(); ++i) {
-                const double apart = sums[i * NormJob::kSums * channels + c] / pixels(i) - middle;
-                squares += pixels(i) * apart * apart;
+            for (std::int64_t i = 0; i < segments; ++i) {
+                const double apart = sums[i * NormJob::kSums * channels + c] / sizes[i] - middle;
+                squares += sizes[i] * apart * apart;
             }
             const Real variance = static_cast<Real>(squares / count), from = pivot_of(c);
             const Real inverse = Real(1) / (variance + static_cast<Real>(job.eps)), root = square_root(inverse);

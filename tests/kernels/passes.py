@@ -49,6 +49,12 @@ def norm_inputs(shape, dtype, layout=torch.contiguous_format):
     return x, r, (torch.rand(shape[1]) + 0.5).to(reference.compute_dtype(dtype))
 
 
+def plain_norm_inputs(shape, dtype, layout=torch.contiguous_format):
+    """Return (x, gain, bias)."""
+    gain, bias = torch.rand(2, shape[1], dtype=reference.compute_dtype(dtype))
+    return torch.randn(shape).to(dtype).contiguous(memory_format=layout), gain + 0.5, bias
+
+
 def assert_activation_passes_numerical_checks(impl, shape=(4, 5), name="gelu"):
     u = (3 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
     phi = lambda u: getattr(cdn_kernels, name)(u, impl=impl)
@@ -226,7 +232,7 @@ def run_all_plain_sweeps(shape, groups, last, dtype=torch.float32, fill=float("n
     z, g_x, zdot, source = (buffers.new(shape, dtype) for _ in range(4))
     rows, scalars = (1, 4 * shape[1]) if groups == interface.NO_GROUPS else (shape[0], 4 * groups)
     statistics = buffers.new((rows, scalars + 1), gain.dtype)
-    shares, of_bias, more = (buffers.new((interface.shares_of(rows), shape[1]), gain.dtype) for _ in range(3))
+    shares, of_bias, more = (buffers.new((interface.shares_of(rows, groups), shape[1]), gain.dtype) for _ in range(3))
 
     def run(sweep, **tensors):
         cpu.group_norm(sweep, x, gain, groups, 0.1, last, statistics=statistics, **tensors, **options)

@@ -5,10 +5,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import cdn_kernels
-from cdn_kernels import reference
 from cdn_kernels.backends import cpu, interface
 from tests.kernels.oracle import assert_as_exact_as_eager, derivatives
-from tests.kernels.passes import DTYPES, HARD, LAYOUTS, ROWS, SHAPES
+from tests.kernels.passes import DTYPES, HARD, LAYOUTS, ROWS, SHAPES, plain_norm_inputs
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -18,18 +17,12 @@ def norm(impl, groups, eps=0.1):
     return lambda x, gain, *bias: cdn_kernels.group_norm(x, groups, gain, *bias, eps=eps, impl=impl)
 
 
-def norm_inputs(shape, dtype, layout=torch.contiguous_format):
-    """Return (x, gain, bias)."""
-    gain, bias = torch.rand(2, shape[1], dtype=reference.compute_dtype(dtype))
-    return torch.randn(shape).to(dtype).contiguous(memory_format=layout), gain + 0.5, bias
-
-
 @layouts
 @pytest.mark.parametrize("count", [2, 3], ids=["gain", "gain and bias"])
 @pytest.mark.parametrize("eps", [1e-3, 0.3])
 @pytest.mark.parametrize("shape, groups", [((2, 6, 2, 2), 3), ((3, 4, 1, 1), 1)], ids=["images", "rows"])
 def test_it_passes_numerical_checks(layout, count, eps, shape, groups):
-    inputs = [t.requires_grad_() for t in norm_inputs(shape, torch.float64, layout)[:count]]
+    inputs = [t.requires_grad_() for t in plain_norm_inputs(shape, torch.float64, layout)[:count]]
     function = norm("cpu", groups, eps)
     assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 
@@ -38,7 +31,7 @@ def test_it_passes_numerical_checks(layout, count, eps, shape, groups):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, groups", [*SHAPES, *ROWS], ids=str)
 def test_it_is_as_exact_as_eager(layout, dtype, shape, groups):
-    inputs = norm_inputs(shape, dtype, layout)
+    inputs = plain_norm_inputs(shape, dtype, layout)
     for some in (inputs, inputs[:2]):
         assert_as_exact_as_eager(norm("cpu", groups), norm("reference", groups), some)
 
@@ -48,7 +41,7 @@ def test_it_is_as_exact_as_eager(layout, dtype, shape, groups):
 @pytest.mark.parametrize("make", HARD.values(), ids=HARD)
 @pytest.mark.parametrize("rows", [False, True], ids=["images", "rows"])
 def test_it_survives_hard_inputs(layout, dtype, make, rows):
-    x, gain, bias = norm_inputs((2, 6, 4, 5), torch.float64, layout)
+    x, gain, bias = plain_norm_inputs((2, 6, 4, 5), torch.float64, layout)
     x, groups = make(x), 3
     if rows:  # one of all numbers of an image
         x, groups = x.reshape(2, 120, 1, 1), 1
@@ -59,7 +52,7 @@ def test_it_survives_hard_inputs(layout, dtype, make, rows):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_one_number_is_its_bias_and_depends_on_nothing_else(dtype):
-    inputs = norm_inputs((3, 1, 1, 1), dtype)
+    inputs = plain_norm_inputs((3, 1, 1, 1), dtype)
     z, by_x, by_gain, by_bias, *second = derivatives(norm("cpu", 1), inputs)
     assert torch.equal(z, inputs[2].to(dtype).expand_as(z)) and by_bias.any()
     assert not by_x.any() and not by_gain.any() and not second[0].any()
@@ -67,7 +60,7 @@ def test_a_row_of_one_number_is_its_bias_and_depends_on_nothing_else(dtype):
 
 @pytest.mark.parametrize("shape, groups", [((3, 8, 4, 4), 2), ((3, 40, 1, 1), 1)], ids=["images", "rows"])
 def test_samples_that_are_not_finite_stay_alone(shape, groups):
-    x, gain, bias = norm_inputs(shape, torch.float32)
+    x, gain, bias = plain_norm_inputs(shape, torch.float32)
     clean = derivatives(norm("cpu", groups), (x, gain, bias))
     x[1, 0, 0, 0] = float("nan")
     for before, after in zip(clean, derivatives(norm("cpu", groups), (x, gain, bias)), strict=True):

@@ -17,6 +17,11 @@ from tests.kernels.oracle import spelled_norm, tensors, third
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
+
+def last(x):
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
 # A function of torch, the shapes of its tensors, and how it is called with them.
 TAKEN = {
     "silu": ((2, 4, 3, 3), lambda x: F.silu(x)),
@@ -47,14 +52,6 @@ TAKEN = {
         (2, 4, 4),
         lambda x, w, b: torch.func.functional_call(nn.LayerNorm(4).double(), dict(weight=w, bias=b), (x,)),
     ),
-}
-
-
-def last(x):
-    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-
-
-TAKEN |= {
     "batch norm": ((3, 4, 3, 2), lambda x, w, b: F.batch_norm(last(x), None, None, w, b, True)),
     "batch norm, no parameters, by name": (
         (3, 4, 3, 2),
