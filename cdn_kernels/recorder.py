@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdn_kernels.backends.shared_library import Read, observers
 from cdn_kernels.ops.common import FUNCTIONS
+from cdn_kernels.ops.filters import FilterGradient, run_with_gradients
 from cdn_kernels.torch_private import TorchDispatchMode, may_be_view, out_variant, plain_operation, tensors_in, tree_map
 
 # Results of these are not values, and need nobody to write them.
@@ -111,6 +112,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.refusal is not None:
             return func(*args, **kwargs)
+        if any(issubclass(kind, FilterGradient) for kind in types):
+            with self._inside():
+                return run_with_gradients(func, args, kwargs)
         for tensor in tensors_in((args, kwargs)):
             self._see_tensor(tensor)
         own = FUNCTIONS.get(func.name())

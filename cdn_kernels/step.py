@@ -16,6 +16,7 @@ from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.any_order import AnyOrderNorms, has_norms
+from cdn_kernels.ops.filters import shared_filters
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_gain, plain_attention
 from cdn_kernels.phases import phase
@@ -98,7 +99,7 @@ def score_matching_step(
     # What a function calls is not known.
     third_order = _takes_y(loss, 2) and (module is None or has_norms(module))
     norms = AnyOrderNorms() if third_order else nullcontext()
-    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms:
+    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms, shared_filters():
         given, y = y, tree_map(_differentiable, y)
         intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
         with phase("forward"), intercepted:

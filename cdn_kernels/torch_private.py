@@ -26,6 +26,22 @@ except ImportError:
         def __exit__(self, *error: object) -> None: ...
 
 
+class WrapperTensor(torch.Tensor):
+    """A tensor without memory, whose class says what operations do with it.
+
+    Attributes:
+        exists: whether torch has such tensors.
+    """
+
+    exists = hasattr(torch.Tensor, "_make_wrapper_subclass") and hasattr(torch._C, "_disabled_torch_function_impl")
+    __torch_function__ = getattr(torch._C, "_disabled_torch_function_impl", torch.Tensor.__torch_function__)
+
+    @classmethod
+    def without_memory(cls, shape: Sequence[int], like: torch.Tensor) -> Any:
+        """Return one of a shape, with the dtype and on the device of another tensor."""
+        return cls._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+
+
 def transforms_are_active() -> bool:
     """Tell whether a torch.func transform is active."""
     active = getattr(torch._C, "_are_functorch_transforms_active", None)

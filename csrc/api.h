@@ -139,6 +139,7 @@ CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void*
 //   and
 //            out = phi'(u) p + added
 //   weight:  first = x, second = the gradient of y give out = the gradient of w
+// Subnormal numbers of all types but CDN_FLOAT64 may count as zeros.
 // Direct engines take CDN_BFLOAT16 or CDN_FLOAT32, as their names say, without u, added and product.
 // Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
 CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,

@@ -17,16 +17,8 @@ from torch import Tensor
 from cdn_kernels import reference
 from cdn_kernels.backends import measured
 from cdn_kernels.ops import convolve
-from cdn_kernels.ops.common import (
-    LIBRARY,
-    Context,
-    Gradients,
-    as_input,
-    asked_for,
-    check_tensor,
-    register,
-    resolve_untransformed,
-)
+from cdn_kernels.ops.common import LIBRARY, Context, Gradients, asked_for, check_tensor, register, resolve_untransformed
+from cdn_kernels.ops.filters import as_filters, by_filters
 
 LIBRARY.define("conv2d(Tensor x, Tensor weight, int stride, str backend) -> Tensor")
 LIBRARY.define("conv2d_gelu(Tensor x, Tensor weight, int stride, bool keep, str backend) -> (Tensor, Tensor)")
@@ -82,19 +74,25 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def as_autocast(x: Tensor, **filters: Tensor) -> tuple[Tensor, ...]:
-    """Return images and filters as the operations take them, rounded to the dtype of autocast where it is active.
+def dtype_for(x: Tensor, **filters: Tensor) -> torch.dtype:
+    """Return the dtype that images and filters are convolved in, that of autocast where it is active.
 
     Raises:
         TypeError: filters of another dtype than x.
     """
     dtype = _autocast_dtype(x)
-    if dtype is None:
-        for name, weight in filters.items():
-            if x.dtype != weight.dtype:
-                raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
-        dtype = x.dtype
-    return x.to(dtype), *(as_input(weight.to(dtype)) for weight in filters.values())
+    if dtype is not None:
+        return dtype
+    for name, weight in filters.items():
+        if x.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    return x.dtype
+
+
+def as_autocast(x: Tensor, **filters: Tensor) -> tuple[Tensor, ...]:
+    """Return images and filters as the operations take them, in the dtype and with the errors of :func:`dtype_for`."""
+    dtype = dtype_for(x, **filters)
+    return x.to(dtype), *(as_filters(weight, dtype) for weight in filters.values())
 
 
 def fastest_for(x: Tensor, weight: Tensor, stride: int) -> str | None:
@@ -154,7 +152,7 @@ def _by_both(ctx: Context, x: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor
     ops = torch.ops.cdn_kernels
     return (
         ops.conv2d_input(g, weight, x.shape, *ctx.options) if asked_for(ctx, 0) else None,
-        ops.conv2d_weight(x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
+        by_filters(ctx, 1, x, g, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
     )
 
 
@@ -187,7 +185,7 @@ def _conv2d_input_derivatives(ctx: Context, t: Tensor) -> Gradients:
     ops = torch.ops.cdn_kernels
     return (
         ops.conv2d(t, weight, *ctx.options) if asked_for(ctx, 0) else None,
-        ops.conv2d_weight(t, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
+        by_filters(ctx, 1, t, grad, weight.shape[-1], *ctx.options) if asked_for(ctx, 1) else None,
         None,
         None,
         None,

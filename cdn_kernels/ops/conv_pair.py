@@ -23,6 +23,7 @@ from cdn_kernels.ops.common import (
     without_third_order,
 )
 from cdn_kernels.ops.conv import as_autocast, check_convolution, check_filters, fastest_for
+from cdn_kernels.ops.filters import by_filters
 
 LIBRARY.define(
     "conv2d_gelu_conv2d(Tensor x, Tensor first, Tensor second, int stride, bool keep, str backend)"
@@ -128,14 +129,19 @@ def _pair_derivatives(ctx: Context, g_out: Tensor | None, _: None, g_u: Tensor |
         g = _input(g_out, second, u, g_u, ctx.backend)
     return (
         ops.conv2d_input(g, first, x.shape, *options) if by_x and g is not None else None,
-        ops.conv2d_weight(x, g, first.shape[-1], *options) if by_first and g is not None else None,
-        ops.conv2d_of_gelu_weight(u, h, g_out, second.shape[-1], ctx.backend)
-        if by_second and g_out is not None
-        else None,
+        by_filters(ctx, 1, x, g, first.shape[-1], *options) if by_first and g is not None else None,
+        _by_second(ctx, u, h, g_out, second.shape[-1]) if by_second and g_out is not None else None,
         None,
         None,
         None,
     )
+
+
+def _by_second(ctx: Context, u: Tensor, h: Tensor, grad: Tensor, size: int) -> Tensor:
+    """Return the gradient by the second filters, the third input of both operations with h, from that by the result."""
+    if torch.is_grad_enabled():
+        return torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, grad, size, ctx.backend)
+    return by_filters(ctx, 2, h, grad, size, 1, ctx.backend)
 
 
 def _input(grad: Tensor, weight: Tensor, u: Tensor, source: Tensor | None, backend: str) -> Tensor:
@@ -163,7 +169,7 @@ def _input_derivatives(ctx: Context, t: Tensor | None, _: None) -> Gradients:
     along, by_u = without_third_order(*ops.gelu_tangent(u, product, t, ctx.backend))
     return (
         ops.conv2d(along, weight, *options) if asked_for(ctx, 0) else None,
-        ops.conv2d_weight(along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,
+        by_filters(ctx, 1, along, grad, weight.shape[-1], *options) if asked_for(ctx, 1) else None,
         by_u,
         t if ctx.has_source else None,
         None,
@@ -181,9 +187,7 @@ def _of_gelu_derivatives(ctx: Context, t: Tensor) -> Gradients:
     return (
         _input(t, weight, u, None, ctx.backend) if asked_for(ctx, 0) else None,
         None,
-        torch.ops.cdn_kernels.conv2d_of_gelu_weight(u, h, t, weight.shape[-1], ctx.backend)
-        if asked_for(ctx, 2)
-        else None,
+        _by_second(ctx, u, h, t, weight.shape[-1]) if asked_for(ctx, 2) else None,
         None,
     )
 

@@ -25,7 +25,8 @@ from cdn_kernels.ops import convolve
 from cdn_kernels.ops.activation import gelu, silu
 from cdn_kernels.ops.any_convolution import Options, convolution, options_of
 from cdn_kernels.ops.common import resolve_untransformed
-from cdn_kernels.ops.conv import as_autocast
+from cdn_kernels.ops.conv import dtype_for
+from cdn_kernels.ops.filters import as_filters
 from cdn_kernels.ops.group_norm import batch_norm, group_norm
 from cdn_kernels.transforms import transformed
 
@@ -358,10 +359,11 @@ def _of_our_own(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> 
     backend = resolve_untransformed("conv2d", "auto", x)
     if backend == "reference":
         return None
-    x, weight = as_autocast(x, weight=weight)
+    dtype = dtype_for(x, weight=weight)
+    x = x.to(dtype)
     if not convolve.all_run_here(x, weight, stride, backend):
         return None
-    if convolve.asks_for_channels_last(x):  # gradients and tangents come in any layout, and filters decide for them
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    u = torch.ops.cdn_kernels.conv2d(x, weight, stride, backend)
+    # Gradients and tangents come in any layout, and filters decide for them.
+    filters = as_filters(weight, dtype, channels_last=convolve.asks_for_channels_last(x))
+    u = torch.ops.cdn_kernels.conv2d(x, filters, stride, backend)
     return u if bias is None else u.add_(bias.to(u.dtype).view(1, -1, 1, 1))

@@ -3,6 +3,10 @@
 
 #include "dispatch.h"
 
+#ifdef CDN_X86
+#include <xmmintrin.h>
+#endif
+
 using namespace cdn;
 
 namespace {
@@ -27,6 +31,24 @@ public:
 private:
     char* memory_ = nullptr;
     std::int64_t size_ = 0;
+};
+
+// While it lives, subnormal numbers count as zeros on this thread, unless they are of float64. The tails of GELU and of
+// its slope are full of them, and x86 takes some 150 cycles for each product; its units for bfloat16 do the same.
+class NoSubnormals {
+#ifdef CDN_X86
+public:
+    explicit NoSubnormals(int type) { _mm_setcsr(type == CDN_FLOAT64 ? before_ : before_ | kFlush); }
+    NoSubnormals(const NoSubnormals&) = delete;
+    ~NoSubnormals() { _mm_setcsr(before_); }
+
+private:
+    static constexpr unsigned kFlush = 0x8040;  // of results and of operands
+    const unsigned before_ = _mm_getcsr();
+#else
+public:
+    explicit NoSubnormals(int) {}
+#endif
 };
 
 }  // namespace
@@ -56,6 +78,7 @@ int cdn_conv2d(int kind, const void* first, const void* second, void* out, void*
     for (int stage = 0; stage < 3; ++stage)
         if (units[stage] > 0)
             split_parts(units[stage], threads, [&](int part, std::int64_t begin, std::int64_t end) {
+                const NoSubnormals guard(type);
                 kernels->run(job, threads, stage, memory, memory + shared + part * scratch, begin, end);
             });
     return 0;

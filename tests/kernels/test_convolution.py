@@ -35,11 +35,11 @@ def dtype_of(engine):
     return torch.float32 if engine.startswith("float32") else torch.bfloat16
 
 
-def usable(engine):
-    """Tell whether this processor has an engine: it refuses the others."""
-    one = torch.zeros(1, 1, 1, 1, dtype=dtype_of(engine))
+def usable(engine, size=1):
+    """Tell whether this processor has an engine, for filters of a size: it refuses the others."""
+    one, weight = (torch.zeros(1, 1, n, n, dtype=dtype_of(engine)) for n in (1, size))
     try:
-        cpu.conv2d(CONV_FORWARD, one, one, one.clone(), (one.shape, one.shape), 1, engine=engine)
+        cpu.conv2d(CONV_FORWARD, one, weight, one.clone(), (one.shape, weight.shape), 1, engine=engine)
     except RuntimeError:
         return False
     return True
@@ -129,6 +129,25 @@ def test_what_an_earlier_call_left_behind_is_not_read(engine, kind):
 @pytest.mark.parametrize("kind", MAPS)
 def test_infinity_and_nan_stay_where_they_belong(engine, kind):
     assert_nan_stays_where_it_belongs(cpu.conv2d, kind, (3, 6, 10, 9, 9), 4, 4, dtype_of(engine), engine=engine)
+
+
+@pytest.mark.parametrize("kind", MAPS)
+@pytest.mark.parametrize("engine", KNOWN)
+def test_subnormal_numbers_count_as_themselves_or_as_zeros(engine, kind):
+    """They would take a hundred times as long, and what torch does with them afterwards stays as it was."""
+    dtype = torch.float32 if engine.startswith("winograd") else dtype_of(engine)
+    if not usable(engine, 3):
+        pytest.skip(f"this processor has no {engine}")
+    operands, shapes = problem((3, 20, 12, 8, 6), 3, 1, dtype=dtype)
+    tiny = torch.finfo(dtype).tiny
+    for t in operands[kind][:2]:
+        t[:, ::2] *= tiny
+    operands[kind][0][0, 0] = tiny / 2
+    out = convolutions.run(cpu.conv2d, kind, operands, shapes, 1, engine=engine, threads=2)
+    truth, absolute = exact(kind, operands, 3, 1)
+    terms = 9 * 20 * 144
+    assert ((out.double() - truth).abs() <= 2.0**-7 * absolute + terms * tiny).all()
+    assert float(torch.tensor(tiny) / 2) > 0
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
