@@ -45,12 +45,17 @@ public:
         // The same number of groups for every thread.
         const std::int64_t groups = round_up(divide_up(job.batch, most), threads);
         group_ = round_up(divide_up(job.batch, groups), least);
+        groups_ = divide_up(job.batch, group_);
+        // Where samples do not divide, as tiles run across them or they are few, threads share output channels instead.
+        const std::int64_t busiest = divide_up(groups_, threads) * group_ * threads;
+        share_ = 4 * busiest > 5 * job.batch ? divide_up(blocks_, threads) : blocks_;
         // Engines load whole tiles, also where a row ends sooner.
         scratch_ = group_ * sample + Engine::kRows * in_steps() * place_step() * std::int64_t{sizeof(Pair)};
     }
 
     ConvolutionPlan plan() const {
-        return {blocks_, divide_up(job_.batch, group_), 0, blocks_ * panel_ * std::int64_t{sizeof(Pair)}, scratch_};
+        return {blocks_, groups_ * divide_up(blocks_, share_), 0, blocks_ * panel_ * std::int64_t{sizeof(Pair)},
+                scratch_};
     }
 
     // Write the filters of a block of output channels as [tap, pair of input channels, output channel].
@@ -68,9 +73,10 @@ public:
     }
 
     void multiply(const Pair* panels, Pair* scratch, std::int64_t unit) const {
-        const std::int64_t start = unit * group_, count = std::min(group_, job_.batch - start);
+        const std::int64_t start = unit % groups_ * group_, count = std::min(group_, job_.batch - start);
+        const std::int64_t first = unit / groups_ * share_, last = std::min(first + share_, blocks_);
         copy(scratch, start, count);
-        for (std::int64_t block = 0; block < blocks_; ++block)
+        for (std::int64_t block = first; block < last; ++block)
             for (std::int64_t y = 0; y < steps(); ++y)
                 for (std::int64_t x = 0; x < steps(); ++x) phase(panels, scratch, start, count, block, y, x);
     }
@@ -206,7 +212,8 @@ private:
     const ConvolutionJob& job_;
     std::int64_t in_height_ = job_.height, in_width_ = job_.width, in_channels_ = job_.inputs;
     std::int64_t out_height_ = job_.out_height(), out_width_ = job_.out_width(), out_channels_ = job_.outputs;
-    std::int64_t pairs_, padded_height_, padded_width_, blocks_, panel_, group_, scratch_;
+    std::int64_t pairs_, padded_height_, padded_width_, blocks_, panel_, group_, groups_, scratch_;
+    std::int64_t share_;  // blocks of output channels of a unit
     bool across_;
 };
 

@@ -28,8 +28,7 @@ class WeightGradient {
     static constexpr std::int64_t kPlaces = 1024;  // of a band, unless a single row has more
 
 public:
-    explicit WeightGradient(const ConvolutionJob& job) : job_(job) {
-        outputs_ = round_up(job.outputs, Engine::kRows);
+    WeightGradient(const ConvolutionJob& job, int threads) : job_(job) {
         part_ = std::min(kPart, round_up(job.inputs, kColumns));
         parts_ = divide_up(job.inputs, part_);
         while (chunk_ > kFewestSamples && parts_ * divide_up(job.batch, chunk_) < kUnits) chunk_ /= 2;
@@ -41,8 +40,13 @@ public:
         // Few parts do not employ many threads, and their sums are small enough to keep one per chunk.
         separate_ = chunks_ > 1 && parts_ < kManyParts;
         sum_ = job.outputs * job.taps() * part_;
+        // Threads beyond those share the output channels, which changes no sum.
+        units_ = separate_ ? parts_ * chunks_ : parts_;
+        outputs_ = round_up(divide_up(job.outputs, divide_up(threads, units_)), Engine::kRows);
+        shares_ = divide_up(job.outputs, outputs_);
         padded_width_ = job.width + 2 * job.padding();
-        const std::int64_t gradient_row = job.out_width() * outputs_ * samples_;
+        // The size of a band must not depend on the number of threads, which sums would.
+        const std::int64_t gradient_row = job.out_width() * round_up(job.outputs, Engine::kRows) * samples_;
         const std::int64_t image_row = padded_width_ * part_ * samples_;
         band_ = 1;
         const auto fits = [&](std::int64_t band) {
@@ -52,24 +56,26 @@ public:
         };
         while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
         window_ = (band_ - 1) * job.stride + job.size;
-        gradient_ = band_ * gradient_row;
+        gradient_ = band_ * job.out_width() * outputs_ * samples_;
         image_ = window_ * image_row;
     }
 
     ConvolutionPlan plan() const {
         const std::int64_t operands = (stretches() + gradient_ + image_) * std::int64_t{sizeof(Pair)};
         const std::int64_t sum = sum_ * std::int64_t{sizeof(float)};
-        if (!separate_) return {0, parts_, 0, 0, own_sum() * std::int64_t{sizeof(float)} + operands};
-        return {0, parts_ * chunks_, job_.outputs, parts_ * chunks_ * sum, operands};
+        if (!separate_) return {0, units_ * shares_, 0, 0, own_sum() * std::int64_t{sizeof(float)} + operands};
+        return {0, units_ * shares_, job_.outputs, units_ * sum, operands};
     }
 
     void multiply(float* sums, void* scratch, std::int64_t unit) const {
+        const Range outputs{unit / units_ * outputs_, std::min((unit / units_ + 1) * outputs_, job_.outputs)};
+        unit %= units_;
         const std::int64_t part = unit % parts_, chunk = unit / parts_;
-        if (separate_) return add_chunk(sums + unit * sum_, scratch, part, chunk, true);
+        if (separate_) return add_chunk(sums + unit * sum_, scratch, outputs, part, chunk, true);
         // The sum of a part is rounded while it is near.
         float* sum = static_cast<float*>(scratch);
-        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, sum + own_sum(), part, c, c == 0);
-        for (std::int64_t output = 0; output < job_.outputs; ++output) round(sum, 1, output, part);
+        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, sum + own_sum(), outputs, part, c, c == 0);
+        for (std::int64_t output = outputs.first; output < outputs.last; ++output) round(sum, 1, output, part);
     }
 
     // Add up the chunks for one output channel, and round.
@@ -103,37 +109,43 @@ private:
         return round_up(band_ * job_.out_width() * std::int64_t{sizeof(Stretch)}, 64) / std::int64_t{sizeof(Pair)};
     }
 
+    // Output channels, those of a unit.
+    struct Range {
+        std::int64_t first, last;
+    };
+
     // Add the sum over a chunk to another, or begin a new one.
-    void add_chunk(float* sum, void* scratch, std::int64_t part, std::int64_t chunk, bool begin) const {
+    void add_chunk(float* sum, void* scratch, Range outputs, std::int64_t part, std::int64_t chunk, bool begin) const {
         Stretch* places = static_cast<Stretch*>(scratch);
         Pair* gradient = static_cast<Pair*>(scratch) + stretches();
         Pair* image = gradient + gradient_;
         std::int64_t packed = 0;  // rows of the image, which lie in a ring
         for (std::int64_t first = 0; first < job_.out_height(); first += band_) {
             const std::int64_t last = std::min(first + band_, job_.out_height());
-            for (std::int64_t y = first; y < last; ++y) pack_gradient(gradient, chunk, y, y - first);
+            for (std::int64_t y = first; y < last; ++y) pack_gradient(gradient, outputs, chunk, y, y - first);
             const std::int64_t needed = (last - 1) * job_.stride + job_.size - job_.padding();
             for (; packed < std::min(needed, job_.height); ++packed) pack_image(image, chunk, part, packed);
             for (std::int64_t ky = 0; ky < job_.size; ++ky)
                 for (std::int64_t kx = 0; kx < job_.size; ++kx)
-                    add_tap(sum, places, gradient, image, part, first, last, ky, kx, begin && first == 0);
+                    add_tap(sum, places, gradient, image, outputs, part, first, last, ky, kx, begin && first == 0);
         }
     }
 
     // [group of places, tile of outputs, place and pair, output in the tile], or [group of places, output, place and
     // pair] if the engine wants rows of pairs.
-    void pack_gradient(Pair* to, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
+    void pack_gradient(Pair* to, Range outputs, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
         constexpr std::int64_t tile = Engine::kRows;
         const std::int64_t width = job_.out_width(), size = job_.out_height() * width * job_.outputs;
         to += row * width * outputs_ * samples_;
         for (std::int64_t x = 0; x < width; ++x)
             for (std::int64_t pair = 0; pair < samples_; ++pair) {
                 const Samples from = samples(job_.second, size, chunk * chunk_ + kValues * pair);
-                for (std::int64_t output = 0; output < outputs_; output += tile) {
-                    Pair* place = to + ((x - x % group_) * outputs_ + output * group_) * samples_;
+                for (std::int64_t output = outputs.first; output < outputs.last; output += tile) {
+                    const std::int64_t above = (x - x % group_) * outputs_ + (output - outputs.first) * group_;
+                    Pair* place = to + above * samples_;
                     const std::int64_t column = x % group_ * samples_ + pair;
                     const std::int64_t start = (y * width + x) * job_.outputs + output;
-                    const std::int64_t channels = std::min(tile, job_.outputs - output);
+                    const std::int64_t channels = std::min(tile, outputs.last - output);
                     if constexpr (Engine::kRowsOfPairs) {
                         Pair line[tile];
                         interleave<tile>(line, from, start, channels);
@@ -189,8 +201,9 @@ private:
         }
     }
 
-    void add_tap(float* sum, Stretch* stretches, const Pair* gradient, const Pair* image, std::int64_t part,
-                 std::int64_t first, std::int64_t last, std::int64_t ky, std::int64_t kx, bool begin) const {
+    void add_tap(float* sum, Stretch* stretches, const Pair* gradient, const Pair* image, Range outputs,
+                 std::int64_t part, std::int64_t first, std::int64_t last, std::int64_t ky, std::int64_t kx,
+                 bool begin) const {
         std::int64_t count = 0;
         const std::int64_t width = job_.out_width();
         for (std::int64_t y = first; y < last; ++y) {
@@ -208,9 +221,9 @@ private:
         product.a_row = Engine::kRowsOfPairs ? pairs : 1;
         product.a_pair = Engine::kRowsOfPairs ? 1 : Engine::kRows;
         const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
-        for (std::int64_t output = 0; output < job_.outputs; output += Engine::kRows) {
-            product.a = gradient + output * pairs;
-            product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, job_.outputs - output));
+        for (std::int64_t output = outputs.first; output < outputs.last; output += Engine::kRows) {
+            product.a = gradient + (output - outputs.first) * pairs;
+            product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, outputs.last - output));
             for (std::int64_t column = 0; column < channels; column += kColumns) {
                 product.b = image + column;
                 product.columns = static_cast<int>(std::min(kColumns, channels - column));
@@ -230,7 +243,8 @@ private:
     std::int64_t chunk_ = kMostSamples;
     std::int64_t group_ = 1;  // places that are summed over together
     std::int64_t samples_;  // pairs of samples in a chunk
-    std::int64_t outputs_, part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
+    std::int64_t units_, shares_, outputs_;  // units, if they have all outputs; shares of these, and the size of one
+    std::int64_t part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
     bool separate_;  // whether every chunk has sums of its own, which are added up in the end
 };
 
@@ -242,7 +256,7 @@ struct Convolution {
     }
 
     static ConvolutionPlan plan(const ConvolutionJob& job, int threads) {
-        return job.kind == CDN_CONV_WEIGHT ? WeightGradient<Engine>(job).plan()
+        return job.kind == CDN_CONV_WEIGHT ? WeightGradient<Engine>(job, threads).plan()
                                            : ImageConvolution<Engine>(job, threads).plan();
     }
 
@@ -250,7 +264,7 @@ struct Convolution {
                     std::int64_t last) {
         [[maybe_unused]] const typename Engine::Session session;
         if (job.kind == CDN_CONV_WEIGHT) {
-            const WeightGradient<Engine> gradient(job);
+            const WeightGradient<Engine> gradient(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
                 stage == 1 ? gradient.multiply(static_cast<float*>(shared), scratch, unit)
                            : gradient.add(static_cast<const float*>(shared), unit);
