@@ -14,10 +14,8 @@ from cdn.training.studies import SECONDS_VARIANTS, study_table
 
 RESULTS, RECORDS = Path("benchmarks/results"), Path("docs/records")
 STUDY, PATCHES = RECORDS / "seconds.jsonl", RECORDS / "patches.jsonl"
-SIZES, HALF_CLEAN = (
-    "cpu-sizes.json",
-    ("cpu-clean.json", "cpu-xeon-float32.json", "cpu-xeon-bf16.json", "cpu-xeon-clean.json"),
-)
+SIZES = "cpu-sizes.json"
+HALF_CLEAN = "cpu-clean.json", "cpu-xeon-float32.json", "cpu-xeon-bf16.json", "cpu-xeon-clean.json"
 CLASSIFIER, EAGER, KEPT = "(eager step of a classifier)", "eager", "pages kept"
 
 

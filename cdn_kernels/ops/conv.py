@@ -43,7 +43,7 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, *, impl: str = "auto") ->
     Raises:
         TypeError, ValueError: an argument of the wrong type or shape.
 
-    Limitations: on CPUs, numbers below the range of normal ones, 1.2e-38, count as zeros but in float64.
+    Limitations: on CPUs, numbers below the range of normal ones, 1.2e-38, may count as zeros, but in float64.
     """
     check_convolution(x, weight, stride)
     backend = resolve_untransformed("conv2d", impl, x, fastest_for(x, weight, stride))

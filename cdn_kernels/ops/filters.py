@@ -60,7 +60,7 @@ def as_filters(weight: Tensor, dtype: torch.dtype, channels_last: bool = False) 
     key = id(weight), weight._version, dtype, channels_last
     if found is not None and key in found:
         return found[key][1]
-    if weight.numel() >= FEWEST_FILTERS:
+    if weight.numel() >= FEWEST_FILTERS and weight.device.type == "cpu":  # where gradients can wait
         filters = _Filters.apply(weight, dtype, channels_last)
     else:
         filters = as_input(_converted(weight, dtype, channels_last))
@@ -122,8 +122,7 @@ _NODE = f"{_Filters.__name__}Backward"  # as autograd calls it
 def _can_wait(x: Tensor, grad: Tensor, of: Convolved) -> bool:
     if of.backend != "cpu" or torch.is_grad_enabled() or not WrapperTensor.exists:
         return False
-    filters = x.shape[1] * grad.shape[1] * of.size**2
-    if filters < FEWEST_FILTERS or x.numel() + grad.numel() > MOST_IMAGES * filters:
+    if x.numel() + grad.numel() > MOST_IMAGES * x.shape[1] * grad.shape[1] * of.size**2:
         return False
     watched = modes_are_active() and not observers.calls  # a recorder of ours knows such tensors
     return type(x) is Tensor and type(grad) is Tensor and not watched and not transformed()

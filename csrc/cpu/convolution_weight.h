@@ -45,7 +45,7 @@ public:
         outputs_ = round_up(divide_up(job.outputs, divide_up(threads, units_)), Engine::kRows);
         shares_ = divide_up(job.outputs, outputs_);
         padded_width_ = job.width + 2 * job.padding();
-        // The size of a band must not depend on the number of threads, which sums would.
+        // The size of a band must not depend on the number of threads, or sums would.
         const std::int64_t gradient_row = job.out_width() * round_up(job.outputs, Engine::kRows) * samples_;
         const std::int64_t image_row = padded_width_ * part_ * samples_;
         band_ = 1;

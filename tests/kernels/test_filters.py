@@ -9,15 +9,15 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import cdn
-from cdn_kernels import Graphed, Noise, NoiseLevels, conv2d, conv2d_gelu, conv2d_gelu_conv2d, score_matching_step
+from cdn_kernels import conv2d, conv2d_gelu, conv2d_gelu_conv2d, score_matching_step
 from cdn_kernels.backends import cpu
 from cdn_kernels.ops import filters
 from cdn_kernels.ops.filters import FilterGradient
 from tests.kernels.oracle import assert_as_exact_as_eager
-from tests.kernels.replays import CALLS, CPU, silent
+from tests.kernels.passes import LAYOUTS
+from tests.kernels.replays import assert_joint_steps_are_replayed
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 @pytest.fixture
@@ -70,15 +70,19 @@ def assert_equal(found, expected, tolerance=1e-13):
         assert type(a) is torch.Tensor and a.dtype == b.dtype and (a - b).norm() <= tolerance * b.norm()
 
 
+def total_loss(network, y):
+    """Return the loss of the step, with its graph."""
+    outputs = network(y.requires_grad_())
+    (score,) = torch.autograd.grad(outputs.sum(), y, create_graph=True)
+    return loss(outputs, score)
+
+
 def plainly(network, y):
     """Do what the step does by autograd alone."""
-    y = y.requires_grad_()
-    outputs = network(y)
-    (score,) = torch.autograd.grad(outputs.sum(), y, create_graph=True)
-    loss(outputs, score).backward()
+    total_loss(network, y).backward()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("step", [lambda n, y: score_matching_step(n, y, loss), plainly], ids=["step", "plain"])
 def test_one_gradient_is_computed_of_both_sweeps(joined, monkeypatch, layout, step):
     network = Network(layout=layout)
@@ -200,10 +204,8 @@ def test_nothing_waits_for_what_could_not_read_it(joined):
 
 
 def test_batches_of_gradients(joined):
-    network, y = Network(), images().requires_grad_()
-    outputs = network(y)
-    (score,) = torch.autograd.grad(outputs.sum(), y, create_graph=True)
-    total = loss(outputs, score)
+    network = Network()
+    total = total_loss(network, images())
     several = torch.stack([torch.ones_like(total), 2 * torch.ones_like(total)])
     options = dict(is_grads_batched=True, retain_graph=True)
     batched = torch.autograd.grad(total, list(network.filters), several, **options)
@@ -235,10 +237,7 @@ def test_anomalies_are_found(joined):
 @pytest.mark.parametrize("retain", [True, False])
 def test_gradients_accumulate_over_backward_passes(joined, retain):
     network = Network()
-    y = images(batch=2).requires_grad_()
-    outputs = network(y)
-    (score,) = torch.autograd.grad(outputs.sum(), y, create_graph=True)
-    total = loss(outputs, score)
+    total = total_loss(network, images(batch=2))
     total.backward(retain_graph=True)
     once = [p.grad.clone() for p in network.filters]
     total.backward(retain_graph=retain)
@@ -277,26 +276,9 @@ def test_whatever_reads_a_gradient_gets_its_value(read):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 def test_recorded_steps_join_them_too(joined, precision):
     torch.manual_seed(0)
-    model = cdn.GradResNet(3, in_channels=3, width=8, blocks=(1, 1)).to(memory_format=torch.channels_last)
-    twin, number = copy.deepcopy(model), torch.tensor(0)
-    x, labels = torch.rand(4, 3, 9, 7).contiguous(memory_format=torch.channels_last), torch.tensor([0, 2, 1, 0])
-    calls = []
-
-    def step(model):
-        calls.append(model)
-        for p in model.parameters():
-            p.grad = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            return cdn.joint_step(model, x, labels, NoiseLevels(clean_share=0.5), Noise(1, number))
-
-    graphed = Graphed(lambda: step(twin), CPU, say=silent)
-    for at in range(CALLS):
-        number.fill_(at)
-        (expected, _), (found, _) = step(model), graphed()
-        assert torch.equal(found, expected)
-        for p, q in zip(model.parameters(), twin.parameters()):
-            assert torch.equal(p.grad, q.grad)
-    assert calls.count(twin) < CALLS and max(joined) == 3  # of two sweeps of noisy images, and one of clean ones
+    model = cdn.GradResNet(3, in_channels=3, width=8, blocks=(1, 1))
+    assert_joint_steps_are_replayed(model, torch.rand(4, 3, 9, 7), torch.tensor([0, 2, 1, 0]), precision)
+    assert max(joined) == 3  # of two sweeps of noisy images, and one of clean ones
 
 
 def test_few_filters_and_many_images_do_not_wait(monkeypatch):
