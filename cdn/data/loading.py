@@ -90,9 +90,11 @@ class Loader:
         self._next = None  # where this fails, the next begins anew
         try:
             found = next(self._coming)
-        except RuntimeError as error:
-            cause = " ".join(str(error).split())[:160]
-            raise DataError(f"a process that reads images has ended: {cause}") from None
+        # torch says RuntimeError where it finds a worker dead; where that one dies as its images are fetched, the
+        # connection to it fails first.
+        except (RuntimeError, OSError, EOFError) as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise DataError(f"a worker that reads images has ended: {cause}") from None
         if isinstance(found, CDNError):
             raise found
         self._next = step + 1

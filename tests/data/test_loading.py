@@ -92,9 +92,32 @@ def test_a_worker_that_dies_is_a_sentence_and_reading_goes_on(split):
     for worker in workers_of(loader):
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-    with pytest.raises(DataError, match=r"^a process that reads images has ended: [^\n]*$"):
+    with pytest.raises(DataError, match=r"^a worker that reads images has ended: [^\n]*$"):
         for step in range(1, 9):  # what it had read before is still taken
             loader.read(step)
+    assert torch.equal(loader.read(1), split.load(indices(1))[0])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(104, "Connection reset by peer"),
+        ConnectionRefusedError(111, "Connection refused"),
+        OSError("got end of file during message"),
+        EOFError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_worker_that_dies_as_its_images_are_fetched_is_a_sentence_and_reading_goes_on(split, error):
+    def failing():
+        raise error
+        yield
+
+    loader = Loader(split, wanted, workers=1)
+    loader._next, loader._coming = 1, failing()
+    with pytest.raises(DataError, match=r"^a worker that reads images has ended: [^\n]+$"):
+        loader.read(1)
     assert torch.equal(loader.read(1), split.load(indices(1))[0])
 
 
