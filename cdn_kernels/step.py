@@ -1,11 +1,10 @@
 """One training step of any network whose input gradient is part of the loss."""
 
 import inspect
-import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -55,7 +54,8 @@ def score_matching_step(
 
     Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`, and so do SiLU, GELU, group,
     layer and batch normalization on CPUs where they are large, the last in training; the network is not touched for
-    that. Linear layers, other pointwise functions and norms are left to torch's double backward.
+    that. The same holds in the loss, which may call the network again, if that is a module. Linear layers, other
+    pointwise functions and norms are left to torch's double backward.
 
     Args:
         network: a module or function, called as ``network(y, *args, **kwargs)``; a tuple y fills as many places.
@@ -87,31 +87,37 @@ def score_matching_step(
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
     _check(network, y, loss, log_density, impl)
-    device = next(_floats(y)).device.type
+    floats = _floats(y)
+    device = floats[0].device.type
     if not scaled:
-        _check_range(network, y, device)
+        _check_range(network, floats, device)
     density = log_density or _default_density
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
     rounded = torch.is_autocast_enabled(device)
     as_stored = torch.autocast(device, enabled=False) if rounded else nullcontext()
-    # Checkpoints run attention again in the backward passes, so these are in that block, too.
     module = _module_of(network)
     # What a function calls is not known.
     third_order = _takes_y(loss, 2) and (module is None or has_norms(module))
     norms = AnyOrderNorms() if third_order else nullcontext()
-    with using(impl), torch.inference_mode(False), torch.enable_grad(), plain_attention(), norms, shared_filters():
-        given, y = y, tree_map(_differentiable, y)
-        intercepted = nullcontext() if impl == "reference" else _convolutions(network, y)
-        with phase("forward"), intercepted:
+    watch = None if impl == "reference" else _watch(module, floats)
+    watched = nullcontext() if watch is None else watch.functions
+    # Checkpoints run attention again in the backward passes, so these are in that block, too.
+    with using(impl), _recorded(), plain_attention(), norms, shared_filters():
+        y = tree_map(_differentiable, y)
+        with phase("forward"), watched:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs)
         with phase("score"), as_stored:
             score = _score(value, y)
-        total = _call_with(loss, y, outputs, score)
+        # Critics are called in their loss, too. What gains is learned for modules, and functions are watched ever anew.
+        with nullcontext() if module is None else watched:
+            total = _call_with(loss, y, outputs, score)
+        if watch is not None:
+            watch.learn(network)
         _check_loss(total)
         with phase("backward"), as_stored:
-            _accumulate(total, [leaf for leaf, own in zip(_floats(y), _floats(given)) if leaf is not own])
+            _accumulate(total, [leaf for leaf, given in zip(_floats(y), floats) if leaf is not given])
     return Step(total.detach(), detached(outputs), detached(score))
 
 
@@ -136,7 +142,26 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Other layers inside it
     are left to torch; :func:`cdn_kernels.recomputed` keeps less, and takes them over.
     """
-    with plain_attention(), _convolutions(network, ()):
+    watch = _watch(_module_of(network), [])
+    if watch is None:
+        with plain_attention():
+            yield
+        return
+    with plain_attention(), watch.functions:
+        yield
+    watch.learn(network)
+
+
+def _recorded() -> AbstractContextManager[Any]:
+    """Return a context in which autograd records: none if it does, for every operation in one costs a little."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return _in_grad_mode()
+
+
+@contextmanager
+def _in_grad_mode() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
@@ -145,26 +170,38 @@ _unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.We
 _MOST_CIRCUMSTANCES = 1000
 
 
-@contextmanager
-def _convolutions(network: object, samples: Any) -> Iterator[None]:
-    """Intercept torch's layers, if the network may have some that gain, and warn of what could be replaced."""
-    module = _module_of(network)
+class _Watch(NamedTuple):
+    """Watching the calls of a network, whose layers are taken over where that gains.
+
+    Attributes:
+        functions: the block within which calls are seen.
+        without: circumstances in which the network is not watched, as too few layers gain.
+        circumstances: those of this watch.
+    """
+
+    functions: FirstOrderFunctions
+    without: set[Any]
+    circumstances: tuple[Any, ...]
+
+    def learn(self, network: object) -> None:
+        """Warn of layers that could be replaced, and note if too few gained."""
+        if self.functions.filters:
+            _warn_foreign(network, self.functions.filters)
+        if not self.functions.pays and len(self.without) < _MOST_CIRCUMSTANCES:
+            self.without.add(self.circumstances)
+
+
+def _watch(module: nn.Module | None, samples: Iterable[Tensor]) -> _Watch | None:
+    """Return a watch of a network, a module if known; None if it is known that nothing of it gains."""
     without: set[Any] | None = set()
     if module is not None:
         if module not in _unwatched:
             _unwatched[module] = set() if may_gain(module) else None
         without = _unwatched[module]
-    circumstances = torch_functions.CHOICE, *map(_form, _floats(samples))
+    circumstances = torch_functions.CHOICE, *map(_form, samples)
     if without is None or circumstances in without:
-        yield
-        return
-    functions = FirstOrderFunctions()
-    with functions:
-        yield
-    if functions.filters:
-        _warn_foreign(network, functions.filters)
-    if not functions.pays and len(without) < _MOST_CIRCUMSTANCES:
-        without.add(circumstances)
+        return None
+    return _Watch(FirstOrderFunctions(), without, circumstances)
 
 
 def _module_of(network: object) -> nn.Module | None:
@@ -181,13 +218,13 @@ def _differentiable(x: Tensor) -> Tensor:
     return reference.differentiable(x, keep=True) if x.is_floating_point() else x
 
 
-def _floats(tree: Any) -> Iterator[Tensor]:
-    return (t for t in tensors_in(tree) if t.is_floating_point())
+def _floats(tree: Any) -> list[Tensor]:
+    return [t for t in ([tree] if isinstance(tree, Tensor) else tensors_in(tree)) if t.is_floating_point()]
 
 
 def _score(value: Any, y: Samples) -> Any:
     """Return the gradient by y, built as y is."""
-    gradients = iter(reference.input_gradients("score_matching_step", value, list(_floats(y)), create_graph=True))
+    gradients = iter(reference.input_gradients("score_matching_step", value, _floats(y), create_graph=True))
     return _scores(y, gradients)
 
 
@@ -248,7 +285,7 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
             raise TypeError(
                 f"score_matching_step: {name} must be a function or a module, got {type(function).__name__}"
             )
-    if not isinstance(y, (Tensor, tuple, dict)) or not any(True for _ in _floats(y)):
+    if not isinstance(y, (Tensor, tuple, dict)) or not _floats(y):
         raise TypeError(
             "score_matching_step: y must be a tensor of floats, or a tuple or dict that holds some, got "
             f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}"
@@ -262,9 +299,9 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
         )
 
 
-def _check_range(network: object, y: Samples, device: str) -> None:
+def _check_range(network: object, samples: Sequence[Tensor], device: str) -> None:
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if rounded or any(t.dtype == torch.float16 for t in itertools.chain(_floats(y), _parameters(network))):
+    if rounded or any(t.dtype == torch.float16 for t in samples) or _has_halves(network):
         raise ValueError(
             "score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
             "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
@@ -272,16 +309,19 @@ def _check_range(network: object, y: Samples, device: str) -> None:
         )
 
 
-def _parameters(network: object) -> Iterator[Tensor]:
-    """Yield the parameters of a module at a tenth of the costs of its method, which small networks would feel."""
+def _has_halves(network: object) -> bool:
+    """Tell whether a module has parameters in float16, at a tenth of the costs of its method, which would be felt."""
     modules: list[nn.Module | None] = [network] if isinstance(network, nn.Module) else []
     seen: set[int] = set()
     while modules:
         module = modules.pop()
         if module is not None and id(module) not in seen:
             seen.add(id(module))
-            yield from (p for p in module._parameters.values() if p is not None)
+            for p in module._parameters.values():
+                if p is not None and p.dtype == torch.float16:
+                    return True
             modules += module._modules.values()
+    return False
 
 
 def _check_loss(total: object) -> None:

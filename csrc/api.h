@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 14
+#define CDN_INTERFACE 15
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 

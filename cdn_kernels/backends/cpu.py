@@ -18,7 +18,7 @@ from cdn_kernels.backends.interface import TYPES, ConvolutionShape, shares_of
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 14  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 15  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 _LEVELS = c_int, c_double, c_double, c_double, c_int

@@ -36,6 +36,7 @@ CHOICE = os.environ.get("CDN_CPU_CONVOLUTIONS", "measured")
 if CHOICE not in CHOICES:
     raise ValueError(f"the environment variable CDN_CPU_CONVOLUTIONS must be one of {', '.join(CHOICES)}, got {CHOICE}")
 _WITH_AVX512 = ("avx512", "avx512_bf16")
+_FORMS = (3, 1), (3, 2), (5, 2)  # the sides of filters, and the strides, that minimal filtering takes
 _TILE = 4  # side of the results that minimal filtering computes together
 
 
@@ -83,7 +84,7 @@ def _filters_minimally(job: Map, processor: Processor, rival: str | None) -> boo
     kind, dtype, shape, stride, _ = job
     direct, capability, _ = processor
     (batch, inputs, *sides), (outputs, _, size, _) = shape
-    if CHOICE == "direct" or capability is None or size != 3 or stride > 2:
+    if CHOICE == "direct" or capability is None or (size, stride) not in _FORMS:
         return False
     if CHOICE == "winograd":
         return True
@@ -98,9 +99,11 @@ def _filters_minimally(job: Map, processor: Processor, rival: str | None) -> boo
         few = kind == CONV_WEIGHT and stride == 1 and pixels <= 256
         return few and inner >= 32 and outer >= 16 and pixels >= 0.65 * tiled
     if stride == 2:
-        # Its products are 0.56 of direct ones, while those of bfloat16 may take half of the time.
+        # Of 3x3 filters, its products are 0.56 of direct ones, while those of bfloat16 may take half of the time. Of
+        # 5x5 they are 0.3, so that gradients by images of few channels gain, too, which leave vectors half empty.
         slower = dtype == torch.bfloat16 and direct is not None and processor.doubles_bfloat16
-        return not slower and min(inner, outer) >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
+        wide = outer >= 16 or (size == 5 and kind == CONV_INPUT)
+        return not slower and inner >= 16 and wide and pixels >= 256 and pixels >= 0.65 * tiled
     if dtype == torch.bfloat16 and rival is not None:
         fewest = 32 if kind == CONV_WEIGHT else 16
         return inner >= fewest and outer >= 16 and pixels >= 256 and pixels >= 0.65 * tiled
@@ -119,12 +122,15 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
         dtype, shape, stride: as for :class:`Map`.
     """
     (batch, inputs, height, width), (outputs, _, size, _) = shape
-    if CHOICE == "direct" or size != 3 or stride > 2:
+    if CHOICE == "direct" or (size, stride) not in _FORMS:
         return False
     if CHOICE == "winograd":
         return True
-    enough = min(inputs, outputs) >= 32 and min(height, width) >= 4 and batch * height * width >= 256
-    return enough and stride == 1 and dtype == torch.float32
+    if dtype != torch.float32 or (size, stride) == (3, 2):
+        return False
+    height, width = height // stride, width // stride
+    enough = min(inputs, outputs) >= (32 if stride == 1 else 16)
+    return enough and min(height, width) >= 4 and batch * height * width >= 256
 
 
 def _direct_engine(job: Map, processor: Processor) -> str | None:
@@ -171,14 +177,15 @@ def describe(direct: str | None, capability: str | None) -> str:
         "avx512_bf16": "bfloat16 on AVX-512 BF16 (no AMX, or Linux does not permit it), else those of torch",
         "amx": "bfloat16 on AMX, else those of torch",
     }[direct]
+    forms = "3x3 with stride 1 or 2 and 5x5 with stride 2"
     if CHOICE == "direct":
         return f"{named}, as CDN_CPU_CONVOLUTIONS says"
     if CHOICE == "winograd":
-        return f"3x3 with stride 1 or 2 by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
+        return f"{forms} by minimal filtering, as CDN_CPU_CONVOLUTIONS says, others: {named}"
     if capability == "scalar":
         return f"{named}; our own need AVX2"
     strided = ", and some of float32 directly" if capability in _WITH_AVX512 else ""
     types = "float32, bfloat16 and float16"
     if direct == "amx":
         types = "float32, float16 and gradients of bfloat16 by filters of few pixels"
-    return f"3x3 with stride 1 or 2 in {types} by minimal filtering where that is faster{strided}, others: {named}"
+    return f"{forms} in {types} by minimal filtering where that is faster{strided}, others: {named}"

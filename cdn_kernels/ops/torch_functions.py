@@ -272,14 +272,17 @@ def may_gain(network: nn.Module) -> bool:
 
 _attention_lock = threading.Lock()
 _attention_users = 0
-_attention_before: list[bool] = []
-# torch's kernels of attention on all devices: whether each is on, its switch, and whether it has second derivatives.
+_attention_changed: list[tuple[Callable[[bool], None], bool]] = []  # switches, and where they stood
+# torch's kernels of attention: whether each is on, its switch, and whether it has second derivatives.
 _ATTENTION = [
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
     (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
 ]
+if cuda.is_built():  # those of GPUs alone
+    _ATTENTION += [
+        (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
+        (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+    ]
 
 
 @contextmanager
@@ -292,9 +295,9 @@ def plain_attention() -> Iterator[None]:
     with _attention_lock:
         if not _attention_users:
             # As torch.nn.attention.sdpa_kernel does it, at a tenth of its costs.
-            _attention_before[:] = [is_on() for is_on, _, _ in _ATTENTION]
-            for _, switch, twice in _ATTENTION:
-                switch(twice)
+            _attention_changed[:] = [(switch, not twice) for is_on, switch, twice in _ATTENTION if is_on() != twice]
+            for switch, on in _attention_changed:
+                switch(not on)
         _attention_users += 1
     try:
         yield
@@ -302,7 +305,7 @@ def plain_attention() -> Iterator[None]:
         with _attention_lock:
             _attention_users -= 1
             if not _attention_users:
-                for (_, switch, _), on in zip(_ATTENTION, _attention_before):
+                for switch, on in _attention_changed:
                     switch(on)
 
 

@@ -74,7 +74,8 @@ public:
 
     // Where the neighbours of a tile begin in the image that is convolved.
     static Corner neighbours(const Tile& at, Phase phase) {
-        return {at.sample, kStep * at.y - phase.odd_y, kStep * at.x - phase.odd_x, kStep};
+        return {at.sample, kStep * at.y - Scheme::before(phase.odd_y), kStep * at.x - Scheme::before(phase.odd_x),
+                kStep};
     }
 
     // The elements of the rows of images that a range of tiles touches, of their results if step is 1: first and end.
@@ -110,6 +111,7 @@ class WinogradImage {
     using Element = typename Storage::Element;
     static constexpr int kPatch = Scheme::kPatch;
     static constexpr std::int64_t kTile = Scheme::kTile, kFrequencies = kPatch * kPatch;
+    static constexpr std::int64_t kSide = Scheme::kSide, kArea = kSide * kSide;  // taps of a row and of a filter
     static constexpr std::int64_t kFilters = kWide<Real>;  // output channels whose filters are packed together
 
 public:
@@ -227,10 +229,9 @@ private:
             const Tile at = tiles_[t];
             Real* row = patches + (t - first) * row_;
             if (inner_phases_ == 1) {
-                constexpr std::int64_t before = Scheme::kStep == 1;
                 transform_patches(
                     forward_ ? tiles_.neighbours(at, Scheme::phase(0))
-                             : Corner{at.sample, at.y - before, at.x - before, 1},
+                             : Corner{at.sample, at.y - Scheme::kBefore, at.x - Scheme::kBefore, 1},
                     [&](std::int64_t channel) { return Spectrum<Real, Scheme>{row + channel, distance_}; });
                 continue;
             }
@@ -290,13 +291,13 @@ private:
     void pack(Real* to, std::int64_t column, std::int64_t begin, std::int64_t end) const {
         const std::int64_t first = column % outer_step_, count = std::min(kFilters, outer_ - first);
         const auto* from = static_cast<const Element*>(job_.second);
-        Wide<Real> taps[kTogether][kTaps * kTaps];
+        Wide<Real> taps[kTogether][kArea];
         for (std::int64_t start = begin; start < end; start += kTogether) {
             const std::int64_t together = std::min(kTogether, inner_ - start);
             if (forward_) turn(from, first, count, start, together, taps);
             else rotate(from, first, count, start, together, taps);
             const std::int64_t all = std::min(kTogether, end - start);
-            for (std::int64_t k = together; k < all; ++k) std::fill_n(taps[k], kTaps * kTaps, Wide<Real>{});
+            for (std::int64_t k = together; k < all; ++k) std::fill_n(taps[k], kArea, Wide<Real>{});
             for (int number = 0; number < inner_phases_; ++number)
                 with_phase<Scheme>(forward_ ? number : static_cast<int>(column / outer_step_), [&](auto phase) {
                     const std::int64_t row = (inner_phases_ == 1 ? 0 : phase * (end - begin)) + start - begin;
@@ -312,20 +313,20 @@ private:
         transform<Real, typename Scheme::template Filter<Real>>(
             [=](int i, int j) CDN_INLINE {
                 const int y = Scheme::tap(phase.odd_y, i), x = Scheme::tap(phase.odd_x, j);
-                return y < 0 || x < 0 ? Wide<Real>{} : filter[y * kTaps + x];
+                return y < 0 || x < 0 ? Wide<Real>{} : filter[y * kSide + x];
             },
             Spectrum<Real, Scheme, number>{to, filters_});
     }
 
     // Filters [output, tap, input]: the lanes of a vector are to be outputs, so squares of both are transposed.
     void turn(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
-              Wide<Real> (*taps)[kTaps * kTaps]) const {
+              Wide<Real> (*taps)[kArea]) const {
         for (std::int64_t k = 0; k < together; k += kFilters)
-            for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-                const Element* corner = from + (first * kTaps * kTaps + tap) * inner_ + start + k;
+            for (int tap = 0; tap < kArea; ++tap) {
+                const Element* corner = from + (first * kArea + tap) * inner_ + start + k;
                 Wide<Real> square[kFilters] = {};
                 for (std::int64_t lane = 0; lane < count; ++lane)
-                    square[lane] = load<Storage>(corner + lane * kTaps * kTaps * inner_, together - k);
+                    square[lane] = load<Storage>(corner + lane * kArea * inner_, together - k);
                 transpose<Real>(square);
                 for (std::int64_t i = 0; i < kFilters; ++i) taps[k + i][tap] = square[i];
             }
@@ -333,11 +334,10 @@ private:
 
     // The gradient by the input is a convolution by filters turned by 180 degrees, whose inputs are the outputs.
     void rotate(const Element* from, std::int64_t first, std::int64_t count, std::int64_t start, std::int64_t together,
-                Wide<Real> (*taps)[kTaps * kTaps]) const {
+                Wide<Real> (*taps)[kArea]) const {
         for (std::int64_t k = 0; k < together; ++k)
-            for (int tap = 0; tap < kTaps * kTaps; ++tap)
-                taps[k][kTaps * kTaps - 1 - tap] =
-                    load<Storage>(from + ((start + k) * kTaps * kTaps + tap) * outer_ + first, count);
+            for (int tap = 0; tap < kArea; ++tap)
+                taps[k][kArea - 1 - tap] = load<Storage>(from + ((start + k) * kArea + tap) * outer_ + first, count);
     }
 
     // Transform products back to a tile of results, round them, and what follows them.

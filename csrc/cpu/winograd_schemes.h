@@ -1,11 +1,12 @@
 // How convolutions fall into tiles of minimal filtering: with stride 1 by F(4x4, 3x3) or F(8x8, 3x3), with stride 2 in
-// four phases by F(4x4, 2x2).
+// four phases, which are the even and odd rows and columns, whose channels stand side by side: filters of 3x3 by
+// F(4x4, 2x2), of 5x5 by F(4x4, 3x3). What phases have in common is summed before results are transformed back.
 //
-// With stride 2, even columns of an image meet the middle tap of a row of a filter alone, and odd ones the two others:
-// one dimension is a convolution of odd columns by 2 taps, 5 products for 4 results, and one of even columns by 1 tap.
-// As a polynomial that has no leading coefficient, so that it needs no product at infinity, and both are summed where
-// they are transformed, before results are transformed back: 9 products instead of 12, or 81 instead of 144 in two
-// dimensions. The four phases are the even and odd rows and columns, whose channels stand side by side.
+// Of 3x3 filters with stride 2, even columns of an image meet the middle tap of a row of a filter alone, and odd ones
+// the two others: one dimension is a convolution of odd columns by 2 taps, 5 products for 4 results, and one of even
+// columns by 1 tap. As a polynomial that has no leading coefficient, so that it needs no product at infinity: 9
+// products instead of 12, or 81 instead of 144 in two dimensions. Of 5x5 filters, even columns meet three taps and odd
+// ones two, which as the last two of three need no product at 0: 11 products instead of 20, or 121 instead of 400.
 #pragma once
 
 #include "winograd_transform.h"
@@ -13,7 +14,7 @@
 namespace cdn::CDN_VARIANT {
 namespace {
 
-// Whether rows and columns of a phase are odd, which have a product at infinity.
+// Whether rows and columns of a phase are odd.
 struct Phase {
     bool odd_y, odd_x;
 };
@@ -23,10 +24,20 @@ struct PhaseRange {
     int first, count;
 };
 
+// Phases in this order are those that have all frequencies of rows or columns, `whole`, or lack one: those that have a
+// frequency follow each other.
+static constexpr bool is_whole_y(int number) { return number >= 2; }
+static constexpr bool is_whole_x(int number) { return number == 1 || number == 2; }
+static constexpr PhaseRange phases_of(bool whole_y, bool whole_x) {
+    return {whole_y ? 2 : whole_x ? 1 : 0, whole_y && whole_x ? 1 : whole_y || whole_x ? 2 : 4};
+}
+
 // Stride 1, which has one phase.
 template <int side>
 struct Dense {
     static constexpr int kTile = side, kPatch = side + 2, kStep = 1, kPhases = 1;
+    static constexpr int kSide = 3;  // side of the filters
+    static constexpr int kBefore = 1;  // gradients before a tile of those by images that its patch begins with
     template <typename Real>
     using Data = OfData<Real, side>;
     template <typename Real>
@@ -38,28 +49,28 @@ struct Dense {
     template <typename Real>
     using FilterGradient = ToFilter<Real, side>;
 
-    static constexpr Phase phase(int) { return {true, true}; }
+    static constexpr Phase phase(int) { return {}; }
+    // Pixels before those of a tile that the patch of a phase begins with.
+    static constexpr int before(bool) { return 1; }
     static constexpr bool has(Phase, int, int) { return true; }
     static constexpr PhaseRange phases(int, int) { return {0, 1}; }
     static constexpr int tap(bool, int i) { return i; }
 };
 
-// Stride 2. The points are +-a, +-b and infinity; with these, results err half as much as with 0 in place of one.
-struct Strided {
-    static constexpr int kTile = 4, kPatch = 5, kStep = 2, kPhases = 4;
+// 3x3 with stride 2. The points are +-a, +-b and infinity; with these, results err half as much as with 0 in place of
+// one.
+struct Strided3 {
+    static constexpr int kTile = 4, kPatch = 5, kStep = 2, kPhases = 4, kSide = 3, kBefore = 0;
     static constexpr double kA = 0.4, kB = 1.2, kA2 = kA * kA, kB2 = kB * kB;
     // 1 over the derivative of (x^2 - a^2) (x^2 - b^2) at a and at b, which at -a and -b has the other sign.
     static constexpr double kOverA = 1 / (2 * kA * (kA2 - kB2)), kOverB = 1 / (2 * kB * (kB2 - kA2));
 
-    // In this order, so that those that have a frequency follow each other.
-    static constexpr Phase phase(int number) { return {number >= 2, number == 1 || number == 2}; }
+    static constexpr Phase phase(int number) { return {is_whole_y(number), is_whole_x(number)}; }
+    static constexpr int before(bool odd) { return odd; }
     static constexpr bool has(Phase phase, int i, int j) {
         return (i < kPatch - 1 || phase.odd_y) && (j < kPatch - 1 || phase.odd_x);
     }
-    static constexpr PhaseRange phases(int i, int j) {
-        const bool last_y = i == kPatch - 1, last_x = j == kPatch - 1;
-        return {last_y ? 2 : last_x ? 1 : 0, last_y && last_x ? 1 : last_y || last_x ? 2 : 4};
-    }
+    static constexpr PhaseRange phases(int i, int j) { return phases_of(i == kPatch - 1, j == kPatch - 1); }
     // Which tap of a filter is tap i of a phase, -1 if none.
     static constexpr int tap(bool odd, int i) { return odd ? 2 * i : i == 0 ? 1 : -1; }
 
@@ -123,6 +134,17 @@ struct Strided {
             out[1] = times<Real>(kA * kOverA, sum_a, times<Real>(kB * kOverB, sum_b, s[4]));
         }
     };
+};
+
+// 5x5 with stride 2, with the transforms of stride 1: odd rows and columns have only the last two taps of three.
+struct Strided5 : Dense<4> {
+    static constexpr int kStep = 2, kPhases = 4, kSide = 5;
+
+    static constexpr Phase phase(int number) { return {!is_whole_y(number), !is_whole_x(number)}; }
+    static constexpr int before(bool odd) { return odd ? 3 : 2; }
+    static constexpr bool has(Phase phase, int i, int j) { return (i > 0 || !phase.odd_y) && (j > 0 || !phase.odd_x); }
+    static constexpr PhaseRange phases(int i, int j) { return phases_of(i == 0, j == 0); }
+    static constexpr int tap(bool odd, int i) { return odd ? 2 * i - 1 : 2 * i; }
 };
 
 // Call f(std::integral_constant) with the number of a phase.

@@ -15,7 +15,7 @@ class WinogradWeight {
     using Real = typename Storage::Real;
     using Element = typename Storage::Element;
     static constexpr int kPatch = Scheme::kPatch, kPhases = Scheme::kPhases;
-    static constexpr std::int64_t kFrequencies = kPatch * kPatch;
+    static constexpr std::int64_t kFrequencies = kPatch * kPatch, kSide = Scheme::kSide;
     static constexpr std::int64_t kMostChunks = 8, kChunkTiles = 128, kChunkBytes = 5 << 20;
     static constexpr std::int64_t kMostTiles = 16 * kRows;  // of a block
     static constexpr std::int64_t kStreamedBytes = 1 << 20;  // of filters from which on they are written past the cache
@@ -172,7 +172,7 @@ private:
     // Whether the results are large, and whole lines.
     bool are_streamed() const {
         const std::int64_t row = job_.inputs * std::int64_t{sizeof(Element)};
-        return row * kTaps * kTaps * job_.outputs >= kStreamedBytes && row % 64 == 0
+        return row * kSide * kSide * job_.outputs >= kStreamedBytes && row % 64 == 0
             && reinterpret_cast<std::uintptr_t>(job_.out) % 64 == 0;
     }
 
@@ -181,13 +181,13 @@ private:
     template <int number, typename Total>
     void finish(std::int64_t output, std::int64_t input, Total total) const {
         constexpr Phase phase = Scheme::phase(number);
-        auto* out = static_cast<Element*>(job_.out) + output * kTaps * kTaps * job_.inputs + input;
+        auto* out = static_cast<Element*>(job_.out) + output * kSide * kSide * job_.inputs + input;
         transform<Real, typename Scheme::template FilterGradient<Real>>(
             [=](int i, int j) CDN_INLINE { return Scheme::has(phase, i, j) ? total(i, j) : Wide<Real>{}; },
             [=, this](int i, int j, Wide<Real> v) CDN_INLINE {
                 const int y = Scheme::tap(phase.odd_y, i), x = Scheme::tap(phase.odd_x, j);
                 if (y < 0 || x < 0) return;
-                auto* to = out + (y * kTaps + x) * job_.inputs;
+                auto* to = out + (y * kSide + x) * job_.inputs;
                 if constexpr (kStreams<Storage>)
                     if (streamed_) return stream(to, v);
                 store<Storage>(to, v, job_.inputs - input);
@@ -208,8 +208,10 @@ private:
     bool whole_;  // whether all tiles are one block, so that nothing is summed up
 };
 
-// Minimal filtering takes filters of 3x3 with stride 1 or 2, of any type.
-static bool takes(const ConvolutionJob& job) { return job.size == kTaps && job.stride <= 2; }
+// Minimal filtering takes filters of 3x3 with stride 1 or 2, and of 5x5 with stride 2, of any type.
+static bool takes(const ConvolutionJob& job) {
+    return job.size == 3 ? job.stride <= 2 : job.size == 5 && job.stride == 2;
+}
 
 // Whether tiles of 8x8 run a job of 16 bits, which take 0.69 of the products where the image has as many whole ones,
 // and have more filters to transform.
@@ -223,7 +225,8 @@ static bool has_large_tiles(const ConvolutionJob& job) {
 template <typename F>
 static void with_scheme(const ConvolutionJob& job, F f) {
     with_storage(job.type, [&](auto storage) {
-        if (job.stride == 2) return f(storage, Strided{});
+        if (job.size == 5) return f(storage, Strided5{});
+        if (job.stride == 2) return f(storage, Strided3{});
         if constexpr (decltype(storage)::brief)
             if (has_large_tiles(job)) return f(storage, Dense<8>{});
         f(storage, Dense<4>{});

@@ -5,23 +5,33 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from cdn_kernels.backends.interface import CONV_INPUT, CONV_WEIGHT
+from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT
 from tests.kernels.convolutions import exact
 
 A, B = 0.5**0.5, 2**0.5
-# The points besides infinity, by the side of a tile and the stride.
+# The points besides infinity, by the side of a tile, that of the filters, and the stride.
 POINTS = {
-    (4, 1): (0, A, -A, B, -B),
-    (8, 1): (0, 0.4, -0.4, 0.8, -0.8, 1.25, -1.25, 2.5, -2.5),
-    (4, 2): (0.4, -0.4, 1.2, -1.2),
+    (4, 3, 1): (0, A, -A, B, -B),
+    (8, 3, 1): (0, 0.4, -0.4, 0.8, -0.8, 1.25, -1.25, 2.5, -2.5),
+    (4, 3, 2): (0.4, -0.4, 1.2, -1.2),
+    (4, 5, 2): (0, A, -A, B, -B),
 }
+# By the side of the filters and the stride, for phases of images, which are their rows or columns by parity: which taps
+# of a filter they meet, None for none, and how many pixels before those of a tile they begin.
+TAPS = {
+    (3, 1): {False: ([0, 1, 2], 1)},
+    (3, 2): {False: ([1, None], 0), True: ([0, 2], 1)},
+    (5, 2): {False: ([0, 2, 4], 2), True: ([None, 1, 3], 3)},
+}
+# How many gradients before those of a tile the patches of a gradient by the images begin.
+BEFORE = {(3, 1): 1, (3, 2): 0, (5, 2): 1}
 # The roundings that a value passes: one more than half of the points in one dimension, for two dimensions and three
 # transforms, and in storage.
 ROUNDINGS = {4: 19, 8: 31}
 
 
 def side(kind, images, stride=1):
-    """Return the side of the tiles of a map of a 3x3 convolution of images: large in 16 bits, if there are many."""
+    """Return the side of the tiles of a map of a convolution of images: large in 16 bits, if there are many."""
     batch, _, height, width = images.shape
     if stride > 1 or torch.finfo(images.dtype).bits > 16:
         return 4
@@ -30,13 +40,14 @@ def side(kind, images, stride=1):
     return 8 if enough and 100 * tiles[8] <= 0.8 * 36 * tiles[4] else 4
 
 
-def transforms(tile, stride=1):
-    """Return the matrices of one dimension for tiles [tile] and t taps, 3 or for stride 2 two, in float64.
+def transforms(tile, size=3, stride=1):
+    """Return the matrices of one dimension for tiles [tile] and the t taps of a phase, in float64.
 
     With p = tile + t - 1 neighbours, they are those of data [p, p], of filters [p, t] and of results [p, tile].
     """
-    points = torch.tensor(POINTS[tile, stride], dtype=torch.float64)
-    count, taps = len(points), 4 - stride
+    points = torch.tensor(POINTS[tile, size, stride], dtype=torch.float64)
+    count = len(points)
+    taps = count + 2 - tile
     others = [torch.cat([points[:i], points[i + 1 :]]) for i in range(count)]
     # What the data are multiplied with are the coefficients of prod (x - p) over the other points, or over all.
     data = torch.stack([_polynomial(roots, count + 1) for roots in [*others, points]])
@@ -66,41 +77,45 @@ def both_sides(matrix, x):
     return matrix @ x @ matrix.T
 
 
-def taps_of(odd, stride):
-    """Return which taps of a filter meet the odd columns of an image, or the even ones; with stride 1 all are odd."""
-    return [0, 1, 2] if stride == 1 else [0, 2] if odd else [1]
+def taps_of(filters, rows, columns):
+    """Return the rows and columns of filters with zeros where there is none."""
+    there = [tap if tap is not None else 0 for tap in rows], [tap if tap is not None else 0 for tap in columns]
+    is_there = torch.tensor([[None not in (row, column) for column in columns] for row in rows])
+    return filters[..., there[0], :][..., there[1]] * is_there
 
 
-def filtered(kind, operands, matrices, stride=1):
-    """Return a map of a 3x3 convolution by minimal filtering with some matrices of one dimension."""
+def filtered(kind, operands, matrices, size=3, stride=1):
+    """Return a map of a convolution by minimal filtering with some matrices of one dimension."""
     data, filters, results = matrices
-    (neighbours, taps), tile = filters.shape, results.shape[1]
+    neighbours, tile = len(filters), results.shape[1]
     first, second, like = (t.double() for t in operands[kind])
     grid = (second if kind == CONV_WEIGHT else first if kind == CONV_INPUT else like).shape[2:]
     counts = [-(-side // tile) for side in grid]
+    out, total = torch.zeros_like(like), 0
     if kind == CONV_INPUT:
         second = second.flip(2, 3).transpose(0, 1)
-    out, total = torch.zeros_like(like), 0
-    for phase in itertools.product((True,) if stride == 1 else (False, True), repeat=2):
-        (rows, columns), (y, x) = (taps_of(odd, stride) for odd in phase), (1 - odd for odd in phase)
-        begins = F.pad(first, (1, 0, 1, 0))
-        begins = begins[..., y::stride, x::stride] if stride == 1 or kind != CONV_INPUT else first
-        images = both_sides(data, patches(begins, neighbours, tile, counts))
-        if kind == CONV_WEIGHT:
-            gradients = both_sides(results, patches(second, tile, tile, counts))
-            part = both_sides(filters.T, torch.einsum("bidexy,bodexy->oixy", images, gradients))
-            for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-                out[..., row, column] = part[..., i, j]
+        before = BEFORE[size, stride]
+        gradients = both_sides(data, patches(F.pad(first, (before, 0, before, 0)), neighbours, tile, counts))
+    for odd_y, odd_x in itertools.product(TAPS[size, stride], repeat=2):
+        (rows, above), (columns, left) = TAPS[size, stride][odd_y], TAPS[size, stride][odd_x]
+        if kind == CONV_INPUT:
+            part = both_sides(filters, taps_of(second, rows, columns))
+            place = out[..., odd_y::stride, odd_x::stride]
+            products = torch.einsum("bidexy,oixy->bodexy", gradients, part)
+            place.copy_(whole(both_sides(results.T, products), place))
             continue
-        part = F.pad(second[..., rows, :][..., columns], (0, taps - len(columns), 0, taps - len(rows)))
-        total = torch.einsum("bidexy,oixy->bodexy", images, both_sides(filters, part)) + total
-        if kind == CONV_INPUT and stride > 1:
-            place = out[..., phase[0] :: stride, phase[1] :: stride]
-            place.copy_(whole(both_sides(results.T, total), place))
-            total = 0
-    return (
-        out if kind == CONV_WEIGHT or (kind == CONV_INPUT and stride > 1) else whole(both_sides(results.T, total), out)
-    )
+        phase = F.pad(first, (left, 0, above, 0))[..., ::stride, ::stride]
+        images = both_sides(data, patches(phase, neighbours, tile, counts))
+        if kind == CONV_WEIGHT:
+            by = both_sides(results, patches(second, tile, tile, counts))
+            part = both_sides(filters.T, torch.einsum("bidexy,bodexy->oixy", images, by))
+            for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+                if row is not None and column is not None:
+                    out[..., row, column] = part[..., i, j]
+        else:
+            part = both_sides(filters, taps_of(second, rows, columns))
+            total = torch.einsum("bidexy,oixy->bodexy", images, part) + total
+    return whole(both_sides(results.T, total), out) if kind == CONV_FORWARD else out
 
 
 def whole(tiles, like):
@@ -110,7 +125,7 @@ def whole(tiles, like):
     return images[:, :, : like.shape[2], : like.shape[3]]
 
 
-def allowed_error(kind, operands, dtype, stride=1):
+def allowed_error(kind, operands, dtype, size=3, stride=1):
     """Return the error that each element of a map may have.
 
     A sum of n terms of either sign errs by about sqrt(n) roundings; four times that is not seen in millions of numbers.
@@ -122,7 +137,7 @@ def allowed_error(kind, operands, dtype, stride=1):
     if kind == CONV_WEIGHT:
         terms = first.shape[0] * -(-second.shape[2] // tile) * -(-second.shape[3] // tile)
     absolute = {k: tuple(t.double().abs() for t in v) for k, v in operands.items()}
-    most = filtered(kind, absolute, [m.abs() for m in transforms(tile, stride)], stride)
+    most = filtered(kind, absolute, [m.abs() for m in transforms(tile, size, stride)], size, stride)
     computing = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
-    truth, _ = exact(kind, operands, 3, stride)
+    truth, _ = exact(kind, operands, size, stride)
     return 4 * (ROUNDINGS[tile] + terms) ** 0.5 * computing * most + torch.finfo(dtype).eps * truth.abs()

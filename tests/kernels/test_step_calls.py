@@ -417,6 +417,32 @@ def test_networks_are_watched_while_they_may_gain(convolutions):
     assert network.seen == [True, True, gains]
 
 
+def test_a_loss_may_call_the_network_again(convolutions):
+    critic = Watched(nn.Conv2d(3, 2, 5, stride=2, padding=2)).double()
+    between, real, fake = (double(4, 3, 8, 8) for _ in range(3))
+    loss = lambda outputs, score: critic(fake).mean() - critic(real).mean() + penalty(outputs, score)
+    density = lambda f: f.square().sum(1)
+    step = lambda network=critic: cdn_kernels.score_matching_step(network, between, loss, log_density=density)
+
+    def plain():
+        x = between.clone().requires_grad_()
+        outputs = critic(x)
+        (score,) = torch.autograd.grad(density(outputs).sum(), x, create_graph=True)
+        loss(outputs, score).backward()
+
+    gains = convolutions == "all"
+    compare(critic, step, plain)
+    # Nothing gains at these sizes, which is learned for the network and for the loss.
+    assert critic.seen == [True] * 3 + [False] * 3
+    critic.seen.clear()
+    step()
+    assert critic.seen == [gains] * 3
+    critic.seen.clear()
+    # Of a function it could not be learned.
+    step(lambda y: critic(y))
+    assert critic.seen == [True, False, False]
+
+
 @pytest.mark.parametrize("most", [0, 1e5], ids=["left out", "differentiated, too"])
 def test_samples_get_no_gradient_and_what_else_has_one_does(monkeypatch, most):
     monkeypatch.setattr("cdn_kernels.step._MOST_UNASKED", most)

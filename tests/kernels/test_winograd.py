@@ -37,47 +37,51 @@ SHAPES = [
     (65, 40, 70, 8, 7),
     (3, 70, 130, 64, 47),
 ]
-shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 # (B, I, O, H, W) of small tiles in every type, and of large ones in 16 bits.
 both_sides = pytest.mark.parametrize("shape", [(3, 40, 20, 6, 7), (17, 20, 40, 13, 16)], ids=str)
 
 
-strides = pytest.mark.parametrize("stride", [1, 2])
+# The sides of filters and the strides that minimal filtering takes.
+FORMS = (3, 1), (3, 2), (5, 2)
+forms = pytest.mark.parametrize("size, stride", FORMS)
+# Filters of 5x5 have the transforms of 3x3 with stride 1, and the phases of 3x3 with stride 2.
+shapes = pytest.mark.parametrize(
+    "size, stride, shape", [(*form, s) for form in FORMS for s in (SHAPES if form[0] == 3 else SHAPES[1:9:2])], ids=str
+)
 
 
-def run(kind, shape, dtype, stride=1, **options):
-    return convolutions.run(cpu.conv2d, kind, *problem(shape, 3, stride, dtype=dtype), stride, **options)
+def run(kind, shape, dtype, size, stride, **options):
+    return convolutions.run(cpu.conv2d, kind, *problem(shape, size, stride, dtype=dtype), stride, **options)
 
 
 @kinds
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6, 9), (1, 2, 1, 1, 16)], ids=str)
-@pytest.mark.parametrize("tile, stride", POINTS)
-def test_the_matrices_of_the_oracle_are_those_of_a_convolution(tile, stride, shape, kind):
-    operands, _ = problem(shape, 3, stride, dtype=torch.float64)
-    found = filtered(kind, operands, transforms(tile, stride), stride)
-    torch.testing.assert_close(found, exact(kind, operands, 3, stride)[0])
+@pytest.mark.parametrize("tile, size, stride", POINTS)
+def test_the_matrices_of_the_oracle_are_those_of_a_convolution(tile, size, stride, shape, kind):
+    operands, _ = problem(shape, size, stride, dtype=torch.float64)
+    found = filtered(kind, operands, transforms(tile, size, stride), size, stride)
+    torch.testing.assert_close(found, exact(kind, operands, size, stride)[0])
 
 
 @engines
 @shapes
 @dtypes
-@strides
 @kinds
-def test_errors_are_those_of_the_transforms(engine, shape, dtype, stride, kind):
-    out = run(kind, shape, dtype, stride, engine=engine)
-    operands, _ = problem(shape, 3, stride, dtype=dtype)
-    truth, _ = exact(kind, operands, 3, stride)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
+def test_errors_are_those_of_the_transforms(engine, shape, dtype, size, stride, kind):
+    out = run(kind, shape, dtype, size, stride, engine=engine)
+    operands, _ = problem(shape, size, stride, dtype=dtype)
+    truth, _ = exact(kind, operands, size, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, size, stride)).all()
 
 
 @pytest.mark.parametrize("channels", [32, 64])
-@strides
+@forms
 @kinds
-def test_errors_in_float32_stay_near_those_of_direct_sums(channels, stride, kind):
+def test_errors_in_float32_stay_near_those_of_direct_sums(channels, size, stride, kind):
     shape = (4, channels, channels, 16, 16)
-    operands, _ = problem(shape, 3, stride, dtype=torch.float32)
-    truth, _ = exact(kind, operands, 3, stride)
-    own = run(kind, shape, torch.float32, stride, engine=ENGINES[-1])
+    operands, _ = problem(shape, size, stride, dtype=torch.float32)
+    truth, _ = exact(kind, operands, size, stride)
+    own = run(kind, shape, torch.float32, size, stride, engine=ENGINES[-1])
     errors = [t.double() - truth for t in (own, eager_map(kind, operands, stride))]
     own, others = (float(e.square().mean().sqrt()) for e in errors)
     assert own <= 8 * others
@@ -86,37 +90,36 @@ def test_errors_in_float32_stay_near_those_of_direct_sums(channels, stride, kind
 
 
 def eager_map(kind, operands, stride):
-    """Return a map of a 3x3 convolution by torch in the dtype of the operands."""
+    """Return a map of a convolution by torch in the dtype of the operands."""
     first, second, like = operands[kind]
     if kind == CONV_FORWARD:
-        return torch.nn.functional.conv2d(first, second, stride=stride, padding=1)
+        return torch.nn.functional.conv2d(first, second, stride=stride, padding=second.shape[2] // 2)
     x, weight, g = (like, second, first) if kind == CONV_INPUT else (first, like, second)
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = torch.nn.functional.conv2d(torch.zeros_like(x) + x, weight, stride=stride, padding=1)
+    y = torch.nn.functional.conv2d(torch.zeros_like(x) + x, weight, stride=stride, padding=weight.shape[2] // 2)
     return torch.autograd.grad(y, x if kind == CONV_INPUT else weight, g)[0]
 
 
 @engines
 @shapes
-@strides
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_threads_do_not_change_the_result(engine, shape, dtype, stride, kind):
-    one, two, three = (run(kind, shape, dtype, stride, engine=engine, threads=n) for n in (1, 2, 3))
+def test_threads_do_not_change_the_result(engine, shape, dtype, size, stride, kind):
+    one, two, three = (run(kind, shape, dtype, size, stride, engine=engine, threads=n) for n in (1, 2, 3))
     assert torch.equal(one, two) and torch.equal(one, three)
 
 
 @engines
 @dtypes
 @both_sides
-@strides
-def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape, stride):
-    operands, sizes = problem(shape, 3, stride, dtype=dtype)
+@forms
+def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape, size, stride):
+    operands, sizes = problem(shape, size, stride, dtype=dtype)
     x, weight, like = operands[CONV_FORWARD]
     (u, _), (activation, buffer), (alone, _) = (nhwc(*like.shape, dtype=dtype) for _ in range(3))
     cpu.conv2d(CONV_FORWARD, x, weight, u, sizes, stride, activation=activation, engine=engine)
     cpu.conv2d(CONV_FORWARD, x, weight, None, sizes, stride, activation=alone, engine=engine)
-    assert torch.equal(u, run(CONV_FORWARD, shape, dtype, stride, engine=engine))
+    assert torch.equal(u, run(CONV_FORWARD, shape, dtype, size, stride, engine=engine))
     assert torch.equal(alone, activation) and intact(buffer)
     torch.testing.assert_close(activation, torch.ops.cdn_kernels.gelu(u, "cpu"), rtol=2e-7, atol=1e-7)
 
@@ -124,15 +127,15 @@ def test_activation_is_that_of_the_rounded_preactivation(engine, dtype, shape, s
 @engines
 @dtypes
 @both_sides
-@strides
-def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, shape, stride):
-    operands, sizes = problem(shape, 3, stride, dtype=dtype)
+@forms
+def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, shape, size, stride):
+    operands, sizes = problem(shape, size, stride, dtype=dtype)
     g, weight, like = operands[CONV_INPUT]
     draw = lambda: nhwc(*like.shape, fill=torch.randn(like.shape), dtype=dtype)[0]
     u, added = draw(), draw()
-    plain = run(CONV_INPUT, shape, dtype, stride, engine=engine)
-    truth, _ = exact(CONV_INPUT, operands, 3, stride)
-    allowed = allowed_error(CONV_INPUT, operands, dtype, stride)
+    plain = run(CONV_INPUT, shape, dtype, size, stride, engine=engine)
+    truth, _ = exact(CONV_INPUT, operands, size, stride)
+    allowed = allowed_error(CONV_INPUT, operands, dtype, size, stride)
     slope = u.double().requires_grad_()
     (slope,) = torch.autograd.grad(reference.gelu(slope).sum(), slope)
     for source in (None, added):
@@ -152,17 +155,17 @@ def test_the_slope_of_gelu_and_what_is_added_follow_a_gradient(engine, dtype, sh
 
 @engines
 @kinds
-@strides
-def test_what_an_earlier_call_left_behind_is_not_read(engine, stride, kind):
+@forms
+def test_what_an_earlier_call_left_behind_is_not_read(engine, size, stride, kind):
     shape = (5, 6, 10, 7, 9)
-    clean = run(kind, shape, torch.float32, stride, engine=engine)
+    clean = run(kind, shape, torch.float32, size, stride, engine=engine)
     for other in ((40, 70, 40, 12, 12), (4, 200, 90, 4, 4)):
-        operands, sizes = problem(other, 3, stride, dtype=torch.float32)
+        operands, sizes = problem(other, size, stride, dtype=torch.float32)
         for poisoned in MAPS:
             first, second, like = operands[poisoned]
             out, _ = nhwc(*like.shape, dtype=torch.float32)
             cpu.conv2d(poisoned, torch.full_like(first, float("nan")), second, out, sizes, stride, engine=engine)
-    assert torch.equal(run(kind, shape, torch.float32, stride, engine=engine), clean)
+    assert torch.equal(run(kind, shape, torch.float32, size, stride, engine=engine), clean)
 
 
 @engines
@@ -190,16 +193,16 @@ def test_infinity_and_nan_are_seen_where_they_belong_and_fill_no_more_than_their
 
 @engines
 @kinds
-@strides
+@forms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind, dtype, stride):
+def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine, kind, dtype, size, stride):
     """One pixel in ten a thousand times as large as the rest: the weak spot of minimal filtering."""
-    operands, sizes = problem((16, 32, 32, 16, 16), 3, stride, dtype=dtype)
+    operands, sizes = problem((16, 32, 32, 16, 16), size, stride, dtype=dtype)
     first = operands[kind][0]
     first[:, :, ::5, ::2] *= 1000
     out = convolutions.run(cpu.conv2d, kind, operands, sizes, stride, engine=engine)
-    truth, _ = exact(kind, operands, 3, stride)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
+    truth, _ = exact(kind, operands, size, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, size, stride)).all()
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
@@ -209,19 +212,20 @@ def test_an_outlier_costs_its_own_tiles_no_more_than_the_transforms_allow(engine
     outputs=st.integers(1, 80),
     height=st.integers(1, 14),
     width=st.integers(1, 20),
-    stride=st.integers(1, 2),
+    form=st.sampled_from(FORMS),
     kind=st.sampled_from(MAPS),
     dtype=st.sampled_from(list(TYPES)),
     engine=st.sampled_from(ENGINES or ["none"]),
     threads=st.integers(1, 5),
 )
-def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, stride, kind, dtype, engine, threads):
+def test_shapes_that_no_one_thought_of(batch, inputs, outputs, height, width, form, kind, dtype, engine, threads):
+    size, stride = form
     batch = min(batch, 1 + 20000 // (inputs * height * width))
     shape = batch, inputs, outputs, height, width
-    out = run(kind, shape, dtype, stride, engine=engine, threads=threads)
-    operands, _ = problem(shape, 3, stride, dtype=dtype)
-    truth, _ = exact(kind, operands, 3, stride)
-    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, stride)).all()
+    out = run(kind, shape, dtype, size, stride, engine=engine, threads=threads)
+    operands, _ = problem(shape, size, stride, dtype=dtype)
+    truth, _ = exact(kind, operands, size, stride)
+    assert ((out.double() - truth).abs() <= allowed_error(kind, operands, dtype, size, stride)).all()
 
 
 @pytest.fixture
@@ -230,9 +234,9 @@ def always(monkeypatch):
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
 
 
-def images_and_filters(*shape, dtype=torch.float64, layout=torch.channels_last):
+def images_and_filters(*shape, size=3, dtype=torch.float64, layout=torch.channels_last):
     batch, inputs, outputs, height, width = shape
-    x, weight = torch.randn(batch, inputs, height, width), torch.randn(outputs, inputs, 3, 3) / 3
+    x, weight = torch.randn(batch, inputs, height, width), torch.randn(outputs, inputs, size, size) / size
     return [t.to(dtype, memory_format=layout).requires_grad_() for t in (x, weight)]
 
 
@@ -243,8 +247,13 @@ def functions():
         "conv2d": one(cdn_kernels.conv2d),
         "conv2d_gelu": one(cdn_kernels.conv2d_gelu),
         "strided": one(cdn_kernels.conv2d_gelu, 2),
+        "5x5, strided": one(cdn_kernels.conv2d_gelu, 2),
         "pair": pair,
     }
+
+
+def size_of(name):
+    return 5 if "5x5" in name else 3
 
 
 layouts = pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
@@ -254,7 +263,7 @@ layouts = pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguo
 @pytest.mark.parametrize("name", functions())
 def test_operations_pass_numerical_checks(always, monkeypatch, name, layout):
     calls = convolutions.maps_that_run(monkeypatch, cpu)
-    inputs = images_and_filters(2, 3, 2, 5, 3, layout=layout)
+    inputs = images_and_filters(2, 3, 2, 5, 3, size=size_of(name), layout=layout)
     assert gradcheck(functions()[name], inputs) and gradgradcheck(functions()[name], inputs)
     assert {kind for kind, *_ in calls} == set(MAPS)
 
@@ -262,11 +271,13 @@ def test_operations_pass_numerical_checks(always, monkeypatch, name, layout):
 @layouts
 @pytest.mark.parametrize("name", functions())
 def test_operations_equal_the_reference_at_every_order_in_float64(always, name, layout):
-    inputs = images_and_filters(3, 20, 17, 9, 6, layout=layout)
+    inputs = images_and_filters(3, 20, 17, 9, 6, size=size_of(name), layout=layout)
+    strided = lambda x, w: reference.conv2d_gelu(x, w, 2)
     eager = {
         "conv2d": reference.conv2d,
         "conv2d_gelu": reference.conv2d_gelu,
-        "strided": lambda x, w: reference.conv2d_gelu(x, w, 2),
+        "strided": strided,
+        "5x5, strided": strided,
         "pair": lambda x, w: reference.conv2d(reference.conv2d_gelu(x, w), w.transpose(0, 1)),
     }[name]
     assert_as_exact_as_eager(functions()[name], eager, inputs)
@@ -310,6 +321,7 @@ def test_steps_stay_within_rounding_of_direct_ones(monkeypatch):
 
 
 LARGE = (64, 64, 32, 32), (64, 64, 3, 3)
+WIDE = (64, 64, 32, 32), (64, 64, 5, 5)
 
 
 def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct=None, capability="avx2", doubles=True):
@@ -357,6 +369,15 @@ def chosen(kind=CONV_FORWARD, dtype=torch.float32, shape=LARGE, stride=1, direct
         (dict(stride=2, dtype=torch.bfloat16, direct="amx", doubles=False), "amx"),
         (dict(stride=2, shape=((64, 3, 32, 32), (64, 3, 3, 3)), kind=CONV_INPUT), None),
         (dict(stride=2, shape=((64, 64, 10, 10), (64, 64, 3, 3))), None),
+        # Filters of 5x5 with stride 2 gain more, gradients by images of any channels among them.
+        (dict(stride=2, shape=WIDE), "winograd_avx2"),
+        (dict(stride=1, shape=WIDE), None),
+        (dict(stride=2, shape=((64, 3, 32, 32), (64, 3, 5, 5))), None),
+        (dict(stride=2, shape=((64, 3, 32, 32), (64, 3, 5, 5)), kind=CONV_INPUT), "winograd_avx2"),
+        (dict(stride=2, shape=((64, 64, 4, 4), (64, 64, 5, 5))), None),
+        (dict(stride=2, shape=WIDE, dtype=torch.bfloat16, direct="avx512_bf16"), "avx512_bf16"),
+        (dict(stride=2, shape=WIDE, dtype=torch.bfloat16, direct="avx512_bf16", doubles=False), "winograd_avx2"),
+        (dict(stride=2, shape=WIDE, dtype=torch.bfloat16, direct="amx"), "amx"),
         # Direct sums of float32, with AVX-512: what is small, and what has a stride and few channels.
         (dict(stride=2, shape=((4, 64, 8, 8), (64, 64, 3, 3)), capability="avx512"), "float32_avx512"),
         (dict(stride=2, shape=((64, 8, 32, 32), (64, 8, 3, 3)), capability="avx512"), "float32_avx512"),
@@ -381,7 +402,16 @@ def test_the_choice_follows_type_and_shape(monkeypatch, options, engine):
 
 @pytest.mark.parametrize(
     "channels, side, size, stride, copied",
-    [(32, 16, 3, 1, True), (16, 16, 3, 1, False), (32, 2, 3, 1, False), (32, 32, 3, 2, False), (32, 16, 1, 1, False)],
+    [
+        (32, 16, 3, 1, True),
+        (16, 16, 3, 1, False),
+        (32, 2, 3, 1, False),
+        (32, 32, 3, 2, False),
+        (32, 16, 1, 1, False),
+        (16, 32, 5, 2, True),
+        (8, 32, 5, 2, False),
+        (16, 16, 5, 2, False),
+    ],
 )
 def test_images_that_are_not_channels_last_are_copied_where_that_is_worth_it(
     monkeypatch, channels, side, size, stride, copied
@@ -404,6 +434,7 @@ def test_the_choice_can_be_overruled(monkeypatch):
     monkeypatch.setattr(cpu_engines, "CHOICE", "winograd")
     assert chosen(shape=((1, 1, 1, 1), (1, 1, 3, 3)), capability="scalar") == "winograd_scalar"
     assert chosen(stride=2) == "winograd_avx2" and chosen(stride=3) is None
+    assert chosen(stride=2, shape=WIDE) == "winograd_avx2" and chosen(shape=WIDE) is None
 
 
 def test_the_environment_chooses_and_info_says_so():
