@@ -115,6 +115,8 @@ SECONDS_VARIANTS: dict[str, Options] = {
     "batches of 128": dict(batch_size=128, steps=1100),
     "learning rate 6e-3": dict(learning_rate=6e-3),
     "learning rate 1.2e-2": dict(learning_rate=1.2e-2),
+    "twice the time": dict(steps=3700),
+    "twice the time, learning rate 6e-3": dict(learning_rate=6e-3, steps=3700),
     "no averaging": dict(ema=0.0),
     "label smoothing 0.1": dict(label_smoothing=0.1),
     "translations by 2": dict(crop_padding=2),

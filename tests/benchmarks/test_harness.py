@@ -1,6 +1,7 @@
 """The harness is honest: it sees a difference that is there, and none that is not, on a machine as noisy as ours."""
 
 import dataclasses
+import os
 import random
 
 import pytest
@@ -149,6 +150,24 @@ def test_peak_memory_counts_what_is_gone_again():
 
     peak = peak_bytes(allocate)
     assert peak is None or 0.98 * size <= peak < 1.5 * size  # Linux counts pages by the dozen
+
+
+class Gaps:
+    """A case that frees every second buffer, and then needs larger ones than were freed."""
+
+    COUNT, SMALL, LARGE = 200, 2**18, 2**18 + 2**16
+    USED = COUNT * (SMALL + LARGE)
+
+    def __call__(self):
+        buffers = [torch.ones(self.SMALL, dtype=torch.uint8) for _ in range(2 * self.COUNT)][::2]
+        buffers += [torch.ones(self.LARGE, dtype=torch.uint8) for _ in range(self.COUNT)]
+
+
+def test_peak_memory_of_a_worker_is_that_of_buffers_in_use():
+    with Worker(Gaps) as worker:
+        peak = worker.peak_bytes("cpu")
+    assert peak is None or 0.98 * Gaps.USED <= peak < 1.1 * Gaps.USED
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
 @pytest.mark.parametrize(
