@@ -49,7 +49,7 @@ class Worker:
         self.name = getattr(factory, "__name__", str(factory))
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.call, self.keep_pages = (factory, args, options), keep_pages
+        self.call = factory, args, options
         self.unread = 0  # answers that nobody has waited for
         self.process = context.Process(
             target=_serve, args=(theirs, self.call, keep_pages, torch.get_num_threads()), daemon=True
@@ -91,10 +91,10 @@ class Worker:
     def peak_bytes(self, device):
         """Run the case once; return its peak memory, see :func:`.memory.peak_bytes`.
 
-        Where pages are not kept, that is of the buffers in use: the case runs in a process of its own, whose allocator
-        returns what is freed. Gaps between buffers, which differ from run to run, count only where pages are kept.
+        On CPUs that is of the buffers in use: the case runs in a process of its own, whose allocator returns what is
+        freed. Gaps between buffers, which differ from run to run, do not count.
         """
-        if self.keep_pages or device != "cpu" or sys.platform != "linux" or _MAPPED_FROM in os.environ:
+        if device != "cpu" or sys.platform != "linux" or _MAPPED_FROM in os.environ:
             return self._ask("memory", device)
         factory, args, options = self.call
         os.environ[_MAPPED_FROM] = str(1 << 16)
