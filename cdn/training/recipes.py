@@ -40,7 +40,7 @@ BY_DATA: dict[str, Recipe] = {
         ema=0.99,
         mean=0.0,
     ),
-    "cifar10": _PHOTOGRAPHS | dict(batch_size=128),
+    "cifar10": _PHOTOGRAPHS | dict(batch_size=128, learning_rate=6e-3),
     "imagefolder": _PHOTOGRAPHS | dict(batch_size=64),
     "hf": _PHOTOGRAPHS | dict(batch_size=128),
     OWN: _PHOTOGRAPHS | dict(batch_size=128),
