@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 import cdn_kernels
-from cdn.model.capabilities import is_direct_denoiser, treats_images_alone
+from cdn.model.capabilities import is_direct_denoiser, is_ours, treats_images_alone
 from cdn.model.finite import decided
 from cdn.model.inputs import check_floating
 from cdn_kernels import Noise, NoiseLevels
 from cdn_kernels import reference as torch_ops
 from cdn_kernels.noise import Sigma
+from cdn_kernels.ops.common import resolve_untransformed
 from cdn_kernels.ops.noise import check_noise
 from cdn_kernels.phases import phase
 from cdn_kernels.transforms import can_be_read, transformed
@@ -102,10 +103,10 @@ def joint_step(
 
     Images with sigma = 0 take part in the cross-entropy only: where the host knows how many there are, and the model
     computes every image for itself (:func:`cdn.model.capabilities.treats_images_alone`), they are spared the sweeps of
-    the score, and the model is called twice, on the noisy images and on the clean ones. The gradient is that of the
-    whole batch, within rounding, and reaches every parameter, and its hooks, once. The host knows sigma itself, as a
-    number or a tensor on the CPU that requires no grad, and what stratified :class:`cdn.NoiseLevels` draw; independent
-    ones run whole, as ever.
+    the score. Networks of this package are called once then, where they run in the kernels of a CPU; any other model is
+    called twice, on the noisy images and on the clean ones. The gradient is that of the whole batch, within rounding,
+    and reaches every parameter, and its hooks, once. The host knows sigma itself, as a number or a tensor on the CPU
+    that requires no grad, and what stratified :class:`cdn.NoiseLevels` draw; independent ones run whole, as ever.
 
     Args, errors: as for :func:`joint_loss` and the step.
         clean: how many images of x stay clean, from :func:`cdn_kernels.count_clean`, for stratified levels with a key
@@ -126,7 +127,8 @@ def joint_step(
             model, x, labels, sigma, noise, *weights, label_smoothing, whole, apart=True, clean=clean
         )
         if objective.needs_score:
-            return cdn_kernels.score_matching_step(model, objective.y, objective, impl=impl).loss, objective.parts
+            step = cdn_kernels.score_matching_step(model, objective.y, objective, scored=objective.scored, impl=impl)
+            return step.loss, objective.parts
         loss = _value(model, objective)
         with phase("backward"), torch.autocast(x.device.type, enabled=False):
             loss.backward()
@@ -196,6 +198,7 @@ class _Objective:
         self.weights, self.label_smoothing = (classification_weight, denoising_weight), label_smoothing
         self.needs_score = _computed(denoising_weight) and not is_direct_denoiser(model)
         self.rest: Tensor | None = None  # the clean images beside y
+        self.scored: int | None = None  # how many of y are noisy, the first ones, if clean ones follow
         self.blank = False  # whether all are clean, and nothing is denoised
         self.valid: Tensor | None = None  # 1, or nan where a number that was told cannot be
         self.whole = _checked(whole, x)
@@ -211,6 +214,8 @@ class _Objective:
                 self.y = x
             else:
                 self.y, self.sigma = cdn_kernels.sample_noise(x, sigma, noise)
+                if self.rest is not None and self._runs_at_once():
+                    self.scored, self.y, self.rest = len(self.y), torch.cat([self.y, self.rest]), None
 
     def _spared(self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, told: int | None) -> int:
         """Return how many clean images are taken out of y: all, or none where that gains nothing or is not allowed."""
@@ -219,6 +224,14 @@ class _Objective:
             return 0
         clean = _count_clean(x, sigma, noise) if told is None else told
         return clean if classification or clean < len(x) else 0
+
+    def _runs_at_once(self) -> bool:
+        """Tell whether clean images go through the model with the noisy ones: where its score can leave them out.
+
+        The operations of the library do on CPUs; of others it is not known.
+        """
+        with_score = self.needs_score and _computed(self.weights[0])
+        return with_score and is_ours(self.model) and resolve_untransformed("conv2d", "auto", self.y) == "cpu"
 
     def _separated(
         self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, count: int, *, counted: bool

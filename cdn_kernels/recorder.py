@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from cdn_kernels.backends.shared_library import Read, observers
 from cdn_kernels.ops.common import FUNCTIONS
-from cdn_kernels.ops.filters import FilterGradient, run_with_gradients
-from cdn_kernels.torch_private import TorchDispatchMode, may_be_view, out_variant, plain_operation, tensors_in, tree_map
+from cdn_kernels.torch_private import (
+    TorchDispatchMode,
+    WrapperTensor,
+    may_be_view,
+    out_variant,
+    plain_operation,
+    tensors_in,
+    tree_map,
+)
 
 # Results of these are not values, and need nobody to write them.
 _EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
@@ -112,9 +119,10 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.refusal is not None:
             return func(*args, **kwargs)
-        if any(issubclass(kind, FilterGradient) for kind in types):
+        wrapper = next((kind for kind in types if issubclass(kind, WrapperTensor)), None)
+        if wrapper is not None:
             with self._inside():
-                return run_with_gradients(func, args, kwargs)
+                return wrapper.run(func, args, kwargs)
         for tensor in tensors_in((args, kwargs)):
             self._see_tensor(tensor)
         own = FUNCTIONS.get(func.name())

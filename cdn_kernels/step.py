@@ -17,6 +17,7 @@ from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.any_order import AnyOrderNorms, has_norms
 from cdn_kernels.ops.filters import shared_filters
 from cdn_kernels.ops.foreign import graph_leaves
+from cdn_kernels.ops.leading import filled, leading
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_gain, plain_attention
 from cdn_kernels.phases import phase
 from cdn_kernels.torch_private import detached, rebuilt, tensors_in, tree_map
@@ -43,6 +44,7 @@ def score_matching_step(
     kwargs: Mapping[str, Any] | None = None,
     log_density: Callable[..., Tensor] | None = None,
     scaled: bool = False,
+    scored: int | None = None,
     impl: str = "auto",
 ) -> Step:
     """Add the parameter gradient of a loss of a network's outputs and of its score to ``.grad``.
@@ -70,6 +72,10 @@ def score_matching_step(
         log_density: a function from the outputs to log-densities of any shape, of whose sum the gradient is the score;
             for a score of each sample, a sample must not count in the densities of others. It, too, may have a
             parameter ``y``. By default outputs [B] themselves, or :func:`cdn_kernels.logsumexp` of outputs [B, C].
+        scored: how many samples have a score, the first ones; None for all. The others go through the forward and the
+            last sweep only, in operations of the library, and in others as if they had a score, of which nothing is
+            read. For a tensor y, and outputs [B, ...] of a network that computes every sample for itself; log_density
+            then gets the outputs of those samples, and the score is of these.
         scaled: that the loss carries a factor, which the caller takes out of ``.grad``. float16 is refused without:
             gradients of log-densities go beyond its range, which ends at 65504, or vanish below 6e-8.
         impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
@@ -87,6 +93,7 @@ def score_matching_step(
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
     _check(network, y, loss, log_density, impl)
+    scored = _checked_count(scored, y)
     floats = _floats(y)
     device = floats[0].device.type
     if not scaled:
@@ -104,12 +111,16 @@ def score_matching_step(
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
     with using(impl), _recorded(), plain_attention(), norms, shared_filters():
         y = tree_map(_differentiable, y)
+        if scored is not None and isinstance(y, Tensor):
+            y = filled(y)
         with phase("forward"), watched:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
-            value = _call_with(density, y, outputs)
+            value = _call_with(density, y, outputs if scored is None else _first_outputs(outputs, len(y), scored))
         with phase("score"), as_stored:
             score = _score(value, y)
+            if scored is not None:
+                score = leading(score, scored)
         # Critics are called in their loss, too. What gains is learned for modules, and functions are watched ever anew.
         with nullcontext() if module is None else watched:
             total = _call_with(loss, y, outputs, score)
@@ -216,6 +227,27 @@ def _form(x: Tensor) -> tuple[Any, ...]:
 
 def _differentiable(x: Tensor) -> Tensor:
     return reference.differentiable(x, keep=True) if x.is_floating_point() else x
+
+
+def _checked_count(scored: object, y: Samples) -> int | None:
+    """Return how many samples have a score, None for all of them."""
+    if scored is None:
+        return None
+    if not isinstance(y, Tensor) or isinstance(scored, bool) or not isinstance(scored, int):
+        raise TypeError(
+            "score_matching_step: scored must be a number of samples of a tensor y, got "
+            f"{scored!r} and {'a tensor' if isinstance(y, Tensor) else type(y).__name__}"
+        )
+    if not 0 < scored <= len(y):
+        raise ValueError(f"score_matching_step: scored must be in [1, {len(y)}], the samples of y, got {scored}")
+    return scored if scored < len(y) else None
+
+
+def _first_outputs(outputs: object, batch: int, count: int) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (batch,):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"score_matching_step: with scored, network must return a tensor [{batch}, ...], got {got}")
+    return leading(outputs, count)
 
 
 def _floats(tree: Any) -> list[Tensor]:

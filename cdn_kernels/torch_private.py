@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,9 +38,47 @@ class WrapperTensor(torch.Tensor):
     __torch_function__ = getattr(torch._C, "_disabled_torch_function_impl", torch.Tensor.__torch_function__)
 
     @classmethod
-    def without_memory(cls, shape: Sequence[int], like: torch.Tensor) -> Any:
-        """Return one of a shape, with the dtype and on the device of another tensor."""
-        return cls._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+    def without_memory(cls, shape: Sequence[int], like: torch.Tensor, *, channels_last: bool = False) -> Any:
+        """Return one of a shape, contiguous or channels last, with the dtype and on the device of another tensor."""
+        strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+        if channels_last:
+            _, channels, height, width = shape
+            strides = [channels * height * width, 1, channels * width, channels]
+        return cls._make_wrapper_subclass(cls, shape, strides=strides, dtype=like.dtype, device=like.device)
+
+    def value(self) -> torch.Tensor:
+        """Return an ordinary tensor that equals it."""
+        raise NotImplementedError
+
+    @classmethod
+    def run(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation of torch some of whose tensors are of the class."""
+        return run_on_values(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub has it without a class
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run any operation."""
+        return cls.run(func, args, kwargs or {})
+
+
+def run_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation of torch on ordinary tensors in the place of others.
+
+    Raises:
+        RuntimeError: it would change one of the others.
+    """
+    for argument, given in zip(func._schema.arguments, args):
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and any(isinstance(t, WrapperTensor) for t in tensors_in(given)):
+            raise RuntimeError(f"{func} cannot change a gradient of cdn_kernels in place: clone it")
+    read = lambda t: t.value() if isinstance(t, WrapperTensor) else t
+    return func(*tree_map(read, args), **tree_map(read, kwargs))
 
 
 def transforms_are_active() -> bool:

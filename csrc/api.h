@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // Raised with every change of the functions below, so that Python refuses a library built from older sources.
-#define CDN_INTERFACE 15
+#define CDN_INTERFACE 16
 
 #define CDN_API extern "C" __attribute__((visibility("default")))
 
@@ -103,14 +103,15 @@ CDN_API int cdn_silu(int sweep, const void* u, const void* grad, const void* oth
 // gain[channels], statistics[batch, 4 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
 // for CDN_FLOAT64; everything else has the given type. eps > 0.
 //   forward:  x and residual give sum = v, statistics and out = z; if residual is null, v = x and sum is unused
-//   backward: x = v, statistics, grad = g_z and source (may be null) give out = g_v + source, and gain_grad
+//   backward: x = v, statistics, grad = g_z and source (may be null) give out = g_v + source, and gain_grad; only the
+//             first `sourced` samples have a source
 //   tangent:  x = v, statistics, grad = g_z and tangent = vdot give tangent_out = zdot, out = the derivative of
 //             <g_v, vdot> by v, and gain_grad = its derivative by the gain
 CDN_API int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
                           const void* source, const void* tangent, void* statistics, void* sum, void* out,
-                          void* tangent_out, void* gain_grad, int type, std::int64_t batch, std::int64_t channels,
-                          std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
-                          int threads, int capability);
+                          void* tangent_out, void* gain_grad, int type, std::int64_t sourced, std::int64_t batch,
+                          std::int64_t channels, std::int64_t pixels, std::int64_t groups, double eps,
+                          int scale_preserving, int channels_last, int threads, int capability);
 
 // A pass of the plain z = normalize(x) + bias, likewise, with bias[channels] (may be null) of the type of gain.
 // gain_grad[shares, channels] and bias_grad[shares, channels] (may be null) are sums over runs of samples, share i over
@@ -136,13 +137,12 @@ CDN_API int cdn_pool(int kind, const void* a, const void* b, void* values, void*
 // ceil(width / stride), outputs]. Products are summed in float, or double for CDN_FLOAT64, and rounded once.
 //   forward: first = x, second = w give out = y and, unless null, activation = phi(y); out may be null beside it
 //   input:   first = the gradient of y, second = w give out = p, the gradient of x; of what is not null, product = p
-//   and
-//            out = phi'(u) p + added
+//            and out = phi'(u) p + added, of which only the first `sourced` images have something added
 //   weight:  first = x, second = the gradient of y give out = the gradient of w
 // Subnormal numbers of all types but CDN_FLOAT64 may count as zeros.
 // Direct engines take CDN_BFLOAT16 or CDN_FLOAT32, as their names say, without u, added and product.
 // Returns 2 if there is no memory for the workspace, which the calling thread keeps until it ends.
 CDN_API int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,
-                       const void* added, void* product, int type, std::int64_t batch, std::int64_t height,
-                       std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
-                       std::int64_t stride, int threads, int engine);
+                       const void* added, void* product, int type, std::int64_t sourced, std::int64_t batch,
+                       std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs,
+                       std::int64_t size, std::int64_t stride, int threads, int engine);

@@ -18,7 +18,7 @@ from cdn_kernels.backends.interface import TYPES, ConvolutionShape, shares_of
 from cdn_kernels.backends.shared_library import Library, Signatures, address, integer, observers
 from cdn_kernels.noise import CLEAN_LAWS, LAWS
 
-INTERFACE = 15  # CDN_INTERFACE of the csrc/api.h that this file was written for
+INTERFACE = 16  # CDN_INTERFACE of the csrc/api.h that this file was written for
 CAPABILITIES = ("scalar", "avx2", "avx512", "avx512_bf16")
 
 _LEVELS = c_int, c_double, c_double, c_double, c_int
@@ -37,10 +37,10 @@ _SIGNATURES: Signatures = {
     "cdn_denoising": (*[c_void_p] * 5, c_int, *[c_int64] * 3, *_KEY, c_int, c_int),
     "cdn_gelu": _ACTIVATION,
     "cdn_silu": _ACTIVATION,
-    "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, *[c_int64] * 4, c_double, *[c_int] * 4),
+    "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, *[c_int64] * 5, c_double, *[c_int] * 4),
     "cdn_group_norm": (c_int, *[c_void_p] * 10, c_int, *[c_int64] * 5, c_double, c_int, c_int, c_int),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
-    "cdn_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 7, c_int, c_int),
+    "cdn_conv2d": (c_int, *[c_void_p] * 7, c_int, *[c_int64] * 8, c_int, c_int),
     "cdn_random_words": (c_void_p, c_int64, c_int64, c_int, c_uint64, c_uint64, c_int),
 }
 
@@ -310,12 +310,13 @@ def gelu_norm(
 
     Args:
         x: [B, C, H, W] with at least one pixel, contiguous or channels last, as all tensors of that shape.
+        source: of all samples, or of the first ones only.
         gain, statistics, gain_grad: contiguous, in the computing dtype.
     """
     tensors = (x, residual, gain, grad, source, tangent, statistics, sum, out, tangent_out, gain_grad)
     flags = (scale_preserving, channels_last)
     batch, channels, height, width = x.shape
-    sizes = (TYPES[x.dtype], batch, channels, height * width, groups)
+    sizes = (TYPES[x.dtype], _count(source), batch, channels, height * width, groups)
     _normalization(LIBRARY.cdn_gelu_norm, sweep, tensors, sizes, eps, flags, threads, capability)
 
 
@@ -416,7 +417,8 @@ def conv2d(
     """Run one of the three maps of a convolution, see cdn_conv2d in csrc/api.h.
 
     Args:
-        first, second, out, activation, u, added, product: of one dtype that the engine takes, channels last.
+        first, second, out, activation, u, added, product: of one dtype that the engine takes, channels last. What is
+            added may be that of the first images only.
         shape: [B, I, H, W] of the images and [O, I, k, k] of the filters, as a pair.
         engine: one of ENGINES; the fastest one for the shape if None.
     """
@@ -429,6 +431,7 @@ def conv2d(
         kind,
         *map(address, (first, second, out, activation, u, added, product)),
         TYPES[first.dtype],
+        _count(added),
         batch,
         height,
         width,
@@ -472,6 +475,10 @@ def random_words(
         CAPABILITIES.index(capability or CAPABILITY),
     )
     return words.long() & 0xFFFFFFFF
+
+
+def _count(x: Tensor | None) -> int:
+    return 0 if x is None else x.shape[0]
 
 
 def _where(threads: int | None, capability: str | None) -> tuple[int, int]:

@@ -79,8 +79,9 @@ def _run(
     grad: Tensor | None = None,
     other: Tensor | None = None,
     tangent_out: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    out = empty_result(u)
+    out = empty_result(u) if out is None else out
     last = is_channels_last(out)
     grad, other = (None if t is None else in_layout(t, last) for t in (grad, other))
     getattr(kernels(backend), name)(sweep, in_layout(u, last), grad, other, out, tangent_out)
@@ -109,7 +110,12 @@ def _register(name: str) -> None:
         return _run(name, backend, FORWARD, u)
 
     def backward(u: Tensor, grad: Tensor, source: Tensor | None, backend: str) -> Tensor:
-        return _run(name, backend, BACKWARD, u, grad, source)
+        if source is None or len(source) == len(u):
+            return _run(name, backend, BACKWARD, u, grad, source)
+        out, count = empty_result(u), len(source)
+        _run(name, backend, BACKWARD, u[:count], grad[:count], source, out=out[:count])
+        _run(name, backend, BACKWARD, u[count:], grad[count:], out=out[count:])
+        return out
 
     def tangent(u: Tensor, grad: Tensor, tangent: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         """Return (phi' tangent, phi'' grad tangent): the gradients of <phi' grad, tangent> by grad and by u."""

@@ -7,7 +7,7 @@ gradient of all the images together, which is rounded once.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cdn_kernels.backends.shared_library import observers
 from cdn_kernels.ops.common import Context, as_input, in_layout
-from cdn_kernels.torch_private import WrapperTensor, modes_are_active, tree_map
+from cdn_kernels.ops.leading import without_zeros
+from cdn_kernels.torch_private import WrapperTensor, modes_are_active, run_on_values
 from cdn_kernels.transforms import transformed
 
 # Smaller filters cost less to add up than it takes in Python to wait.
@@ -111,6 +112,8 @@ def by_filters(ctx: Context, index: int, x: Tensor, grad: Tensor, size: int, str
         x: [B, I, H, W]; grad: that by the result of the convolution.
     """
     of = Convolved(size, stride, backend)
+    if not torch.is_grad_enabled():
+        x, grad = without_zeros(x, grad)
     if _can_wait(x, grad, of) and ctx.next_functions[index][0].name() == _NODE:
         return FilterGradient([(x, grad)], of)
     return torch.ops.cdn_kernels.conv2d_weight(x, grad, *of)
@@ -160,22 +163,10 @@ class FilterGradient(WrapperTensor):
         return FilterGradient(self.pairs + other.pairs, self.of) if next(shapes) == next(shapes) else None
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch's stub has it without a class
-        cls,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def run(cls, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add two, or run any operation on the values."""
-        return run_with_gradients(func, args, kwargs or {})
-
-
-def run_with_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation of torch some of whose tensors are gradients that were not computed."""
-    if func is torch.ops.aten.add.Tensor and not kwargs and isinstance(args[0], FilterGradient):
-        total = args[0].plus(args[1])
-        if total is not None:
-            return total
-    read = lambda t: t.value() if isinstance(t, FilterGradient) else t
-    return func(*tree_map(read, args), **tree_map(read, kwargs))
+        if func is torch.ops.aten.add.Tensor and not kwargs and isinstance(args[0], FilterGradient):
+            total = args[0].plus(args[1])
+            if total is not None:
+                return total
+        return run_on_values(func, args, kwargs)

@@ -6,6 +6,8 @@ adjoint ``sample_scale``. Images stay in their storage type; values are float32 
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ def energy(features: Sequence[Tensor], maps: Sequence[Tensor], *, impl: str = "a
     terms = [
         torch.ops.cdn_kernels.sample_square(conv2d(h, weight, impl=impl), backend) for h, weight in zip(features, maps)
     ]
-    return torch.stack(terms).sum(0)
+    return reduce(add, terms)
 
 
 def _check_images(name: str, h: Tensor) -> None:

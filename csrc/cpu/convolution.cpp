@@ -54,19 +54,20 @@ public:
 }  // namespace
 
 int cdn_conv2d(int kind, const void* first, const void* second, void* out, void* activation, const void* u,
-               const void* added, void* product, int type, std::int64_t batch, std::int64_t height, std::int64_t width,
-               std::int64_t inputs, std::int64_t outputs, std::int64_t size, std::int64_t stride, int threads,
-               int engine) {
+               const void* added, void* product, int type, std::int64_t sourced, std::int64_t batch,
+               std::int64_t height, std::int64_t width, std::int64_t inputs, std::int64_t outputs, std::int64_t size,
+               std::int64_t stride, int threads, int engine) {
     const ConvolutionKernels* kernels = find_engine(engine);
     if (!kernels || kind < CDN_CONV_FORWARD || kind > CDN_CONV_WEIGHT || threads < 1) return 1;
     if (type < CDN_FLOAT32 || type > CDN_FLOAT16) return 1;
     if (batch < 1 || height < 1 || width < 1 || inputs < 1 || outputs < 1 || stride < 1) return 1;
+    if (sourced < 0 || sourced > batch) return 1;
     if (size < 1 || size > kLargestFilter || size % 2 == 0) return 1;
     if (kind != CDN_CONV_FORWARD && (activation || !out)) return 1;
     if (kind != CDN_CONV_INPUT && (u || added || product)) return 1;
     if (!out && !activation) return 1;
-    const ConvolutionJob job{kind,    type,  first,  second, out,    activation, u,    added,
-                             product, batch, height, width,  inputs, outputs,    size, stride};
+    const ConvolutionJob job{kind,    type,  first,  second, out,    activation, u,    added, product,
+                             sourced, batch, height, width,  inputs, outputs,    size, stride};
     if (!kernels->takes(job)) return 1;
     if (batch * job.out_height() * job.out_width() * inputs * outputs * job.taps() < kernels->serial) threads = 1;
     const ConvolutionPlan plan = kernels->plan(job, threads);

@@ -23,6 +23,7 @@ struct ConvolutionJob {
     void* activation;            // forward: null, or where phi(y) goes; then out may be null
     const void *u, *added;       // input: null, or what makes phi'(u) p + added of the gradient p of x
     void* product;               // input: null, or where p goes
+    std::int64_t sourced;        // how many images, from the first on, have something added
     std::int64_t batch, height, width, inputs, outputs, size, stride;
 
     std::int64_t padding() const { return size / 2; }

@@ -153,7 +153,7 @@ struct Norm {
     void backward(std::int64_t sample, std::int64_t share) const {
         const Element* v = at(static_cast<const Element*>(job.x), sample);
         const Element* a = at(static_cast<const Element*>(job.grad), sample);
-        const Element* source = at(static_cast<const Element*>(job.source), sample);
+        const Element* source = sample < job.sourced ? at(static_cast<const Element*>(job.source), sample) : nullptr;
         Element* out = at(static_cast<Element*>(job.out), sample);
         Real *const values = kept.data(), *const firsts = values + size;
         const Statistics st = statistics(sample);

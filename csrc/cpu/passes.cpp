@@ -62,9 +62,10 @@ int cdn_silu(int sweep, const void* u, const void* grad, const void* other, void
 
 int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
                   const void* source, const void* tangent, void* statistics, void* sum, void* out, void* tangent_out,
-                  void* gain_grad, int type, std::int64_t batch, std::int64_t channels, std::int64_t pixels,
-                  std::int64_t groups, double eps, int scale_preserving, int channels_last, int threads,
-                  int capability) {
+                  void* gain_grad, int type, std::int64_t sourced, std::int64_t batch, std::int64_t channels,
+                  std::int64_t pixels, std::int64_t groups, double eps, int scale_preserving, int channels_last,
+                  int threads, int capability) {
+    if (sourced < 0 || sourced > batch) return 1;
     const NormJob job{sweep,
                       x,
                       residual,
@@ -80,6 +81,7 @@ int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* ga
                       gain_grad,
                       nullptr,
                       type,
+                      source ? sourced : 0,
                       batch,
                       batch,
                       channels,
@@ -95,10 +97,9 @@ int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias,
                    void* statistics, void* out, void* tangent_out, void* gain_grad, void* bias_grad, int type,
                    std::int64_t batch, std::int64_t shares, std::int64_t channels, std::int64_t pixels,
                    std::int64_t groups, double eps, int channels_last, int threads, int capability) {
-    const NormJob job{
-        sweep, x,           nullptr,           gain,      bias, grad,  nullptr, tangent,  statistics, nullptr,
-        out,   tangent_out, gain_grad,         bias_grad, type, batch, shares,  channels, pixels,     groups,
-        eps,   false,       channels_last != 0};
+    const NormJob job{sweep,      x,       nullptr,  gain,        bias,      grad,      nullptr, tangent,
+                      statistics, nullptr, out,      tangent_out, gain_grad, bias_grad, type,    0,
+                      batch,      shares,  channels, pixels,      groups,    eps,       false,   channels_last != 0};
     return run(&Passes::group_norm, job, threads, capability);
 }
 

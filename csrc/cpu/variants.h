@@ -48,6 +48,7 @@ struct NormJob {
     const void *x, *residual, *gain, *bias, *grad, *source, *tangent;
     void *statistics, *sum, *out, *tangent_out, *gain_grad, *bias_grad;
     int type;
+    std::int64_t sourced;  // how many samples, from the first on, have a source
     std::int64_t batch, shares, channels, pixels, groups;
     double eps;
     bool scale_preserving, channels_last;

@@ -182,8 +182,10 @@ private:
         wanted.add(images + next, images + next_end, steps);
         for (void* result : {job_.out, job_.activation, job_.product})
             if (auto* to = static_cast<Element*>(result)) wanted.add(to + own, to + own_end, steps);
-        for (const void* operand : {job_.u, job_.added})
-            if (const auto* from = static_cast<const Element*>(operand)) wanted.add(from + own, from + own_end, steps);
+        if (const auto* u = static_cast<const Element*>(job_.u)) wanted.add(u + own, u + own_end, steps);
+        const std::int64_t added_end = std::min(own_end, to_.at(job_.sourced, 0, 0));
+        if (const auto* added = static_cast<const Element*>(job_.added); added && own < added_end)
+            wanted.add(added + own, added + added_end, steps);
         return wanted;
     }
 
@@ -348,7 +350,8 @@ private:
         const std::int64_t count = whole ? kWide<Real> : std::min(outer_ - channel, kWide<Real>);
         const std::int64_t rows = whole ? kTile : at.rows, columns = whole ? kTile : at.columns;
         const std::int64_t down = step * to_.width * outer_, across = step * outer_;
-        if (!job_.product && !job_.u && !job_.added && !job_.activation) {
+        const bool sourced = job_.added && at.sample < job_.sourced;
+        if (!job_.product && !job_.u && !sourced && !job_.activation) {
             auto* out = static_cast<Element*>(job_.out) + corner;
             return transform<Real, Back>(products, [=](int i, int j, Wide<Real> v) CDN_INLINE {
                 if (whole || (i < rows && j < columns)) store<Storage>(out + i * down + j * across, v, count);
@@ -367,7 +370,7 @@ private:
             apply_gelu<Storage::brief, true>(slopes);
             for (int i = 0; i < kTile * kTile; ++i) results[i] *= slopes[i];
         }
-        if (job_.added) each([&](auto& v, std::int64_t place) { v += get(job_.added, place, count); });
+        if (sourced) each([&](auto& v, std::int64_t place) { v += get(job_.added, place, count); });
         if (job_.out) each([&](auto& v, std::int64_t place) { put(job_.out, place, v, count); });
         if (!job_.activation) return;
         // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.

@@ -278,7 +278,7 @@ def test_recorded_steps_join_them_too(joined, precision):
     torch.manual_seed(0)
     model = cdn.GradResNet(3, in_channels=3, width=8, blocks=(1, 1))
     assert_joint_steps_are_replayed(model, torch.rand(4, 3, 9, 7), torch.tensor([0, 2, 1, 0]), precision)
-    assert max(joined) == 3  # of two sweeps of noisy images, and one of clean ones
+    assert max(joined) == 2  # the sweep of all images, and that of tangents of noisy ones
 
 
 def test_few_filters_and_many_images_do_not_wait(monkeypatch):

@@ -121,7 +121,7 @@ struct Recorder {
         const auto sweep = [&](int number, const void* values) {
             check(cdn_gelu_norm(number, values, residual.data(), gain.data(), grad.data(), residual.data(),
                                 tangent.data(), statistics.data(), sum.data(), out.data(), tangent_out.data(),
-                                gains.data(), type, kBatch, kChannels, kPixels, kGroups, 1e-3, scale_preserving,
+                                gains.data(), type, kBatch, kBatch, kChannels, kPixels, kGroups, 1e-3, scale_preserving,
                                 channels_last, kThreads, capability),
                   "gelu_norm");
             put("norm", "close", out);
@@ -174,8 +174,8 @@ void convolutions() {
                 std::vector<std::uint16_t> out(like->size()), activation(like->size());
                 check(cdn_conv2d(kind, first->data(), second->data(), out.data(),
                                  kind == CDN_CONV_FORWARD ? activation.data() : nullptr, nullptr, nullptr, nullptr,
-                                 CDN_BFLOAT16, kBatch, kHeight, kWidth, kChannels, kOutputs, kFilter, stride, kThreads,
-                                 engine),
+                                 CDN_BFLOAT16, 0, kBatch, kHeight, kWidth, kChannels, kOutputs, kFilter, stride,
+                                 kThreads, engine),
                       "conv2d");
                 print<Bfloat16>("conv2d", direct ? "exact" : "close", "bfloat16", out);
                 print<Bfloat16>("conv2d_gelu", "close", "bfloat16", activation);
