@@ -82,8 +82,9 @@ class _Leading(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: Tensor, count: int) -> Tensor:
         ctx.batch = len(x)
-        known = isinstance(x, LeadingGradient) and len(x.part) == count
-        return x.part.view_as(x.part) if known else x[:count]
+        if isinstance(x, LeadingGradient) and len(x.part) == count:
+            return x.part.view_as(x.part)
+        return x[:count]
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
