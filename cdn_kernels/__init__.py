@@ -10,7 +10,7 @@ from cdn_kernels.graphs import Graphed
 from cdn_kernels.memory import keep_pages
 from cdn_kernels.modules import ConvGELU, GELUGroupNorm
 from cdn_kernels.noise import Noise, NoiseLevels
-from cdn_kernels.ops.activation import gelu, silu
+from cdn_kernels.ops.activation import elu, gelu, silu
 from cdn_kernels.ops.conv import conv2d, conv2d_gelu
 from cdn_kernels.ops.conv_pair import conv2d_gelu_conv2d
 from cdn_kernels.ops.denoising import denoising_loss
@@ -20,6 +20,7 @@ from cdn_kernels.ops.noise import sample_noise, sample_sigma, standard_normal
 from cdn_kernels.ops.norm import gelu_group_norm
 from cdn_kernels.ops.pool import channel_mean, energy
 from cdn_kernels.ops.score import score
+from cdn_kernels.ops.softmax import softmax
 from cdn_kernels.recompute import recomputed
 from cdn_kernels.reference import count_clean, cross_entropy, logsumexp
 from cdn_kernels.step import first_order, score_matching_step
@@ -38,6 +39,7 @@ __all__ = [
     "count_clean",
     "cross_entropy",
     "denoising_loss",
+    "elu",
     "energy",
     "first_order",
     "foreign",
@@ -53,6 +55,7 @@ __all__ = [
     "score",
     "score_matching_step",
     "silu",
+    "softmax",
     "standard_normal",
     "using",
 ]

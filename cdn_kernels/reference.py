@@ -44,6 +44,16 @@ def silu(u: Tensor) -> Tensor:
     return F.silu(u)
 
 
+def elu(u: Tensor) -> Tensor:
+    """Apply ELU, u for u > 0 and ``exp(u) - 1`` otherwise."""
+    return F.elu(u)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Return the softmax over the last dimension."""
+    return x.softmax(-1)
+
+
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Normalize groups of channels of x [B, C, H, W]; arguments and result as for torch.nn.functional.group_norm."""
     dtype = compute_dtype(x.dtype)

@@ -54,10 +54,10 @@ def score_matching_step(
     frozen parameters, clipping, hooks and gradient accumulation work as ever. In its score sweep the library's
     operations compute no weight gradients, and in no sweep they use convolutions of higher order.
 
-    Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`, and so do SiLU, GELU, group,
-    layer and batch normalization on CPUs where they are large, the last in training; the network is not touched for
-    that. The same holds in the loss, which may call the network again, if that is a module. Linear layers, other
-    pointwise functions and norms are left to torch's double backward.
+    Convolutions of torch inside the network run as under :func:`cdn_kernels.first_order`, and so do SiLU, ELU, GELU,
+    softmax, group, layer and batch normalization on CPUs where they are large, the last in training; the network is not
+    touched for that. The same holds in the loss, which may call the network again, if that is a module. Linear layers,
+    other pointwise functions and norms are left to torch's double backward.
 
     Args:
         network: a module or function, called as ``network(y, *args, **kwargs)``; a tuple y fills as many places.
@@ -139,11 +139,12 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
     ``loss.backward()`` may follow after it. Convolutions run in the library's kernels where these are faster; others
     that are large, or depthwise, by torch's, with derivatives of the first order; and small ones as ever, which lose
-    more in Python than they gain. On CPUs large SiLU, GELU, group, layer and batch normalization, this in training, run
-    in the library's passes, one a sweep. A warning names, once a network, convolutions that the library could take over
-    in another form.
-    Attention runs by torch's plain implementation, for the fused ones cannot be differentiated twice; that holds for
-    all threads, as torch's choice does. Calls of this thread are seen, and nothing is patched.
+    more in Python than they gain. On CPUs large SiLU, ELU, GELU, softmax, group, layer and batch normalization, this in
+    training, run in the library's passes, one a sweep. A warning names, once a network, convolutions that the library
+    could take over in another form.
+    Attention runs as products and that softmax, or with a mask, dropout or 16 bits, or if it is small, by torch's plain
+    implementation, for the fused ones cannot be differentiated twice; that holds for all threads, as torch's choice
+    does. Calls of this thread are seen, and nothing is patched.
 
     Args:
         network: the model, if known. Its calls are watched no longer, once a block has seen too few that gain: to watch

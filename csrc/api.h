@@ -99,6 +99,15 @@ CDN_API int cdn_gelu(int sweep, const void* u, const void* grad, const void* oth
 CDN_API int cdn_silu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
                      int type, std::int64_t size, int threads, int capability);
 
+// The same of ELU.
+CDN_API int cdn_elu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out,
+                    int type, std::int64_t size, int threads, int capability);
+
+// The second order of a softmax p over each of some rows [rows, length], g the gradient by p and t a tangent of what
+// the softmax was taken of. Of <p (g - <p, g>), t>, tangent_out is the derivative by g, and out that by p.
+CDN_API int cdn_softmax_tangent(const void* p, const void* grad, const void* tangent, void* out, void* tangent_out,
+                                int type, std::int64_t rows, std::int64_t length, int threads, int capability);
+
 // A pass of z = normalize(phi(v)), v = x + residual, over [batch, channels, pixels] or [batch, pixels, channels].
 // gain[channels], statistics[batch, 4 groups + 1] and gain_grad[batch, channels] (may be null) are float, or double
 // for CDN_FLOAT64; everything else has the given type. eps > 0.

@@ -173,6 +173,8 @@ ROWS = {
     # cdn_kernels
     "gelu": Row(cdn_kernels.gelu, FEATURES),
     "silu": Row(cdn_kernels.silu, FEATURES),
+    "elu": Row(cdn_kernels.elu, FEATURES),
+    "softmax": Row(cdn_kernels.softmax, FEATURES),
     "group_norm": {
         "by x": Row(lambda x: cdn_kernels.group_norm(x, 2, GAIN, GAIN / 2), FEATURES),
         "by gain": Row(lambda gain: cdn_kernels.group_norm(FEATURES, 2, gain), GAIN, per_image=False),

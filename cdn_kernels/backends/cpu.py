@@ -37,6 +37,8 @@ _SIGNATURES: Signatures = {
     "cdn_denoising": (*[c_void_p] * 5, c_int, *[c_int64] * 3, *_KEY, c_int, c_int),
     "cdn_gelu": _ACTIVATION,
     "cdn_silu": _ACTIVATION,
+    "cdn_elu": _ACTIVATION,
+    "cdn_softmax_tangent": (*[c_void_p] * 5, c_int, c_int64, c_int64, c_int, c_int),
     "cdn_gelu_norm": (c_int, *[c_void_p] * 11, c_int, *[c_int64] * 5, c_double, *[c_int] * 4),
     "cdn_group_norm": (c_int, *[c_void_p] * 10, c_int, *[c_int64] * 5, c_double, c_int, c_int, c_int),
     "cdn_pool": (c_int, *[c_void_p] * 4, c_int, c_int64, c_int64, c_int64, c_int, c_int, c_int),
@@ -272,6 +274,47 @@ def silu(
 ) -> None:
     """Run a pass of SiLU, likewise."""
     _activation(LIBRARY.cdn_silu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+
+
+def elu(
+    sweep: int,
+    u: Tensor,
+    grad: Tensor | None,
+    other: Tensor | None,
+    out: Tensor,
+    tangent_out: Tensor | None,
+    *,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
+    """Run a pass of ELU, likewise."""
+    _activation(LIBRARY.cdn_elu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+
+
+def softmax_tangent(
+    p: Tensor,
+    grad: Tensor,
+    tangent: Tensor,
+    out: Tensor,
+    tangent_out: Tensor,
+    *,
+    threads: int | None = None,
+    capability: str | None = None,
+) -> None:
+    """Run the second order of a softmax, see cdn_softmax_tangent in csrc/api.h.
+
+    Args:
+        p, grad, tangent, out, tangent_out: [..., N] of one dtype, contiguous, N > 0.
+    """
+    length = p.shape[-1]
+    _call(
+        LIBRARY.cdn_softmax_tangent,
+        *map(address, (p, grad, tangent, out, tangent_out)),
+        TYPES[p.dtype],
+        p.numel() // length,
+        length,
+        *_where(threads, capability),
+    )
 
 
 def _activation(

@@ -23,15 +23,17 @@ OPERATIONS = {
     "denoising_loss": ("cpu", "triton", "cuda"),
     "gelu": ("cpu", "triton", "cuda"),
     "silu": ("cpu",),
+    "elu": ("cpu",),
     "conv2d": ("cpu", "triton", "cuda"),
     "conv2d_gelu": ("cpu", "triton", "cuda"),
     "gelu_group_norm": ("cpu", "triton", "cuda"),
     "group_norm": ("cpu",),
+    "softmax": ("cpu",),
     "channel_mean": ("cpu", "triton", "cuda"),
     "energy": ("cpu", "triton", "cuda"),
 }
 # Those that take the place of torch's layers in networks that others wrote, and that no network of the package calls.
-OF_OTHERS = ("silu", "group_norm")
+OF_OTHERS = ("silu", "elu", "group_norm", "softmax")
 
 # What impl="auto" tries for tensors of a type of device where nothing was measured (measured.py).
 AUTOMATIC: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ("triton",)}

@@ -1,8 +1,8 @@
-"""The exact GELU and SiLU, with their first and second derivatives as kernels.
+"""The exact GELU, SiLU and ELU, with their first and second derivatives as kernels.
 
 Registered with torch as ``gelu``, ``gelu_backward`` (phi' times the gradient, plus a source) and ``gelu_tangent``
-(both derivatives of that), and the same of ``silu``, so that ordinary autograd with ``create_graph=True`` runs one pass
-per sweep. Derivatives of higher order are those of the reference.
+(both derivatives of that), and the same of ``silu`` and ``elu``, so that ordinary autograd with ``create_graph=True``
+runs one pass per sweep. Derivatives of higher order are those of the reference.
 """
 
 from typing import Any
@@ -69,6 +69,27 @@ def silu(u: Tensor, *, impl: str = "auto") -> Tensor:
     if backend == "reference":
         return reference.silu(u)
     return torch.ops.cdn_kernels.silu(u, backend)
+
+
+def elu(u: Tensor, *, impl: str = "auto") -> Tensor:
+    """Apply ELU, u for u > 0 and ``exp(u) - 1`` otherwise (Clevert et al. 2015, with alpha = 1).
+
+    Args:
+        u: pre-activations, any shape; float32, float64, bfloat16 or float16.
+        impl: "auto", "reference" or "cpu".
+
+    Returns:
+        As :func:`gelu` does. The second derivative at 0 is 0.
+
+    Raises:
+        TypeError: u is not a tensor of these dtypes.
+        RuntimeError: the chosen impl cannot run here.
+    """
+    check_tensor("u", u)
+    backend = resolve_untransformed("elu", impl, u)
+    if backend == "reference":
+        return reference.elu(u)
+    return torch.ops.cdn_kernels.elu(u, backend)
 
 
 def _run(
@@ -146,5 +167,5 @@ def _register(name: str) -> None:
     torch.library.register_autograd(f"{own}_tangent", tangent_derivatives, setup_context=save_tangent, lib=LIBRARY)
 
 
-for _name in ("gelu", "silu"):
+for _name in ("gelu", "silu", "elu"):
     _register(_name)

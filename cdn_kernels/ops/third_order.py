@@ -31,17 +31,21 @@ def third_derivatives(
     tangent: Tensor,
     grads: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients by the inputs, grad and tangent of what :func:`tangents` returns, for its gradients.
+    """Return the gradients by the inputs, grad and tangent of what :func:`tangents` returns, for its gradients."""
+    return derivatives(lambda *t: tangents(function, t[:-2], *t[-2:]), (*inputs, grad, tangent), grads)
+
+
+def derivatives(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients by the inputs of a function that returns some tensors, for the gradients by these.
 
     They can be differentiated again where gradients are recorded, as in a backward pass that creates a graph.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [
-            t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-            for t in (*inputs, grad, tangent)
-        ]
-        results = tangents(function, leaves[:-2], *leaves[-2:])
+        leaves = [t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        results = function(*leaves)
         wanted = [(result, g) for result, g in zip(results, grads, strict=True) if g is not None]
         return torch.autograd.grad(
             [result for result, _ in wanted],

@@ -1,8 +1,8 @@
 """Run torch's own layers by operations with derivatives of their own, wherever a network calls them and that gains.
 
 Convolutions of two dimensions for which the library has faster kernels run in these; others, where they are large or
-depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group, layer and batch normalization, SiLU and
-GELU run in the library's passes. The rest is left to torch.
+depthwise, as the three maps of :mod:`cdn_kernels.ops.any_convolution`. Group, layer and batch normalization, SiLU,
+ELU, GELU and softmax, that of attention too, run in the library's passes. The rest is left to torch.
 """
 
 import math
@@ -22,12 +22,13 @@ from torch.overrides import TorchFunctionMode
 from cdn_kernels import reference
 from cdn_kernels.backends.interface import TYPES
 from cdn_kernels.ops import convolve
-from cdn_kernels.ops.activation import gelu, silu
+from cdn_kernels.ops.activation import elu, gelu, silu
 from cdn_kernels.ops.any_convolution import Options, convolution, options_of
 from cdn_kernels.ops.common import resolve_untransformed
 from cdn_kernels.ops.conv import dtype_for
 from cdn_kernels.ops.filters import as_filters
 from cdn_kernels.ops.group_norm import batch_norm, group_norm
+from cdn_kernels.ops.softmax import softmax
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
@@ -41,11 +42,14 @@ LARGEST_DEPTHWISE = 9
 # with AVX-512).
 FEWEST_ELEMENTS = {
     "silu": 1 << 17,
+    "elu": 1 << 17,
     "gelu": 1 << 18,
     "group_norm": 1 << 16,
     "layer_norm": 1 << 17,
     "batch_norm": 1 << 16,
+    "softmax": 1 << 19,
 }
+FEWEST_ELEMENTS["scaled_dot_product_attention"] = FEWEST_ELEMENTS["softmax"]  # of its products
 # How many calls of functions may be watched on a CPU for a layer of the smallest size that gains: to watch one costs
 # some 8 microseconds, and such a layer gains some hundred.
 CALLS_A_LAYER = 25
@@ -150,6 +154,11 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
     return silu(input) if not inplace and _is_for_passes("silu", "silu", input) else None
 
 
+def _elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor | None:
+    """Apply ELU, likewise."""
+    return elu(input) if alpha == 1 and not inplace and _is_for_passes("elu", "elu", input) else None
+
+
 def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor | None:
     """Apply the exact GELU, likewise."""
     return gelu(input) if approximate == "none" and _is_for_passes("gelu", "gelu", input) else None
@@ -222,6 +231,50 @@ def _batch_norm(
     return z if input.dim() == 4 else z.view(pixels.shape).movedim(-1, 1) if last else z.reshape(input.shape)
 
 
+def _softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """Take the softmax over the last dimension, likewise."""
+    if not input.dim() or dim not in (-1, input.dim() - 1) or dtype not in (None, input.dtype):
+        return None
+    return softmax(input) if _is_for_passes("softmax", "softmax", input) else None
+
+
+def _softmax_of(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor | None:
+    """Do that where it is called without a level of the stack."""
+    return _softmax(input, dim, dtype=dtype)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """Compute attention without masks as torch's plain implementation does, with the softmax of the library.
+
+    That of torch.nn.MultiheadAttention is not seen, as that is a function of torch itself.
+    """
+    if attn_mask is not None or dropout_p or is_causal or enable_gqa or query.dim() < 2 or 0 in query.shape:
+        return None
+    # torch's takes 16 bits to float32, and autocast the other way.
+    if query.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(query.device.type):
+        return None
+    if key.dim() != query.dim() or key.shape[:-2] != query.shape[:-2] or key.shape[-1:] != query.shape[-1:]:
+        return None
+    if value.shape[:-1] != key.shape[:-1] or not query.dtype == key.dtype == value.dtype:  # for torch to explain
+        return None
+    size = query.shape[:-1].numel() * key.shape[-2]
+    if not _is_for_passes("softmax", "softmax", query, key, value, size=size):
+        return None
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return softmax((query * factor) @ key.transpose(-2, -1)) @ value
+
+
 def _fit(x: Tensor, shape: torch.Size, *parameters: Tensor | None) -> bool:
     """Tell whether gain and bias of a norm have a shape and a type that it takes, or torch is to explain what not."""
     return all(p is None or (p.shape == shape and p.dtype in (x.dtype, torch.float32)) for p in parameters)
@@ -230,18 +283,33 @@ def _fit(x: Tensor, shape: torch.Size, *parameters: Tensor | None) -> bool:
 # What takes the place of torch's functions.
 PASSES: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     F.silu: _silu,
+    F.elu: _elu,
     F.gelu: _gelu,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
+    F.softmax: _softmax,
+    torch.softmax: _softmax_of,
+    Tensor.softmax: _softmax_of,
+    F.scaled_dot_product_attention: _attention,
 }
 # The modules that call them.
-_MODULES = nn.SiLU, nn.GELU, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+_MODULES = (
+    *(nn.SiLU, nn.ELU, nn.GELU, nn.Softmax),
+    *(nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+)
 
 
-def _is_for_passes(function: str, operation: str, x: Tensor, *parameters: Tensor | None) -> bool:
-    """Tell whether an operation on a CPU takes the place of a function of torch that is differentiated."""
-    if x.device.type != "cpu" or x.dtype not in TYPES or not _is_worth_it(x, x.numel() >= FEWEST_ELEMENTS[function]):
+def _is_for_passes(
+    function: str, operation: str, x: Tensor, *parameters: Tensor | None, size: int | None = None
+) -> bool:
+    """Tell whether an operation on a CPU takes the place of a function of torch that is differentiated.
+
+    Args:
+        size: how many elements its passes go over; None for those of x.
+    """
+    large = (x.numel() if size is None else size) >= FEWEST_ELEMENTS[function]
+    if x.device.type != "cpu" or x.dtype not in TYPES or not _is_worth_it(x, large):
         return False
     if transformed() or not torch.is_grad_enabled():
         return False

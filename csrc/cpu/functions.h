@@ -1,6 +1,7 @@
 // The functions that passes apply to each element, as types: of a number or a pack of them, with two derivatives.
 #pragma once
 
+#include "../elu.h"
 #include "../gelu.h"
 #include "../silu.h"
 #include "pack.h"
@@ -21,6 +22,14 @@ struct Silu {
     template <bool brief, typename Number>
     static Phi<Number> of(Number u) {
         return silu<brief>(u);
+    }
+};
+
+struct Elu {
+    static constexpr bool identity = false;
+    template <bool brief, typename Number>
+    static Phi<Number> of(Number u) {
+        return elu<brief>(u);
     }
 };
 

@@ -60,6 +60,11 @@ int cdn_silu(int sweep, const void* u, const void* grad, const void* other, void
     return run(&Passes::silu, {sweep, u, grad, other, out, tangent_out, type, size}, threads, capability);
 }
 
+int cdn_elu(int sweep, const void* u, const void* grad, const void* other, void* out, void* tangent_out, int type,
+            std::int64_t size, int threads, int capability) {
+    return run(&Passes::elu, {sweep, u, grad, other, out, tangent_out, type, size}, threads, capability);
+}
+
 int cdn_gelu_norm(int sweep, const void* x, const void* residual, const void* gain, const void* grad,
                   const void* source, const void* tangent, void* statistics, void* sum, void* out, void* tangent_out,
                   void* gain_grad, int type, std::int64_t sourced, std::int64_t batch, std::int64_t channels,
@@ -101,6 +106,16 @@ int cdn_group_norm(int sweep, const void* x, const void* gain, const void* bias,
                       statistics, nullptr, out,      tangent_out, gain_grad, bias_grad, type,    0,
                       batch,      shares,  channels, pixels,      groups,    eps,       false,   channels_last != 0};
     return run(&Passes::group_norm, job, threads, capability);
+}
+
+int cdn_softmax_tangent(const void* p, const void* grad, const void* tangent, void* out, void* tangent_out, int type,
+                        std::int64_t rows, std::int64_t length, int threads, int capability) {
+    const Variant* variant = find(capability);
+    if (!known(variant, CDN_TANGENT, type) || rows < 0 || length < 1) return 1;
+    const SoftmaxJob job{p, grad, tangent, out, tangent_out, type, rows, length};
+    split(rows, rows * length, threads,
+          [&](std::int64_t first, std::int64_t last) { variant->passes->softmax_tangent(job, first, last); });
+    return 0;
 }
 
 int cdn_pool(int kind, const void* a, const void* b, void* values, void* out, int type, std::int64_t batch,

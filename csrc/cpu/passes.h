@@ -6,6 +6,7 @@
 #include "layer_norm.h"
 #include "norm.h"
 #include "pool.h"
+#include "softmax.h"
 
 namespace cdn::CDN_VARIANT {
 namespace {
@@ -97,6 +98,13 @@ void channel_norm(const NormJob& job, const double* sums, std::int64_t first, st
     with_channel_norm(job, [&](const auto& kernel) { kernel.write(sums, first, last); });
 }
 
+void softmax_tangent(const SoftmaxJob& job, std::int64_t first, std::int64_t last) {
+    with_storage(job.type, [&](auto storage) {
+        const SoftmaxTangent<decltype(storage)> kernel{job};
+        for (std::int64_t row = first; row < last; ++row) kernel.run(row);
+    });
+}
+
 template <typename Function>
 void activation(const ActivationJob& job, std::int64_t first, std::int64_t last) {
     with_storage(job.type, [&](auto storage) { activation_pass<decltype(storage), Function>(job, first, last); });
@@ -104,7 +112,8 @@ void activation(const ActivationJob& job, std::int64_t first, std::int64_t last)
 
 }  // namespace
 
-extern const Passes passes{
-    activation<ExactGelu>, activation<Silu>, norm<ExactGelu>, norm<Identity>, sum_channels, channel_norm, pool};
+extern const Passes passes{activation<ExactGelu>, activation<Silu>, activation<Elu>, norm<ExactGelu>,
+                           norm<Identity>,        sum_channels,     channel_norm,    pool,
+                           softmax_tangent};
 
 }  // namespace cdn::CDN_VARIANT

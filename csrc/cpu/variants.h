@@ -32,7 +32,7 @@ struct ResidualJob {
     double* partial_sums;  // one per unit, or null
 };
 
-// An elementwise pass of GELU or SiLU; see cdn_gelu.
+// An elementwise pass of GELU, SiLU or ELU; see cdn_gelu.
 struct ActivationJob {
     int sweep;
     const void *u, *grad, *other;
@@ -79,6 +79,14 @@ struct PoolJob {
     bool channels_last;
 };
 
+// The second order of a softmax over rows; see cdn_softmax_tangent.
+struct SoftmaxJob {
+    const void *p, *grad, *tangent;
+    void *out, *tangent_out;
+    int type;
+    std::int64_t rows, length;
+};
+
 struct NoiseKernels {
     void (*add_noise)(const NoiseJob&, std::int64_t first_unit, std::int64_t last_unit);
     void (*residual)(const ResidualJob&, std::int64_t first_unit, std::int64_t last_unit);
@@ -88,11 +96,13 @@ struct NoiseKernels {
 struct Passes {
     void (*gelu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
     void (*silu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
+    void (*elu)(const ActivationJob&, std::int64_t first_element, std::int64_t last_element);
     void (*gelu_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
     void (*group_norm)(const NormJob&, std::int64_t first_share, std::int64_t last_share);
     void (*sum_channels)(const NormJob&, double* sums, std::int64_t first_segment, std::int64_t last_segment);
     void (*channel_norm)(const NormJob&, const double* sums, std::int64_t first_segment, std::int64_t last_segment);
     void (*pool)(const PoolJob&, std::int64_t first_sample, std::int64_t last_sample);
+    void (*softmax_tangent)(const SoftmaxJob&, std::int64_t first_row, std::int64_t last_row);
 };
 
 namespace scalar {

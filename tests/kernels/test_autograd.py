@@ -85,7 +85,7 @@ def test_frozen_parameters_cost_and_get_nothing():
     assert stem.grad is None and calls(profile, "conv2d_weight") == 4
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu", "conv2d_gelu"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "elu", "softmax", "conv2d_gelu"])
 def test_third_order_of_activations(name):
     shapes = [(2, 3, 4, 3)] + [(2, 3, 3, 3)] * (name == "conv2d_gelu")
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -146,6 +146,11 @@ def op_samples():
         (OPS.silu, (x,)),
         (OPS.silu_backward, (x, g, t)),
         (OPS.silu_backward, (x, g, None)),
+        (OPS.elu, (x,)),
+        (OPS.elu_backward, (x, g, t)),
+        (OPS.elu_backward, (x, g, None)),
+        (OPS.softmax, (x,)),
+        (OPS.softmax_backward, (x.detach().softmax(-1).requires_grad_(), g)),
         (OPS.group_norm, (x, gain, gain.detach(), 2, 0.1)),
         (OPS.group_norm, (x, gain, None, 2, 0.1)),
         (OPS.group_norm_backward, (x, plain, gain, g, 2, 0.1, True)),
@@ -170,7 +175,7 @@ def op_samples():
     ]
 
 
-@pytest.mark.parametrize("index", range(27))
+@pytest.mark.parametrize("index", range(32))
 def test_registration_passes_opcheck(index):
     op, arguments = op_samples()[index]
     torch.library.opcheck(op, (*arguments, "cpu"))
@@ -183,6 +188,8 @@ def test_second_order_ops_pass_opcheck():
     torch.library.opcheck(OPS.gelu_tangent, (x, g, t, "cpu"))
     torch.library.opcheck(OPS.gelu_group_norm_tangent, (x, statistics, gain, g, t, 2, 0.1, True, True, "cpu"))
     torch.library.opcheck(OPS.silu_tangent, (x, g, t, "cpu"))
+    torch.library.opcheck(OPS.elu_tangent, (x, g, t, "cpu"))
+    torch.library.opcheck(OPS.softmax_tangent, (x.softmax(-1), g, t, "cpu"))
     plain = OPS.group_norm(x, gain, None, 2, 0.1, "cpu")[1]
     torch.library.opcheck(OPS.group_norm_tangent, (x, plain, gain, g, t, 2, 0.1, True, "cpu"))
     x = x.contiguous(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from tests.kernels.passes import (
     assert_norm_is_blank_at_the_floor_and_finite_everywhere,
     assert_norm_survives,
     assert_samples_of_constant_groups_are_dead,
+    exact_elu,
     exact_gelu,
     exact_silu,
     norm,
@@ -31,7 +32,7 @@ from tests.kernels.passes import (
 
 pytestmark = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 
-activations = pytest.mark.parametrize("name", ["gelu", "silu"])
+activations = pytest.mark.parametrize("name", ["gelu", "silu", "elu"])
 norms = pytest.mark.parametrize("keep", [True, False], ids=["scale-preserving", "plain"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
@@ -59,7 +60,18 @@ def test_norm_passes_numerical_checks(keep, layout, residual, eps):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(  # farther out torch's own second derivative of SiLU is a difference without digits
-    "name, scale", [("gelu", 1e-3), ("gelu", 1.0), ("gelu", 30.0), ("silu", 1e-3), ("silu", 1.0), ("silu", 3.0)]
+    "name, scale",
+    [
+        ("gelu", 1e-3),
+        ("gelu", 1.0),
+        ("gelu", 30.0),
+        ("silu", 1e-3),
+        ("silu", 1.0),
+        ("silu", 3.0),
+        ("elu", 1e-3),
+        ("elu", 1.0),
+        ("elu", 30.0),
+    ],
 )
 def test_an_activation_is_as_exact_as_eager(name, dtype, scale):
     assert_activation_is_as_exact_as_eager("cpu", dtype, scale, name=name)
@@ -67,7 +79,9 @@ def test_an_activation_is_as_exact_as_eager(name, dtype, scale):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("capability", cpu.USABLE)
-@pytest.mark.parametrize("kernel, exact", [(cpu.gelu, exact_gelu), (cpu.silu, exact_silu)], ids=["gelu", "silu"])
+@pytest.mark.parametrize(
+    "kernel, exact", [(cpu.gelu, exact_gelu), (cpu.silu, exact_silu), (cpu.elu, exact_elu)], ids=["gelu", "silu", "elu"]
+)
 def test_an_activation_of_every_16_bit_number_is_within_the_stated_bound(kernel, exact, dtype, capability):
     kernel = functools.partial(kernel, capability=capability)
     assert_activation_of_every_16_bit_number_is_within(kernel, exact, dtype, 2.0**-20)
@@ -75,12 +89,13 @@ def test_an_activation_of_every_16_bit_number_is_within_the_stated_bound(kernel,
 
 @pytest.mark.parametrize("capability", cpu.USABLE)
 @pytest.mark.parametrize("dtype, relative", [(torch.float32, 5e-7), (torch.float64, 1e-14)], ids=str)
-def test_silu_is_exact_as_far_as_it_is_not_0(dtype, relative, capability):
-    u = torch.linspace(-83, 83, 4001, dtype=dtype)
+@pytest.mark.parametrize("kernel, truth", [(cpu.silu, exact_silu), (cpu.elu, exact_elu)], ids=["silu", "elu"])
+def test_others_are_exact_as_far_as_they_are_not_0(kernel, truth, dtype, relative, capability):
+    u = torch.cat([torch.linspace(-83, 83, 4001, dtype=dtype), torch.logspace(-20, 0, 500, dtype=dtype).neg()])
     value, first, second, ones = (torch.ones_like(u) for _ in range(4))
-    cpu.silu(interface.FORWARD, u, None, None, value, None, capability=capability)
-    cpu.silu(interface.TANGENT, u, ones, ones, second, first, capability=capability)
-    for result, (exact, terms) in zip((value, first, second), exact_silu(u.double()), strict=True):
+    kernel(interface.FORWARD, u, None, None, value, None, capability=capability)
+    kernel(interface.TANGENT, u, ones, ones, second, first, capability=capability)
+    for result, (exact, terms) in zip((value, first, second), truth(u.double()), strict=True):
         assert ((result.double() - exact).abs() <= relative * terms).all()
 
 

@@ -17,6 +17,7 @@ from cdn.training.trainer import Trainer
 from cdn_kernels.backends import cpu, dispatch
 from cdn_kernels.graphs import WARM_UP, Graphed
 from cdn_kernels.phases import watch
+from cdn_kernels.torch_private import WrapperTensor
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 ATEN = torch.ops.aten
@@ -160,6 +161,10 @@ class Tape(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        wrapper = next((kind for kind in types if issubclass(kind, WrapperTensor)), None)
+        if wrapper is not None:  # a graph sees what is done to the tensors inside
+            with self:
+                return wrapper.run(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, result))
         return result
