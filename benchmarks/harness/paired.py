@@ -21,6 +21,10 @@ from cdn_kernels import machine
 from cdn_kernels.backends.dispatch import why_not
 
 _MOST_ROUNDS = 51
+# What the runs of a process of its own take together in a round, at least: threads that slept while others ran, or that
+# still spin for work, are worth several milliseconds of the first.
+_LONG_ENOUGH = 0.05
+_MOST_REPEATS = 100
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,9 @@ class Paired:
         for key, (yardstick, _) in yardsticks.items():
             cases[key] = yardstick
             _, seconds[key] = self._warm_up(yardstick, memory=False)
-        times = self._time(name, cases, rounds or self._rounds(sum(seconds.values())))
+        repeats = {key: self._repeats(case, seconds[key]) for key, case in cases.items()}
+        a_round = sum(seconds[key] * repeats[key] for key in cases)
+        times = self._time(name, cases, repeats, rounds or self._rounds(a_round))
         if times:
             self._evaluate(times, name, {key: share for key, (_, share) in yardsticks.items()})
         self.benchmark.extra_info.update(vars(result))
@@ -149,18 +155,25 @@ class Paired:
     def _warm_up(self, case, memory):
         """Run a case; return its peak memory, or None where that is not asked for, and the seconds of its last run."""
         device = self.settings.device
+        peak = None
         if isinstance(case, Worker):
             case.ready()
+            peak = case.peak_bytes(device) if memory else None
         elif memory:
             case()  # what compiles does so at its first call
+            start = self.clock()
+            return peak_bytes(case, device), self.clock() - start
         start = self.clock()
-        if not memory:
-            case()
-            return None, self.clock() - start
-        peak = case.peak_bytes(device) if isinstance(case, Worker) else peak_bytes(case, device)
+        case()
         return peak, self.clock() - start
 
-    def _time(self, library, cases, rounds):
+    def _repeats(self, case, seconds):
+        """Return how often a case of so many seconds runs in a round."""
+        if self.settings.smoke or not isinstance(case, Worker):
+            return 1
+        return _MOST_REPEATS if seconds * _MOST_REPEATS < _LONG_ENOUGH else max(1, round(_LONG_ENOUGH / seconds))
+
+    def _time(self, library, cases, repeats, rounds):
         """Return seconds by name, one per round; nothing where pytest-benchmark is switched off.
 
         Then it runs what it is given once, of which a smoke run makes a round: pytest-xdist switches it off, too.
@@ -171,7 +184,7 @@ class Paired:
                 return None
             rounds = 1
         times = {name: [] for name in cases}
-        timers = {name: self._timer(case) for name, case in cases.items()}
+        timers = {name: self._timer(case, repeats[name]) for name, case in cases.items()}
 
         def run(name):
             times[name].append(timers[name]())
@@ -186,8 +199,8 @@ class Paired:
         others()
         return times
 
-    def _timer(self, case):
-        """Return a function that runs a case once and returns its seconds."""
+    def _timer(self, case, repeats):
+        """Return a function that runs a case and returns its seconds, the mean of several runs after one more."""
         if self.settings.device == "cuda" and not isinstance(case, Worker):
             return DeviceTimer(case)
 
@@ -195,9 +208,11 @@ class Paired:
         clock = case.processor_seconds if of_process else self.clock
 
         def run():
+            if repeats > 1:
+                case()
             start = clock()
-            case()
-            return clock() - start
+            case() if repeats == 1 else case.repeat(repeats)
+            return (clock() - start) / repeats
 
         return run
 

@@ -76,6 +76,10 @@ class Worker:
         """Run the case once; return what it returns."""
         return self._ask("run")
 
+    def repeat(self, times):
+        """Run the case some times, with nothing in between."""
+        self._ask("repeat", times)
+
     def processor_seconds(self):
         """Return how long the process has run on processors, all its threads together."""
         return self._ask("processor")
@@ -140,6 +144,7 @@ def _serve(pipe, call, keep_pages, threads):
             answer = {
                 "prepare": lambda: None,
                 "run": case,
+                "repeat": lambda times: [case() for _ in range(times)] and None,
                 "processor": time.process_time,
                 "result": lambda: case.result().numpy(),
                 "tolerance": lambda: getattr(case, "tolerance", None),

@@ -109,6 +109,8 @@ def test_a_worker_runs_and_answers_until_it_is_dead():
     with Worker(Doubling, 1.0) as worker:
         first = worker()
         assert worker() == 2 * first and worker.result().tolist() == [2 * first]
+        worker.repeat(3)
+        assert worker.result().tolist() == [16 * first]
         worker.process.kill()
         with pytest.raises(RuntimeError, match="the process of Doubling ended"):
             worker()
@@ -123,12 +125,16 @@ class Busy(Worker):
     """Stands for a process whose every run takes some seconds of a processor."""
 
     def __init__(self, seconds):
-        self.seconds, self.total = seconds, 0.0
+        self.seconds, self.total, self.repeated = seconds, 0.0, []
 
     def ready(self): ...
 
     def __call__(self):
         self.total += self.seconds
+
+    def repeat(self, times):
+        self.repeated.append(times)
+        self.total += times * self.seconds
 
     def processor_seconds(self):
         return self.total
@@ -140,6 +146,16 @@ def test_time_on_processors_is_that_of_the_processes():
     paired("case", ("library", Busy(2.0)), {"peer": Busy(3.0)}, memory=False)
     assert paired.result.seconds == {"library": 7 * [2.0], "peer": 7 * [3.0]}
     assert paired.result.ratios == {"peer": Ratio(1.5, 1.5, 1.5)} and paired.result.facts["clock"] == "processor"
+
+
+@pytest.mark.parametrize("seconds, repeats", [(0.25, 0), (0.04, 0), (0.02, 2), (0.001, 50), (1e-6, 100)])
+def test_short_runs_of_a_process_are_repeated_after_one_that_does_not_count(seconds, repeats):
+    workers = Busy(seconds), Busy(2.0)
+    paired = Paired(Benchmark(), settings(7), "", clock=lambda: sum(worker.total for worker in workers))
+    paired("case", ("library", workers[0]), {"peer": workers[1]}, memory=False)
+    assert workers[0].repeated == 7 * [repeats] * (repeats > 0) and not workers[1].repeated
+    assert paired.result.seconds["library"] == pytest.approx(7 * [seconds])
+    assert paired.result.ratios["peer"].median == pytest.approx(2.0 / seconds)
 
 
 def test_peak_memory_counts_what_is_gone_again():
