@@ -246,49 +246,28 @@ def denoising(
     )
 
 
-def gelu(
-    sweep: int,
-    u: Tensor,
-    grad: Tensor | None,
-    other: Tensor | None,
-    out: Tensor,
-    tangent_out: Tensor | None,
-    *,
-    threads: int | None = None,
-    capability: str | None = None,
-) -> None:
-    """Run a pass of GELU, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
-    _activation(LIBRARY.cdn_gelu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+def _activation(name: str) -> Callable[..., None]:
+    """Return a pass of an activation function, that function of the library; called as the kernels of GELU are."""
+
+    def run(
+        sweep: int,
+        u: Tensor,
+        grad: Tensor | None,
+        other: Tensor | None,
+        out: Tensor,
+        tangent_out: Tensor | None,
+        *,
+        threads: int | None = None,
+        capability: str | None = None,
+    ) -> None:
+        """Run a pass, see cdn_gelu in csrc/api.h; all tensors have the dtype and the memory layout of u."""
+        pointers = map(address, (u, grad, other, out, tangent_out))
+        _call(getattr(LIBRARY, name), sweep, *pointers, TYPES[u.dtype], u.numel(), *_where(threads, capability))
+
+    return run
 
 
-def silu(
-    sweep: int,
-    u: Tensor,
-    grad: Tensor | None,
-    other: Tensor | None,
-    out: Tensor,
-    tangent_out: Tensor | None,
-    *,
-    threads: int | None = None,
-    capability: str | None = None,
-) -> None:
-    """Run a pass of SiLU, likewise."""
-    _activation(LIBRARY.cdn_silu, sweep, u, (grad, other, out, tangent_out), threads, capability)
-
-
-def elu(
-    sweep: int,
-    u: Tensor,
-    grad: Tensor | None,
-    other: Tensor | None,
-    out: Tensor,
-    tangent_out: Tensor | None,
-    *,
-    threads: int | None = None,
-    capability: str | None = None,
-) -> None:
-    """Run a pass of ELU, likewise."""
-    _activation(LIBRARY.cdn_elu, sweep, u, (grad, other, out, tangent_out), threads, capability)
+gelu, silu, elu = map(_activation, ("cdn_gelu", "cdn_silu", "cdn_elu"))
 
 
 def softmax_tangent(
@@ -315,17 +294,6 @@ def softmax_tangent(
         length,
         *_where(threads, capability),
     )
-
-
-def _activation(
-    function: Callable[..., int],
-    sweep: int,
-    u: Tensor,
-    others: Sequence[Tensor | None],
-    threads: int | None,
-    capability: str | None,
-) -> None:
-    _call(function, sweep, *map(address, (u, *others)), TYPES[u.dtype], u.numel(), *_where(threads, capability))
 
 
 def gelu_norm(
