@@ -174,6 +174,14 @@ def weight_norm() -> Any:
     return getattr(torch, "_weight_norm", None)
 
 
+def softmax_backward(p: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """Return the gradient by what a softmax p [..., N] was taken of, from that by p."""
+    kernel = getattr(torch.ops.aten, "_softmax_backward_data", None)
+    if kernel is None:
+        return p * (grad - (p * grad).sum(-1, keepdim=True))
+    return kernel(grad, p, -1, p.dtype)
+
+
 def modes_are_active() -> bool:
     """Tell whether someone sees the operations of torch; false where it cannot be known."""
     count = getattr(torch._C, "_len_torch_dispatch_stack", None)

@@ -13,6 +13,7 @@ from cdn_kernels import reference
 from cdn_kernels.backends import cpu  # no other backend has kernels of it
 from cdn_kernels.ops.common import LIBRARY, Context, Gradients, check_tensor, register, resolve_untransformed
 from cdn_kernels.ops.third_order import derivatives
+from cdn_kernels.torch_private import softmax_backward
 
 LIBRARY.define("softmax(Tensor x, str backend) -> Tensor")
 LIBRARY.define("softmax_backward(Tensor p, Tensor grad, str backend) -> Tensor")
@@ -44,11 +45,11 @@ def softmax(x: Tensor, *, impl: str = "auto") -> Tensor:
 
 
 def _forward(x: Tensor, backend: str) -> Tensor:
-    return torch.ops.aten._softmax(x.contiguous(), -1, False)
+    return torch.ops.aten.softmax(x.contiguous(), -1)
 
 
 def _backward(p: Tensor, grad: Tensor, backend: str) -> Tensor:
-    return torch.ops.aten._softmax_backward_data(grad.contiguous(), p, -1, p.dtype)
+    return softmax_backward(p, grad.contiguous())
 
 
 def _tangent(p: Tensor, grad: Tensor, tangent: Tensor, backend: str) -> tuple[Tensor, Tensor]:

@@ -349,6 +349,17 @@ def test_networks_of_the_package_compute_no_scores_of_others(monkeypatch, make, 
     assert step.loss.isfinite() and all(g.isfinite().all() and g.any() for g in found)
 
 
+def test_without_wrapper_tensors_the_zeros_are_there(monkeypatch):
+    torch.manual_seed(0)
+    model = NETWORKS["log-energy"]().double()
+    _, expected = gradients(model, Y, scored=COUNT)
+    monkeypatch.setattr(leading.WrapperTensor, "exists", False)
+    monkeypatch.setattr(leading._Extended, "apply", None)
+    _, found = gradients(model, Y, scored=COUNT)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
 @needs_kernels
 def test_samples_that_require_grad_and_hooks_get_ordinary_gradients():
     torch.manual_seed(0)

@@ -114,6 +114,13 @@ def test_without_weight_norm_its_operation_is_named(without):
         g.sum().backward()
 
 
+def test_without_its_operation_the_gradient_of_a_softmax_is_the_same(without):
+    p, g = torch.randn(3, 5, dtype=torch.float64).softmax(-1), torch.randn(3, 5, dtype=torch.float64)
+    expected = torch_private.softmax_backward(p, g)
+    without("ops.aten._softmax_backward_data")
+    torch.testing.assert_close(torch_private.softmax_backward(p, g), expected, rtol=1e-14, atol=1e-14)
+
+
 def test_without_either_name_gelu_can_be_transformed(without):
     without(TRANSFORMS)
     without(LEVEL)
