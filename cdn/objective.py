@@ -230,8 +230,7 @@ class _Objective:
 
         The operations of the library do on CPUs; of others it is not known.
         """
-        with_score = self.needs_score and _computed(self.weights[0])
-        return with_score and is_ours(self.model) and resolve_untransformed("conv2d", "auto", self.y) == "cpu"
+        return is_ours(self.model) and resolve_untransformed("conv2d", "auto", self.y) == "cpu"
 
     def _separated(
         self, x: Tensor, sigma: Sigma | NoiseLevels, noise: Noise | Tensor, count: int, *, counted: bool
@@ -253,7 +252,8 @@ class _Objective:
             self.blank, self.needs_score = True, False
             return x, sigma, noise
         self.labels = None if self.labels is None else self.labels[order]
-        self.rest = x[clean]
+        if _computed(self.weights[0]):  # else nothing is to be said of them
+            self.rest = x[clean]
         return x[noisy], sigma[noisy], noise.chosen(noisy) if isinstance(noise, Noise) else noise[noisy]
 
     def _require(self, as_told: Tensor) -> None:

@@ -21,8 +21,8 @@ from cdn_kernels.ops.common import (
     empty_result,
     in_layout,
     is_channels_last,
+    of_one_tensor,
     register,
-    resolve_untransformed,
 )
 from cdn_kernels.ops.third_order import third_derivatives
 
@@ -44,10 +44,7 @@ def gelu(u: Tensor, *, impl: str = "auto") -> Tensor:
         RuntimeError: the chosen impl cannot run here.
     """
     check_tensor("u", u)
-    backend = resolve_untransformed("gelu", impl, u)
-    if backend == "reference":
-        return reference.gelu(u)
-    return torch.ops.cdn_kernels.gelu(u, backend)
+    return of_one_tensor("gelu", impl, u)
 
 
 def silu(u: Tensor, *, impl: str = "auto") -> Tensor:
@@ -65,10 +62,7 @@ def silu(u: Tensor, *, impl: str = "auto") -> Tensor:
         RuntimeError: the chosen impl cannot run here.
     """
     check_tensor("u", u)
-    backend = resolve_untransformed("silu", impl, u)
-    if backend == "reference":
-        return reference.silu(u)
-    return torch.ops.cdn_kernels.silu(u, backend)
+    return of_one_tensor("silu", impl, u)
 
 
 def elu(u: Tensor, *, impl: str = "auto") -> Tensor:
@@ -86,10 +80,7 @@ def elu(u: Tensor, *, impl: str = "auto") -> Tensor:
         RuntimeError: the chosen impl cannot run here.
     """
     check_tensor("u", u)
-    backend = resolve_untransformed("elu", impl, u)
-    if backend == "reference":
-        return reference.elu(u)
-    return torch.ops.cdn_kernels.elu(u, backend)
+    return of_one_tensor("elu", impl, u)
 
 
 def _run(

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from cdn_kernels import reference
 from cdn_kernels.backends import measured
 from cdn_kernels.backends.dispatch import check_impl, resolve
 from cdn_kernels.backends.interface import TYPES
@@ -74,6 +75,14 @@ def resolve_untransformed(operation: str, impl: str, x: Tensor, fastest: str | N
         f"{operation}: impl={impl!r} cannot run under torch.func transforms or forward-mode "
         "differentiation; use impl='reference'"
     )
+
+
+def of_one_tensor(operation: str, impl: str, x: Tensor) -> Tensor:
+    """Run an operation whose only tensor is x by the chosen backend; errors as of :func:`resolve_untransformed`."""
+    backend = resolve_untransformed(operation, impl, x)
+    if backend == "reference":
+        return getattr(reference, operation)(x)
+    return getattr(torch.ops.cdn_kernels, operation)(x, backend)
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:

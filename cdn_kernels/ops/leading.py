@@ -137,17 +137,15 @@ class EachSample:
 
     def __call__(self, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
         """Run it on the first samples."""
-        size = None
-        for places in self.zero:
-            size = _size_of(args, places) if size is None else size
+        size = next((size for size in (_size_of(args, places) for places in self.zero) if size is not None), None)
         if size is None:
-            return self._with_source(func, args)
+            return self._with_source(func, args, kwargs)
         count, batch = size
         for place in self.samples:
             args[place] = _first(args[place], count)
         if self.shape is not None:
             args[self.shape] = [count, *args[self.shape][1:]]
-        result = func(*args)
+        result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             return result if self.sums else LeadingGradient(result, batch)
         # What was not asked for is empty.
@@ -155,27 +153,19 @@ class EachSample:
             t if place in self.sums or not t.numel() else LeadingGradient(t, batch) for place, t in enumerate(result)
         )
 
-    def _with_source(self, func: Any, args: Arguments) -> Any:
+    def _with_source(self, func: Any, args: Arguments, kwargs: dict[str, Any]) -> Any:
         """Run it on all samples, of which the first ones have a source, if kernels take it so."""
         if self.source is None or not isinstance(args[self.source], LeadingGradient) or args[-1] != "cpu":
             return None
         args[self.source] = args[self.source].part
-        return None if any(isinstance(t, LeadingGradient) for t in args) else func(*args)
+        return None if _sizes(args) else func(*args, **kwargs)
 
 
 def _size_of(args: Arguments, places: Sequence[int]) -> tuple[int, int] | None:
     """Return (N, B) of arguments that are all without their zeros, and alike; None if they are not."""
-    size = None
-    for place in places:
-        t = args[place]
-        if isinstance(t, LeadingGradient):
-            of_this = t.part.shape[0], t.shape[0]
-            if size is not None and of_this != size:
-                return None
-            size = of_this
-        elif t is not None:
-            return None
-    return size
+    given = [args[place] for place in places if args[place] is not None]
+    sizes = _sizes(given)
+    return sizes.pop() if len(sizes) == 1 and all(isinstance(t, LeadingGradient) for t in given) else None
 
 
 def _first(x: Any, count: int) -> Any:
@@ -186,6 +176,7 @@ def _first(x: Any, count: int) -> Any:
 
 
 def _sizes(args: Arguments) -> set[tuple[int, int]]:
+    """Return (N, B) of all that are without their zeros."""
     return {(len(t.part), len(t)) for t in args if isinstance(t, LeadingGradient)}
 
 
@@ -244,24 +235,25 @@ def _reshaped(func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor | No
 def _along(func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor | None:
     """Do something along one dimension that is not that of samples."""
     x, dim, *others = args if len(args) > 1 else (*args, 0)
-    dim += (x.dim() + (func.name() == "aten::unsqueeze")) * (dim < 0)
+    dim %= x.dim() + (func.name() == "aten::unsqueeze")
     return LeadingGradient(func(x.part, dim, *others, **kwargs), len(x)) if dim > 0 else None
 
 
 def _into_larger(func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor | None:
     """Undo a choice along one dimension."""
     x, shape, dim, *others = args
-    dim += len(shape) * (dim < 0)
+    dim %= len(shape)
     return LeadingGradient(func(x.part, [len(x.part), *shape[1:]], dim, *others), len(x)) if dim > 0 else None
 
 
 def _reduced(func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor | None:
     """Sum over samples, or over dimensions that stay: results of others get new dimensions in place in torch."""
     x, dims, *others = args
-    if not dims or not (any(dim % x.dim() == 0 for dim in dims) or others[:1] == [True]):
+    over_samples = any(dim % x.dim() == 0 for dim in dims or ())
+    if not over_samples and (not dims or others[:1] != [True]):
         return None
     found = func(x.part, dims, *others, **kwargs)
-    return found if any(dim % x.dim() == 0 for dim in dims) else LeadingGradient(found, len(x))
+    return found if over_samples else LeadingGradient(found, len(x))
 
 
 def _product(func: Any, args: Arguments, kwargs: dict[str, Any]) -> Tensor | None:

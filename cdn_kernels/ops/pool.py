@@ -24,6 +24,7 @@ from cdn_kernels.ops.common import (
     empty_result,
     in_layout,
     is_channels_last,
+    of_one_tensor,
     register,
     resolve_untransformed,
 )
@@ -52,10 +53,7 @@ def channel_mean(h: Tensor, *, impl: str = "auto") -> Tensor:
         RuntimeError: the chosen impl cannot run here.
     """
     _check_images("h", h)
-    backend = resolve_untransformed("channel_mean", impl, h)
-    if backend == "reference":
-        return reference.channel_mean(h)
-    return torch.ops.cdn_kernels.channel_mean(h, backend)
+    return of_one_tensor("channel_mean", impl, h)
 
 
 def energy(features: Sequence[Tensor], maps: Sequence[Tensor], *, impl: str = "auto") -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn_kernels import reference
 from cdn_kernels.backends import cpu  # no other backend has kernels of it
-from cdn_kernels.ops.common import LIBRARY, Context, Gradients, check_tensor, register, resolve_untransformed
+from cdn_kernels.ops.common import LIBRARY, Context, Gradients, check_tensor, of_one_tensor, register
 from cdn_kernels.ops.third_order import derivatives
 from cdn_kernels.torch_private import softmax_backward
 
@@ -38,10 +37,7 @@ def softmax(x: Tensor, *, impl: str = "auto") -> Tensor:
     check_tensor("x", x)
     if not x.dim():
         raise ValueError("x must have a dimension, got a 0-d tensor")
-    backend = resolve_untransformed("softmax", impl, x)
-    if backend == "reference":
-        return reference.softmax(x)
-    return torch.ops.cdn_kernels.softmax(x, backend)
+    return of_one_tensor("softmax", impl, x)
 
 
 def _forward(x: Tensor, backend: str) -> Tensor:

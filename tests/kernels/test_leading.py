@@ -15,6 +15,7 @@ from cdn_kernels.backends.interface import BACKWARD, CONV_INPUT, NO_GROUPS
 from cdn_kernels.ops import filters, leading
 from cdn_kernels.ops.leading import RULES, LeadingGradient
 from cdn_kernels.torch_private import tensors_in, tree_map
+from tests.kernels.convolutions import nhwc
 from tests.kernels.passes import LAYOUTS
 
 needs_kernels = pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
@@ -232,13 +233,6 @@ def test_derivatives_of_the_two_ends(function):
 # ------------------------------------------------------------------------------------------------------------
 
 
-def with_margin(x, count):
-    """Return the first samples of x in a memory that ends with them, and then with numbers that must not be read."""
-    flat = torch.full((x[:count].numel() + 64,), float("nan"), dtype=x.dtype)
-    part = flat[: x[:count].numel()].view(count, *x.permute(0, 2, 3, 1).shape[1:]).permute(0, 3, 1, 2)
-    return part.copy_(x[:count])
-
-
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 16, 9, 7), (3, 3, 5, 5), (4, 40, 4, 4)], ids=str)
@@ -250,10 +244,11 @@ def test_images_without_a_source_are_as_if_it_were_zero(dtype, shape):
     gain = torch.rand(shape[1], dtype=reference.compute_dtype(dtype))
     statistics = torch.ops.cdn_kernels.gelu_group_norm(u, None, gain, 1, 0.1, True, "cpu")[2]
     for count in range(1, shape[0] + 1):
-        part, zeros = with_margin(source, count), source.clone(memory_format=torch.preserve_format)
+        part, _ = nhwc(count, *shape[1:], fill=source[:count], dtype=dtype)  # nan follows it
+        zeros = source.clone(memory_format=torch.preserve_format)
         zeros[count:] = 0
         for threads in (1, 2):
-            for capability in cpu.CAPABILITIES[: cpu.CAPABILITIES.index(cpu.CAPABILITY) + 1]:
+            for capability in cpu.USABLE:
                 given = dict(threads=threads, engine=f"winograd_{capability}")
                 found, expected = (torch.empty_like(g) for _ in range(2))
                 for out, added in ((found, part), (expected, zeros)):
