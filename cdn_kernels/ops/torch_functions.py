@@ -37,6 +37,9 @@ CHOICE = "measured"
 # From how many multiplications on they gain: in the library's kernels (one thread of a Xeon with AVX-512), and by
 # torch's own maps, depthwise ones of small filters before others (of a Zen 5).
 FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 2e7, 1e8, 3e5
+# Or from how many numbers on, of images and results together, which torch's double backward stores in another order and
+# takes for filters; but for volumes (one and two threads of a Xeon).
+FEWEST_NUMBERS = 3e5
 LARGEST_DEPTHWISE = 9
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
@@ -138,10 +141,10 @@ class FirstOrderFunctions(TorchFunctionMode):
                 self._layers += _times_smallest(input, products, FEWEST_FOR_KERNELS)
                 return own
             self.filters.append(weight)
-        if not _is_worth_it(input, _gains(input, weight, kind, products)):
+        gain = _gain(input, weight, kind, products)
+        if not _is_worth_it(input, gain >= 1):
             return func(input, weight, bias, *options, **named)
-        fewest = FEWEST_DEPTHWISE if _is_depthwise(input, kind) else FEWEST
-        self._layers += _times_smallest(input, products, fewest)
+        self._layers += _times_smallest(input, gain, 1)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
@@ -385,8 +388,13 @@ def _is_tiny(x: Tensor, weight: Tensor) -> bool:
 
 def _products(x: Tensor, weight: Tensor, kind: Options) -> float:
     """Return how many multiplications a convolution takes, up to what lies over the borders."""
-    pixels = x.shape[0] * math.prod(x.shape[2:])
-    return weight.numel() * (pixels if kind.transposed else pixels / math.prod(kind.stride))
+    return math.prod(weight.shape[1:]) * (x.numel() if kind.transposed else _results(x, weight, kind))
+
+
+def _results(x: Tensor, weight: Tensor, kind: Options) -> float:
+    """Return how many numbers a convolution returns, without those that borders add or take."""
+    pixels, steps = x.shape[0] * math.prod(x.shape[2:]), math.prod(kind.stride)
+    return pixels * steps * weight.shape[1] * kind.groups if kind.transposed else pixels / steps * weight.shape[0]
 
 
 def _times_smallest(x: Tensor, products: float, fewest: float) -> float:
@@ -403,16 +411,19 @@ def _is_depthwise(x: Tensor, kind: Options) -> bool:
     return kind.groups == x.shape[1] > 1
 
 
-def _gains(x: Tensor, weight: Tensor, kind: Options, products: float) -> bool:
-    """Tell whether torch's own convolutions gain by derivatives of the first order, on a CPU.
+def _gain(x: Tensor, weight: Tensor, kind: Options, products: float) -> float:
+    """Return how many times as large as the smallest that gains by derivatives of the first order, on a CPU, this is.
 
     Small ones lose more in Python than they gain. 1x1 filters have no others, and volumes of few images are torch's
     slowest.
     """
     size = math.prod(weight.shape[2:])
     if _is_depthwise(x, kind):
-        return size <= LARGEST_DEPTHWISE and products >= FEWEST_DEPTHWISE
-    return size > 1 and products >= FEWEST and (weight.dim() < 5 or len(x) >= 4)
+        return products / FEWEST_DEPTHWISE if size <= LARGEST_DEPTHWISE else 0
+    if size == 1 or (weight.dim() == 5 and len(x) < 4):
+        return 0
+    numbers = x.numel() + _results(x, weight, kind) if weight.dim() < 5 else 0
+    return max(products / FEWEST, numbers / FEWEST_NUMBERS)
 
 
 def _has_operation(x: Tensor, weight: Tensor, kind: Options) -> bool:

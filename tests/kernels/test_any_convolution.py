@@ -132,6 +132,14 @@ class Count(FirstOrderFunctions):
         (F.conv2d, (8, 32, 16, 16), (32, 1, 7, 7), dict(groups=32), False),
         (F.conv3d, (1, 16, 32, 32, 32), (16, 16, 3, 3, 3), {}, False),  # one image
         (F.conv3d, (4, 16, 32, 32, 32), (16, 16, 3, 3, 3), {}, True),
+        # Few multiplications, of many numbers.
+        (F.conv2d, (4, 4, 64, 64), (32, 4, 3, 3), dict(padding=1), True),
+        (F.conv2d, (4, 64, 32, 32), (64, 64, 2, 2), dict(stride=2), True),
+        (F.conv2d, (4, 64, 16, 16), (64, 64, 2, 2), dict(stride=2), False),
+        (F.conv_transpose2d, (4, 64, 32, 32), (64, 32, 2, 2), dict(stride=2), True),
+        (F.conv_transpose2d, (4, 64, 16, 16), (64, 32, 2, 2), dict(stride=2), False),
+        (F.conv1d, (8, 16, 2048), (16, 16, 9), {}, True),
+        (F.conv3d, (4, 8, 32, 16, 16), (8, 8, 3, 3, 3), {}, False),
     ],
 )
 def test_those_are_taken_over_that_gain(func, x, weight, options, taken):
