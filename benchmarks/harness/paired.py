@@ -14,8 +14,8 @@ import torch
 from benchmarks.harness.ceilings import floor
 from benchmarks.harness.device_time import DeviceTimer
 from benchmarks.harness.memory import peak_bytes
-from benchmarks.harness.timing import FEWEST_ROUNDS, schedule, summarize
-from benchmarks.harness.workers import Refused, Worker
+from benchmarks.harness.timing import FEWEST_ROUNDS, medians, schedule, summarize
+from benchmarks.harness.workers import Refused, Worker, begin_anew
 from benchmarks.steps import Problem
 from cdn_kernels import machine
 from cdn_kernels.backends.dispatch import why_not
@@ -23,8 +23,11 @@ from cdn_kernels.backends.dispatch import why_not
 _MOST_ROUNDS = 51
 # What the runs of a process of its own take together in a round, at least: threads that slept while others ran, or that
 # still spin for work, are worth several milliseconds of the first.
-_LONG_ENOUGH = 0.05
+_LONG_ENOUGH = 0.1
 _MOST_REPEATS = 100
+# How often processes of short runs begin anew, and rounds each time, at least: where a process happens to have its
+# memory and its threads is worth several per cent of such runs as long as it lives.
+_LAUNCHES, _ROUNDS_A_LAUNCH = 9, 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Result:
         facts: operation, order, dtype, layout, shape and the like.
         seconds: by implementation, one per round; the first is the library. On a GPU those of the device, see
             :class:`.device_time.DeviceTimer`, for a case of this process; in a process of its own all that it takes.
+            Where processes begin anew, one each time: the median of its rounds.
         ratios: by peer, how many times as long as the library it takes: a Ratio.
         floor: what its yardsticks need for the same work, see :func:`.ceilings.floor`, and the Ratio of the library to
             that.
@@ -185,19 +189,31 @@ class Paired:
             rounds = 1
         times = {name: [] for name in cases}
         timers = {name: self._timer(case, repeats[name]) for name, case in cases.items()}
+        short = [case for name, case in cases.items() if repeats[name] > 1]
+        a_launch = max(_ROUNDS_A_LAUNCH, round(rounds / _LAUNCHES)) if short else rounds
+        rounds = _LAUNCHES * a_launch if short else rounds
+        begun = {0, rounds}  # after how many rounds processes have begun anew, or need not
 
         def run(name):
             times[name].append(timers[name]())
+
+        def renew():
+            (done, *unequal) = {len(values) for values in times.values()}
+            if not unequal and done % a_launch == 0 and done not in begun:
+                begun.add(done)
+                begin_anew(short)
 
         order = schedule(cases, rounds)
 
         def others():
             for name in itertools.takewhile(lambda name: name != library, order):
+                renew()
                 run(name)
+            renew()
 
         self.benchmark.pedantic(run, (library,), setup=others, rounds=rounds)
         others()
-        return times
+        return {name: medians(values, a_launch) if short else values for name, values in times.items()}
 
     def _timer(self, case, repeats):
         """Return a function that runs a case and returns its seconds, the mean of several runs after one more."""

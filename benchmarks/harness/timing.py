@@ -54,3 +54,8 @@ def schedule(cases, rounds, seed=0):
     order = random.Random(seed)
     for _ in range(rounds):
         yield from order.sample(list(cases), len(cases))
+
+
+def medians(values, count):
+    """Return the median of every so many of the values."""
+    return [statistics.median(values[i : i + count]) for i in range(0, len(values), count)]

@@ -47,21 +47,27 @@ class Worker:
 
     def __init__(self, factory, *args, keep_pages=False, **options):
         self.name = getattr(factory, "__name__", str(factory))
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
         self.call = factory, args, options
-        self.unread = 0  # answers that nobody has waited for
-        self.process = context.Process(
-            target=_serve, args=(theirs, self.call, keep_pages, torch.get_num_threads()), daemon=True
-        )
+        self.keep_pages = keep_pages
 
     def __enter__(self):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.unread = 0  # answers that nobody has waited for
+        self.process = context.Process(
+            target=_serve, args=(theirs, self.call, self.keep_pages, torch.get_num_threads()), daemon=True
+        )
         self.process.start()
         return self
 
     def __exit__(self, *error):
         self.process.kill()
         self.process.join()
+
+    def begin_anew(self):
+        """Go on in a new process, in which the case has not run yet."""
+        self.__exit__()
+        self.__enter__()
 
     def prepare(self):
         """Begin a first run without waiting for it: what has to compile does so beside the others."""
@@ -127,6 +133,17 @@ class Worker:
         if kind == "refused":
             raise Refused(value)
         return value
+
+
+def begin_anew(workers):
+    """Let workers go on in new processes, which start beside each other; then run each of their cases twice."""
+    for worker in workers:
+        worker.begin_anew()
+        worker.prepare()
+    for worker in workers:
+        worker.ready()
+    for worker in workers:  # what it learned in the first run shows in the second
+        worker()
 
 
 def _serve(pipe, call, keep_pages, threads):

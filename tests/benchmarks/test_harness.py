@@ -11,7 +11,7 @@ from benchmarks.harness.agreement import agreement
 from benchmarks.harness.memory import peak_bytes
 from benchmarks.harness.paired import Paired
 from benchmarks.harness.timing import Ratio, summarize
-from benchmarks.harness.workers import Refused, Worker
+from benchmarks.harness.workers import Refused, Worker, begin_anew
 from tests.benchmarks.records import Benchmark, settings
 
 
@@ -124,10 +124,17 @@ def test_a_worker_says_why_it_refuses():
 class Busy(Worker):
     """Stands for a process whose every run takes some seconds of a processor."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, slower=1.0):
         self.seconds, self.total, self.repeated = seconds, 0.0, []
+        self.slower, self.begun = slower, 1
 
     def ready(self): ...
+
+    def prepare(self): ...
+
+    def begin_anew(self):
+        self.begun += 1
+        self.seconds *= self.slower
 
     def __call__(self):
         self.total += self.seconds
@@ -144,18 +151,35 @@ def test_time_on_processors_is_that_of_the_processes():
     options = dataclasses.replace(settings(7), processor_time=True)
     paired = Paired(Benchmark(), options, "")
     paired("case", ("library", Busy(2.0)), {"peer": Busy(3.0)}, memory=False)
-    assert paired.result.seconds == {"library": 7 * [2.0], "peer": 7 * [3.0]}
+    assert paired.result.seconds == {"library": 9 * [2.0], "peer": 9 * [3.0]}  # they are short by the clock
     assert paired.result.ratios == {"peer": Ratio(1.5, 1.5, 1.5)} and paired.result.facts["clock"] == "processor"
 
 
-@pytest.mark.parametrize("seconds, repeats", [(0.25, 0), (0.04, 0), (0.02, 2), (0.001, 50), (1e-6, 100)])
-def test_short_runs_of_a_process_are_repeated_after_one_that_does_not_count(seconds, repeats):
+@pytest.mark.parametrize("seconds, repeats", [(0.5, 0), (0.08, 0), (0.04, 2), (0.001, 100), (1e-6, 100)])
+@pytest.mark.parametrize("rounds, all_rounds", [(7, 27), (45, 45)])
+def test_short_runs_of_a_process_are_repeated_after_one_that_does_not_count(seconds, repeats, rounds, all_rounds):
     workers = Busy(seconds), Busy(2.0)
-    paired = Paired(Benchmark(), settings(7), "", clock=lambda: sum(worker.total for worker in workers))
+    paired = Paired(Benchmark(), settings(rounds), "", clock=lambda: sum(worker.total for worker in workers))
     paired("case", ("library", workers[0]), {"peer": workers[1]}, memory=False)
-    assert workers[0].repeated == 7 * [repeats] * (repeats > 0) and not workers[1].repeated
-    assert paired.result.seconds["library"] == pytest.approx(7 * [seconds])
+    assert workers[0].repeated == all_rounds * [repeats] * (repeats > 0) and not workers[1].repeated
+    assert paired.result.seconds["library"] == pytest.approx((9 if repeats else rounds) * [seconds])
     assert paired.result.ratios["peer"].median == pytest.approx(2.0 / seconds)
+
+
+def test_processes_of_short_runs_begin_anew_and_give_one_value_each_time():
+    workers = Busy(0.001, slower=2.0), Busy(0.001)
+    paired = Paired(Benchmark(), settings(27), "", clock=lambda: sum(worker.total for worker in workers))
+    paired("case", ("library", workers[0]), {"peer": workers[1]}, memory=False)
+    assert [worker.begun for worker in workers] == [9, 9]
+    assert paired.result.seconds["library"] == pytest.approx([0.001 * 2**launch for launch in range(9)])
+    assert paired.result.seconds["peer"] == pytest.approx(9 * [0.001])
+
+
+def test_a_worker_begins_anew():
+    with Worker(Doubling, 1.0) as worker:
+        before = worker(), worker.process.pid
+        begin_anew([worker])
+        assert worker.process.pid != before[1] and worker.result().tolist() == [before[0]]
 
 
 def test_peak_memory_counts_what_is_gone_again():
