@@ -9,12 +9,15 @@ Several files may be of several numbers of threads; of those with the same, the 
 import argparse
 import itertools
 import shlex
+import statistics
 from pathlib import Path
 
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.record import read
 from benchmarks.harness.table import bytes_text, markdown
+from benchmarks.harness.timing import summarize
 from benchmarks.networks import NETWORKS, SIZES
+from benchmarks.networks.steps import LIBRARY
 
 HEAD = """# Networks of all kinds
 
@@ -38,11 +41,11 @@ MEASURED = """## Time and memory
 
 A step in float32, without the optimizer, in turn with eager PyTorch, each in a process of its own that keeps the memory
 it frees (`cdn_kernels.keep_pages()`), after the gradients were found equal. Given is how many times as long eager
-takes, in the layout that suits it better, as the median of the ratios within a round, and in brackets the interval that
-holds the true one with 95 % probability; where that includes 1, no difference was seen. Steps of less than some 60 ms
-run in nine pairs of processes, each of which counts as a round, for where a process happens to have its memory is worth
-several per cent of them. Networks of 2-D convolutions are stored channels last for the library, but small ones as they
-are built. Memory is the peak of the buffers in use, beyond what was held before."""
+takes, each in the layout that suits it better, as the median of the ratios within a round, and in brackets the interval
+that holds the true one with 95 % probability; where that includes 1, no difference was seen. Of networks of 2-D
+convolutions both layouts are timed of both. Steps of less than some 60 ms run in nine sets of processes, each of which
+counts as a round, for where a process happens to have its memory is worth several per cent of them. Memory is the peak
+of the buffers in use, beyond what was held before."""
 
 
 def main(argv=None):
@@ -136,22 +139,29 @@ def _versions(records, name):
     return sorted({fact["version"] or "-" for fact in facts if fact["network"] == name})
 
 
-def _best(result):
-    """Return the peer that took least time."""
-    return min(result["ratios"], key=lambda name: result["ratios"][name].median) if result["ratios"] else None
+def _best(result, of_library):
+    """Return the case that took least time, of the library or of eager; None if that did not run."""
+    medians = {
+        name: statistics.median(values)
+        for name, values in result["seconds"].items()
+        if name.startswith(LIBRARY) == of_library
+    }
+    return min(medians, key=medians.get, default=None)
 
 
 def _ratio(result):
     if result is None:
         return "-"
-    return str(result["ratios"][_best(result)]) if _best(result) else "; ".join(result["refused"].values())
+    library, eager = (_best(result, of_library) for of_library in (True, False))
+    if eager is None:
+        return "; ".join(result["refused"].values())
+    seconds = result["seconds"]
+    return str(summarize([theirs / own for theirs, own in zip(seconds[eager], seconds[library])]))
 
 
 def _memory(result):
-    if result is None or _best(result) is None:
-        return "-"
-    library = next(iter(result["seconds"]))
-    return " / ".join(bytes_text(result["peak_bytes"][name]) for name in (library, _best(result)))
+    best = [] if result is None else [_best(result, of_library) for of_library in (True, False)]
+    return " / ".join(bytes_text(result["peak_bytes"][name]) for name in best) if all(best) and best else "-"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.harness.agreement import agreement
 from benchmarks.harness.workers import Worker
 from benchmarks.networks import NETWORKS, SIZES, SPATIAL
-from benchmarks.networks.steps import LAYOUTS, NetworkStep
+from benchmarks.networks.steps import LAYOUTS, LIBRARY, NetworkStep
 
 
 @pytest.mark.parametrize(
@@ -23,15 +23,15 @@ def test_network(paired, settings, name, size):
     if settings.device != "cpu":
         pytest.skip("networks of other packages were built for CPUs only")
     layouts = list(LAYOUTS) if network.kind == SPATIAL else ["contiguous"]
-    layout = layouts[0] if size == SIZES[0] else layouts[-1]  # of small images no kernel asks for the other
     with ExitStack() as stack:
         # Whether the allocator happens to return memory at every step, or at none, is worth 20 % of a small step.
         start = lambda *step: stack.enter_context(Worker(NetworkStep, name, size, *step, keep_pages=True))
-        library = start("library", layout)
-        peers = {f"eager, {layout}": start("eager", layout) for layout in layouts}
+        *others, library = (start("library", layout) for layout in layouts)
+        peers = {f"{LIBRARY}, {layout}": other for layout, other in zip(layouts, others)}
+        peers |= {f"eager, {layout}": start("eager", layout) for layout in layouts}
         paired(
             f"{name}, {size}",
-            (f"this library, {layout}", library),
+            (f"{LIBRARY}, {layouts[-1]}", library),
             peers,
             agree=agreement(library, network.tolerance),
             operation="network",

@@ -37,9 +37,11 @@ CHOICE = "measured"
 # From how many multiplications on they gain: in the library's kernels (one thread of a Xeon with AVX-512), and by
 # torch's own maps, depthwise ones of small filters before others (of a Zen 5).
 FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 2e7, 1e8, 3e5
+# How many times as many where the kernels have to copy images to channels last and back (two threads of that Xeon).
+TIMES_WITH_COPIES = 3
 # Or from how many numbers on, of images and results together, which torch's double backward stores in another order and
 # takes for filters; but for volumes (one and two threads of a Xeon).
-FEWEST_NUMBERS = 3e5
+FEWEST_NUMBERS = 4e5
 LARGEST_DEPTHWISE = 9
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
@@ -136,9 +138,12 @@ class FirstOrderFunctions(TorchFunctionMode):
             return func(input, weight, bias, *options, **named)
         products = _products(input, weight, kind)
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
-            own = _of_our_own(input, weight, bias, kind.stride[0])
+            copied = not convolve.ask_for_channels_last(input, weight)
+            fewest = FEWEST_FOR_KERNELS * (TIMES_WITH_COPIES if copied else 1)
+            large = _is_worth_it(input, products >= fewest)
+            own = _of_our_own(input, weight, bias, kind.stride[0]) if large else None
             if own is not None:
-                self._layers += _times_smallest(input, products, FEWEST_FOR_KERNELS)
+                self._layers += _times_smallest(input, products, fewest)
                 return own
             self.filters.append(weight)
         gain = _gain(input, weight, kind, products)

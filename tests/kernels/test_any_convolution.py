@@ -134,7 +134,7 @@ class Count(FirstOrderFunctions):
         (F.conv3d, (4, 16, 32, 32, 32), (16, 16, 3, 3, 3), {}, True),
         # Few multiplications, of many numbers.
         (F.conv2d, (4, 4, 64, 64), (32, 4, 3, 3), dict(padding=1), True),
-        (F.conv2d, (4, 64, 32, 32), (64, 64, 2, 2), dict(stride=2), True),
+        (F.conv2d, (8, 64, 32, 32), (64, 64, 2, 2), dict(stride=2), True),
         (F.conv2d, (4, 64, 16, 16), (64, 64, 2, 2), dict(stride=2), False),
         (F.conv_transpose2d, (4, 64, 32, 32), (64, 32, 2, 2), dict(stride=2), True),
         (F.conv_transpose2d, (4, 64, 16, 16), (64, 32, 2, 2), dict(stride=2), False),
