@@ -116,9 +116,18 @@ def asked_for(ctx: Context, index: int, missing: int = 0) -> bool:
     return will_run(ctx.next_functions[index - missing][0])
 
 
+def same_view(x: Tensor) -> Tensor:
+    """Return a view of x of the same shape and strides.
+
+    ``x.view_as(x)`` has other strides where a size is 1, as of images of one channel, or of 1x1 filters: those of
+    contiguous ones. Convolutions and norms then leave channels last.
+    """
+    return x[...]
+
+
 def as_input(parameter: Tensor) -> Tensor:
     """Return a parameter in a form that :func:`asked_for` can ask about."""
-    return parameter.view_as(parameter) if parameter.is_leaf and parameter.requires_grad else parameter
+    return same_view(parameter) if parameter.is_leaf and parameter.requires_grad else parameter
 
 
 def no_third_order(ctx: Context, *grads: Tensor | None) -> NoReturn:
@@ -134,6 +143,6 @@ def without_third_order(*tensors: Tensor) -> tuple[Tensor, ...]:
 class _Refused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.view_as(t) for t in tensors)
+        return tuple(map(same_view, tensors))
 
     backward = staticmethod(no_third_order)

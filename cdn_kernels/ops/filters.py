@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cdn_kernels.backends.shared_library import observers
-from cdn_kernels.ops.common import Context, as_input, in_layout
+from cdn_kernels.ops.common import Context, as_input, in_layout, same_view
 from cdn_kernels.ops.leading import without_zeros
 from cdn_kernels.torch_private import WrapperTensor, modes_are_active, run_on_values
 from cdn_kernels.transforms import transformed
@@ -82,7 +82,7 @@ class _Filters(torch.autograd.Function):
         ctx.dtype = weight.dtype
         ctx.set_materialize_grads(False)
         filters = _converted(weight, dtype, channels_last)
-        return filters.view_as(filters) if filters is weight else filters
+        return same_view(filters) if filters is weight else filters
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, None, None]:

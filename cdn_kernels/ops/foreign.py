@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.parameter import is_lazy
 
-from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order
+from cdn_kernels.ops.common import Context, Gradients, as_input, asked_for, no_third_order, same_view
 from cdn_kernels.ops.forward_mode import Composed
 from cdn_kernels.replaced import replaced
 from cdn_kernels.torch_private import graph_is_kept, may_be_view
@@ -283,7 +283,7 @@ class _SecondDerivatives(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Context, count: int, *tensors: Tensor | None) -> Gradients:
-        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+        return tuple(None if t is None else same_view(t) for t in tensors[:count])
 
     backward = staticmethod(no_third_order)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdn_kernels.ops.common import Context, is_channels_last
+from cdn_kernels.ops.common import Context, is_channels_last, same_view
 from cdn_kernels.torch_private import WrapperTensor, run_on_values
 
 Arguments = list[Any]
@@ -83,7 +83,7 @@ class _Leading(torch.autograd.Function):
     def forward(ctx: Context, x: Tensor, count: int) -> Tensor:
         ctx.batch = len(x)
         if isinstance(x, LeadingGradient) and len(x.part) == count:
-            return x.part.view_as(x.part)
+            return same_view(x.part)
         return x[:count]
 
     @staticmethod
@@ -105,7 +105,7 @@ class _Extended(torch.autograd.Function):
 class _Filled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, y: Tensor) -> Tensor:
-        return y.view_as(y)
+        return same_view(y)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cdn_kernels.ops.common import same_view
+
 
 def tangents(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, tangent: Tensor
@@ -44,7 +46,7 @@ def derivatives(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        leaves = [same_view(t) if create_graph and t.requires_grad else t.detach().requires_grad_() for t in inputs]
         results = function(*leaves)
         wanted = [(result, g) for result, g in zip(results, grads, strict=True) if g is not None]
         return torch.autograd.grad(

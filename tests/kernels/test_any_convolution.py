@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
+import cdn_kernels
 from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.any_convolution import convolution, options_of
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions
@@ -144,3 +145,22 @@ class Count(FirstOrderFunctions):
 )
 def test_those_are_taken_over_that_gain(func, x, weight, options, taken):
     assert Count()(func, x, weight, **options) == taken
+
+
+@pytest.mark.parametrize("scored", [None, 2])
+@pytest.mark.parametrize("channels, size", [(1, 3), (3, 1), (3, 3)])
+def test_channels_last_stays_where_a_size_is_one(monkeypatch, channels, size, scored):
+    monkeypatch.setattr(torch_functions, "CHOICE", "all")
+    last = torch.channels_last
+    layer = torch.nn.Conv2d(channels, 4, size, padding=size // 2).to(memory_format=last)
+    y = torch.randn(4, channels, 5, 5).to(memory_format=last).clone(memory_format=last)
+    strides = []
+
+    def network(y):
+        u = layer(y)
+        u.register_hook(lambda g: strides.append(g.is_contiguous(memory_format=last)))
+        strides.append(u.is_contiguous(memory_format=last) and not u.is_contiguous())
+        return (u * u).sum((2, 3))
+
+    cdn_kernels.score_matching_step(network, y, lambda logits, score: score.square().sum(), scored=scored)
+    assert strides and all(strides)
