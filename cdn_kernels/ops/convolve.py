@@ -106,7 +106,7 @@ def _runs_here(
     backend: str,
     activation: bool = False,
 ) -> bool:
-    if not ask_for_channels_last(first, second):
+    if not results_are_channels_last(first, second):
         # On GPUs that was not measured.
         if backend != "cpu" or not cpu_engines.worth_copying(first.dtype, shapes, stride):
             return False
@@ -115,7 +115,7 @@ def _runs_here(
     )
 
 
-def ask_for_channels_last(x: Tensor, other: Tensor) -> bool:
+def results_are_channels_last(x: Tensor, other: Tensor) -> bool:
     """Tell whether results of two operands are to be stored channels last."""
     # As torch does it: a tensor that came as contiguous out of some view does not turn the network around.
     return asks_for_channels_last(x) or asks_for_channels_last(other)
@@ -168,7 +168,7 @@ def _run(
 def _torchs(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Return torch's convolution, in our layout: in float64 cuDNN's is contiguous also of images channels last."""
     u = torch.ops.aten.convolution(x, weight, None, *_options(weight.shape, stride))
-    return in_layout(u, ask_for_channels_last(x, weight))
+    return in_layout(u, results_are_channels_last(x, weight))
 
 
 def _may_crash(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -184,11 +184,11 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, by_filters: 
     """Return torch's gradient by the images or by the filters, likewise."""
     if by_filters and _may_crash(x, weight, stride):
         g, h = (t.movedim(1, -1).flatten(0, 2) for t in (grad, x[:, :, ::stride, ::stride]))
-        return in_layout((g.T @ h).view_as(weight), ask_for_channels_last(grad, x))
+        return in_layout((g.T @ h).view_as(weight), results_are_channels_last(grad, x))
     mask = [not by_filters, by_filters, False]
     options = _options(weight.shape, stride)
     found = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, mask)
-    return in_layout(found[by_filters], ask_for_channels_last(grad, x if by_filters else weight))
+    return in_layout(found[by_filters], results_are_channels_last(grad, x if by_filters else weight))
 
 
 def _options(filters: Sequence[int], stride: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
@@ -197,5 +197,5 @@ def _options(filters: Sequence[int], stride: int) -> tuple[list[int], list[int],
 
 
 def _template(first: Tensor, second: Tensor, shape: Sequence[int]) -> Tensor:
-    layout = torch.channels_last if ask_for_channels_last(first, second) else torch.contiguous_format
+    layout = torch.channels_last if results_are_channels_last(first, second) else torch.contiguous_format
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)

@@ -37,12 +37,12 @@ CHOICE = "measured"
 # From how many multiplications on they gain: in the library's kernels (one thread of a Xeon with AVX-512), and by
 # torch's own maps, depthwise ones of small filters before others (of a Zen 5).
 FEWEST_FOR_KERNELS, FEWEST, FEWEST_DEPTHWISE = 2e7, 1e8, 3e5
-# How many times as many where the kernels have to copy images to channels last and back (two threads of that Xeon).
-TIMES_WITH_COPIES = 3
-# Or from how many numbers on, of images and results together, which torch's double backward stores in another order and
-# takes for filters; but for volumes (one and two threads of a Xeon).
-FEWEST_NUMBERS = 4e5
 LARGEST_DEPTHWISE = 9
+# Kernels that have to copy images to channels last and back take so many times as many (two threads of that Xeon).
+TIMES_WITH_COPIES = 3
+# torch's own maps gain of fewer multiplications, too, from so many numbers on, those of images and results together:
+# its double backward stores them in another order, and takes them for filters. Volumes do not (one and two threads).
+FEWEST_NUMBERS = 4e5
 # From how many elements on the library's passes gain over what torch makes of two derivatives (one thread of a Xeon
 # with AVX-512).
 FEWEST_ELEMENTS = {
@@ -138,7 +138,7 @@ class FirstOrderFunctions(TorchFunctionMode):
             return func(input, weight, bias, *options, **named)
         products = _products(input, weight, kind)
         if _has_operation(input, weight, kind) and _is_worth_it(input, products >= FEWEST_FOR_KERNELS):
-            copied = not convolve.ask_for_channels_last(input, weight)
+            copied = not convolve.results_are_channels_last(input, weight)
             fewest = FEWEST_FOR_KERNELS * (TIMES_WITH_COPIES if copied else 1)
             large = _is_worth_it(input, products >= fewest)
             own = _of_our_own(input, weight, bias, kind.stride[0]) if large else None
