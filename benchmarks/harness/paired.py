@@ -190,28 +190,25 @@ class Paired:
         times = {name: [] for name in cases}
         timers = {name: self._timer(case, repeats[name]) for name, case in cases.items()}
         short = [case for name, case in cases.items() if repeats[name] > 1]
-        a_launch = max(_ROUNDS_A_LAUNCH, round(rounds / _LAUNCHES)) if short else rounds
-        rounds = _LAUNCHES * a_launch if short else rounds
-        begun = {0, rounds}  # after how many rounds processes have begun anew, or need not
+        launches = _LAUNCHES if short else 1
+        a_launch = max(_ROUNDS_A_LAUNCH, round(rounds / launches)) if short else rounds
 
         def run(name):
             times[name].append(timers[name]())
 
-        def renew():
-            (done, *unequal) = {len(values) for values in times.values()}
-            if not unequal and done % a_launch == 0 and done not in begun:
-                begun.add(done)
-                begin_anew(short)
+        def turns():
+            for launch in range(launches):
+                if launch:  # all of the one before have run by then
+                    begin_anew(short)
+                yield from schedule(cases, a_launch, seed=launch)
 
-        order = schedule(cases, rounds)
+        order = turns()
 
         def others():
             for name in itertools.takewhile(lambda name: name != library, order):
-                renew()
                 run(name)
-            renew()
 
-        self.benchmark.pedantic(run, (library,), setup=others, rounds=rounds)
+        self.benchmark.pedantic(run, (library,), setup=others, rounds=launches * a_launch)
         others()
         return {name: medians(values, a_launch) if short else values for name, values in times.items()}
 
