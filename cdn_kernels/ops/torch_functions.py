@@ -143,13 +143,13 @@ class FirstOrderFunctions(TorchFunctionMode):
             large = _is_worth_it(input, products >= fewest)
             own = _of_our_own(input, weight, bias, kind.stride[0]) if large else None
             if own is not None:
-                self._layers += _times_smallest(input, products, fewest)
+                self._layers += _times_smallest(input, products / fewest)
                 return own
             self.filters.append(weight)
         gain = _gain(input, weight, kind, products)
         if not _is_worth_it(input, gain >= 1):
             return func(input, weight, bias, *options, **named)
-        self._layers += _times_smallest(input, gain, 1)
+        self._layers += _times_smallest(input, gain)
         device = input.device.type
         if torch.is_autocast_enabled(device):
             tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
@@ -402,9 +402,9 @@ def _results(x: Tensor, weight: Tensor, kind: Options) -> float:
     return pixels * steps * weight.shape[1] * kind.groups if kind.transposed else pixels / steps * weight.shape[0]
 
 
-def _times_smallest(x: Tensor, products: float, fewest: float) -> float:
+def _times_smallest(x: Tensor, on_cpus: float) -> float:
     """Return for how many of the smallest convolutions that gain one counts: on GPUs for any number."""
-    return products / fewest if x.device.type == "cpu" else math.inf
+    return on_cpus if x.device.type == "cpu" else math.inf
 
 
 def _is_worth_it(x: Tensor, on_cpus: bool) -> bool:
