@@ -52,7 +52,7 @@ VARIANTS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": AVX512,
     "avx512bf16": [*AVX512, "-mavx512bf16"],
-    "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # Minimal filtering without vectors is for tests only, and takes a compiler long.
 TESTED_ONLY, QUICKLY = "winograd_scalar", ["-O1"]

@@ -27,6 +27,48 @@ struct Tiles {
     // What was written to memory has to be there: GCC 12 does not know that the intrinsics read it.
     static void settle(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
+    // The processor puts its unit for vectors of floats to sleep after some 2,000 cycles in which it had nothing to do,
+    // and a store of a tile, which needs it, waits 1,000 cycles until it is awake: half as long as a product of 36
+    // stretches takes. An addition now and then prevents that.
+    static void stay_awake() {
+        __m128 zero = _mm_setzero_ps();
+        __asm__ volatile("vaddps %0, %0, %0" : "+x"(zero));
+    }
+
+    // Numbers below the smallest normal one become 0, as they do in the products.
+    static void round(const float* from, std::uint16_t* to) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+        std::memcpy(to, &both, sizeof(both));
+    }
+
+    // 16 by 16 words, whose rows are a distance apart, to as many that lie together.
+    static void transpose(const Pair* from, std::int64_t row, Pair* to) {
+        __m512i a[16], b[16];
+        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * row);
+        // In every quarter of a vector: words of two rows, then of four; in the end the quarters change places.
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4)
+            for (int k = 0; k < 2; ++k) {
+                a[i + 2 * k] = _mm512_unpacklo_epi64(b[i + k], b[i + 2 + k]);
+                a[i + 2 * k + 1] = _mm512_unpackhi_epi64(b[i + k], b[i + 2 + k]);
+            }
+        for (int k = 0; k < 4; ++k) {
+            b[k] = _mm512_shuffle_i32x4(a[k], a[k + 4], 0x88);
+            b[k + 4] = _mm512_shuffle_i32x4(a[k], a[k + 4], 0xdd);
+            b[k + 8] = _mm512_shuffle_i32x4(a[k + 8], a[k + 12], 0x88);
+            b[k + 12] = _mm512_shuffle_i32x4(a[k + 8], a[k + 12], 0xdd);
+        }
+        for (int k = 0; k < 4; ++k)
+            for (int half = 0; half < 2; ++half) {
+                const __m512i first = b[k + 4 * half], second = b[k + 8 + 4 * half];
+                _mm512_storeu_si512(to + (k + 4 * half) * 16, _mm512_shuffle_i32x4(first, second, 0x88));
+                _mm512_storeu_si512(to + (k + 4 * half + 8) * 16, _mm512_shuffle_i32x4(first, second, 0xdd));
+            }
+    }
+
     template <int> static void zero();
     template <int> static void load(const void* from, std::int64_t row);
     template <int> static void store(void* to, std::int64_t row);

@@ -18,10 +18,16 @@ struct TileEngine {
     static constexpr bool kRowsOfPairs = true;
     using Session = typename Tiles::Session;
 
-    static void round(const float* from, std::uint16_t* to) { round_row<kColumns>(from, to); }
+    static void round(const float* from, std::uint16_t* to) { Tiles::round(from, to); }
+
+    // [pair, row] to [row, pair], of a tile.
+    static void transpose(const Pair* from, Pair* to) {
+        for (int half = 0; half < kRows; half += 16) Tiles::transpose(from + half, kRows, to + half * kPairs);
+    }
 
     // Two by two sums in tiles 0 to 3; tiles 4 and 5 hold rows of a, 6 and 7 columns of b.
-    static void multiply(const TileProduct& p) {
+    template <typename Meanwhile>
+    static void multiply(const TileProduct& p, Meanwhile meanwhile) {
         // Operands are loaded in whole tiles: the scratch behind the last row has to be there, its content is unused.
         const bool lower = p.rows > 16;
         const std::int64_t half = 16 * p.a_row, a_row = p.a_row * 4, b_row = p.b_pair * 4;
@@ -29,9 +35,11 @@ struct TileEngine {
         Tiles::template zero<0>();
         Tiles::template zero<1>();
         if (lower) Tiles::template zero<2>(), Tiles::template zero<3>();
-        for (std::int64_t s = 0; s < p.count; ++s) {
-            const Pair *a = p.a + p.stretches[s].a, *b = p.b + p.stretches[s].b;
-            for (std::int64_t k = 0; k < p.pairs; k += 16, a += 16, b += 16 * p.b_pair) {
+        for (std::int64_t slice = 0; slice < p.slices; ++slice)
+            for (std::int64_t s = 0; s < p.count; ++s) {
+                const Pair* a = p.a + slice * p.a_slice + p.stretches[s].a;
+                const Pair* b = p.b + slice * p.b_slice + p.stretches[s].b;
+                Tiles::stay_awake();
                 Tiles::template load<6>(b, b_row);
                 Tiles::template load<7>(b + 16, b_row);
                 Tiles::template load<4>(a, a_row);
@@ -42,8 +50,8 @@ struct TileEngine {
                     Tiles::template multiply<2, 5, 6>();
                     Tiles::template multiply<3, 5, 7>();
                 }
+                meanwhile();
             }
-        }
         constexpr std::int64_t row = kColumns * 4;
         Tiles::template store<0>(p.tile, row);
         Tiles::template store<1>(p.tile + 16, row);

@@ -16,6 +16,12 @@ struct Tiles {
     }
 
     static void settle(const void*) {}
+    static void stay_awake() {}
+    static void transpose(const Pair* from, std::int64_t row, Pair* to) {
+        for (int i = 0; i < 16; ++i)
+            for (int k = 0; k < 16; ++k) to[k * 16 + i] = from[i * row + k];
+    }
+    static void round(const float* from, std::uint16_t* to) { round_row<32>(from, to); }
     template <int t>
     static void zero() {
         std::memset(&tile(t), 0, sizeof(Tile));

@@ -22,7 +22,11 @@ struct Engine {
         std::memcpy(to, &both, sizeof(both));
     }
 
-    static void multiply(const TileProduct& p) { p.columns > 16 ? choose<2>(p) : choose<1>(p); }
+    template <typename Meanwhile>
+    static void multiply(const TileProduct& p, Meanwhile meanwhile) {
+        meanwhile();
+        p.columns > 16 ? choose<2>(p) : choose<1>(p);
+    }
 
     template <int vectors>
     static void choose(const TileProduct& p) {

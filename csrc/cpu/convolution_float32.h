@@ -23,7 +23,11 @@ struct FloatEngine {
 
     static void round(const float* from, float* to) { std::memcpy(to, from, kColumns * sizeof(float)); }
 
-    static void multiply(const TileProduct& p) { p.columns > kWords ? choose<2, kRows>(p) : choose<1, kRows>(p); }
+    template <typename Meanwhile>
+    static void multiply(const TileProduct& p, Meanwhile meanwhile) {
+        meanwhile();
+        p.columns > kWords ? choose<2, kRows>(p) : choose<1, kRows>(p);
+    }
 
     template <int vectors, int rows>
     static void choose(const TileProduct& p) {

@@ -1,9 +1,11 @@
 // Forward convolutions and gradients by the input: images of sums over taps, tile by tile.
 //
-// Samples are copied with their padding into a scratch of a few, so that a tap is a constant distance. A tile is a
-// number of neighbours in a row of the output, or of samples at one place where rows are short, times a block of
-// output channels. The gradient by the input of a strided convolution falls into phases, one for each residue of the
-// place modulo the stride, each a convolution of its own with the taps that meet it.
+// Samples are copied with their padding into a scratch of a few, so that a tap is a constant distance. The rows of a
+// tile are neighbours in a row of the output, or in the rows of a few samples that lie interleaved where rows are
+// short; its columns are a block of output channels. Engines that sum over many pairs at once get the pairs in slices,
+// each an image of its own: what the taps of a slice read stays in the first-level cache, and filters are read in the
+// order in which they lie. The gradient by the input of a strided convolution falls into phases, one for each residue
+// of the place modulo the stride, each a convolution of its own with the taps that meet it.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +19,7 @@ namespace cdn::CDN_VARIANT {
 namespace {
 
 constexpr std::int64_t kScratch = 384 << 10;  // bytes of packed samples that stay in the second-level cache
+constexpr std::int64_t kLargeScratch = 1280 << 10;  // where filters do not, and are read once for every scratch
 
 template <typename Engine>
 class ImageConvolution {
@@ -31,26 +34,27 @@ public:
             in_height_ = job.out_height(), in_width_ = job.out_width(), in_channels_ = job.outputs;
             out_height_ = job.height, out_width_ = job.width, out_channels_ = job.inputs;
         }
-        pairs_ = round_up(divide_up(in_channels_, kValues), Engine::kPairs);
+        const std::int64_t pairs = round_up(divide_up(in_channels_, kValues), Engine::kPairs);
+        slice_ = Engine::kPairs > 1 ? Engine::kPairs : pairs;
+        slices_ = pairs / slice_;
         padded_height_ = in_height_ + 2 * job.padding();
-        padded_width_ = in_width_ + 2 * job.padding();
+        residue_ = divide_up(in_width_ + 2 * job.padding(), in_steps());
         blocks_ = divide_up(out_channels_, kColumns);
-        panel_ = job.taps() * pairs_ * kColumns;
-        // Neighbours fill a tile if a row is long; short rows would waste the difference, unless samples do not help.
-        const std::int64_t row = divide_up(out_width_, steps());
-        across_ = round_up(row, Engine::kRows) * job.batch > row * round_up(job.batch, Engine::kRows);
-        const std::int64_t sample = padded_height_ * padded_width_ * pairs_ * sizeof(Pair);
-        const std::int64_t least = across_ ? Engine::kRows : 1;
-        const std::int64_t most = std::max(least, kScratch / sample / least * least);
+        panel_ = job.taps() * pairs * kColumns;
+        const std::int64_t sample = padded_height_ * residue_ * in_steps() * pairs * std::int64_t{sizeof(Pair)};
+        together_ = fewest_wasted(sample);
+        const std::int64_t filters = blocks_ * panel_ * std::int64_t{sizeof(Pair)};
+        const std::int64_t room = filters > kLargeScratch ? kLargeScratch : kScratch;
+        const std::int64_t most = std::max(together_, room / sample / together_ * together_);
         // The same number of groups for every thread.
         const std::int64_t groups = round_up(divide_up(job.batch, most), threads);
-        group_ = round_up(divide_up(job.batch, groups), least);
+        group_ = round_up(divide_up(job.batch, groups), together_);
         groups_ = divide_up(job.batch, group_);
-        // Where samples do not divide, as tiles run across them or they are few, threads share output channels instead.
+        // Where samples do not divide, as they are interleaved or few, threads share output channels instead.
         const std::int64_t busiest = divide_up(groups_, threads) * group_ * threads;
         share_ = 4 * busiest > 5 * job.batch ? divide_up(blocks_, threads) : blocks_;
         // Engines load whole tiles, also where a row ends sooner.
-        scratch_ = group_ * sample + Engine::kRows * in_steps() * place_step() * std::int64_t{sizeof(Pair)};
+        scratch_ = group_ * sample + Engine::kRows * slice_ * std::int64_t{sizeof(Pair)};
     }
 
     ConvolutionPlan plan() const {
@@ -58,44 +62,93 @@ public:
                 scratch_};
     }
 
-    // Write the filters of a block of output channels as [tap, pair of input channels, output channel].
+    // Write the filters of a block of output channels as [slice, tap, pair of input channels, output channel].
     void pack(Pair* panels, std::int64_t block) const {
         const std::int64_t start = block * kColumns, count = std::min(kColumns, out_channels_ - start);
         const std::int64_t filter = job_.taps() * job_.inputs;
         Pair* to = panels + block * panel_;
-        if (count < kColumns || kValues * pairs_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
-        for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
-            const Element* from = static_cast<const Element*>(job_.second) + tap * job_.inputs;
-            Pair* tile = to + tap * pairs_ * kColumns;
-            if (job_.kind == CDN_CONV_FORWARD) pack_filters(tile, from + start * filter, filter, count);
-            else pack_gradients(tile, from + start, filter, count);
+        if (count < kColumns || kValues * slices_ * slice_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
+        for (std::int64_t slice = 0; slice < slices_; ++slice) {
+            const std::int64_t channel = slice * slice_ * kValues;
+            const std::int64_t channels = std::min(slice_ * kValues, in_channels_ - channel);
+            for (std::int64_t tap = 0; tap < job_.taps(); ++tap, to += slice_ * kColumns) {
+                const Element* from = static_cast<const Element*>(job_.second) + tap * job_.inputs;
+                if (job_.kind == CDN_CONV_FORWARD)
+                    pack_filters(to, from + start * filter + channel, filter, count, channels);
+                else pack_gradients(to, from + channel * filter + start, filter, count, channels);
+            }
         }
     }
 
+    // What copies leave as it is: the padding, and channels that fill up a word or a slice.
+    void prepare(Pair* scratch) const { std::memset(scratch, 0, scratch_); }
+
     void multiply(const Pair* panels, Pair* scratch, std::int64_t unit) const {
-        const std::int64_t start = unit % groups_ * group_, count = std::min(group_, job_.batch - start);
+        const std::int64_t group = unit % groups_, start = group * group_;
+        const Samples samples{start, std::min(group_, job_.batch - start)};
         const std::int64_t first = unit / groups_ * share_, last = std::min(first + share_, blocks_);
-        copy(scratch, start, count);
+        copy(scratch, samples);
+        Ahead ahead = next_samples(group, last - first);
         for (std::int64_t block = first; block < last; ++block)
             for (std::int64_t y = 0; y < steps(); ++y)
-                for (std::int64_t x = 0; x < steps(); ++x) phase(panels, scratch, start, count, block, y, x);
+                for (std::int64_t x = 0; x < steps(); ++x) phase(panels, scratch, samples, ahead, block, y, x);
     }
 
 private:
+    struct Samples {
+        std::int64_t start, count;
+    };
+
+    // What will be copied next, asked for while there is something to compute.
+    struct Ahead {
+        const char *next, *end;
+        std::int64_t part;  // bytes at a time
+
+        void fetch() {
+            for (const char* stop = std::min(end, next + part); next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+        }
+    };
+
+    // Samples to interleave, so that tiles have few rows without use.
+    std::int64_t fewest_wasted(std::int64_t sample) const {
+        const std::int64_t row = divide_up(out_width_, steps());
+        std::int64_t best = 1, least = 0;
+        for (std::int64_t n = 1; n <= std::min<std::int64_t>(Engine::kRows, job_.batch); ++n) {
+            const std::int64_t rows = round_up(n * row, Engine::kRows) * divide_up(job_.batch, n);
+            if (n > 1 && (rows >= least || n * sample > kLargeScratch)) continue;
+            best = n, least = rows;
+        }
+        return best;
+    }
+
+    Ahead next_samples(std::int64_t group, std::int64_t blocks) const {
+        if (group + 1 >= groups_) return {nullptr, nullptr, 0};
+        const std::int64_t start = (group + 1) * group_, count = std::min(group_, job_.batch - start);
+        const std::int64_t sample = in_height_ * in_width_ * in_channels_ * std::int64_t{sizeof(Element)};
+        const char* next = static_cast<const char*>(job_.first) + start * sample;
+        const std::int64_t tiles = blocks * divide_up(group_, together_) * out_height_ * steps()
+            * divide_up(divide_up(out_width_, steps()) * together_, Engine::kRows);
+        const std::int64_t times =
+            tiles * (Engine::kPairs > 1 ? slices_ * divide_up(job_.taps(), steps() * steps()) : 1);
+        return {next, next + count * sample, round_up(divide_up(count * sample, times), 64)};
+    }
+
     // Columns are filters, in which pairs lie as they are wanted.
-    void pack_filters(Pair* to, const Element* from, std::int64_t filter, std::int64_t count) const {
-        for (std::int64_t pair = 0; pair < in_channels_ / kValues; ++pair)
+    void pack_filters(Pair* to, const Element* from, std::int64_t filter, std::int64_t count,
+                      std::int64_t channels) const {
+        for (std::int64_t pair = 0; pair < channels / kValues; ++pair)
             for (std::int64_t column = 0; column < count; ++column)
                 std::memcpy(to + pair * kColumns + column, from + column * filter + kValues * pair, sizeof(Pair));
-        if (in_channels_ % kValues)
+        if (channels % kValues)
             for (std::int64_t column = 0; column < count; ++column)
-                to[in_channels_ / kValues * kColumns + column] = word(from[column * filter + in_channels_ - 1]);
+                to[channels / kValues * kColumns + column] = word(from[column * filter + channels - 1]);
     }
 
     // Columns are the channels of filters, and pairs are made of two filters.
-    void pack_gradients(Pair* to, const Element* from, std::int64_t filter, std::int64_t count) const {
-        for (std::int64_t channel = 0; channel < in_channels_; channel += kValues) {
-            const bool both = kValues > 1 && channel + 1 < in_channels_;
+    void pack_gradients(Pair* to, const Element* from, std::int64_t filter, std::int64_t count,
+                        std::int64_t channels) const {
+        for (std::int64_t channel = 0; channel < channels; channel += kValues) {
+            const bool both = kValues > 1 && channel + 1 < channels;
             for (std::int64_t column = 0; column < count; ++column)
                 to[column] = word(from[column]) | (both ? word(from[filter + column]) << 16 : 0);
             to += kColumns;
@@ -103,45 +156,82 @@ private:
         }
     }
 
-    // The distance between neighbours of a phase, in the output and in the scratch.
+    // The distance between neighbours of a phase, in the output and in the input.
     std::int64_t steps() const { return job_.kind == CDN_CONV_INPUT ? job_.stride : 1; }
     std::int64_t in_steps() const { return job_.kind == CDN_CONV_INPUT ? 1 : job_.stride; }
 
-    // The scratch holds [y, x, sample, pair] if tiles run across samples, else [sample, y, x, pair].
-    std::int64_t sample_step() const { return across_ ? pairs_ : padded_height_ * padded_width_ * pairs_; }
-    std::int64_t place_step() const { return across_ ? group_ * pairs_ : pairs_; }
-
-    void copy(Pair* scratch, std::int64_t start, std::int64_t count) const {
-        const std::int64_t padding = job_.padding();
-        const bool whole = kValues * place_step() == in_channels_;  // rows have no gaps
-        for (std::int64_t n = 0; n < count; ++n)
-            for (std::int64_t y = 0; y < padded_height_; ++y) {
-                const bool inside = y >= padding && y < padding + in_height_;
-                const std::int64_t line = (start + n) * in_height_ + y - padding;
-                const Element* row = static_cast<const Element*>(job_.first) + line * in_width_ * in_channels_;
-                Pair* to = scratch + n * sample_step() + y * padded_width_ * place_step();
-                if (!inside || !whole) clear(to, padded_width_);
-                if (!inside) continue;
-                if (whole) {
-                    clear(to, padding);
-                    clear(to + (padding + in_width_) * place_step(), padding);
-                    std::memcpy(to + padding * place_step(), row, in_width_ * in_channels_ * sizeof(Element));
-                } else {
-                    for (std::int64_t x = 0; x < in_width_; ++x)
-                        std::memcpy(to + (padding + x) * place_step(), row + x * in_channels_,
-                                    in_channels_ * sizeof(Element));
-                }
-            }
+    // The scratch holds [sample / together, slice, y, x modulo the steps, x / steps, sample modulo together, pair].
+    std::int64_t line_step() const { return residue_ * in_steps() * together_ * slice_; }
+    std::int64_t slice_step() const { return padded_height_ * line_step(); }
+    std::int64_t part_step() const { return slices_ * slice_step(); }
+    std::int64_t place(std::int64_t y, std::int64_t x) const {
+        return y * line_step() + (x % in_steps() * residue_ + x / in_steps()) * together_ * slice_;
     }
 
-    void clear(Pair* to, std::int64_t places) const {
-        for (std::int64_t x = 0; x < places; ++x) std::memset(to + x * place_step(), 0, pairs_ * sizeof(Pair));
+    void copy(Pair* scratch, Samples samples) const {
+        const std::int64_t padding = job_.padding(), values = slice_ * kValues;
+        for (std::int64_t n = 0; n < samples.count; ++n) {
+            Pair* part = scratch + n / together_ * part_step() + n % together_ * slice_;
+            for (std::int64_t y = 0; y < in_height_; ++y) {
+                const std::int64_t line = ((samples.start + n) * in_height_ + y) * in_width_;
+                const Element* row = static_cast<const Element*>(job_.first) + line * in_channels_;
+                for (std::int64_t slice = 0; slice < slices_; ++slice)
+                    for (std::int64_t residue = 0; residue < in_steps(); ++residue) {
+                        const std::int64_t first = round_up(padding - residue, in_steps()) + residue - padding;
+                        const std::int64_t channels = std::min(values, in_channels_ - slice * values);
+                        Pair* to = part + slice * slice_step() + place(y + padding, first + padding);
+                        for (std::int64_t x = first; x < in_width_; x += in_steps(), to += together_ * slice_)
+                            copy_channels(to, row + x * in_channels_ + slice * values, channels);
+                    }
+            }
+        }
+    }
+
+    static void copy_channels(Pair* to, const Element* from, std::int64_t channels) {
+        constexpr std::int64_t whole = Engine::kPairs * kValues;  // of a length that compilers know
+        if (whole > kValues && channels == whole) std::memcpy(to, from, whole * sizeof(Element));
+        else std::memcpy(to, from, channels * sizeof(Element));
     }
 
     // The outputs at (y, x) modulo the steps.
-    void phase(const Pair* panels, const Pair* scratch, std::int64_t start, std::int64_t count, std::int64_t block,
+    void phase(const Pair* panels, const Pair* scratch, Samples samples, Ahead& ahead, std::int64_t block,
                std::int64_t first_y, std::int64_t first_x) const {
         Stretch stretches[kLargestFilter * kLargestFilter];
+        const std::int64_t taps = list_taps(stretches, first_y, first_x), step = steps();
+        alignas(64) float tiles[2][Engine::kRows * kColumns] = {};
+        TileProduct product{nullptr, panels + block * panel_, stretches, taps, slice_, slice_, 1, kColumns, 0, 0};
+        product.slices = slices_, product.a_slice = slice_step(), product.b_slice = job_.taps() * slice_ * kColumns;
+        product.columns = static_cast<int>(std::min(kColumns, out_channels_ - block * kColumns));
+        const std::int64_t rows = divide_up(out_height_ - first_y, step), row = divide_up(out_width_ - first_x, step);
+        const std::int64_t out_sample = out_height_ * out_width_ * out_channels_;
+        Finished finished{};
+        int current = 0;
+        for (std::int64_t n = 0; n < samples.count; n += together_)
+            for (std::int64_t y = 0; y < rows; ++y)
+                for (std::int64_t first = 0; first < row * together_; first += Engine::kRows) {
+                    product.tile = tiles[current];
+                    product.a = scratch + n / together_ * part_step() + y * in_steps() * line_step() + first * slice_;
+                    product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, row * together_ - first));
+                    if (taps) Engine::multiply(product, [&] { ahead.fetch(), finish(finished, 2); });
+                    finish(finished, Engine::kRows);
+                    const std::int64_t line = (first_y + y * step) * out_width_ + first_x;
+                    const std::int64_t start =
+                        (samples.start + n) * out_sample + line * out_channels_ + block * kColumns;
+                    finished = {product.tile,
+                                0,
+                                product.rows,
+                                product.columns,
+                                start,
+                                first % together_,
+                                first / together_,
+                                std::min(together_, samples.count - n)};
+                    current = 1 - current;
+                }
+        finish(finished, Engine::kRows);
+    }
+
+    // The taps that meet the outputs at (y, x) modulo the steps.
+    std::int64_t list_taps(Stretch* stretches, std::int64_t first_y, std::int64_t first_x) const {
         std::int64_t taps = 0;
         const std::int64_t padding = job_.padding(), step = steps();
         for (std::int64_t ky = 0; ky < job_.size; ++ky)
@@ -152,69 +242,71 @@ private:
                     if (y % step != 0 || x % step != 0) continue;
                     y = y / step + padding, x = x / step + padding;
                 }
-                const std::int64_t tap = ky * job_.size + kx;
-                stretches[taps++] = {(y * padded_width_ + x) * place_step(), tap * pairs_ * kColumns};
+                stretches[taps++] = {place(y, x), (ky * job_.size + kx) * slice_ * kColumns};
             }
-        alignas(64) float tile[Engine::kRows * kColumns] = {};
-        TileProduct product{nullptr, panels + block * panel_, stretches, taps, pairs_, 0, 1, kColumns, 0, 0, tile};
-        product.a_row = across_ ? sample_step() : in_steps() * place_step();
-        const std::int64_t rows = divide_up(out_height_ - first_y, step), row = divide_up(out_width_ - first_x, step);
-        const std::int64_t columns = std::min(kColumns, out_channels_ - block * kColumns);
-        product.columns = static_cast<int>(columns);
-        const std::int64_t along = across_ ? count : row;   // the length that tiles are cut from
-        const std::int64_t others = across_ ? row : count;  // what is gone through one by one
-        for (std::int64_t other = 0; other < others; ++other)
-            for (std::int64_t y = 0; y < rows; ++y)
-                for (std::int64_t first = 0; first < along; first += Engine::kRows) {
-                    const std::int64_t n = across_ ? first : other, x = across_ ? other : first;
-                    product.a = scratch + n * sample_step() + (y * padded_width_ + x) * in_steps() * place_step();
-                    product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, along - first));
-                    if (taps) Engine::multiply(product);
-                    const std::int64_t place =
-                        ((start + n) * out_height_ + first_y + y * step) * out_width_ + first_x + x * step;
-                    const std::int64_t distance = across_ ? out_height_ * out_width_ : step;
-                    store(tile, product.rows, columns, place * out_channels_ + block * kColumns,
-                          distance * out_channels_);
+        return taps;
+    }
+
+    // A tile of which some rows are still to be written, while the next one is computed.
+    struct Finished {
+        const float* tile;
+        int row, rows, columns;
+        std::int64_t start;    // of the line that it belongs to, in the output
+        std::int64_t n, x;     // of the row, in the line
+        std::int64_t samples;  // that are there
+    };
+
+    // Round and write a number of rows, two by two.
+    void finish(Finished& tile, int rows) const {
+        for (const int stop = std::min(tile.row + rows, tile.rows); tile.row < stop; tile.row += 2) {
+            alignas(64) Element rounded[2 * kColumns], images[2 * kColumns];
+            const float* from = tile.tile + tile.row * kColumns;
+            for (int i = 0; i < 2; ++i) Engine::round(from + i * kColumns, rounded + i * kColumns);
+            if (job_.activation) {
+                // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
+                alignas(64) float values[2 * kColumns];
+                activate<2 * kColumns>(rounded, values);
+                for (int i = 0; i < 2; ++i) Engine::round(values + i * kColumns, images + i * kColumns);
+            }
+            for (int i = 0; i < std::min(2, tile.rows - tile.row); ++i) {
+                const std::int64_t place = (tile.n * out_height_ * out_width_ + tile.x * steps()) * out_channels_;
+                if (tile.n < tile.samples) {
+                    if (job_.out) put(job_.out, rounded + i * kColumns, tile.columns, tile.start + place);
+                    if (job_.activation) put(job_.activation, images + i * kColumns, tile.columns, tile.start + place);
                 }
+                if (++tile.n == together_) tile.n = 0, ++tile.x;
+            }
+        }
     }
 
-    void store(const float* tile, int rows, std::int64_t columns, std::int64_t place, std::int64_t distance) const {
-        alignas(64) Element rounded[Engine::kRows * kColumns];
-        for (int row = 0; row < rows; ++row) Engine::round(tile + row * kColumns, rounded + row * kColumns);
-        if (job_.out) put(job_.out, rounded, rows, columns, place, distance);
-        if (!job_.activation) return;
-        // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
-        alignas(64) float values[Engine::kRows * kColumns];
-        activate(rounded, values, rows * kColumns);
-        for (int row = 0; row < rows; ++row) Engine::round(values + row * kColumns, rounded + row * kColumns);
-        put(job_.activation, rounded, rows, columns, place, distance);
+    static void put(void* image, const Element* row, int columns, std::int64_t place) {
+        Element* to = static_cast<Element*>(image) + place;
+        if (columns == kColumns) std::memcpy(to, row, kColumns * sizeof(Element));
+        else std::memcpy(to, row, columns * sizeof(Element));
     }
 
-    static void put(void* image, const Element* rounded, int rows, std::int64_t columns, std::int64_t place,
-                    std::int64_t distance) {
-        for (int row = 0; row < rows; ++row)
-            std::memcpy(static_cast<Element*>(image) + place + row * distance, rounded + row * kColumns,
-                        columns * sizeof(Element));
-    }
-
-    static void activate(const Element* from, float* to, std::int64_t count) {
-        std::int64_t done = 0;
-        if constexpr (Vectors<Storage>::exists)
-            for (; done + kParts * kLanes <= count; done += kParts * kLanes) {
+    template <std::int64_t count>
+    static void activate(const Element* from, float* to) {
+        constexpr std::int64_t pack = kParts * kLanes;
+        if constexpr (Vectors<Storage>::exists && count % pack == 0) {
+            for (std::int64_t done = 0; done < count; done += pack) {
                 Pack u;
                 CDN_EACH_PART u.part[i] = Vectors<Storage>::load(from + done + i * kLanes);
                 u = gelu<Storage::brief>(u).value;
                 CDN_EACH_PART write(to + done + i * kLanes, u.part[i]);
             }
-        for (; done < count; ++done) to[done] = gelu<Storage::brief>(Storage::load(from[done])).value;
+        } else {
+            for (std::int64_t i = 0; i < count; ++i) to[i] = gelu<Storage::brief>(Storage::load(from[i])).value;
+        }
     }
 
     const ConvolutionJob& job_;
     std::int64_t in_height_ = job_.height, in_width_ = job_.width, in_channels_ = job_.inputs;
     std::int64_t out_height_ = job_.out_height(), out_width_ = job_.out_width(), out_channels_ = job_.outputs;
-    std::int64_t pairs_, padded_height_, padded_width_, blocks_, panel_, group_, groups_, scratch_;
+    std::int64_t slice_, slices_;  // pairs that lie together, and how many times so many
+    std::int64_t padded_height_, residue_, blocks_, panel_, group_, groups_, scratch_;
+    std::int64_t together_;  // samples that lie interleaved
     std::int64_t share_;  // blocks of output channels of a unit
-    bool across_;
 };
 
 }  // namespace

@@ -13,7 +13,9 @@ struct Engine {
     static constexpr bool kRowsOfPairs = false;
     struct Session {};
 
-    static void multiply(const TileProduct& p) {
+    template <typename Meanwhile>
+    static void multiply(const TileProduct& p, Meanwhile meanwhile) {
+        meanwhile();
         for (int i = 0; i < p.rows * kColumns; ++i) p.tile[i] = 0;
         for (std::int64_t s = 0; s < p.count; ++s)
             for (std::int64_t k = 0; k < p.pairs; ++k)

@@ -21,15 +21,18 @@ struct Stretch {
     std::int64_t a, b;  // in pairs
 };
 
-// tile[rows, kColumns] = sum over stretches and over pairs of a[row, pair] . b[pair, column]
+// What an engine's multiply(product, meanwhile) computes: tile[rows, kColumns] = sum over slices, stretches and pairs
+// of a[row, pair] . b[pair, column]. It calls `meanwhile`, which has other things to do, once, or after every stretch
+// if its kPairs is not 1.
 struct TileProduct {
     const Pair *a, *b;
     const Stretch* stretches;
     std::int64_t count;  // of stretches
-    std::int64_t pairs;  // in a stretch, a multiple of the engine's kPairs
+    std::int64_t pairs;  // in a stretch: the engine's kPairs, or any number if that is 1
     std::int64_t a_row, a_pair, b_pair;  // distances, in pairs; a_pair = 1 if the engine's kRowsOfPairs
     int rows, columns;   // up to the engine's kRows and kColumns; the tile may get more of either
-    float* tile;
+    float* tile = nullptr;
+    std::int64_t slices = 1, a_slice = 0, b_slice = 0;  // repetitions, 1 if kPairs is, and their distances
 };
 
 // Round the columns of a row of a tile, for engines without an instruction for that.

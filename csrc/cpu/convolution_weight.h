@@ -135,26 +135,29 @@ private:
     // pair] if the engine wants rows of pairs.
     void pack_gradient(Pair* to, Range outputs, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
         constexpr std::int64_t tile = Engine::kRows;
-        const std::int64_t width = job_.out_width(), size = job_.out_height() * width * job_.outputs;
+        const std::int64_t width = job_.out_width();
         to += row * width * outputs_ * samples_;
-        for (std::int64_t x = 0; x < width; ++x)
-            for (std::int64_t pair = 0; pair < samples_; ++pair) {
-                const Samples from = samples(job_.second, size, chunk * chunk_ + kValues * pair);
-                for (std::int64_t output = outputs.first; output < outputs.last; output += tile) {
-                    const std::int64_t above = (x - x % group_) * outputs_ + (output - outputs.first) * group_;
-                    Pair* place = to + above * samples_;
-                    const std::int64_t column = x % group_ * samples_ + pair;
-                    const std::int64_t start = (y * width + x) * job_.outputs + output;
-                    const std::int64_t channels = std::min(tile, outputs.last - output);
-                    if constexpr (Engine::kRowsOfPairs) {
-                        Pair line[tile];
-                        interleave<tile>(line, from, start, channels);
-                        for (std::int64_t i = 0; i < tile; ++i) place[i * group_ * samples_ + column] = line[i];
-                    } else {
-                        interleave<tile>(place + column * tile, from, start, channels);
-                    }
+        for (std::int64_t x = 0; x < width; x += group_)
+            for (std::int64_t output = outputs.first; output < outputs.last; output += tile) {
+                Pair* lines = to + (x * outputs_ + (output - outputs.first) * group_) * samples_;
+                if constexpr (Engine::kRowsOfPairs) {
+                    alignas(64) Pair columns[Engine::kPairs * tile];
+                    pack_lines(columns, outputs, chunk, y * width + x, output);
+                    Engine::transpose(columns, lines);
+                } else {
+                    pack_lines(lines, outputs, chunk, y * width + x, output);
                 }
             }
+    }
+
+    // [place and pair, output] of a tile of outputs, and of a group of places.
+    void pack_lines(Pair* to, Range outputs, std::int64_t chunk, std::int64_t place, std::int64_t output) const {
+        constexpr std::int64_t tile = Engine::kRows;
+        const std::int64_t size = job_.out_height() * job_.out_width() * job_.outputs;
+        for (std::int64_t i = 0; i < group_; ++i)
+            for (std::int64_t pair = 0; pair < samples_; ++pair, to += tile)
+                interleave<tile>(to, samples(job_.second, size, chunk * chunk_ + kValues * pair),
+                                 (place + i) * job_.outputs + output, std::min(tile, outputs.last - output));
     }
 
     // [row in the ring, padded column, pair, input]
@@ -215,27 +218,46 @@ private:
             }
         }
         if (count == 0 && !begin) return;
-        alignas(64) float tile[Engine::kRows * kColumns];
+        alignas(64) float tiles[2][Engine::kRows * kColumns];
         const std::int64_t pairs = group_ * samples_;
-        TileProduct product{gradient, image, stretches, count, pairs, 0, 0, part_, 0, 0, tile};
+        TileProduct product{gradient, image, stretches, count, pairs, 0, 0, part_, 0, 0};
         product.a_row = Engine::kRowsOfPairs ? pairs : 1;
         product.a_pair = Engine::kRowsOfPairs ? 1 : Engine::kRows;
         const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
+        Finished finished{};
+        int current = 0;
         for (std::int64_t output = outputs.first; output < outputs.last; output += Engine::kRows) {
             product.a = gradient + (output - outputs.first) * pairs;
             product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, outputs.last - output));
             for (std::int64_t column = 0; column < channels; column += kColumns) {
                 product.b = image + column;
                 product.columns = static_cast<int>(std::min(kColumns, channels - column));
-                Engine::multiply(product);
-                for (int row = 0; row < product.rows; ++row) {
-                    float* to = sum + ((output + row) * job_.taps() + ky * job_.size + kx) * part_ + column;
-                    const float* from = tile + row * kColumns;
-                    if (begin) std::memcpy(to, from, product.columns * sizeof(float));
-                    else
-                        for (std::int64_t i = 0; i < product.columns; ++i) to[i] += from[i];
-                }
+                product.tile = tiles[current];
+                Engine::multiply(product, [&] { finish(finished, 2, begin); });
+                finish(finished, Engine::kRows, begin);
+                float* to = sum + (output * job_.taps() + ky * job_.size + kx) * part_ + column;
+                finished = {product.tile, to, product.rows, product.columns};
+                current = 1 - current;
             }
+        }
+        finish(finished, Engine::kRows, begin);
+    }
+
+    // A tile of which some rows are still to be added to the sum, while the next one is computed.
+    struct Finished {
+        const float* tile;
+        float* to;
+        int rows, columns;
+    };
+
+    void finish(Finished& tile, int rows, bool begin) const {
+        for (; rows > 0 && tile.rows > 0; --rows, --tile.rows) {
+            if (begin) std::memcpy(tile.to, tile.tile, tile.columns * sizeof(float));
+            else if (tile.columns == kColumns)  // of fixed length, to be unrolled
+                for (std::int64_t i = 0; i < kColumns; ++i) tile.to[i] += tile.tile[i];
+            else
+                for (std::int64_t i = 0; i < tile.columns; ++i) tile.to[i] += tile.tile[i];
+            tile.tile += kColumns, tile.to += job_.taps() * part_;
         }
     }
 
@@ -270,6 +292,7 @@ struct Convolution {
                            : gradient.add(static_cast<const float*>(shared), unit);
         } else {
             const ImageConvolution<Engine> image(job, threads);
+            if (stage == 1) image.prepare(static_cast<Pair*>(scratch));
             for (std::int64_t unit = first; unit < last; ++unit)
                 stage == 0 ? image.pack(static_cast<Pair*>(shared), unit)
                            : image.multiply(static_cast<const Pair*>(shared), static_cast<Pair*>(scratch), unit);

@@ -84,7 +84,7 @@ bool has_engine(int engine) {
         case CDN_WINOGRAD_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AVX512_BF16: return best == CDN_AVX512_BFLOAT16;
         case CDN_AMX: {
-            static const bool usable = units.amx_tile && units.amx && best >= CDN_AVX512 && permitted_tiles();
+            static const bool usable = units.amx_tile && units.amx && best == CDN_AVX512_BFLOAT16 && permitted_tiles();
             return usable;
         }
     }
