@@ -170,19 +170,22 @@ private:
 
     void copy(Pair* scratch, Samples samples) const {
         const std::int64_t padding = job_.padding(), values = slice_ * kValues;
+        const bool rows = values == in_channels_ && together_ == 1 && in_steps() == 1;  // lie in one piece
         for (std::int64_t n = 0; n < samples.count; ++n) {
             Pair* part = scratch + n / together_ * part_step() + n % together_ * slice_;
             for (std::int64_t y = 0; y < in_height_; ++y) {
                 const std::int64_t line = ((samples.start + n) * in_height_ + y) * in_width_;
                 const Element* row = static_cast<const Element*>(job_.first) + line * in_channels_;
-                for (std::int64_t slice = 0; slice < slices_; ++slice)
-                    for (std::int64_t residue = 0; residue < in_steps(); ++residue) {
-                        const std::int64_t first = round_up(padding - residue, in_steps()) + residue - padding;
-                        const std::int64_t channels = std::min(values, in_channels_ - slice * values);
-                        Pair* to = part + slice * slice_step() + place(y + padding, first + padding);
-                        for (std::int64_t x = first; x < in_width_; x += in_steps(), to += together_ * slice_)
-                            copy_channels(to, row + x * in_channels_ + slice * values, channels);
-                    }
+                if (rows) std::memcpy(part + place(y + padding, padding), row, in_width_ * values * sizeof(Element));
+                else
+                    for (std::int64_t slice = 0; slice < slices_; ++slice)
+                        for (std::int64_t residue = 0; residue < in_steps(); ++residue) {
+                            const std::int64_t first = round_up(padding - residue, in_steps()) + residue - padding;
+                            const std::int64_t channels = std::min(values, in_channels_ - slice * values);
+                            Pair* to = part + slice * slice_step() + place(y + padding, first + padding);
+                            for (std::int64_t x = first; x < in_width_; x += in_steps(), to += together_ * slice_)
+                                copy_channels(to, row + x * in_channels_ + slice * values, channels);
+                        }
             }
         }
     }
@@ -203,30 +206,28 @@ private:
         product.slices = slices_, product.a_slice = slice_step(), product.b_slice = job_.taps() * slice_ * kColumns;
         product.columns = static_cast<int>(std::min(kColumns, out_channels_ - block * kColumns));
         const std::int64_t rows = divide_up(out_height_ - first_y, step), row = divide_up(out_width_ - first_x, step);
-        const std::int64_t out_sample = out_height_ * out_width_ * out_channels_;
         Finished finished{};
+        finished.columns = product.columns;
         int current = 0;
         for (std::int64_t n = 0; n < samples.count; n += together_)
-            for (std::int64_t y = 0; y < rows; ++y)
-                for (std::int64_t first = 0; first < row * together_; first += Engine::kRows) {
+            for (std::int64_t y = 0; y < rows; ++y) {
+                product.a = scratch + n / together_ * part_step() + y * in_steps() * line_step();
+                const std::int64_t line = ((samples.start + n) * out_height_ + first_y + y * step) * out_width_;
+                for (std::int64_t left = row * together_; left > 0; left -= Engine::kRows) {
                     product.tile = tiles[current];
-                    product.a = scratch + n / together_ * part_step() + y * in_steps() * line_step() + first * slice_;
-                    product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, row * together_ - first));
+                    product.rows = static_cast<int>(std::min<std::int64_t>(Engine::kRows, left));
                     if (taps) Engine::multiply(product, [&] { ahead.fetch(), finish(finished, 2); });
                     finish(finished, Engine::kRows);
-                    const std::int64_t line = (first_y + y * step) * out_width_ + first_x;
-                    const std::int64_t start =
-                        (samples.start + n) * out_sample + line * out_channels_ + block * kColumns;
-                    finished = {product.tile,
-                                0,
-                                product.rows,
-                                product.columns,
-                                start,
-                                first % together_,
-                                first / together_,
-                                std::min(together_, samples.count - n)};
+                    // It has come to where this tile begins, unless that is in another line.
+                    finished.tile = product.tile, finished.rows = product.rows;
+                    if (left == row * together_) {
+                        finished.place = (line + first_x) * out_channels_ + block * kColumns, finished.n = 0;
+                        finished.samples = std::min(together_, samples.count - n);
+                    }
+                    product.a += Engine::kRows * slice_;
                     current = 1 - current;
                 }
+            }
         finish(finished, Engine::kRows);
     }
 
@@ -250,39 +251,42 @@ private:
     // A tile of which some rows are still to be written, while the next one is computed.
     struct Finished {
         const float* tile;
-        int row, rows, columns;
-        std::int64_t start;    // of the line that it belongs to, in the output
-        std::int64_t n, x;     // of the row, in the line
-        std::int64_t samples;  // that are there
+        int rows, columns;
+        std::int64_t place, n;  // of the next row: in the output, and among the samples that lie interleaved
+        std::int64_t samples;   // of these that are there
     };
 
     // Round and write a number of rows, two by two.
     void finish(Finished& tile, int rows) const {
-        for (const int stop = std::min(tile.row + rows, tile.rows); tile.row < stop; tile.row += 2) {
-            alignas(64) Element rounded[2 * kColumns], images[2 * kColumns];
-            const float* from = tile.tile + tile.row * kColumns;
-            for (int i = 0; i < 2; ++i) Engine::round(from + i * kColumns, rounded + i * kColumns);
+        for (; rows > 0 && tile.rows > 0; rows -= 2) {
+            alignas(64) Element pre_activations[2 * kColumns], activations[2 * kColumns];
+            for (int i = 0; i < 2; ++i) Engine::round(tile.tile + i * kColumns, pre_activations + i * kColumns);
             if (job_.activation) {
                 // Of the rounded numbers: the derivatives will be those at the pre-activation that is kept.
                 alignas(64) float values[2 * kColumns];
-                activate<2 * kColumns>(rounded, values);
-                for (int i = 0; i < 2; ++i) Engine::round(values + i * kColumns, images + i * kColumns);
+                activate<2 * kColumns>(pre_activations, values);
+                for (int i = 0; i < 2; ++i) Engine::round(values + i * kColumns, activations + i * kColumns);
             }
-            for (int i = 0; i < std::min(2, tile.rows - tile.row); ++i) {
-                const std::int64_t place = (tile.n * out_height_ * out_width_ + tile.x * steps()) * out_channels_;
+            for (int i = 0; i < 2 && tile.rows > 0; ++i) {
                 if (tile.n < tile.samples) {
-                    if (job_.out) put(job_.out, rounded + i * kColumns, tile.columns, tile.start + place);
-                    if (job_.activation) put(job_.activation, images + i * kColumns, tile.columns, tile.start + place);
+                    if (job_.out) put(job_.out, pre_activations + i * kColumns, tile);
+                    if (job_.activation) put(job_.activation, activations + i * kColumns, tile);
                 }
-                if (++tile.n == together_) tile.n = 0, ++tile.x;
+                advance(tile);
             }
         }
     }
 
-    static void put(void* image, const Element* row, int columns, std::int64_t place) {
-        Element* to = static_cast<Element*>(image) + place;
-        if (columns == kColumns) std::memcpy(to, row, kColumns * sizeof(Element));
-        else std::memcpy(to, row, columns * sizeof(Element));
+    void advance(Finished& tile) const {
+        const std::int64_t sample = out_height_ * out_width_ * out_channels_;
+        tile.tile += kColumns, --tile.rows, tile.place += sample;
+        if (++tile.n == together_) tile.n = 0, tile.place += steps() * out_channels_ - together_ * sample;
+    }
+
+    static void put(void* image, const Element* row, const Finished& tile) {
+        Element* to = static_cast<Element*>(image) + tile.place;
+        if (tile.columns == kColumns) std::memcpy(to, row, kColumns * sizeof(Element));
+        else std::memcpy(to, row, tile.columns * sizeof(Element));
     }
 
     template <std::int64_t count>
