@@ -9,6 +9,7 @@ In float32, minimal filtering errs some three times as much as direct sums. An o
 touches all of its tile of 4x4 pixels, or of 8x8 in 16 bits.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -142,7 +143,8 @@ def _direct_engine(job: Map, processor: Processor) -> str | None:
     if (kind == CONV_INPUT and activation) or size > LARGEST_FILTER:
         return None
     if dtype == torch.bfloat16 and direct is not None:
-        return direct if _bfloat16_is_faster(kind, shape, stride, activation) else None
+        faster = _tiles_are_faster if direct == "amx" else _bfloat16_is_faster
+        return direct if faster(kind, shape, stride, activation) else None
     if dtype == torch.float32 and capability in _WITH_AVX512 and CHOICE == "measured":
         return "float32_avx512" if _float32_is_faster(kind, shape, stride) else None
     return None
@@ -156,6 +158,25 @@ def _bfloat16_is_faster(kind: int, shape: ConvolutionShape, stride: int, activat
         # By strided 1x1 filters of few inputs torch's may end the process (ops/convolve.py), in any type.
         CONV_WEIGHT: inputs > 16 if size > 1 else stride > 1 and inputs < 16,
     }[kind]
+
+
+def _tiles_are_faster(kind: int, shape: ConvolutionShape, stride: int, activation: bool) -> bool:
+    """Tell where AMX tiles are faster: of few pixels, as torch's take long to begin, or where channels fill them."""
+    (batch, inputs, height, width), (outputs, _, size, _) = shape
+    out_width = -(-width // stride)
+    pixels = batch * -(-height // stride) * out_width  # of the results
+    few = pixels <= 2048
+    if kind == CONV_WEIGHT:
+        # By strided 1x1 filters of few inputs torch's may end the process (ops/convolve.py), in any type.
+        if size == 1 and stride > 1 and inputs < 16:
+            return True
+        # Sums run over 32 samples, or over fewer at neighbouring places of a row, as many as a power of two divides it.
+        summed = min(batch, 32) * (math.gcd(out_width, 16) if stride == 1 else 1)
+        return (inputs >= 8 or few) and (summed >= 16 or (summed >= 8 and pixels <= 512))
+    if kind == CONV_FORWARD:
+        return activation or few or (size > 1 and inputs >= 32 and (stride > 1 or outputs % 32 == 0))
+    copied = size > 1 or stride > 1  # what a copy is worth: it takes longer than the products of a pixel
+    return few or (copied and outputs >= 32 and (inputs % 32 == 0 or (stride > 1 and inputs > 16)))
 
 
 def _float32_is_faster(kind: int, shape: ConvolutionShape, stride: int) -> bool:

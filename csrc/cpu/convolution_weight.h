@@ -24,7 +24,7 @@ class WeightGradient {
     static constexpr std::int64_t kFewestSamples = std::max<std::int64_t>(8, 2 * Engine::kPairs);
     static constexpr std::int64_t kUnits = 4;  // to employ threads, however many there are: sums must not depend on it
     static constexpr std::int64_t kPart = 2 * kColumns;  // input channels of a unit
-    static constexpr std::int64_t kManyParts = 8;
+    static constexpr std::int64_t kSomeParts = 4, kManyParts = 8;
     static constexpr std::int64_t kPlaces = 1024;  // of a band, unless a single row has more
 
 public:
@@ -45,6 +45,10 @@ public:
         outputs_ = round_up(divide_up(job.outputs, divide_up(threads, units_)), Engine::kRows);
         shares_ = divide_up(job.outputs, outputs_);
         padded_width_ = job.width + 2 * job.padding();
+        // The gradient is packed once for all parts, if that is cheaper than to read what was packed from far.
+        common_ = parts_ >= kSomeParts;
+        packed_outputs_ = common_ ? round_up(job.outputs, Engine::kRows) : outputs_;
+        packed_row_ = job.out_width() * packed_outputs_ * samples_;
         // The size of a band must not depend on the number of threads, or sums would.
         const std::int64_t gradient_row = job.out_width() * round_up(job.outputs, Engine::kRows) * samples_;
         const std::int64_t image_row = padded_width_ * part_ * samples_;
@@ -56,34 +60,46 @@ public:
         };
         while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
         window_ = (band_ - 1) * job.stride + job.size;
-        gradient_ = band_ * job.out_width() * outputs_ * samples_;
+        gradient_ = common_ ? 0 : band_ * packed_row_;
+        packed_ = common_ ? chunks_ * job.out_height() * packed_row_ : 0;
         image_ = window_ * image_row;
     }
 
     ConvolutionPlan plan() const {
         const std::int64_t operands = (stretches() + gradient_ + image_) * std::int64_t{sizeof(Pair)};
-        const std::int64_t sum = sum_ * std::int64_t{sizeof(float)};
-        if (!separate_) return {0, units_ * shares_, 0, 0, own_sum() * std::int64_t{sizeof(float)} + operands};
-        return {0, units_ * shares_, job_.outputs, units_ * sum, operands};
+        const std::int64_t sum = sum_ * std::int64_t{sizeof(float)}, packed = packed_ * std::int64_t{sizeof(Pair)};
+        const std::int64_t packs = common_ ? chunks_ * job_.out_height() : 0;
+        if (separate_) return {packs, units_ * shares_, job_.outputs, packed + units_ * sum, operands};
+        return {packs, units_ * shares_, 0, packed, own_sum() * std::int64_t{sizeof(float)} + operands};
     }
 
-    void multiply(float* sums, void* scratch, std::int64_t unit) const {
+    // Pack a row of the gradient of a chunk.
+    void pack(void* shared, std::int64_t unit) const {
+        const std::int64_t chunk = unit / job_.out_height(), y = unit % job_.out_height();
+        pack_gradient(static_cast<Pair*>(shared) + unit * packed_row_, {0, job_.outputs}, chunk, y);
+    }
+
+    void multiply(void* shared, void* scratch, std::int64_t unit) const {
         const Range outputs{unit / units_ * outputs_, std::min((unit / units_ + 1) * outputs_, job_.outputs)};
         unit %= units_;
         const std::int64_t part = unit % parts_, chunk = unit / parts_;
-        if (separate_) return add_chunk(sums + unit * sum_, scratch, outputs, part, chunk, true);
+        const auto* packed = static_cast<const Pair*>(shared);
+        if (separate_) return add_chunk(sums(shared) + unit * sum_, packed, scratch, outputs, part, chunk, true);
         // The sum of a part is rounded while it is near.
         float* sum = static_cast<float*>(scratch);
-        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, sum + own_sum(), outputs, part, c, c == 0);
+        for (std::int64_t c = 0; c < chunks_; ++c) add_chunk(sum, packed, sum + own_sum(), outputs, part, c, c == 0);
         for (std::int64_t output = outputs.first; output < outputs.last; ++output) round(sum, 1, output, part);
     }
 
     // Add up the chunks for one output channel, and round.
-    void add(const float* sums, std::int64_t output) const {
-        for (std::int64_t part = 0; part < parts_; ++part) round(sums + part * sum_, chunks_, output, part);
+    void add(void* shared, std::int64_t output) const {
+        for (std::int64_t part = 0; part < parts_; ++part) round(sums(shared) + part * sum_, chunks_, output, part);
     }
 
 private:
+    // What threads share: the packed gradient, then the sums of chunks.
+    float* sums(void* shared) const { return static_cast<float*>(shared) + packed_; }
+
     // Add up the sums of chunks for an output channel and a part of the inputs, and round.
     void round(const float* sums, std::int64_t chunks, std::int64_t output, std::int64_t part) const {
         const std::int64_t channels = std::min(part_, job_.inputs - part * part_);
@@ -91,13 +107,19 @@ private:
             const std::int64_t row = output * job_.taps() + tap;
             const float* from = sums + row * part_;
             Element* to = static_cast<Element*>(job_.out) + row * job_.inputs + part * part_;
-            alignas(64) float total[kPart] = {};
-            alignas(64) Element rounded[kPart];
-            std::copy_n(from, channels, total);
-            for (std::int64_t chunk = 1; chunk < chunks; ++chunk)
-                for (std::int64_t i = 0; i < channels; ++i) total[i] += from[chunk * parts_ * sum_ + i];
-            for (std::int64_t i = 0; i < channels; i += kColumns) Engine::round(total + i, rounded + i);
-            std::copy_n(rounded, channels, to);
+            for (std::int64_t i = 0; i < channels; i += kColumns) {
+                const std::int64_t columns = std::min(kColumns, channels - i);
+                if (chunks == 1 && columns == kColumns) {
+                    Engine::round(from + i, to + i);
+                    continue;
+                }
+                alignas(64) float total[kColumns] = {};
+                alignas(64) Element rounded[kColumns];
+                for (std::int64_t chunk = 0; chunk < chunks; ++chunk)
+                    for (std::int64_t k = 0; k < columns; ++k) total[k] += from[chunk * parts_ * sum_ + i + k];
+                Engine::round(total, rounded);
+                std::copy_n(rounded, columns, to + i);
+            }
         }
     }
 
@@ -115,31 +137,35 @@ private:
     };
 
     // Add the sum over a chunk to another, or begin a new one.
-    void add_chunk(float* sum, void* scratch, Range outputs, std::int64_t part, std::int64_t chunk, bool begin) const {
+    void add_chunk(float* sum, const Pair* packed, void* scratch, Range outputs, std::int64_t part, std::int64_t chunk,
+                   bool begin) const {
         Stretch* places = static_cast<Stretch*>(scratch);
         Pair* gradient = static_cast<Pair*>(scratch) + stretches();
         Pair* image = gradient + gradient_;
-        std::int64_t packed = 0;  // rows of the image, which lie in a ring
+        std::int64_t rows = 0;  // of the image that are packed, which lie in a ring
         for (std::int64_t first = 0; first < job_.out_height(); first += band_) {
             const std::int64_t last = std::min(first + band_, job_.out_height());
-            for (std::int64_t y = first; y < last; ++y) pack_gradient(gradient, outputs, chunk, y, y - first);
+            for (std::int64_t y = first; !common_ && y < last; ++y)
+                pack_gradient(gradient + (y - first) * packed_row_, outputs, chunk, y);
             const std::int64_t needed = (last - 1) * job_.stride + job_.size - job_.padding();
-            for (; packed < std::min(needed, job_.height); ++packed) pack_image(image, chunk, part, packed);
+            for (; rows < std::min(needed, job_.height); ++rows) pack_image(image, chunk, part, rows);
+            const Pair* band = gradient;
+            if (common_)
+                band = packed + (chunk * job_.out_height() + first) * packed_row_ + outputs.first * group_ * samples_;
             for (std::int64_t ky = 0; ky < job_.size; ++ky)
                 for (std::int64_t kx = 0; kx < job_.size; ++kx)
-                    add_tap(sum, places, gradient, image, outputs, part, first, last, ky, kx, begin && first == 0);
+                    add_tap(sum, places, band, image, outputs, part, first, last, ky, kx, begin && first == 0);
         }
     }
 
     // [group of places, tile of outputs, place and pair, output in the tile], or [group of places, output, place and
     // pair] if the engine wants rows of pairs.
-    void pack_gradient(Pair* to, Range outputs, std::int64_t chunk, std::int64_t y, std::int64_t row) const {
+    void pack_gradient(Pair* to, Range outputs, std::int64_t chunk, std::int64_t y) const {
         constexpr std::int64_t tile = Engine::kRows;
         const std::int64_t width = job_.out_width();
-        to += row * width * outputs_ * samples_;
         for (std::int64_t x = 0; x < width; x += group_)
             for (std::int64_t output = outputs.first; output < outputs.last; output += tile) {
-                Pair* lines = to + (x * outputs_ + (output - outputs.first) * group_) * samples_;
+                Pair* lines = to + (x * packed_outputs_ + (output - outputs.first) * group_) * samples_;
                 if constexpr (Engine::kRowsOfPairs) {
                     alignas(64) Pair columns[Engine::kPairs * tile];
                     pack_lines(columns, outputs, chunk, y * width + x, output);
@@ -214,7 +240,7 @@ private:
             if (in_y < 0 || in_y >= job_.height) continue;
             for (std::int64_t x = 0; x < width; x += group_) {
                 const std::int64_t place = in_y % window_ * padded_width_ + x * job_.stride + kx;
-                stretches[count++] = {((y - first) * width + x) * samples_ * outputs_, place * samples_ * part_};
+                stretches[count++] = {((y - first) * width + x) * samples_ * packed_outputs_, place * samples_ * part_};
             }
         }
         if (count == 0 && !begin) return;
@@ -267,6 +293,8 @@ private:
     std::int64_t samples_;  // pairs of samples in a chunk
     std::int64_t units_, shares_, outputs_;  // units, if they have all outputs; shares of these, and the size of one
     std::int64_t part_, parts_, chunks_, sum_, padded_width_, band_, window_, gradient_, image_;
+    std::int64_t packed_outputs_, packed_row_, packed_;
+    bool common_;  // whether the gradient is packed once, for all parts
     bool separate_;  // whether every chunk has sums of its own, which are added up in the end
 };
 
@@ -288,8 +316,9 @@ struct Convolution {
         if (job.kind == CDN_CONV_WEIGHT) {
             const WeightGradient<Engine> gradient(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
-                stage == 1 ? gradient.multiply(static_cast<float*>(shared), scratch, unit)
-                           : gradient.add(static_cast<const float*>(shared), unit);
+                stage == 0       ? gradient.pack(shared, unit)
+                    : stage == 1 ? gradient.multiply(shared, scratch, unit)
+                                 : gradient.add(shared, unit);
         } else {
             const ImageConvolution<Engine> image(job, threads);
             if (stage == 1) image.prepare(static_cast<Pair*>(scratch));
