@@ -41,10 +41,10 @@ struct Tiles {
         std::memcpy(to, &both, sizeof(both));
     }
 
-    // 16 by 16 words, whose rows are a distance apart, to as many that lie together.
-    static void transpose(const Pair* from, std::int64_t row, Pair* to) {
+    // 16 by 16 words, whose rows are a number of bytes apart, to rows that are a number of words apart.
+    static void transpose(const void* from, std::int64_t row, Pair* to, std::int64_t to_row) {
         __m512i a[16], b[16];
-        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * row);
+        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(static_cast<const char*>(from) + i * row);
         // In every quarter of a vector: words of two rows, then of four; in the end the quarters change places.
         for (int i = 0; i < 16; i += 2) {
             b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -64,8 +64,8 @@ struct Tiles {
         for (int k = 0; k < 4; ++k)
             for (int half = 0; half < 2; ++half) {
                 const __m512i first = b[k + 4 * half], second = b[k + 8 + 4 * half];
-                _mm512_storeu_si512(to + (k + 4 * half) * 16, _mm512_shuffle_i32x4(first, second, 0x88));
-                _mm512_storeu_si512(to + (k + 4 * half + 8) * 16, _mm512_shuffle_i32x4(first, second, 0xdd));
+                _mm512_storeu_si512(to + (k + 4 * half) * to_row, _mm512_shuffle_i32x4(first, second, 0x88));
+                _mm512_storeu_si512(to + (k + 4 * half + 8) * to_row, _mm512_shuffle_i32x4(first, second, 0xdd));
             }
     }
 

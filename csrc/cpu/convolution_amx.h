@@ -22,7 +22,14 @@ struct TileEngine {
 
     // [pair, row] to [row, pair], of a tile.
     static void transpose(const Pair* from, Pair* to) {
-        for (int half = 0; half < kRows; half += 16) Tiles::transpose(from + half, kRows, to + half * kPairs);
+        for (int half = 0; half < kRows; half += 16)
+            Tiles::transpose(from + half, kRows * sizeof(Pair), to + half * kPairs, kPairs);
+    }
+
+    // [column, pair], columns a number of values apart, to [pair, column].
+    static void transpose(const std::uint16_t* from, std::int64_t column, Pair* to) {
+        for (int half = 0; half < kColumns; half += 16)
+            Tiles::transpose(from + half * column, column * sizeof(*from), to + half, kColumns);
     }
 
     // Two by two sums in tiles 0 to 3; tiles 4 and 5 hold rows of a, 6 and 7 columns of b.

@@ -17,9 +17,11 @@ struct Tiles {
 
     static void settle(const void*) {}
     static void stay_awake() {}
-    static void transpose(const Pair* from, std::int64_t row, Pair* to) {
+    static void transpose(const void* from, std::int64_t row, Pair* to, std::int64_t to_row) {
         for (int i = 0; i < 16; ++i)
-            for (int k = 0; k < 16; ++k) to[k * 16 + i] = from[i * row + k];
+            for (int k = 0; k < 16; ++k)
+                std::memcpy(to + k * to_row + i, static_cast<const char*>(from) + i * row + k * sizeof(Pair),
+                            sizeof(Pair));
     }
     static void round(const float* from, std::uint16_t* to) { round_row<32>(from, to); }
     template <int t>

@@ -27,6 +27,7 @@ class ImageConvolution {
     using Element = typename Storage::Element;
     static constexpr std::int64_t kColumns = Engine::kColumns;
     static constexpr std::int64_t kValues = sizeof(Pair) / sizeof(Element);  // of a word
+    static constexpr std::int64_t kGroup = 16;  // pairs that are packed together
 
 public:
     ImageConvolution(const ConvolutionJob& job, int threads) : job_(job) {
@@ -58,26 +59,33 @@ public:
     }
 
     ConvolutionPlan plan() const {
-        return {blocks_, groups_ * divide_up(blocks_, share_), 0, blocks_ * panel_ * std::int64_t{sizeof(Pair)},
+        const std::int64_t packs = job_.kind == CDN_CONV_FORWARD ? blocks_ : divide_up(slices_ * slice_, kGroup);
+        return {packs, groups_ * divide_up(blocks_, share_), 0, blocks_ * panel_ * std::int64_t{sizeof(Pair)},
                 scratch_};
     }
 
-    // Write the filters of a block of output channels as [slice, tap, pair of input channels, output channel].
-    void pack(Pair* panels, std::int64_t block) const {
-        const std::int64_t start = block * kColumns, count = std::min(kColumns, out_channels_ - start);
+    // Write some filters that lie together where they belong in [block of output channels, slice, tap, pair of input
+    // channels, output channel]: they are a block forward, and a few pairs of all blocks for gradients.
+    void pack(Pair* panels, std::int64_t unit) const {
         const std::int64_t filter = job_.taps() * job_.inputs;
-        Pair* to = panels + block * panel_;
-        if (count < kColumns || kValues * slices_ * slice_ > in_channels_) std::memset(to, 0, panel_ * sizeof(Pair));
-        for (std::int64_t slice = 0; slice < slices_; ++slice) {
-            const std::int64_t channel = slice * slice_ * kValues;
-            const std::int64_t channels = std::min(slice_ * kValues, in_channels_ - channel);
-            for (std::int64_t tap = 0; tap < job_.taps(); ++tap, to += slice_ * kColumns) {
-                const Element* from = static_cast<const Element*>(job_.second) + tap * job_.inputs;
-                if (job_.kind == CDN_CONV_FORWARD)
-                    pack_filters(to, from + start * filter + channel, filter, count, channels);
-                else pack_gradients(to, from + channel * filter + start, filter, count, channels);
-            }
-        }
+        const bool forward = job_.kind == CDN_CONV_FORWARD;
+        const std::int64_t first = unit * (forward ? kColumns : kGroup * kValues);
+        const std::int64_t count = std::min(forward ? kColumns : kGroup * kValues, job_.outputs - first);
+        const Element* filters = static_cast<const Element*>(job_.second) + first * filter;
+        // In the order in which they lie, they come at the rate of the memory.
+        const char* end = reinterpret_cast<const char*>(filters + count * filter);
+        for (const char* next = reinterpret_cast<const char*>(filters); next < end; next += 64)
+            __builtin_prefetch(next, 0, 2);
+        const std::int64_t pairs = slices_ * slice_;
+        if (forward)
+            for (std::int64_t pair = 0; pair < pairs; pair += kGroup)
+                pack_group(panels + unit * panel_, filters, pair, std::min(kGroup, pairs - pair), count,
+                           std::min(kGroup * kValues, in_channels_ - pair * kValues));
+        else
+            for (std::int64_t block = 0; block < blocks_; ++block)
+                pack_group(panels + block * panel_, filters + block * kColumns, unit * kGroup,
+                           std::min(kGroup, pairs - unit * kGroup),
+                           std::min(kColumns, out_channels_ - block * kColumns), count);
     }
 
     // What copies leave as it is: the padding, and channels that fill up a word or a slice.
@@ -133,24 +141,44 @@ private:
         return {next, next + count * sample, round_up(divide_up(count * sample, times), 64)};
     }
 
+    // Pack a few pairs, of so many columns and channels, for all taps. Forward, `from` are the columns, else the
+    // channels.
+    void pack_group(Pair* panel, const Element* from, std::int64_t pair, std::int64_t pairs, std::int64_t columns,
+                    std::int64_t channels) const {
+        const std::int64_t filter = job_.taps() * job_.inputs;
+        for (std::int64_t tap = 0; tap < job_.taps(); ++tap) {
+            Pair* to = panel + ((pair / slice_ * job_.taps() + tap) * slice_ + pair % slice_) * kColumns;
+            if (columns < kColumns || channels < pairs * kValues) std::memset(to, 0, pairs * kColumns * sizeof(Pair));
+            if (job_.kind == CDN_CONV_FORWARD)
+                pack_filters(to, from + tap * job_.inputs + pair * kValues, filter, columns, channels);
+            else pack_gradients(to, from + tap * job_.inputs, filter, columns, channels);
+        }
+    }
+
     // Columns are filters, in which pairs lie as they are wanted.
-    void pack_filters(Pair* to, const Element* from, std::int64_t filter, std::int64_t count,
-                      std::int64_t channels) const {
+    static void pack_filters(Pair* to, const Element* from, std::int64_t filter, std::int64_t columns,
+                             std::int64_t channels) {
+        if constexpr (Engine::kRowsOfPairs)
+            if (columns == kColumns && channels == kGroup * kValues) return Engine::transpose(from, filter, to);
         for (std::int64_t pair = 0; pair < channels / kValues; ++pair)
-            for (std::int64_t column = 0; column < count; ++column)
+            for (std::int64_t column = 0; column < columns; ++column)
                 std::memcpy(to + pair * kColumns + column, from + column * filter + kValues * pair, sizeof(Pair));
         if (channels % kValues)
-            for (std::int64_t column = 0; column < count; ++column)
+            for (std::int64_t column = 0; column < columns; ++column)
                 to[channels / kValues * kColumns + column] = word(from[column * filter + channels - 1]);
     }
 
     // Columns are the channels of filters, and pairs are made of two filters.
-    void pack_gradients(Pair* to, const Element* from, std::int64_t filter, std::int64_t count,
-                        std::int64_t channels) const {
+    static void pack_gradients(Pair* to, const Element* from, std::int64_t filter, std::int64_t columns,
+                               std::int64_t channels) {
         for (std::int64_t channel = 0; channel < channels; channel += kValues) {
             const bool both = kValues > 1 && channel + 1 < channels;
-            for (std::int64_t column = 0; column < count; ++column)
-                to[column] = word(from[column]) | (both ? word(from[filter + column]) << 16 : 0);
+            if (both && columns == kColumns)  // of fixed length, to be unrolled
+                for (std::int64_t column = 0; column < kColumns; ++column)
+                    to[column] = word(from[column]) | word(from[filter + column]) << 16;
+            else
+                for (std::int64_t column = 0; column < columns; ++column)
+                    to[column] = word(from[column]) | (both ? word(from[filter + column]) << 16 : 0);
             to += kColumns;
             from += kValues * filter;
         }
