@@ -89,7 +89,21 @@ public:
     }
 
     // What copies leave as it is: the padding, and channels that fill up a word or a slice.
-    void prepare(Pair* scratch) const { std::memset(scratch, 0, scratch_); }
+    void prepare(Pair* scratch) const {
+        const std::int64_t padding = job_.padding(), values = slice_ * kValues;
+        for (std::int64_t plane = 0; plane < group_ / together_ * slices_; ++plane, scratch += slice_step()) {
+            if ((plane % slices_ + 1) * values > in_channels_) {
+                std::memset(scratch, 0, slice_step() * sizeof(Pair));
+                continue;
+            }
+            std::memset(scratch, 0, padding * line_step() * sizeof(Pair));
+            for (std::int64_t y = padding; y < padding + in_height_; ++y)
+                for (std::int64_t x = 0; x < padding; ++x)
+                    for (std::int64_t side : {x, padding + in_width_ + x})
+                        std::memset(scratch + place(y, side), 0, together_ * slice_ * sizeof(Pair));
+            std::memset(scratch + (padding + in_height_) * line_step(), 0, padding * line_step() * sizeof(Pair));
+        }
+    }
 
     void multiply(const Pair* panels, Pair* scratch, std::int64_t unit) const {
         const std::int64_t group = unit % groups_, start = group * group_;
