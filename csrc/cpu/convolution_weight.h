@@ -25,6 +25,7 @@ class WeightGradient {
     static constexpr std::int64_t kUnits = 4;  // to employ threads, however many there are: sums must not depend on it
     static constexpr std::int64_t kPart = 2 * kColumns;  // input channels of a unit
     static constexpr std::int64_t kSomeParts = 4, kManyParts = 8;
+    static constexpr std::int64_t kMostCommon = 8 << 20;  // bytes of a gradient that is packed once for all parts
     static constexpr std::int64_t kPlaces = 1024;  // of a band, unless a single row has more
 
 public:
@@ -45,12 +46,14 @@ public:
         outputs_ = round_up(divide_up(job.outputs, divide_up(threads, units_)), Engine::kRows);
         shares_ = divide_up(job.outputs, outputs_);
         padded_width_ = job.width + 2 * job.padding();
-        // The gradient is packed once for all parts, if that is cheaper than to read what was packed from far.
-        common_ = parts_ >= kSomeParts;
+        // The gradient is packed once for many parts, if it is small: to read what was packed from far costs, too.
+        const std::int64_t gradient_row = job.out_width() * round_up(job.outputs, Engine::kRows) * samples_;
+        const std::int64_t whole = chunks_ * job.out_height() * gradient_row;
+        common_ = parts_ >= kSomeParts && whole * std::int64_t{sizeof(Pair)} <= kMostCommon;
         packed_outputs_ = common_ ? round_up(job.outputs, Engine::kRows) : outputs_;
         packed_row_ = job.out_width() * packed_outputs_ * samples_;
+        packed_ = common_ ? whole : 0;
         // The size of a band must not depend on the number of threads, or sums would.
-        const std::int64_t gradient_row = job.out_width() * round_up(job.outputs, Engine::kRows) * samples_;
         const std::int64_t image_row = padded_width_ * part_ * samples_;
         band_ = 1;
         const auto fits = [&](std::int64_t band) {
@@ -61,7 +64,6 @@ public:
         while (band_ < job.out_height() && fits(band_ + 1)) ++band_;
         window_ = (band_ - 1) * job.stride + job.size;
         gradient_ = common_ ? 0 : band_ * packed_row_;
-        packed_ = common_ ? chunks_ * job.out_height() * packed_row_ : 0;
         image_ = window_ * image_row;
     }
 
