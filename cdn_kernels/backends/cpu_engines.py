@@ -134,6 +134,19 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
     return enough and min(height, width) >= 4 and batch * height * width >= 256
 
 
+def torch_may_crash(shape: ConvolutionShape, stride: int) -> bool:
+    """Tell whether torch may end the process at the gradient by the filters, which are 1x1 with stride.
+
+    oneDNN, which torch 2.13 calls, does with AVX-512 for some images of few channels: in bfloat16, and in float32 where
+    threads share a batch unevenly.
+
+    Args:
+        shape, stride: as for :class:`Map`.
+    """
+    _, (_, inputs, *sides) = shape
+    return stride > 1 and inputs < 16 and sides == [1, 1]
+
+
 def _direct_engine(job: Map, processor: Processor) -> str | None:
     """Return the direct engine that was measured to be faster than torch's convolution, None if there is none."""
     kind, dtype, shape, stride, activation = job
@@ -155,8 +168,7 @@ def _bfloat16_is_faster(kind: int, shape: ConvolutionShape, stride: int, activat
     return {
         CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
         CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
-        # By strided 1x1 filters of few inputs torch's may end the process (ops/convolve.py), in any type.
-        CONV_WEIGHT: inputs > 16 if size > 1 else stride > 1 and inputs < 16,
+        CONV_WEIGHT: inputs > 16 if size > 1 else torch_may_crash(shape, stride),
     }[kind]
 
 
@@ -167,8 +179,7 @@ def _tiles_are_faster(kind: int, shape: ConvolutionShape, stride: int, activatio
     pixels = batch * -(-height // stride) * out_width  # of the results
     few = pixels <= 2048
     if kind == CONV_WEIGHT:
-        # By strided 1x1 filters of few inputs torch's may end the process (ops/convolve.py), in any type.
-        if size == 1 and stride > 1 and inputs < 16:
+        if torch_may_crash(shape, stride):
             return True
         # Sums run over 32 samples, or over fewer at neighbouring places of a row, as many as a power of two divides it.
         summed = min(batch, 32) * (math.gcd(out_width, 16) if stride == 1 else 1)

@@ -171,18 +171,9 @@ def _torchs(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return in_layout(u, results_are_channels_last(x, weight))
 
 
-def _may_crash(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Tell whether torch may end the process at the gradient by 1x1 filters with stride.
-
-    oneDNN, which torch 2.13 calls, does with AVX-512 for some images of few channels: in bfloat16, and in float32 where
-    threads share a batch unevenly.
-    """
-    return x.device.type == "cpu" and stride > 1 and weight.shape[1] < 16 and tuple(weight.shape[2:]) == (1, 1)
-
-
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, by_filters: bool) -> Tensor:
     """Return torch's gradient by the images or by the filters, likewise."""
-    if by_filters and _may_crash(x, weight, stride):
+    if by_filters and x.device.type == "cpu" and cpu_engines.torch_may_crash((x.shape, weight.shape), stride):
         g, h = (t.movedim(1, -1).flatten(0, 2) for t in (grad, x[:, :, ::stride, ::stride]))
         return in_layout((g.T @ h).view_as(weight), results_are_channels_last(grad, x))
     mask = [not by_filters, by_filters, False]

@@ -35,12 +35,6 @@ struct Tiles {
         __asm__ volatile("vaddps %0, %0, %0" : "+x"(zero));
     }
 
-    // Numbers below the smallest normal one become 0, as they do in the products.
-    static void round(const float* from, std::uint16_t* to) {
-        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
-        std::memcpy(to, &both, sizeof(both));
-    }
-
     // 16 by 16 words, whose rows are a number of bytes apart, to rows that are a number of words apart.
     static void transpose(const void* from, std::int64_t row, Pair* to, std::int64_t to_row) {
         __m512i a[16], b[16];

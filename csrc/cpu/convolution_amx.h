@@ -18,7 +18,7 @@ struct TileEngine {
     static constexpr bool kRowsOfPairs = true;
     using Session = typename Tiles::Session;
 
-    static void round(const float* from, std::uint16_t* to) { Tiles::round(from, to); }
+    static void round(const float* from, std::uint16_t* to) { round_row<kColumns>(from, to); }
 
     // [pair, row] to [row, pair], of a tile.
     static void transpose(const Pair* from, Pair* to) {

@@ -23,7 +23,6 @@ struct Tiles {
                 std::memcpy(to + k * to_row + i, static_cast<const char*>(from) + i * row + k * sizeof(Pair),
                             sizeof(Pair));
     }
-    static void round(const float* from, std::uint16_t* to) { round_row<32>(from, to); }
     template <int t>
     static void zero() {
         std::memset(&tile(t), 0, sizeof(Tile));

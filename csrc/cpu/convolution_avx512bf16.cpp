@@ -16,11 +16,7 @@ struct Engine {
     static constexpr bool kRowsOfPairs = false;
     struct Session {};
 
-    // Numbers below the smallest normal one become 0, as they do in the products.
-    static void round(const float* from, std::uint16_t* to) {
-        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
-        std::memcpy(to, &both, sizeof(both));
-    }
+    static void round(const float* from, std::uint16_t* to) { round_row<kColumns>(from, to); }
 
     template <typename Meanwhile>
     static void multiply(const TileProduct& p, Meanwhile meanwhile) {

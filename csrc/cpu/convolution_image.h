@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ahead.h"
 #include "convolution.h"
 #include "convolution_product.h"
 #include "pack.h"
@@ -73,9 +74,7 @@ public:
         const std::int64_t count = std::min(forward ? kColumns : kGroup * kValues, job_.outputs - first);
         const Element* filters = static_cast<const Element*>(job_.second) + first * filter;
         // In the order in which they lie, they come at the rate of the memory.
-        const char* end = reinterpret_cast<const char*>(filters + count * filter);
-        for (const char* next = reinterpret_cast<const char*>(filters); next < end; next += 64)
-            __builtin_prefetch(next, 0, 2);
+        Ahead(filters, filters + count * filter, 1).fetch();
         const std::int64_t pairs = slices_ * slice_;
         if (forward)
             for (std::int64_t pair = 0; pair < pairs; pair += kGroup)
@@ -121,16 +120,6 @@ private:
         std::int64_t start, count;
     };
 
-    // What will be copied next, asked for while there is something to compute.
-    struct Ahead {
-        const char *next, *end;
-        std::int64_t part;  // bytes at a time
-
-        void fetch() {
-            for (const char* stop = std::min(end, next + part); next < stop; next += 64) __builtin_prefetch(next, 0, 2);
-        }
-    };
-
     // Samples to interleave, so that tiles have few rows without use.
     std::int64_t fewest_wasted(std::int64_t sample) const {
         const std::int64_t row = divide_up(out_width_, steps());
@@ -143,16 +132,16 @@ private:
         return best;
     }
 
+    // What will be copied next.
     Ahead next_samples(std::int64_t group, std::int64_t blocks) const {
-        if (group + 1 >= groups_) return {nullptr, nullptr, 0};
+        if (group + 1 >= groups_) return {};
         const std::int64_t start = (group + 1) * group_, count = std::min(group_, job_.batch - start);
-        const std::int64_t sample = in_height_ * in_width_ * in_channels_ * std::int64_t{sizeof(Element)};
-        const char* next = static_cast<const char*>(job_.first) + start * sample;
+        const std::int64_t sample = in_height_ * in_width_ * in_channels_;
+        const Element* next = static_cast<const Element*>(job_.first) + start * sample;
         const std::int64_t tiles = blocks * divide_up(group_, together_) * out_height_ * steps()
             * divide_up(divide_up(out_width_, steps()) * together_, Engine::kRows);
-        const std::int64_t times =
-            tiles * (Engine::kPairs > 1 ? slices_ * divide_up(job_.taps(), steps() * steps()) : 1);
-        return {next, next + count * sample, round_up(divide_up(count * sample, times), 64)};
+        const std::int64_t steps_of_tile = Engine::kPairs > 1 ? slices_ * divide_up(job_.taps(), steps() * steps()) : 1;
+        return {next, next + count * sample, tiles * steps_of_tile};
     }
 
     // Pack a few pairs, of so many columns and channels, for all taps. Forward, `from` are the columns, else the
