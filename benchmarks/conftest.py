@@ -9,7 +9,7 @@ import torch
 from benchmarks.harness.agreement import agreement
 from benchmarks.harness.ceilings import Work
 from benchmarks.harness.paired import Paired, Settings
-from benchmarks.harness.record import check
+from benchmarks.harness.record import LIBRARY, check
 from benchmarks.harness.table import summary
 from benchmarks.harness.workers import Worker
 from benchmarks.steps import DTYPES, TOLERANCE, Recorded
@@ -90,7 +90,7 @@ def compare(paired, settings):
             start = lambda *args, **options: stack.enter_context(Worker(*args, **options))
             ours = (step, problem, settings.library)
             if calls:
-                peers = {"this library, call by call": (*ours, dict(keep_pages=True)), **peers}
+                peers = {f"{LIBRARY}, call by call": (*ours, dict(keep_pages=True)), **peers}
             library = start(Recorded, *ours, keep_pages=True)
             peers = {name: start(*args, **options) for name, (*args, options) in peers.items()}
             for worker in (library, *peers.values()):
@@ -100,7 +100,7 @@ def compare(paired, settings):
             work = Work(units.flops, dtype=DTYPES[problem.precision]) if units else None
             paired(
                 f"{case}: {problem}",
-                ("this library", library),
+                (LIBRARY, library),
                 peers,
                 work,
                 agreement(library, TOLERANCE[problem.precision], exact),

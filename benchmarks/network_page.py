@@ -13,11 +13,10 @@ import statistics
 from pathlib import Path
 
 from benchmarks.harness.checkout import ROOT
-from benchmarks.harness.record import read
+from benchmarks.harness.record import LIBRARY, read
 from benchmarks.harness.table import bytes_text, markdown
 from benchmarks.harness.timing import summarize
 from benchmarks.networks import NETWORKS, SIZES
-from benchmarks.networks.steps import LIBRARY
 
 HEAD = """# Networks of all kinds
 

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 import pytest
 
 from benchmarks.harness.agreement import agreement
+from benchmarks.harness.record import LIBRARY
 from benchmarks.harness.workers import Worker
 from benchmarks.networks import NETWORKS, SIZES, SPATIAL
-from benchmarks.networks.steps import LAYOUTS, LIBRARY, NetworkStep
+from benchmarks.networks.steps import LAYOUTS, NetworkStep
 
 
 @pytest.mark.parametrize(

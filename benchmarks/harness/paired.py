@@ -14,8 +14,9 @@ import torch
 from benchmarks.harness.ceilings import floor
 from benchmarks.harness.device_time import DeviceTimer
 from benchmarks.harness.memory import peak_bytes
+from benchmarks.harness.record import LIBRARY
 from benchmarks.harness.timing import FEWEST_ROUNDS, medians, schedule, summarize
-from benchmarks.harness.workers import Refused, Worker, begin_anew
+from benchmarks.harness.workers import Died, Refused, Worker, begin_anew
 from benchmarks.steps import Problem
 from cdn_kernels import machine
 from cdn_kernels.backends.dispatch import why_not
@@ -118,7 +119,7 @@ class Paired:
         Args:
             case: what is done, in words.
             library: (name, function without arguments or a :class:`.workers.Worker`).
-            peers: such functions by name. One that raises Refused is listed with its reason.
+            peers: such functions by name. One that raises Refused, or whose process ends, is listed with its reason.
             work: a :class:`.ceilings.Work` that gives the floor.
             agree: a function (name of a peer, the peer) that returns None, or in words how its values differ from the
                 library's. A peer with other values is not timed.
@@ -127,7 +128,7 @@ class Paired:
             facts: for the record.
 
         Raises:
-            Refused: by the library itself.
+            Refused, Died: by the library itself, Died in any of its ways.
         """
         name, function = library
         device = self.settings.device
@@ -142,7 +143,9 @@ class Paired:
                 if difference:
                     raise Refused(f"no comparison: {difference}")
                 cases[peer], result.peak_bytes[peer] = other, peak
-            except Refused as refusal:
+            except (Refused, Died) as refusal:
+                if isinstance(refusal, Died) and peer.startswith(LIBRARY):
+                    raise
                 seconds.pop(peer, None)
                 result.refused[peer] = str(refusal)
         yardsticks = work.yardsticks(device) if work else {}

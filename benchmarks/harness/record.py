@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from benchmarks.harness.timing import Ratio
 
+LIBRARY = "this library"  # what the names of its cases begin with
+
 
 class Record(NamedTuple):
     """A run of the benchmarks.
@@ -32,7 +34,7 @@ def check(result):
     """
     case = result["case"]
     assert "operation" in result["facts"], f"{case}: no operation"
-    assert next(iter(result["seconds"])).startswith("this library"), f"{case}: the library does not come first"
+    assert next(iter(result["seconds"])).startswith(LIBRARY), f"{case}: the library does not come first"
     missing = {"device", "threads", "torch", "triton", "cuda", "commit"} - result["machine"].keys()
     assert not missing, f"{case}: the machine has no {' and no '.join(missing)}"
     assert result["command"].startswith('pytest "benchmarks/'), f"{case}: {result['command']} does not measure it again"

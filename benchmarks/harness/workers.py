@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 
@@ -17,6 +18,10 @@ _MAPPED_FROM = "MALLOC_MMAP_THRESHOLD_"
 
 class Refused(Exception):
     """A case cannot run here; the message says why."""
+
+
+class Died(Exception):
+    """The process of a case ended; the message says how."""
 
 
 def refusing(case):
@@ -42,7 +47,7 @@ class Worker:
 
     Raises:
         Refused: by the first use, if the factory or the first run raises an error; with its message.
-        RuntimeError: the process ended.
+        Died: the process ended.
     """
 
     def __init__(self, factory, *args, keep_pages=False, **options):
@@ -123,7 +128,7 @@ class Worker:
             return self._answer()
         except (EOFError, ConnectionError):
             self.process.join(10)
-            raise RuntimeError(f"the process of {self.name} ended with {self.process.exitcode}") from None
+            raise Died(f"the process of {self.name} ended with {_status(self.process.exitcode)}") from None
 
     def _answer(self):
         while not self.pipe.poll(1):
@@ -133,6 +138,11 @@ class Worker:
         if kind == "refused":
             raise Refused(value)
         return value
+
+
+def _status(code):
+    """Return an exit code in words: negative ones are signals."""
+    return code if code is None or code >= 0 else signal.Signals(-code).name
 
 
 def begin_anew(workers):

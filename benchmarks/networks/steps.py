@@ -4,7 +4,6 @@ import torch
 
 from benchmarks.networks import NETWORKS
 
-LIBRARY = "this library"  # what the names of its cases begin with
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 

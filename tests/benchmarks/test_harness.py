@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import signal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from benchmarks.harness.agreement import agreement
 from benchmarks.harness.memory import peak_bytes
 from benchmarks.harness.paired import Paired
 from benchmarks.harness.timing import Ratio, summarize
-from benchmarks.harness.workers import Refused, Worker, begin_anew
+from benchmarks.harness.workers import Died, Refused, Worker, begin_anew
 from tests.benchmarks.records import Benchmark, settings
 
 
@@ -112,13 +113,34 @@ def test_a_worker_runs_and_answers_until_it_is_dead():
         worker.repeat(3)
         assert worker.result().tolist() == [16 * first]
         worker.process.kill()
-        with pytest.raises(RuntimeError, match="the process of Doubling ended"):
+        with pytest.raises(Died, match="the process of Doubling ended with SIGKILL"):
             worker()
 
 
 def test_a_worker_says_why_it_refuses():
     with Worker(Doubling, -1.0) as worker, pytest.raises(Refused, match="RuntimeError: value must be positive"):
         worker()
+
+
+class Crashing:
+    """A case whose process ends when it runs."""
+
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_peer_whose_process_ends_is_listed_with_that():
+    paired = Paired(Benchmark(), settings(7), "")
+    with Worker(Crashing) as crashing:
+        paired("case", ("this library", Busy(2.0)), {"crashing": crashing, "peer": Busy(3.0)}, memory=False)
+    assert paired.result.refused == {"crashing": "the process of Crashing ended with SIGSEGV"}
+    assert set(paired.result.ratios) == {"peer"}
+
+
+def test_a_process_of_the_library_must_not_end():
+    case = "case", ("this library", Busy(2.0))
+    with Worker(Crashing) as crashing, pytest.raises(Died, match="SIGSEGV"):
+        Paired(Benchmark(), settings(7), "")(*case, {"this library, call by call": crashing}, memory=False)
 
 
 class Busy(Worker):
