@@ -17,6 +17,7 @@ from torch.types import Device
 from cdn_kernels.floors import square_floor
 from cdn_kernels.noise import Noise, NoiseLevels, Sigma, check_level
 from cdn_kernels.philox import MASK, key_words, philox4x32, position_words, random_words
+from cdn_kernels.torch_faults import strided_gradient_may_crash
 from cdn_kernels.transforms import transformed
 
 Output = TypeVar("Output")
@@ -31,6 +32,8 @@ WITHOUT_FLOAT64 = {"mps"}  # types of devices
 
 def conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """Convolve without bias and with "same" padding; arguments and result as for :func:`conv2d_gelu`."""
+    if x.device.type == "cpu" and strided_gradient_may_crash((x.shape, weight.shape), stride):
+        x, stride = x[:, :, ::stride, ::stride], 1
     return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
 
 

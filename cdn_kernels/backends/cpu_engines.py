@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
+from cdn_kernels.torch_faults import strided_gradient_may_crash
 
 # Direct ones, of which the first two are for tests, and those by minimal filtering, one for each capability.
 ENGINES = (
@@ -134,19 +135,6 @@ def worth_copying(dtype: torch.dtype, shape: ConvolutionShape, stride: int) -> b
     return enough and min(height, width) >= 4 and batch * height * width >= 256
 
 
-def torch_may_crash(shape: ConvolutionShape, stride: int) -> bool:
-    """Tell whether torch may end the process at the gradient by the filters, which are 1x1 with stride.
-
-    oneDNN, which torch 2.13 calls, does with AVX-512 for some images of few channels: in bfloat16, and in float32 where
-    threads share a batch unevenly.
-
-    Args:
-        shape, stride: as for :class:`Map`.
-    """
-    _, (_, inputs, *sides) = shape
-    return stride > 1 and inputs < 16 and sides == [1, 1]
-
-
 def _direct_engine(job: Map, processor: Processor) -> str | None:
     """Return the direct engine that was measured to be faster than torch's convolution, None if there is none."""
     kind, dtype, shape, stride, activation = job
@@ -168,7 +156,7 @@ def _bfloat16_is_faster(kind: int, shape: ConvolutionShape, stride: int, activat
     return {
         CONV_FORWARD: activation or stride > 1 or outputs % 32 == 0,
         CONV_INPUT: (stride > 1 and inputs > 16) or inputs % 32 == 0,
-        CONV_WEIGHT: inputs > 16 if size > 1 else torch_may_crash(shape, stride),
+        CONV_WEIGHT: inputs > 16 if size > 1 else strided_gradient_may_crash(shape, stride),
     }[kind]
 
 
@@ -179,7 +167,7 @@ def _tiles_are_faster(kind: int, shape: ConvolutionShape, stride: int, activatio
     pixels = batch * -(-height // stride) * out_width  # of the results
     few = pixels <= 2048
     if kind == CONV_WEIGHT:
-        if torch_may_crash(shape, stride):
+        if strided_gradient_may_crash(shape, stride):
             return True
         # Sums run over 32 samples, or over fewer at neighbouring places of a row, as many as a power of two divides it.
         summed = min(batch, 32) * (math.gcd(out_width, 16) if stride == 1 else 1)

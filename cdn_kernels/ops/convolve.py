@@ -14,6 +14,7 @@ from cdn_kernels.backends import cpu_engines
 from cdn_kernels.backends.dispatch import kernels
 from cdn_kernels.backends.interface import CONV_FORWARD, CONV_INPUT, CONV_WEIGHT, ConvolutionShape
 from cdn_kernels.ops.common import in_layout
+from cdn_kernels.torch_faults import strided_gradient_may_crash
 
 Result = TypeVar("Result", bound=Tensor | None)
 
@@ -173,7 +174,7 @@ def _torchs(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, by_filters: bool) -> Tensor:
     """Return torch's gradient by the images or by the filters, likewise."""
-    if by_filters and x.device.type == "cpu" and cpu_engines.torch_may_crash((x.shape, weight.shape), stride):
+    if by_filters and x.device.type == "cpu" and strided_gradient_may_crash((x.shape, weight.shape), stride):
         g, h = (t.movedim(1, -1).flatten(0, 2) for t in (grad, x[:, :, ::stride, ::stride]))
         return in_layout((g.T @ h).view_as(weight), results_are_channels_last(grad, x))
     mask = [not by_filters, by_filters, False]

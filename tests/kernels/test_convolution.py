@@ -246,13 +246,14 @@ def test_the_library_refuses_what_it_has_no_code_for(options):
 
 FEW_INPUTS = """
 import itertools
+import sys
 import torch
 from cdn_kernels import conv2d
 torch.set_num_threads(2)
 for dtype, inputs, batch in itertools.product((torch.float32, torch.bfloat16), (1, 3, 8, 15), (1, 2, 3, 5)):
     x = torch.randn(batch, inputs, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(16, inputs, 1, 1, dtype=dtype, requires_grad=True)
-    conv2d(x, weight, 2).float().square().sum().backward()
+    conv2d(x, weight, 2, impl=sys.argv[1]).float().square().sum().backward()
     exact = weight.detach().float().requires_grad_()
     torch.nn.functional.conv2d(x.float().contiguous(), exact, stride=2).square().sum().backward()
     assert weight.grad.dtype == dtype
@@ -260,6 +261,7 @@ for dtype, inputs, batch in itertools.product((torch.float32, torch.bfloat16), (
 """
 
 
-def test_gradients_of_few_inputs_by_strided_1x1_filters():
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_gradients_of_few_inputs_by_strided_1x1_filters(impl):
     """oneDNN's, whose place is taken, end the process."""
-    subprocess.run([sys.executable, "-c", FEW_INPUTS], check=True)
+    subprocess.run([sys.executable, "-c", FEW_INPUTS, impl], check=True)
