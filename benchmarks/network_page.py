@@ -69,7 +69,8 @@ def page(runs):
         HEAD.format(command=shlex.join(["python", "-m", "benchmarks.network_page", *map(str, runs)]), extra=_extra())
     ]
     if any(record.of("network") for record in records):
-        parts += [MEASURED.format(machines="\n".join(dict.fromkeys(map(_machine, records)))), _table(records)]
+        cells = _cells(records)
+        parts += [MEASURED.format(machines="\n".join(_sources(records, cells))), _table(records, cells)]
     missing = [name for name in NETWORKS if not _versions(records, name)]
     if missing:
         parts.append("Not measured: " + "; ".join(missing) + ".")
@@ -100,11 +101,35 @@ def _words(sizes):
     return ", ".join(f"{name} {value}" for name, value in sizes.items())
 
 
+def _cells(records):
+    """Return {(threads, network, size): (result, the record that it is in)}, of several the last."""
+    return {
+        (record.machine["threads"], result["facts"]["network"], result["facts"]["size"]): (result, record)
+        for record in records
+        for result in record.of("network")
+    }
+
+
+def _sources(records, cells):
+    """Yield a line for every record, of those cells of the table that it fills."""
+    for record in records:
+        columns = {}
+        for (threads, name, size), (_, source) in cells.items():
+            if source is record:
+                columns.setdefault((size, threads), []).append(name)
+        filled = "; ".join(
+            f"{size}, threads: {threads}, of {', '.join(names) if len(names) < 4 else f'{len(names)} networks'}"
+            for (size, threads), names in columns.items()
+        )
+        if filled:
+            yield f"* {filled}: {_machine(record)}"
+
+
 def _machine(record):
     about = record.machine
     clock = "seconds of the processor, beside other work" if _of_processor(record) else "seconds of the clock"
     return (
-        f"* {about['device']}, {about['threads']} of {about['cores']} cores, {about['capability']} kernels, torch "
+        f"{about['device']}, {about['threads']} of {about['cores']} cores, {about['capability']} kernels, torch "
         f"{about['torch']}, Python {about['python']}, {record.date[:10]}, commit `{about['commit']}`, {clock}"
     )
 
@@ -113,13 +138,9 @@ def _of_processor(record):
     return any(result["facts"].get("clock") == "processor" for result in record.of("network"))
 
 
-def _table(records):
-    threads = sorted({record.machine["threads"] for record in records})
-    found = {
-        (record.machine["threads"], result["facts"]["network"], result["facts"]["size"]): result
-        for record in records
-        for result in record.of("network")
-    }
+def _table(records, cells):
+    threads = sorted({threads for threads, _, _ in cells})
+    found = {key: result for key, (result, _) in cells.items()}
     columns = [(n, size) for size in SIZES for n in threads]
     rows = [
         ["network", "version", *(f"{size}, threads: {n}" for n, size in columns), "memory, larger, library / eager"]

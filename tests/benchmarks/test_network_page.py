@@ -49,7 +49,15 @@ def test_records_of_several_numbers_of_threads_become_one_table(tmp_path):
     cells = "1.50 (1.25 to 1.75)", "no difference seen (0.90 to 1.10)", "2.00 (1.90 to 2.10)", "-", "2 MiB / 4 MiB"
     assert row == f"| PINN | - | {' | '.join(cells)} |"
     assert "small, threads: 1 | small, threads: 2 | larger, threads: 1 | larger, threads: 2" in text
+    assert "* small, threads: 1, of PINN; larger, threads: 1, of PINN: " in text
+    assert "* small, threads: 2, of PINN: " in text
     assert "Not measured:" in text and "PINN" not in text.partition("Not measured:")[2].partition("\n")[0]
+
+
+def test_of_two_records_of_a_case_the_last_counts_and_the_other_is_not_named(tmp_path):
+    paths = [record(tmp_path / f"{n}.json", 1, small=(n, n, n)) for n in (2, 3)]
+    text = network_page.page(paths)
+    assert "| 3.00 (3.00 to 3.00) |" in text and text.count("\n* small, threads: 1, of PINN: ") == 1
 
 
 @pytest.mark.parametrize("name", NETWORKS)
