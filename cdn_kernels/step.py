@@ -109,7 +109,7 @@ def score_matching_step(
     watch = None if impl == "reference" else _watch(module, floats)
     watched = nullcontext() if watch is None else watch.functions
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
-    with using(impl), _recorded(), plain_attention(), norms, shared_filters():
+    with using(impl), _recorded(), plain_attention, norms, shared_filters():
         y = tree_map(_differentiable, y)
         if scored is not None and isinstance(y, Tensor):
             y = filled(y)
@@ -156,10 +156,10 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     """
     watch = _watch(_module_of(network), [])
     if watch is None:
-        with plain_attention():
+        with plain_attention:
             yield
         return
-    with plain_attention(), watch.functions:
+    with plain_attention, watch.functions:
         yield
     watch.learn(network)
 
@@ -179,6 +179,7 @@ def _in_grad_mode() -> Iterator[None]:
 
 # By network: circumstances in which too few layers of it gain, or None if it has none that may.
 _unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.WeakKeyDictionary()
+_UNKNOWN: set[Any] = set()
 _MOST_CIRCUMSTANCES = 1000
 
 
@@ -207,9 +208,9 @@ def _watch(module: nn.Module | None, samples: Iterable[Tensor]) -> _Watch | None
     """Return a watch of a network, a module if known; None if it is known that nothing of it gains."""
     without: set[Any] | None = set()
     if module is not None:
-        if module not in _unwatched:
-            _unwatched[module] = set() if may_gain(module) else None
-        without = _unwatched[module]
+        without = _unwatched.get(module, _UNKNOWN)
+        if without is _UNKNOWN:
+            without = _unwatched[module] = set() if may_gain(module) else None
     circumstances = torch_functions.CHOICE, *map(_form, samples)
     if without is None or circumstances in without:
         return None

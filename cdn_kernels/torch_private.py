@@ -204,6 +204,24 @@ def plain_operation(func: Any) -> Callable[..., Any]:
     return getattr(func, "_op", func)
 
 
+# The names in torch._C of what public functions only pass on to.
+_PASSED_ON = {
+    "flash_sdp_enabled": "_get_flash_sdp_enabled",
+    "enable_flash_sdp": "_set_sdp_use_flash",
+    "math_sdp_enabled": "_get_math_sdp_enabled",
+    "enable_math_sdp": "_set_sdp_use_math",
+    "mem_efficient_sdp_enabled": "_get_mem_efficient_sdp_enabled",
+    "enable_mem_efficient_sdp": "_set_sdp_use_mem_efficient",
+    "cudnn_sdp_enabled": "_get_cudnn_sdp_enabled",
+    "enable_cudnn_sdp": "_set_sdp_use_cudnn",
+}
+
+
+def without_python(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what a function of torch.backends.cuda calls, or itself where that is not known."""
+    return getattr(torch._C, _PASSED_ON[function.__name__], function)
+
+
 def out_variant(func: Any) -> tuple[Callable[..., Any], list[str]] | None:
     """Return the operation that writes into given tensors what another returns, and how it calls them, or None."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]

@@ -8,8 +8,7 @@ ELU, GELU and softmax, that of attention too, run in the library's passes. The r
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from cdn_kernels.ops.conv import dtype_for
 from cdn_kernels.ops.filters import as_filters
 from cdn_kernels.ops.group_norm import batch_norm, group_norm
 from cdn_kernels.ops.softmax import softmax
+from cdn_kernels.torch_private import without_python
 from cdn_kernels.transforms import transformed
 
 CONVOLUTIONS = {getattr(torch, f"conv{transposed}{n}d") for transposed in ("", "_transpose") for n in (1, 2, 3)}
@@ -346,43 +346,48 @@ def may_gain(network: nn.Module) -> bool:
     return any(isinstance(module, _MODULES) for module in network.modules())
 
 
-_attention_lock = threading.Lock()
-_attention_users = 0
-_attention_changed: list[tuple[Callable[[bool], None], bool]] = []  # switches, and where they stood
 # torch's kernels of attention: whether each is on, its switch, and whether it has second derivatives.
 _ATTENTION = [
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
-    (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
+    (without_python(cuda.flash_sdp_enabled), without_python(cuda.enable_flash_sdp), False),
+    (without_python(cuda.math_sdp_enabled), without_python(cuda.enable_math_sdp), True),
 ]
 if cuda.is_built():  # those of GPUs alone
     _ATTENTION += [
-        (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
-        (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
+        (without_python(cuda.mem_efficient_sdp_enabled), without_python(cuda.enable_mem_efficient_sdp), False),
+        (without_python(cuda.cudnn_sdp_enabled), without_python(cuda.enable_cudnn_sdp), False),
     ]
 
 
-@contextmanager
-def plain_attention() -> Iterator[None]:
+class _PlainAttention:
     """Within a ``with`` block, run attention by torch's plain implementation, which can be differentiated twice.
 
     torch knows one choice for all threads; the last of those that are in such a block restores it.
+    torch.nn.attention.sdpa_kernel does the same at ten times the cost. A function of Python takes some ten microseconds
+    once a step has emptied the caches, so there are few here.
     """
-    global _attention_users
-    with _attention_lock:
-        if not _attention_users:
-            # As torch.nn.attention.sdpa_kernel does it, at a tenth of its costs.
-            _attention_changed[:] = [(switch, not twice) for is_on, switch, twice in _ATTENTION if is_on() != twice]
-            for switch, on in _attention_changed:
-                switch(not on)
-        _attention_users += 1
-    try:
-        yield
-    finally:
-        with _attention_lock:
-            _attention_users -= 1
-            if not _attention_users:
-                for switch, on in _attention_changed:
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._changed: list[tuple[Callable[[bool], None], bool]] = []  # switches, and where they stood
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._changed = [(switch, not twice) for is_on, switch, twice in _ATTENTION if is_on() != twice]
+                for switch, on in self._changed:
+                    switch(not on)
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                for switch, on in self._changed:
                     switch(on)
+
+
+plain_attention = _PlainAttention()
 
 
 def _is_tiny(x: Tensor, weight: Tensor) -> bool:
