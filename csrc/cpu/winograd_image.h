@@ -3,7 +3,8 @@
 // Filters are transformed first, for all threads. A unit is a block of tiles: its patches are transformed, multiplied
 // by the filters frequency by frequency, and transformed back into results, on which the pass that follows is computed
 // before they leave the registers. The products of a frequency take the place of the transformed patches of the one
-// before, so that a block stays in the second-level cache.
+// before, so that a block stays in the second-level cache. Where one block has all tiles, its patches are transformed
+// first, for all threads, and a unit is a range of output channels, whose filters it transforms.
 #pragma once
 
 #include <algorithm>
@@ -145,27 +146,29 @@ public:
     ConvolutionPlan plan() const {
         const std::int64_t bytes = kFrequencies * std::int64_t{sizeof(Real)};
         const std::int64_t units = blocks_ * divide_up(panels_, share_);
-        if (own_) return {0, units, 0, 0, (distance_ + filters_ + products_) * bytes};
+        if (own_) return {tiles_.count(), units, 0, distance_ * bytes, (filters_ + products_) * bytes};
         return {columns_ / kFilters, units, 0, filters_ * bytes, distance_ * (bytes + bytes / kFrequencies)};
     }
 
-    void pack_shared(Real* filters, std::int64_t unit) const {
+    // Transform what all units share: filters of a vector of columns, or the patches of a tile.
+    void pack_shared(Real* shared, std::int64_t unit) const {
+        if (own_) return transform_tiles(shared + unit * row_, unit, unit + 1);
         const std::int64_t first = unit * kFilters;
-        pack(filters + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first, 0, inner_step_);
+        pack(shared + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first, 0, inner_step_);
     }
 
     // Compute the results of a block of tiles in a range of panels.
-    void multiply_tiles(const Real* filters, Real* scratch, std::int64_t unit) const {
+    void multiply_tiles(const Real* shared, Real* scratch, std::int64_t unit) const {
         const std::int64_t first = unit % blocks_ * block_, last = std::min(first + block_, tiles_.count());
         const std::int64_t start = unit / blocks_ * share_, end = std::min(start + share_, panels_);
-        if (own_) return multiply_own(scratch, start, end);
+        if (own_) return multiply_own(shared, scratch, start, end);
         Real* patches = scratch + distance_;
         transform_tiles(patches, first, last);
         const Distances distances{row_, 1, kPanel<Real>, columns_};
         Wanted wanted = everything_near(first, last, kFrequencies * (end - start) * divide_up(last - first, kRows));
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
-                multiply_panel(f, patches, filters + panel * depth_ * kPanel<Real>,
+                multiply_panel(f, patches, shared + panel * depth_ * kPanel<Real>,
                                scratch + f * distance_ + panel * kPanel<Real>, last - first, panel, distances,
                                inner_step_, false, wanted);
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
@@ -207,9 +210,8 @@ private:
 
     // The same where no other block needs the filters: they are transformed here, a panel and some channels at a time,
     // and stay near.
-    void multiply_own(Real* scratch, std::int64_t start, std::int64_t end) const {
-        Real *filters = scratch + kFrequencies * distance_, *products = filters + kFrequencies * filters_;
-        transform_tiles(scratch, 0, block_);
+    void multiply_own(const Real* patches, Real* filters, std::int64_t start, std::int64_t end) const {
+        Real* products = filters + kFrequencies * filters_;
         const Distances distances{row_, 1, kPanel<Real>, kPanel<Real>};
         Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
@@ -219,7 +221,7 @@ private:
                 for (std::int64_t column = first; column < last; column += kFilters)
                     pack(filters + column - first, column, inner, inner + channels);
                 for (int f = 0; f < kFrequencies; ++f)
-                    multiply_panel(f, scratch + inner, filters, products + f * products_, block_, panel, distances,
+                    multiply_panel(f, patches + inner, filters, products + f * products_, block_, panel, distances,
                                    channels, inner > 0, nothing);
             }
             finish_tiles(products - first, kPanel<Real>, 0, block_, first, last);

@@ -134,7 +134,6 @@ struct Factors {
     static constexpr int kPairs = tile / 2;
     double power[kPairs][tile] = {};  // p^k
     double all[kPairs + 1] = {};  // the coefficients of M / x in x^2
-    double others[kPairs][kPairs] = {};  // those of M / (x (x^2 - p^2))
     double over[kPairs] = {};  // 1 over the derivative of M at +-p, by which products there are divided
 
     constexpr Factors() {
@@ -142,23 +141,15 @@ struct Factors {
         for (int p = 0; p < kPairs; ++p) {
             power[p][0] = 1;
             for (int k = 1; k < tile; ++k) power[p][k] = power[p][k - 1] * kPoints<tile>[p];
-            times_difference(all, p + 1, power[p][2]);
+            for (int k = p + 1; k >= 0; --k)  // times x^2 - p^2
+                all[k] = (k > 0 ? all[k - 1] : 0) - (k <= p ? power[p][2] * all[k] : 0);
         }
         for (int p = 0; p < kPairs; ++p) {
-            double value = 0;
-            others[p][0] = 1;
-            for (int q = 0, count = 0; q < kPairs; ++q)
-                if (q != p) times_difference(others[p], ++count, power[q][2]);
-            for (int k = kPairs; k-- > 0;) value = value * power[p][2] + others[p][k];
-            over[p] = 1 / (2 * power[p][2] * value);
+            double slope = 2 * power[p][2];
+            for (int q = 0; q < kPairs; ++q)
+                if (q != p) slope *= power[p][2] - power[q][2];
+            over[p] = 1 / slope;
         }
-    }
-
-private:
-    // Multiply a polynomial in x^2 by x^2 - root, which gives it a degree.
-    static constexpr void times_difference(double* polynomial, int degree, double root) {
-        for (int k = degree; k >= 0; --k)
-            polynomial[k] = (k > 0 ? polynomial[k - 1] : 0) - (k < degree ? root * polynomial[k] : 0);
     }
 };
 template <int tile>
@@ -168,28 +159,39 @@ constexpr Factors<tile> kFactors{};
 
 // Each of these maps in one dimension; values at +-p follow each other.
 
-// B': of neighbours.
+// B': of neighbours. A value at +-p is that of M / (x (x^2 - p^2)), applied to the even neighbours or to the odd ones.
+// Points come in pairs p and 1/p, so that this is (x^2 - 1/p^2) times what belongs to the other pair, if there is one:
+// x^4 - (q^2 + 1/q^2) x^2 + 1, which pairs share sums for.
 template <typename Real, int tile>
 struct OfData {
+    static_assert(tile == 4 || tile == 8);
     static constexpr int from = tile + 2, to = tile + 2, pairs = tile / 2;
     CDN_HOST_DEVICE void map(const Wide<Real>* d, Wide<Real>* out) {
         constexpr const auto& factors = kFactors<tile>;
-        Wide<Real> first = d[0] + d[tile], last = d[1] + d[tile + 1];
-        CDN_UNROLL for (int k = 1; k < pairs; ++k) {
-            first = times<Real>(factors.all[k], d[2 * k], first);
-            last = times<Real>(factors.all[k], d[2 * k + 1], last);
-        }
-        out[0] = first;
-        CDN_UNROLL for (int p = 0; p < pairs; ++p) {
-            Wide<Real> even = d[tile], odd = d[tile - 1];
-            CDN_UNROLL for (int k = pairs - 2; k >= 0; --k) {
-                even = times<Real>(factors.others[p][k], d[2 * k + 2], even);
-                odd = times<Real>(factors.others[p][k], d[2 * k + 1], odd);
+        Wide<Real> even[2][2], odd[2][2];  // by the lesser point of a pair: two neighbouring coefficients
+        if constexpr (tile == 4) {
+            even[0][0] = d[2], even[0][1] = d[4], odd[0][0] = d[1], odd[0][1] = d[3];
+            out[0] = times<Real>(factors.all[1], d[2], d[0] + d[4]);
+            out[5] = times<Real>(factors.all[1], d[3], d[1] + d[5]);
+        } else {
+            const Wide<Real> sums[] = {d[1] + d[5], d[2] + d[6], d[3] + d[7], d[4] + d[8]};
+            CDN_UNROLL for (int q = 0; q < 2; ++q) {
+                const double middle = -(factors.power[q][2] + factors.power[3 - q][2]);
+                odd[1 - q][0] = times<Real>(middle, d[3], sums[0]), odd[1 - q][1] = times<Real>(middle, d[5], sums[2]);
+                even[1 - q][0] = times<Real>(middle, d[4], sums[1]),
+                         even[1 - q][1] = times<Real>(middle, d[6], sums[3]);
             }
-            out[1 + 2 * p] = times<Real>(factors.power[p][1], odd, even);
-            out[2 + 2 * p] = times<Real>(-factors.power[p][1], odd, even);
+            out[0] = times<Real>(factors.all[2], d[4], times<Real>(factors.all[1], sums[1], d[0] + d[8]));
+            out[9] = times<Real>(factors.all[2], d[5], times<Real>(factors.all[1], sums[2], d[1] + d[9]));
         }
-        out[tile + 1] = last;
+        CDN_UNROLL for (int p = 0; p < pairs; ++p) {
+            const int pair = p < pairs / 2 ? p : pairs - 1 - p;
+            const double inverse = -factors.power[pairs - 1 - p][2];
+            const Wide<Real> at_even = times<Real>(inverse, even[pair][0], even[pair][1]);
+            const Wide<Real> at_odd = times<Real>(inverse, odd[pair][0], odd[pair][1]);
+            out[1 + 2 * p] = times<Real>(factors.power[p][1], at_odd, at_even);
+            out[2 + 2 * p] = times<Real>(-factors.power[p][1], at_odd, at_even);
+        }
     }
 };
 

@@ -2,7 +2,8 @@
 //
 // Transformed patches and transformed gradients are multiplied and summed over all tiles frequency by frequency, and
 // transformed back once. A unit is a range of output channels times a chunk of tiles. The order of summation depends on
-// the chunks alone, which follow from the shape, not on the ranges, which employ the threads there are.
+// the chunks alone, which follow from the shape, not on the ranges, which employ the threads there are. Few tiles are
+// transformed first, for all threads, and a unit is a square of channels, whose sums stay near.
 #pragma once
 
 #include "winograd_image.h"
@@ -16,7 +17,7 @@ class WinogradWeight {
     using Element = typename Storage::Element;
     static constexpr int kPatch = Scheme::kPatch, kPhases = Scheme::kPhases;
     static constexpr std::int64_t kFrequencies = kPatch * kPatch, kSide = Scheme::kSide;
-    static constexpr std::int64_t kMostChunks = 8, kChunkTiles = 128, kChunkBytes = 5 << 20;
+    static constexpr std::int64_t kMostChunks = 8, kChunkTiles = 128, kChunkBytes = 7 << 20;
     static constexpr std::int64_t kMostTiles = 16 * kRows;  // of a block
     static constexpr std::int64_t kStreamedBytes = 1 << 20;  // of filters from which on they are written past the cache
     static constexpr std::int64_t kSquare = 64 / (kVectors * kLanes) * kPanel<Real>;  // channels of sums that stay near
@@ -27,16 +28,15 @@ public:
         columns_ = kPhases * step_;
         const std::int64_t bytes = sizeof(Real), all = kFrequencies * job.outputs * columns_ * bytes;
         chunks_ = std::min({kMostChunks, tiles_.count() / kChunkTiles, kChunkBytes / all});
+        while (chunks_ & (chunks_ - 1)) --chunks_;  // a power of two, as threads mostly are
         chunk_ = divide_up(tiles_.count(), std::max<std::int64_t>(1, chunks_));
         chunks_ = divide_up(tiles_.count(), chunk_);
-        const std::int64_t wanted = divide_up(threads, chunks_);
+        whole_ = chunks_ == 1 && chunk_ <= tiles_of_block(job.outputs);
+        const std::int64_t wanted = whole_ ? 1 : divide_up(threads, chunks_);
         part_ = std::min(job.outputs, round_up(divide_up(job.outputs, wanted), kPanel<Real>));
         parts_ = divide_up(job.outputs, part_);
         rows_ = round_up(part_, kWide<Real>);
-        const std::int64_t each = kFrequencies * (columns_ + rows_) * bytes;
-        block_ = std::clamp(kBlockBytes / each, kFewestTiles, kMostTiles);
-        whole_ = chunks_ == 1 && block_ >= chunk_;
-        if (whole_) block_ = chunk_;
+        block_ = whole_ ? chunk_ : tiles_of_block(rows_);
         inputs_wide_ = whole_ ? kSquare : columns_, outputs_wide_ = whole_ ? kSquare : rows_;
         patches_ = frequency_distance(block_ * round_up(columns_, inputs_wide_), bytes);
         gradients_ = frequency_distance(block_ * round_up(rows_, outputs_wide_), bytes);
@@ -45,42 +45,19 @@ public:
     }
 
     ConvolutionPlan plan() const {
-        const std::int64_t bytes = sizeof(Real), own = kFrequencies * (patches_ + gradients_) * bytes;
+        const std::int64_t bytes = sizeof(Real), tiles = kFrequencies * (patches_ + gradients_) * bytes;
         const std::int64_t sums = kFrequencies * sums_ * bytes;
-        if (whole_) return {0, parts_, 0, 0, own + sums};
-        return {0, parts_ * chunks_, job_.outputs, chunks_ * sums, own};
+        if (whole_) return {block_, divide_up(job_.outputs, kSquare) * divide_up(columns_, kSquare), 0, tiles, sums};
+        return {0, parts_ * chunks_, job_.outputs, chunks_ * sums, tiles};
     }
 
-    void multiply_chunk(Real* sums, Real* scratch, std::int64_t unit) const {
-        const std::int64_t part = unit % parts_, chunk = unit / parts_;
-        const std::int64_t output = part * part_, outputs = std::min(part_, job_.outputs - output);
-        const std::int64_t start = chunk * chunk_, end = std::min(start + chunk_, tiles_.count());
-        Real *patches = scratch, *gradients = scratch + kFrequencies * patches_;
-        if (whole_) {
-            transform_tiles(patches, gradients, start, end, output, outputs);
-            return multiply_whole(patches, gradients, gradients + kFrequencies * gradients_, output, outputs);
-        }
-        const auto* images = static_cast<const Element*>(job_.first);
-        const auto* results = static_cast<const Element*>(job_.second);
-        Real* sum = sums + chunk * kFrequencies * sums_ + output * columns_;
-        const Distances distances{1, rows_, columns_, columns_};
-        const std::int64_t steps = kFrequencies * divide_up(columns_, kPanel<Real>) * divide_up(outputs, kRows);
-        for (std::int64_t first = start; first < end; first += block_) {
-            const std::int64_t last = std::min(first + block_, end);
-            transform_tiles(patches, gradients, first, last, output, outputs);
-            const std::int64_t next = std::min(last + block_, end);
-            const auto [from, from_end] = tiles_.elements(images_, Scheme::kStep, last, next);
-            const auto [by, by_end] = tiles_.elements(results_, 1, last, next);
-            Wanted wanted;
-            wanted.add(images + from, images + from_end, steps);
-            wanted.add(results + by, results + by_end, steps);
-            for (int f = 0; f < kFrequencies; ++f)
-                for_panels(f, 0, columns_, [&](std::int64_t column) {
-                    multiply<Real>(gradients + f * gradients_, patches + f * patches_ + column,
-                                   sum + f * sums_ + column, outputs, last - first, columns_ - column, distances,
-                                   first > start, wanted);
-                });
-        }
+    // Transform a tile for all units.
+    void pack_shared(Real* shared, std::int64_t unit) const {
+        transform_tiles(shared, shared + kFrequencies * patches_, 0, unit, unit + 1, 0, job_.outputs);
+    }
+
+    void multiply_unit(Real* shared, Real* scratch, std::int64_t unit) const {
+        whole_ ? multiply_square(shared, scratch, unit) : multiply_chunk(shared, scratch, unit);
     }
 
     // Add up the chunks for one output channel, transform back, and round.
@@ -99,6 +76,35 @@ public:
     }
 
 private:
+    // Transform a chunk of tiles and sum up its products for a range of outputs.
+    void multiply_chunk(Real* sums, Real* scratch, std::int64_t unit) const {
+        const std::int64_t part = unit % parts_, chunk = unit / parts_;
+        const std::int64_t output = part * part_, outputs = std::min(part_, job_.outputs - output);
+        const std::int64_t start = chunk * chunk_, end = std::min(start + chunk_, tiles_.count());
+        Real *patches = scratch, *gradients = scratch + kFrequencies * patches_;
+        const auto* images = static_cast<const Element*>(job_.first);
+        const auto* results = static_cast<const Element*>(job_.second);
+        Real* sum = sums + chunk * kFrequencies * sums_ + output * columns_;
+        const Distances distances{1, rows_, columns_, columns_};
+        const std::int64_t steps = kFrequencies * divide_up(columns_, kPanel<Real>) * divide_up(outputs, kRows);
+        for (std::int64_t first = start; first < end; first += block_) {
+            const std::int64_t last = std::min(first + block_, end);
+            transform_tiles(patches, gradients, first, first, last, output, outputs);
+            const std::int64_t next = std::min(last + block_, end);
+            const auto [from, from_end] = tiles_.elements(images_, Scheme::kStep, last, next);
+            const auto [by, by_end] = tiles_.elements(results_, 1, last, next);
+            Wanted wanted;
+            wanted.add(images + from, images + from_end, steps);
+            wanted.add(results + by, results + by_end, steps);
+            for (int f = 0; f < kFrequencies; ++f)
+                for_panels(f, 0, columns_, [&](std::int64_t column) {
+                    multiply<Real>(gradients + f * gradients_, patches + f * patches_ + column,
+                                   sum + f * sums_ + column, outputs, last - first, columns_ - column, distances,
+                                   first > start, wanted);
+                });
+        }
+    }
+
     // Call f with the first of every panel of columns first .. last that has a frequency.
     template <typename F>
     void for_panels(int f, std::int64_t first, std::int64_t last, F use) const {
@@ -116,18 +122,19 @@ private:
                                [&](auto phase) { use(phase, column, column - phase * step_); });
     }
 
-    void transform_tiles(Real* patches, Real* gradients, std::int64_t first, std::int64_t last, std::int64_t output,
-                         std::int64_t outputs) const {
+    // Transform tiles first .. last of a block that begins with tile `start`, and the gradients of some outputs.
+    void transform_tiles(Real* patches, Real* gradients, std::int64_t start, std::int64_t first, std::int64_t last,
+                         std::int64_t output, std::int64_t outputs) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile at = tiles_[t];
             each_vector(0, columns_, [&](auto phase, std::int64_t column, std::int64_t input) {
-                const Spectrum<Real, Scheme, phase> to{patches + place(t - first, column, inputs_wide_), patches_};
+                const Spectrum<Real, Scheme, phase> to{patches + place(t - start, column, inputs_wide_), patches_};
                 read_patch<Storage, kPatch>(
                     job_.first, images_, tiles_.neighbours(at, Scheme::phase(phase)), input,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Data<Real>>(read, to); });
             });
             for (std::int64_t channel = 0; channel < outputs; channel += kWide<Real>) {
-                const Spectrum<Real, Scheme> to{gradients + place(t - first, channel, outputs_wide_), gradients_};
+                const Spectrum<Real, Scheme> to{gradients + place(t - start, channel, outputs_wide_), gradients_};
                 read_patch<Storage, Scheme::kTile>(
                     job_.second, results_, {at.sample, at.y, at.x, 1}, output + channel,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Gradient<Real>>(read, to); });
@@ -140,33 +147,37 @@ private:
         return (channel / wide * block_ + tile) * wide + channel % wide;
     }
 
-    // Multiply all tiles there are, a square of channels at a time, whose sums stay near.
-    void multiply_whole(const Real* patches, const Real* gradients, Real* sums, std::int64_t output,
-                        std::int64_t outputs) const {
+    // Multiply all tiles there are for a square of channels, and transform back.
+    void multiply_square(const Real* patches, Real* sums, std::int64_t unit) const {
         const Distances distances{1, kSquare, kSquare, kSquare};
-        for (std::int64_t row = 0; row < outputs; row += kSquare)
-            for (std::int64_t first = 0; first < columns_; first += kSquare) {
-                const std::int64_t rows = std::min(kSquare, outputs - row), last = std::min(first + kSquare, columns_);
-                const Real *own = gradients + place(0, row, kSquare), *by = patches + place(0, first, kSquare);
-                for (int f = 0; f < kFrequencies; ++f) {
-                    Wanted wanted;
-                    if (last < columns_) {
-                        const Real* next = by + f * patches_ + block_ * kSquare;
-                        wanted.add(next, next + block_ * kSquare, divide_up(rows, kRows));
-                    }
-                    for_panels(f, first, last, [&](std::int64_t column) {
-                        multiply<Real>(own + f * gradients_, by + f * patches_ + column - first,
-                                       sums + f * sums_ + column - first, rows, block_, last - column, distances, false,
-                                       wanted);
-                    });
-                }
-                for (std::int64_t o = 0; o < rows; ++o)
-                    each_vector(first, last, [&](auto phase, std::int64_t column, std::int64_t input) {
-                        finish<phase>(output + row + o, input,
-                                      Spectrum<Real, Scheme>{sums + o * kSquare + column - first, sums_});
-                    });
+        const std::int64_t across = divide_up(columns_, kSquare);
+        const std::int64_t row = unit / across * kSquare, rows = std::min(kSquare, job_.outputs - row);
+        const std::int64_t first = unit % across * kSquare, last = std::min(first + kSquare, columns_);
+        const Real* by = patches + place(0, first, kSquare);
+        const Real* gradients = patches + kFrequencies * patches_ + place(0, row, kSquare);
+        for (int f = 0; f < kFrequencies; ++f) {
+            Wanted wanted;
+            if (last < columns_) {
+                const Real* next = by + f * patches_ + block_ * kSquare;
+                wanted.add(next, next + block_ * kSquare, divide_up(rows, kRows));
             }
+            for_panels(f, first, last, [&](std::int64_t column) {
+                multiply<Real>(gradients + f * gradients_, by + f * patches_ + column - first,
+                               sums + f * sums_ + column - first, rows, block_, last - column, distances, false,
+                               wanted);
+            });
+        }
+        for (std::int64_t o = 0; o < rows; ++o)
+            each_vector(first, last, [&](auto phase, std::int64_t column, std::int64_t input) {
+                finish<phase>(row + o, input, Spectrum<Real, Scheme>{sums + o * kSquare + column - first, sums_});
+            });
         settle();
+    }
+
+    // Tiles of so many outputs that are transformed before they are multiplied.
+    std::int64_t tiles_of_block(std::int64_t outputs) const {
+        const std::int64_t each = kFrequencies * (columns_ + outputs) * std::int64_t{sizeof(Real)};
+        return std::clamp(kBlockBytes / each, kFewestTiles, kMostTiles);
     }
 
     // Whether the results are large, and whole lines.
@@ -254,7 +265,9 @@ static void run(const ConvolutionJob& job, int threads, int stage, void* shared,
         if (job.kind == CDN_CONV_WEIGHT) {
             const WinogradWeight<Storage, Scheme> weight(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
-                stage == 1 ? weight.multiply_chunk(common, own, unit) : weight.add(common, unit);
+                stage == 0       ? weight.pack_shared(common, unit)
+                    : stage == 1 ? weight.multiply_unit(common, own, unit)
+                                 : weight.add(common, unit);
         } else {
             const WinogradImage<Storage, Scheme> image(job, threads);
             for (std::int64_t unit = first; unit < last; ++unit)
