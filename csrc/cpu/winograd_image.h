@@ -138,8 +138,10 @@ public:
         share_ = divide_up(panels_, std::min(panels_, divide_up(threads, blocks_)));
         distance_ = frequency_distance(block_ * widest, sizeof(Real));
         own_ = blocks_ == 1;
-        near_ = own_ ? std::min(kNear<Real>, inner_step_) : inner_step_;
-        filters_ = frequency_distance((own_ ? 1 : panels_) * inner_phases_ * near_ * kPanel<Real>, sizeof(Real));
+        // With phases the order of summation follows from it, so that it must not depend on the number of blocks.
+        if (inner_phases_ > 1) near_ = std::min(2 * kNear<Real>, inner_step_);
+        else near_ = own_ ? std::min(kNear<Real>, inner_step_) : inner_step_;
+        filters_ = frequency_distance((own_ ? inner_phases_ * near_ : panels_ * depth_) * kPanel<Real>, sizeof(Real));
         products_ = own_ ? frequency_distance(block_ * kPanel<Real>, sizeof(Real)) : distance_;
     }
 
@@ -154,7 +156,10 @@ public:
     void pack_shared(Real* shared, std::int64_t unit) const {
         if (own_) return transform_tiles(shared + unit * row_, unit, unit + 1);
         const std::int64_t first = unit * kFilters;
-        pack(shared + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>, first, 0, inner_step_);
+        Real* to = shared + first / kPanel<Real> * depth_ * kPanel<Real> + first % kPanel<Real>;
+        for_near([&](std::int64_t inner, std::int64_t channels) {
+            pack(to + inner * inner_phases_ * kPanel<Real>, first, inner, inner + channels);
+        });
     }
 
     // Compute the results of a block of tiles in a range of panels.
@@ -168,13 +173,22 @@ public:
         Wanted wanted = everything_near(first, last, kFrequencies * (end - start) * divide_up(last - first, kRows));
         for (int f = 0; f < kFrequencies; ++f)
             for (std::int64_t panel = start; panel < end; ++panel)
-                multiply_panel(f, patches, shared + panel * depth_ * kPanel<Real>,
-                               scratch + f * distance_ + panel * kPanel<Real>, last - first, panel, distances,
-                               inner_step_, false, wanted);
+                for_near([&](std::int64_t inner, std::int64_t channels) {
+                    const Real* filters = shared + (panel * depth_ + inner * inner_phases_) * kPanel<Real>;
+                    multiply_panel(f, patches + inner, filters, scratch + f * distance_ + panel * kPanel<Real>,
+                                   last - first, panel, distances, channels, inner > 0, wanted);
+                });
         finish_tiles(scratch, columns_, first, last, start * kPanel<Real>, end * kPanel<Real>);
     }
 
 private:
+    // Call use(first, count) for the inner channels whose products are summed one after the other.
+    template <typename Use>
+    void for_near(Use use) const {
+        for (std::int64_t inner = 0; inner < inner_step_; inner += near_)
+            use(inner, std::min(near_, inner_step_ - inner));
+    }
+
     // The images of the next block of tiles, and what the end of this one reads and writes.
     Wanted everything_near(std::int64_t first, std::int64_t last, std::int64_t steps) const {
         const std::int64_t next_last = std::min(last + block_, tiles_.count());
@@ -216,14 +230,13 @@ private:
         Wanted nothing;
         for (std::int64_t panel = start; panel < end; ++panel) {
             const std::int64_t first = panel * kPanel<Real>, last = std::min(first + kPanel<Real>, columns_);
-            for (std::int64_t inner = 0; inner < inner_step_; inner += near_) {
-                const std::int64_t channels = std::min(near_, inner_step_ - inner);
+            for_near([&](std::int64_t inner, std::int64_t channels) {
                 for (std::int64_t column = first; column < last; column += kFilters)
                     pack(filters + column - first, column, inner, inner + channels);
                 for (int f = 0; f < kFrequencies; ++f)
                     multiply_panel(f, patches + inner, filters, products + f * products_, block_, panel, distances,
                                    channels, inner > 0, nothing);
-            }
+            });
             finish_tiles(products - first, kPanel<Real>, 0, block_, first, last);
         }
     }
@@ -420,7 +433,7 @@ private:
     Extent from_, to_;  // of what is convolved, and of results
     std::int64_t inner_, outer_;  // their channels
     std::int64_t inner_step_, outer_step_;  // from a phase to the next, in what is summed over and in columns
-    std::int64_t near_;  // inner channels of a phase whose filters are transformed at once
+    std::int64_t near_;  // inner channels of a phase that are summed before the next phase
     std::int64_t depth_, row_;  // what is summed over, and in whole vectors: of a transformed patch
     std::int64_t columns_, panels_;  // of products, and their panels
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit
