@@ -102,7 +102,7 @@ def eager_map(kind, operands, stride):
 
 # (B, I, O, H, W) of enough products that threads share them, which leave smaller ones to the first: in one block of
 # tiles, in chunks, and with more channels than are summed at a time, in one block or in one for each thread.
-SHARED = [(65, 40, 70, 8, 7), (9, 33, 40, 30, 29), (32, 300, 16, 8, 8), (16, 128, 160, 8, 8)]
+SHARED = [(65, 40, 70, 8, 7), (9, 33, 130, 30, 29), (32, 300, 16, 8, 8), (16, 128, 160, 8, 8)]
 
 
 @engines
