@@ -433,7 +433,7 @@ private:
     Extent from_, to_;  // of what is convolved, and of results
     std::int64_t inner_, outer_;  // their channels
     std::int64_t inner_step_, outer_step_;  // from a phase to the next, in what is summed over and in columns
-    std::int64_t near_;  // inner channels of a phase that are summed before the next phase
+    std::int64_t near_;  // inner channels of a phase whose filters lie together, and are multiplied by in turn
     std::int64_t depth_, row_;  // what is summed over, and in whole vectors: of a transformed patch
     std::int64_t columns_, panels_;  // of products, and their panels
     std::int64_t block_, blocks_, share_;  // tiles of a unit; how many blocks there are; panels of a unit

@@ -53,7 +53,8 @@ public:
 
     // Transform a tile for all units.
     void pack_shared(Real* shared, std::int64_t unit) const {
-        transform_tiles(shared, shared + kFrequencies * patches_, 0, unit, unit + 1, 0, job_.outputs);
+        transform_tiles(shared + unit * inputs_wide_, shared + kFrequencies * patches_ + unit * outputs_wide_, unit,
+                        unit + 1, 0, job_.outputs);
     }
 
     void multiply_unit(Real* shared, Real* scratch, std::int64_t unit) const {
@@ -89,7 +90,7 @@ private:
         const std::int64_t steps = kFrequencies * divide_up(columns_, kPanel<Real>) * divide_up(outputs, kRows);
         for (std::int64_t first = start; first < end; first += block_) {
             const std::int64_t last = std::min(first + block_, end);
-            transform_tiles(patches, gradients, first, first, last, output, outputs);
+            transform_tiles(patches, gradients, first, last, output, outputs);
             const std::int64_t next = std::min(last + block_, end);
             const auto [from, from_end] = tiles_.elements(images_, Scheme::kStep, last, next);
             const auto [by, by_end] = tiles_.elements(results_, 1, last, next);
@@ -122,19 +123,18 @@ private:
                                [&](auto phase) { use(phase, column, column - phase * step_); });
     }
 
-    // Transform tiles first .. last of a block that begins with tile `start`, and the gradients of some outputs.
-    void transform_tiles(Real* patches, Real* gradients, std::int64_t start, std::int64_t first, std::int64_t last,
-                         std::int64_t output, std::int64_t outputs) const {
+    void transform_tiles(Real* patches, Real* gradients, std::int64_t first, std::int64_t last, std::int64_t output,
+                         std::int64_t outputs) const {
         for (std::int64_t t = first; t < last; ++t) {
             const Tile at = tiles_[t];
             each_vector(0, columns_, [&](auto phase, std::int64_t column, std::int64_t input) {
-                const Spectrum<Real, Scheme, phase> to{patches + place(t - start, column, inputs_wide_), patches_};
+                const Spectrum<Real, Scheme, phase> to{patches + place(t - first, column, inputs_wide_), patches_};
                 read_patch<Storage, kPatch>(
                     job_.first, images_, tiles_.neighbours(at, Scheme::phase(phase)), input,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Data<Real>>(read, to); });
             });
             for (std::int64_t channel = 0; channel < outputs; channel += kWide<Real>) {
-                const Spectrum<Real, Scheme> to{gradients + place(t - start, channel, outputs_wide_), gradients_};
+                const Spectrum<Real, Scheme> to{gradients + place(t - first, channel, outputs_wide_), gradients_};
                 read_patch<Storage, Scheme::kTile>(
                     job_.second, results_, {at.sample, at.y, at.x, 1}, output + channel,
                     [=](auto read) CDN_INLINE { transform<Real, typename Scheme::template Gradient<Real>>(read, to); });
