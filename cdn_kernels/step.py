@@ -15,7 +15,7 @@ from cdn_kernels import reference
 from cdn_kernels.backends.dispatch import check_impl, using
 from cdn_kernels.ops import torch_functions
 from cdn_kernels.ops.any_order import AnyOrderNorms, has_norms
-from cdn_kernels.ops.filters import shared_filters
+from cdn_kernels.ops.filters import SharedFilters
 from cdn_kernels.ops.foreign import graph_leaves
 from cdn_kernels.ops.leading import filled, leading
 from cdn_kernels.ops.torch_functions import FirstOrderFunctions, may_gain, plain_attention
@@ -77,7 +77,8 @@ def score_matching_step(
             read. For a tensor y, and outputs [B, ...] of a network that computes every sample for itself; log_density
             then gets the outputs of those samples, and the score is of these.
         scaled: that the loss carries a factor, which the caller takes out of ``.grad``. float16 is refused without:
-            gradients of log-densities go beyond its range, which ends at 65504, or vanish below 6e-8.
+            gradients of log-densities go beyond its range, which ends at 65504, or vanish below 6e-8. Parameters are
+            searched for it at the first step of a network and at every 50th.
         impl: what runs the library's operations inside the network, where these leave it open: "auto", "reference"
             (then torch's convolutions, too, are left to its double backward) or "cpu".
 
@@ -92,33 +93,35 @@ def score_matching_step(
 
     Source: Vincent, "A connection between score matching and denoising autoencoders", 2011; docs/derivations.md.
     """
-    _check(network, y, loss, log_density, impl)
+    floats = _floats(y) if isinstance(y, (Tensor, tuple, dict)) else []
+    _check(network, y, floats, loss, log_density, impl)
     scored = _checked_count(scored, y)
-    floats = _floats(y)
-    device = floats[0].device.type
+    device = "cpu" if floats[0].is_cpu else floats[0].device.type  # its name is slower to make
+    module = _module_of(network)
+    known = _known(module)
     if not scaled:
-        _check_range(network, floats, device)
+        _check_range(floats, device, known.has_halves(module))
     density = log_density or _default_density
     # For the backward passes every tensor is in its dtype: autocast could only round what was kept in full precision.
     rounded = torch.is_autocast_enabled(device)
     as_stored = torch.autocast(device, enabled=False) if rounded else nullcontext()
-    module = _module_of(network)
     # What a function calls is not known.
     third_order = _takes_y(loss, 2) and (module is None or has_norms(module))
     norms = AnyOrderNorms() if third_order else nullcontext()
-    watch = None if impl == "reference" else _watch(module, floats)
+    watch = None if impl == "reference" else _watch(known, floats)
     watched = nullcontext() if watch is None else watch.functions
     # Checkpoints run attention again in the backward passes, so these are in that block, too.
-    with using(impl), _recorded(), plain_attention, norms, shared_filters():
+    with using(impl), _recorded(), plain_attention, norms, SharedFilters():
         y = tree_map(_differentiable, y)
         if scored is not None and isinstance(y, Tensor):
             y = filled(y)
+        leaves = _floats(y)
         with phase("forward"), watched:
             places = y if isinstance(y, tuple) else (y,)
             outputs = network(*places, *args, **(kwargs or {}))
             value = _call_with(density, y, outputs if scored is None else _first_outputs(outputs, len(y), scored))
         with phase("score"), as_stored:
-            score = _score(value, y)
+            score = _scores(y, iter(reference.input_gradients("score_matching_step", value, leaves, create_graph=True)))
             if scored is not None:
                 score = leading(score, scored)
         # Critics are called in their loss, too. What gains is learned for modules, and functions are watched ever anew.
@@ -128,12 +131,11 @@ def score_matching_step(
             watch.learn(network)
         _check_loss(total)
         with phase("backward"), as_stored:
-            _accumulate(total, [leaf for leaf, given in zip(_floats(y), floats) if leaf is not given])
+            _accumulate(total, [leaf for leaf, given in zip(leaves, floats) if leaf is not given])
     return Step(total.detach(), detached(outputs), detached(score))
 
 
-@contextmanager
-def first_order(network: nn.Module | None = None) -> Iterator[None]:
+class first_order:
     """Let second derivatives of torch's convolutions consist of first-order convolutions, within a ``with`` block.
 
     For models that differentiate inside their own forward, such as force fields: their forward goes into the block, and
@@ -154,14 +156,25 @@ def first_order(network: nn.Module | None = None) -> Iterator[None]:
     is in the block, too, or all is within ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``. Other layers inside it
     are left to torch; :func:`cdn_kernels.recomputed` keeps less, and takes them over.
     """
-    watch = _watch(_module_of(network), [])
-    if watch is None:
-        with plain_attention:
-            yield
-        return
-    with plain_attention, watch.functions:
-        yield
-    watch.learn(network)
+
+    __slots__ = ("_network", "_watched")
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        self._network = network
+
+    def __enter__(self) -> None:
+        self._watched = _watch(_known(_module_of(self._network)), ())
+        plain_attention.__enter__()
+        if self._watched is not None:
+            self._watched.functions.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        watched = self._watched
+        if watched is not None:
+            watched.functions.__exit__(kind, *error)
+        plain_attention.__exit__()
+        if watched is not None and kind is None:
+            watched.learn(self._network)
 
 
 def _recorded() -> AbstractContextManager[Any]:
@@ -177,9 +190,42 @@ def _in_grad_mode() -> Iterator[None]:
         yield
 
 
-# By network: circumstances in which too few layers of it gain, or None if it has none that may.
-_unwatched: "weakref.WeakKeyDictionary[nn.Module, set[Any] | None]" = weakref.WeakKeyDictionary()
-_UNKNOWN: set[Any] = set()
+# At every how many steps all modules are asked for their dtype, which takes a hundred microseconds of large networks.
+_STEPS_A_SEARCH = 50
+
+
+class _Known:
+    """What steps have learned of a network.
+
+    Attributes:
+        without: circumstances in which it is not watched, as too few layers of it gain; None if it has none that may.
+    """
+
+    def __init__(self, network: nn.Module | None) -> None:
+        self.without: set[Any] | None = set() if network is None or may_gain(network) else None
+        self._halves, self._steps = False, 0
+
+    def has_halves(self, network: nn.Module | None) -> bool:
+        """Tell whether the network had parameters in float16 when they were searched last; ever anew if it had some."""
+        if network is not None and (self._halves or self._steps % _STEPS_A_SEARCH == 0):
+            self._halves = _has_halves(network)
+        self._steps += 1
+        return self._halves
+
+
+_networks: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
+
+
+def _known(network: nn.Module | None) -> _Known:
+    """Return what is known of a network, nothing yet of one that is no module."""
+    if network is None:
+        return _Known(None)
+    known = _networks.get(network)
+    if known is None:
+        known = _networks[network] = _Known(network)
+    return known
+
+
 _MOST_CIRCUMSTANCES = 1000
 
 
@@ -204,17 +250,12 @@ class _Watch(NamedTuple):
             self.without.add(self.circumstances)
 
 
-def _watch(module: nn.Module | None, samples: Iterable[Tensor]) -> _Watch | None:
-    """Return a watch of a network, a module if known; None if it is known that nothing of it gains."""
-    without: set[Any] | None = set()
-    if module is not None:
-        without = _unwatched.get(module, _UNKNOWN)
-        if without is _UNKNOWN:
-            without = _unwatched[module] = set() if may_gain(module) else None
-    circumstances = torch_functions.CHOICE, *map(_form, samples)
-    if without is None or circumstances in without:
+def _watch(known: _Known, samples: Iterable[Tensor]) -> _Watch | None:
+    """Return a watch of a network; None if it is known that nothing of it gains."""
+    if known.without is None:
         return None
-    return _Watch(FirstOrderFunctions(), without, circumstances)
+    circumstances = torch_functions.CHOICE, *map(_form, samples)
+    return None if circumstances in known.without else _Watch(FirstOrderFunctions(), known.without, circumstances)
 
 
 def _module_of(network: object) -> nn.Module | None:
@@ -256,13 +297,8 @@ def _floats(tree: Any) -> list[Tensor]:
     return [t for t in ([tree] if isinstance(tree, Tensor) else tensors_in(tree)) if t.is_floating_point()]
 
 
-def _score(value: Any, y: Samples) -> Any:
-    """Return the gradient by y, built as y is."""
-    gradients = iter(reference.input_gradients("score_matching_step", value, _floats(y), create_graph=True))
-    return _scores(y, gradients)
-
-
 def _scores(tree: Any, gradients: Iterator[Tensor]) -> Any:
+    """Return the gradients by samples, built as these are."""
     if isinstance(tree, Tensor):
         return next(gradients) if tree.is_floating_point() else None
     if isinstance(tree, dict):
@@ -312,14 +348,14 @@ def _default_density(outputs: Any) -> Tensor:
     )
 
 
-def _check(network: object, y: object, loss: object, log_density: object, impl: str) -> None:
+def _check(network: object, y: object, floats: Sequence[Tensor], loss: object, log_density: object, impl: str) -> None:
     check_impl(impl)
     for name, function in (("network", network), ("loss", loss), ("log_density", log_density)):
         if not callable(function) and not (name == "log_density" and function is None):
             raise TypeError(
                 f"score_matching_step: {name} must be a function or a module, got {type(function).__name__}"
             )
-    if not isinstance(y, (Tensor, tuple, dict)) or not _floats(y):
+    if not floats:
         raise TypeError(
             "score_matching_step: y must be a tensor of floats, or a tuple or dict that holds some, got "
             f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}"
@@ -333,9 +369,9 @@ def _check(network: object, y: object, loss: object, log_density: object, impl: 
         )
 
 
-def _check_range(network: object, samples: Sequence[Tensor], device: str) -> None:
+def _check_range(samples: Sequence[Tensor], device: str, has_halves: bool) -> None:
     rounded = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-    if rounded or any(t.dtype == torch.float16 for t in samples) or _has_halves(network):
+    if rounded or any(t.dtype == torch.float16 for t in samples) or has_halves:
         raise ValueError(
             "score_matching_step: in float16, whose range ends at 65504, gradients of log-densities "
             "overflow or vanish; use bfloat16, or scale the loss, take the factor out of .grad and pass "
@@ -343,9 +379,9 @@ def _check_range(network: object, samples: Sequence[Tensor], device: str) -> Non
         )
 
 
-def _has_halves(network: object) -> bool:
-    """Tell whether a module has parameters in float16, at a tenth of the costs of its method, which would be felt."""
-    modules: list[nn.Module | None] = [network] if isinstance(network, nn.Module) else []
+def _has_halves(network: nn.Module) -> bool:
+    """Tell whether a module has parameters in float16, at a tenth of the costs of its method."""
+    modules: list[nn.Module | None] = [network]
     seen: set[int] = set()
     while modules:
         module = modules.pop()

@@ -1,10 +1,9 @@
 """Choose the backend of an operation, and say why another cannot run."""
 
-import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -55,9 +54,10 @@ class _Automatic(threading.local):
 _automatic = _Automatic()
 
 
-@contextlib.contextmanager
-def using(impl: str) -> Iterator[None]:
-    """Let impl="auto" mean another choice within a block, for the calls that a model makes inside.
+class using:
+    """Let impl="auto" mean another choice within a ``with`` block, for the calls that a model makes inside.
+
+    A class, not a generator: a step enters it once, and pays half as much.
 
     Args:
         impl: "auto" (the fastest that can run), "reference", or the name of a backend.
@@ -65,12 +65,18 @@ def using(impl: str) -> Iterator[None]:
     Raises:
         ValueError: an unknown impl.
     """
-    check_impl(impl)
-    previous, _automatic.impl = _automatic.impl, impl
-    try:
-        yield
-    finally:
-        _automatic.impl = previous
+
+    __slots__ = ("_impl", "_previous")
+
+    def __init__(self, impl: str) -> None:
+        check_impl(impl)
+        self._impl = impl
+
+    def __enter__(self) -> None:
+        self._previous, _automatic.impl = _automatic.impl, self._impl
+
+    def __exit__(self, *error: object) -> None:
+        _automatic.impl = self._previous
 
 
 def automatic_impl() -> str:

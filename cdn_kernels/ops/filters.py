@@ -7,8 +7,6 @@ gradient of all the images together, which is rounded once.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -35,17 +33,19 @@ class _Shared(threading.local):
 _shared = _Shared()
 
 
-@contextmanager
-def shared_filters() -> Iterator[None]:
+class SharedFilters:
     """Let all convolutions within a ``with`` block that take the same filters take the same tensor of them.
 
     Under autocast they are rounded once then, and gradients of several calls of a network are computed together.
     """
-    before, _shared.found = _shared.found, {}
-    try:
-        yield
-    finally:
-        _shared.found = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before, _shared.found = _shared.found, {}
+
+    def __exit__(self, *error: object) -> None:
+        _shared.found = self._before
 
 
 def as_filters(weight: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:

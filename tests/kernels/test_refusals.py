@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import cdn
 import cdn_kernels
@@ -115,3 +116,32 @@ def test_a_scaled_loss_is_taken_in_float16():
     assert torch.isfinite(weight.grad).all() and step.loss > 0
     with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match="float16"):
         cdn.joint_step(network(), torch.rand(2, 1, 6, 6), torch.zeros(2).long(), NoiseLevels(), Noise(0))
+
+
+class Casting(nn.Module):
+    """A network that takes float32 whatever its parameters are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, y):
+        return nn.functional.linear(y, self.layer.weight.float(), self.layer.bias.float())
+
+
+def test_parameters_in_float16_are_found_at_once_or_soon_and_no_longer_than_they_are():
+    step = lambda model: cdn_kernels.score_matching_step(
+        model, torch.rand(2, 3), lambda outputs, score: outputs.mean() + score.square().mean()
+    )
+    refused = lambda: pytest.raises(ValueError, match="in float16, whose range ends at 65504")
+    with refused():
+        step(Casting().half())
+    model = Casting()
+    step(model)
+    model.half()
+    with refused():
+        for _ in range(50):
+            step(model)
+    with refused():
+        step(model)
+    step(model.float())

@@ -167,14 +167,33 @@ def test_tensors_are_detached_wherever_they_are(without, hidden):
     if hidden:
         without(hidden)
     x = torch.ones(2, requires_grad=True)
-    tree = {"a": [x * 2, "text"], "b": Pair((x, None), 3)}
+    tree = {"a": [x * 2, "text"], "b": Pair((x, None), 3), "c": torch.max(x * torch.ones(3, 2), 0)}
     found = torch_private.detached(tree)
     assert (
         type(found["b"]) is Pair and found["a"][1] == "text" and found["b"].second == 3 and found["b"].first[1] is None
     )
+    assert type(found["c"]) is torch.return_types.max
     tensors = list(torch_private.tensors_in(found))
-    assert len(tensors) == 2 and not any(t.requires_grad for t in tensors)
+    assert len(tensors) == 4 and not any(t.requires_grad for t in tensors)
     assert x.requires_grad and torch.equal(tensors[0], torch.full((2,), 2.0))
+
+
+class Registered:
+    """A container that only torch's registry can open."""
+
+    def __init__(self, content):
+        self.content = content
+
+
+torch.utils._pytree.register_pytree_node(
+    Registered, lambda box: ([box.content], None), lambda values, context: Registered(*values)
+)
+
+
+def test_containers_that_torch_was_told_of_are_detached():
+    x = torch.ones(2, requires_grad=True)
+    found = torch_private.detached([Registered({"x": x * 2})])[0]
+    assert type(found) is Registered and not found.content["x"].requires_grad
 
 
 def test_without_a_dispatch_mode_it_cannot_be_entered(monkeypatch):
