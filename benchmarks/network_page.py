@@ -38,14 +38,15 @@ MEASURED = """## Time and memory
 
 {machines}
 
-A step in float32, without the optimizer, in turn with eager PyTorch, each in a process of its own that keeps the memory
-it frees (`cdn_kernels.keep_pages()`), after the gradients were found equal. Given is how many times as long eager
+A step in float32, without the optimizer, in turn with eager PyTorch, in random order, after the gradients were found
+equal, in processes that keep the memory they free (`cdn_kernels.keep_pages()`). Given is how many times as long eager
 takes, each in the layout that suits it better, as the median of the ratios within a round, and in brackets the interval
 that holds the true one with 95 % probability; where that includes 1, no difference was seen. Of networks of 2-D
-convolutions both layouts are timed of both. Steps of less than some 60 ms run in nine sets of processes, each of which
-counts as a round, for where a process happens to have its memory is worth several per cent of them; records of before
-commit `ce3b4874631d` have one pair of processes, and the library's channels last alone. Memory is the peak of the
-buffers in use, beyond what was held before."""
+convolutions both layouts are timed of both. Where a network happens to have its memory is worth several per cent of
+steps of less than some 60 ms: these are built anew nine times, and the median of each time counts as a round. Records
+"step by step" have library and eager in one process, which noise moves least; the others each in a process of its own,
+begun anew nine times, but before commit `ce3b4874631d`, with one pair of processes and the library's channels last
+alone. Memory is the peak of the buffers in use, beyond what was held before, in a process of its own."""
 
 
 def main(argv=None):
@@ -127,15 +128,16 @@ def _sources(records, cells):
 
 def _machine(record):
     about = record.machine
-    clock = "seconds of the processor, beside other work" if _of_processor(record) else "seconds of the clock"
+    clock = "seconds of the processor, beside other work" if _have(record, "clock") else "seconds of the clock"
+    in_turn = ", step by step" if _have(record, "in_turn") else ""
     return (
         f"{about['device']}, {about['threads']} of {about['cores']} cores, {about['capability']} kernels, torch "
-        f"{about['torch']}, Python {about['python']}, {record.date[:10]}, commit `{about['commit']}`, {clock}"
+        f"{about['torch']}, Python {about['python']}, {record.date[:10]}, commit `{about['commit']}`, {clock}{in_turn}"
     )
 
 
-def _of_processor(record):
-    return any(result["facts"].get("clock") == "processor" for result in record.of("network"))
+def _have(record, fact):
+    return any(fact in result["facts"] for result in record.of("network"))
 
 
 def _table(records, cells):

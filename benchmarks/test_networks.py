@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.harness.agreement import agreement
 from benchmarks.harness.record import LIBRARY
+from benchmarks.harness.turns import Turns
 from benchmarks.harness.workers import Worker
 from benchmarks.networks import NETWORKS, SIZES, SPATIAL
 from benchmarks.networks.steps import LAYOUTS, NetworkStep
@@ -26,15 +27,21 @@ def test_network(paired, settings, name, size):
     layouts = list(LAYOUTS) if network.kind == SPATIAL else ["contiguous"]
     with ExitStack() as stack:
         # Whether the allocator happens to return memory at every step, or at none, is worth 20 % of a small step.
-        start = lambda *step: stack.enter_context(Worker(NetworkStep, name, size, *step, keep_pages=True))
-        *others, library = (start("library", layout) for layout in layouts)
-        peers = {f"{LIBRARY}, {layout}": other for layout, other in zip(layouts, others)}
-        peers |= {f"eager, {layout}": start("eager", layout) for layout in layouts}
+        start = lambda *case: stack.enter_context(Worker(*case, keep_pages=True))
+        ways = {
+            f"{words}, {layout}": (NetworkStep, name, size, way, layout)
+            for words, way in ((LIBRARY, "library"), ("eager", "eager"))
+            for layout in layouts
+        }
+        alone = {words: start(*way) for words, way in ways.items()}
+        library = f"{LIBRARY}, {layouts[-1]}"
+        clock = "processor" if settings.processor_time else "wall"
         paired(
             f"{name}, {size}",
-            (f"{LIBRARY}, {layouts[-1]}", library),
-            peers,
-            agree=agreement(library, network.tolerance),
+            (library, alone[library]),
+            {words: worker for words, worker in alone.items() if words != library},
+            agree=agreement(alone[library], network.tolerance),
+            turns=start(Turns, ways, clock),
             operation="network",
             network=name,
             size=size,

@@ -78,7 +78,7 @@ class Result:
         facts: operation, order, dtype, layout, shape and the like.
         seconds: by implementation, one per round; the first is the library. On a GPU those of the device, see
             :class:`.device_time.DeviceTimer`, for a case of this process; in a process of its own all that it takes.
-            Where processes begin anew, one each time: the median of its rounds.
+            Where processes begin anew, or cases are built anew, one each time: the median of its rounds.
         ratios: by peer, how many times as long as the library it takes: a Ratio.
         floor: what its yardsticks need for the same work, see :func:`.ceilings.floor`, and the Ratio of the library to
             that.
@@ -113,7 +113,7 @@ class Paired:
         self.benchmark, self.settings, self.command, self.clock = benchmark, settings, command, clock
         self.result = None
 
-    def __call__(self, case, library, peers, work=None, agree=None, memory=True, rounds=None, **facts):
+    def __call__(self, case, library, peers, work=None, agree=None, memory=True, rounds=None, turns=None, **facts):
         """Time them, and leave the Result in ``result`` and in extra_info.
 
         Args:
@@ -125,6 +125,8 @@ class Paired:
                 library's. A peer with other values is not timed.
             memory: whether to measure it; a case that starts processes has none of its own.
             rounds: how many, for a case that takes minutes.
+            turns: a :class:`.workers.Worker` of :class:`.turns.Turns` that has all of them by their names, in which
+                they are timed; then the library and the peers themselves are compared and measured for memory only.
             facts: for the record.
 
         Raises:
@@ -133,7 +135,10 @@ class Paired:
         name, function = library
         device = self.settings.device
         clock = dict(clock="processor") if self.settings.processor_time else {}
-        result = self.result = Result(case, facts | clock, machine=machine.describe(device), command=self.command)
+        in_turn = {} if turns is None else dict(in_turn="calls of one process")
+        result = self.result = Result(
+            case, facts | clock | in_turn, machine=machine.describe(device), command=self.command
+        )
         cases, seconds = {name: function}, {}
         result.peak_bytes[name], seconds[name] = self._warm_up(function, memory)
         for peer, other in peers.items():
@@ -153,8 +158,11 @@ class Paired:
             cases[key] = yardstick
             _, seconds[key] = self._warm_up(yardstick, memory=False)
         repeats = {key: self._repeats(case, seconds[key]) for key, case in cases.items()}
-        a_round = sum(seconds[key] * repeats[key] for key in cases)
-        times = self._time(name, cases, repeats, rounds or self._rounds(a_round))
+        if turns is not None:
+            times = self._time_turns(turns, cases, repeats, sum(seconds[key] for key in cases))
+        else:
+            a_round = sum(seconds[key] * repeats[key] for key in cases)
+            times = self._time(name, cases, repeats, rounds or self._rounds(a_round))
         if times:
             self._evaluate(times, name, {key: share for key, (_, share) in yardsticks.items()})
         self.benchmark.extra_info.update(vars(result))
@@ -214,6 +222,29 @@ class Paired:
         self.benchmark.pedantic(run, (library,), setup=others, rounds=launches * a_launch)
         others()
         return {name: medians(values, a_launch) if short else values for name, values in times.items()}
+
+    def _time_turns(self, turns, cases, repeats, a_round):
+        """Return seconds by name, of rounds of so many seconds; of short cases the median of each set that was built.
+
+        What pytest-benchmark notes are the sets, each of which takes all cases.
+        """
+        if self.benchmark.disabled and not self.settings.smoke:
+            self.benchmark(turns.times, list(cases), 1, 0)
+            return None
+        short = not self.benchmark.disabled and max(repeats.values()) > 1
+        sets = _LAUNCHES if short else 1
+        rounds = self._rounds(a_round)
+        if short and not self.settings.rounds:
+            rounds = round(self.settings.seconds / a_round)
+        a_set = max(_ROUNDS_A_LAUNCH, round(rounds / sets)) if short else rounds
+        times, seeds = {name: [] for name in cases}, itertools.count()
+
+        def run():
+            for name, values in turns.times(list(cases), a_set, next(seeds)).items():
+                times[name] += [statistics.median(values)] if short else values
+
+        self.benchmark.pedantic(run, rounds=sets)
+        return times
 
     def _timer(self, case, repeats):
         """Return a function that runs a case and returns its seconds, the mean of several runs after one more."""

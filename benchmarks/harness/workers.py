@@ -91,6 +91,10 @@ class Worker:
         """Run the case some times, with nothing in between."""
         self._ask("repeat", times)
 
+    def times(self, names, rounds, seed):
+        """Return what the case's method of that name does, see :class:`.turns.Turns`."""
+        return self._ask("times", names, rounds, seed)
+
     def processor_seconds(self):
         """Return how long the process has run on processors, all its threads together."""
         return self._ask("processor")
@@ -172,6 +176,7 @@ def _serve(pipe, call, keep_pages, threads):
                 "prepare": lambda: None,
                 "run": case,
                 "repeat": lambda times: [case() for _ in range(times)] and None,
+                "times": lambda *request: case.times(*request),
                 "processor": time.process_time,
                 "result": lambda: case.result().numpy(),
                 "tolerance": lambda: getattr(case, "tolerance", None),

@@ -20,7 +20,7 @@ class Benchmark:
     def __init__(self):
         self.extra_info = {}
 
-    def pedantic(self, target, args, setup, rounds):
+    def pedantic(self, target, args=(), setup=lambda: None, rounds=1):
         for _ in range(rounds):
             setup()
             target(*args)

@@ -12,6 +12,7 @@ from benchmarks.harness.agreement import agreement
 from benchmarks.harness.memory import peak_bytes
 from benchmarks.harness.paired import Paired
 from benchmarks.harness.timing import Ratio, summarize
+from benchmarks.harness.turns import Turns
 from benchmarks.harness.workers import Died, Refused, Worker, begin_anew
 from tests.benchmarks.records import Benchmark, settings
 
@@ -202,6 +203,73 @@ def test_a_worker_begins_anew():
         before = worker(), worker.process.pid
         begin_anew([worker])
         assert worker.process.pid != before[1] and worker.result().tolist() == [before[0]]
+
+
+class Lasting:
+    """A case that takes some seconds of a clock, which its class shows, and one percent more each time it is built."""
+
+    now, built = 0.0, {}
+
+    def __init__(self, name, seconds):
+        self.built[name] = self.built.get(name, 0) + 1
+        self.seconds = seconds * 1.01 ** (self.built[name] - 1)
+
+    def __call__(self):
+        Lasting.now += self.seconds
+
+
+class Here(Turns):
+    """Turns in this process, with that clock."""
+
+    def __init__(self, **seconds):
+        super().__init__({name: (Lasting, name, value) for name, value in seconds.items()})
+        self.clock, self.calls = lambda: Lasting.now, []
+        Lasting.built = {}
+
+    def times(self, names, rounds, seed):
+        self.calls.append((sorted(names), rounds, seed))
+        return super().times(names, rounds, seed)
+
+
+def in_turn(turns, seconds, rounds=None, **others):
+    """Return what a comparison of processes finds that would take some seconds, but are timed in turn."""
+    workers = {name: Busy(value) for name, value in seconds.items()}
+    (name, library), *peers = workers.items()
+    paired = Paired(Benchmark(), settings(rounds), "", clock=lambda: sum(worker.total for worker in workers.values()))
+    paired("case", (name, library), dict(peers), memory=False, turns=turns, **others)
+    return paired.result
+
+
+def test_short_calls_are_timed_in_sets_that_are_built_anew():
+    turns = Here(library=0.01, peer=0.02)
+    found = in_turn(turns, dict(library=0.01, peer=0.02))
+    rounds = round(1.0 / 9 / 0.03)  # of one second, in nine sets
+    assert turns.calls == [(["library", "peer"], rounds, seed) for seed in range(9)]
+    assert found.seconds["library"] == pytest.approx([0.01 * 1.01**built for built in range(9)])
+    assert found.ratios["peer"] == pytest.approx((2.0, 2.0, 2.0)) and found.facts["in_turn"] == "calls of one process"
+
+
+def test_of_long_calls_in_turn_each_counts():
+    turns = Here(library=1.0, peer=1.5)
+    found = in_turn(turns, dict(library=1.0, peer=1.5), rounds=7)
+    assert turns.calls == [(["library", "peer"], 7, 0)]
+    assert found.seconds == {"library": pytest.approx(7 * [1.0]), "peer": pytest.approx(7 * [1.5])}
+
+
+def test_a_peer_that_is_refused_is_not_timed_in_turn():
+    turns = Here(library=1.0, peer=1.5, wrong=0.5)
+    wrong = lambda name, peer: "other values" if name == "wrong" else None
+    found = in_turn(turns, dict(library=1.0, peer=1.5, wrong=0.5), rounds=7, agree=wrong)
+    assert turns.calls == [(["library", "peer"], 7, 0)]
+    assert set(found.ratios) == {"peer"} and found.refused == {"wrong": "no comparison: other values"}
+
+
+def test_calls_take_turns_in_another_process():
+    with Worker(Turns, {"one": (Doubling, 1.0), "other": (Doubling, 2.0)}) as turns:
+        seconds = turns.times(["one", "other"], 5, 0)
+        assert {name: len(values) for name, values in seconds.items()} == {"one": 5, "other": 5}
+        assert all(value >= 0 for values in seconds.values() for value in values)
+        assert set(turns.times(["other"], 1, 0)) == {"other"}
 
 
 def test_peak_memory_counts_what_is_gone_again():

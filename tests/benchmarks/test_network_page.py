@@ -12,12 +12,12 @@ from cdn_kernels import machine
 PAGE = ROOT / "docs" / "networks.md"
 
 
-def record(path, threads, **ratios):
-    """Write a record with some ratios by size of the PINN."""
+def record(path, threads, facts=None, **ratios):
+    """Write a record with some ratios by size of the PINN, and more facts."""
     results = [
         dict(
             case=f"PINN, {size}",
-            facts=dict(operation="network", network="PINN", size=size, package=None, version=None),
+            facts=dict(operation="network", network="PINN", size=size, package=None, version=None, **facts or {}),
             seconds={
                 "this library, channels last": [9.0, 9.0, 9.0],
                 "this library, contiguous": [1.0, 1.0, 1.0],
@@ -58,6 +58,19 @@ def test_of_two_records_of_a_case_the_last_counts_and_the_other_is_not_named(tmp
     paths = [record(tmp_path / f"{n}.json", 1, small=(n, n, n)) for n in (2, 3)]
     text = network_page.page(paths)
     assert "| 3.00 (3.00 to 3.00) |" in text and text.count("\n* small, threads: 1, of PINN: ") == 1
+
+
+def test_the_page_says_how_a_record_was_timed(tmp_path):
+    found = []
+    for facts in ({}, dict(clock="processor"), dict(in_turn="calls of one process")):
+        text = network_page.page([record(tmp_path / "one.json", 1, facts, small=(1, 1, 1))])
+        (line,) = [line for line in text.splitlines() if line.startswith("* small, threads: 1, of PINN: ")]
+        found.append(line.rpartition("`, ")[2])
+    assert found == [
+        "seconds of the clock",
+        "seconds of the processor, beside other work",
+        "seconds of the clock, step by step",
+    ]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
