@@ -34,6 +34,8 @@ def test_network(paired, settings, name, size):
             for layout in layouts
         }
         alone = {words: start(*way) for words, way in ways.items()}
+        for worker in alone.values():  # what they import takes longest: beside each other
+            worker.prepare()
         library = f"{LIBRARY}, {layouts[-1]}"
         clock = "processor" if settings.processor_time else "wall"
         paired(
@@ -41,6 +43,7 @@ def test_network(paired, settings, name, size):
             (library, alone[library]),
             {words: worker for words, worker in alone.items() if words != library},
             agree=agreement(alone[library], network.tolerance),
+            memory=size != SIZES[0],  # small networks hold less than the libraries around them
             turns=start(Turns, ways, clock),
             operation="network",
             network=name,

@@ -29,6 +29,8 @@ _MOST_REPEATS = 100
 # How often processes of short runs begin anew, and rounds each time, at least: where a process happens to have its
 # memory and its threads is worth several per cent of such runs as long as it lives.
 _LAUNCHES, _ROUNDS_A_LAUNCH = 9, 3
+# Seconds of calls up to which cases that take turns are built anew as often.
+_SHORT = 0.06
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Paired:
             _, seconds[key] = self._warm_up(yardstick, memory=False)
         repeats = {key: self._repeats(case, seconds[key]) for key, case in cases.items()}
         if turns is not None:
-            times = self._time_turns(turns, cases, repeats, sum(seconds[key] for key in cases))
+            times = self._time_turns(turns, list(cases))
         else:
             a_round = sum(seconds[key] * repeats[key] for key in cases)
             times = self._time(name, cases, repeats, rounds or self._rounds(a_round))
@@ -223,24 +225,25 @@ class Paired:
         others()
         return {name: medians(values, a_launch) if short else values for name, values in times.items()}
 
-    def _time_turns(self, turns, cases, repeats, a_round):
-        """Return seconds by name, of rounds of so many seconds; of short cases the median of each set that was built.
+    def _time_turns(self, turns, names):
+        """Return seconds by name, one per round; of short cases the median of each set that was built.
 
         What pytest-benchmark notes are the sets, each of which takes all cases.
         """
         if self.benchmark.disabled and not self.settings.smoke:
-            self.benchmark(turns.times, list(cases), 1, 0)
+            self.benchmark(turns.times, names, 1)
             return None
-        short = not self.benchmark.disabled and max(repeats.values()) > 1
+        first = [value for (value,) in turns.times(names, 1).values()]
+        short = min(first) < _SHORT and not self.settings.smoke
+        rounds = self._rounds(sum(first))
+        if short and not self.settings.rounds:  # they take little memory in a record: as many as there is time for
+            rounds = round(self.settings.seconds / sum(first))
         sets = _LAUNCHES if short else 1
-        rounds = self._rounds(a_round)
-        if short and not self.settings.rounds:
-            rounds = round(self.settings.seconds / a_round)
         a_set = max(_ROUNDS_A_LAUNCH, round(rounds / sets)) if short else rounds
-        times, seeds = {name: [] for name in cases}, itertools.count()
+        times, seeds = {name: [] for name in names}, itertools.count()
 
         def run():
-            for name, values in turns.times(list(cases), a_set, next(seeds)).items():
+            for name, values in turns.times(names, a_set, next(seeds)).items():
                 times[name] += [statistics.median(values)] if short else values
 
         self.benchmark.pedantic(run, rounds=sets)

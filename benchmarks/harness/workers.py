@@ -91,7 +91,7 @@ class Worker:
         """Run the case some times, with nothing in between."""
         self._ask("repeat", times)
 
-    def times(self, names, rounds, seed):
+    def times(self, names, rounds, seed=0):
         """Return what the case's method of that name does, see :class:`.turns.Turns`."""
         return self._ask("times", names, rounds, seed)
 
